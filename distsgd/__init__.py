@@ -1,0 +1,46 @@
+"""Distributed minibatch SGD on Ray, exact and replayable.
+
+>>> import distsgd
+>>> result = distsgd.train(dataset="sample", workers=0, epochs=2)
+>>> distsgd.evaluate(result.run_dir).accuracy == result.test_accuracy
+True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from distsgd.version import __version__
+
+if TYPE_CHECKING:
+    from distsgd.api import (
+        EpochRow,
+        Evaluation,
+        Prediction,
+        Reporter,
+        TrainResult,
+        evaluate,
+        predict,
+        train,
+    )
+
+__all__ = [
+    "EpochRow",
+    "Evaluation",
+    "Prediction",
+    "Reporter",
+    "TrainResult",
+    "__version__",
+    "evaluate",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the names of `distsgd.api` when they are first used: importing distsgd is instant."""
+    if name in __all__:
+        from distsgd import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'distsgd' has no attribute {name!r}")

@@ -1,0 +1,8 @@
+"""Entry point of the command line: ``distsgd`` and ``python -m distsgd``."""
+
+from distsgd.cli.main import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What a trained classifier is worth, and what it says of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from distsgd.api.measuring import measure_split
+from distsgd.core.losses import softmax_probabilities
+from distsgd.core.score import score
+from distsgd.data.dataset import Dataset, verify_shards
+from distsgd.data.images import read_image
+from distsgd.data.locations import find_dataset
+from distsgd.run.checkpoint import Model, latest_checkpoint, read_checkpoint, weights_sha256
+from distsgd.run.folder import RunFolder, find_run
+
+__all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How good the newest checkpoint of a run is.
+
+    Attributes:
+        run_dir: the run folder.
+        step: updates applied to W.
+        dataset: what it was measured on.
+        split: "test" or "train".
+        examples: how many examples.
+        loss: mean L_i plus the L2 penalty.
+        accuracy: share of examples classified rightly.
+        class_accuracy: the same for the examples of each class.
+        weights_sha256: SHA-256 of W.
+    """
+
+    run_dir: str
+    step: int
+    dataset: str
+    split: str
+    examples: int
+    loss: float
+    accuracy: float
+    class_accuracy: dict[str, float]
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        image: the file.
+        classes: names of the most likely classes, the first the likeliest.
+        probabilities: softmax of the scores, for each of these classes. An SVM is not trained
+            to give probabilities: there, they only order the classes.
+    """
+
+    image: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.classes[0]
+
+
+def _newest(run: RunFolder) -> Model:
+    return read_checkpoint(latest_checkpoint(run.checkpoints))
+
+
+def evaluate(run: str | Path, *, dataset: str | None = None, split: str = "test") -> Evaluation:
+    """Measure the newest checkpoint of a run.
+
+    Args:
+        run: path or name of a run, or "latest".
+        dataset: None for the one it was trained on.
+        split: "test" or "train".
+
+    Raises:
+        RunError: there is no such run, or it is damaged.
+        DatasetError: the dataset is missing or damaged.
+    """
+    folder = find_run(run)
+    settings = folder.settings()
+    chosen = dataset or settings.dataset
+    opened = Dataset(find_dataset(chosen))
+    verify_shards(opened.folder, opened.manifest)
+    model = _newest(folder)
+    with threadpool_limits(1):
+        found = measure_split(model, opened, split, settings.regularization or 0.0)
+    counts = found.confusion.sum(axis=1)
+    return Evaluation(
+        run_dir=str(folder.path),
+        step=model.version,
+        dataset=chosen,
+        split=split,
+        examples=int(counts.sum()),
+        loss=found.loss,
+        accuracy=found.accuracy,
+        class_accuracy={
+            name: float(found.confusion[i, i] / counts[i]) if counts[i] else float("nan")
+            for i, name in enumerate(model.classes)
+        },
+        weights_sha256=weights_sha256(model.weights),
+    )
+
+
+def predict(
+    run: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 3
+) -> list[Prediction]:
+    """Classify image files with the newest checkpoint of a run.
+
+    Args:
+        run: path or name of a run, or "latest".
+        images: one file or several, of any format and size; resized to the model's shape.
+        top: how many classes to name.
+
+    Raises:
+        RunError: there is no such run, or it is damaged.
+        UsageError: a file is missing or is no image.
+    """
+    model = _newest(find_run(run))
+    files = [images] if isinstance(images, str | Path) else list(images)
+    pixels = np.stack([read_image(Path(file), model.shape) for file in files])
+    weights = model.padded()
+    features = model.preprocessing.buffer(len(files), weights.dtype.name)
+    model.preprocessing.fill(pixels, features)
+    with threadpool_limits(1):
+        scores = score(weights, features, np.empty((len(files), len(weights)), weights.dtype))
+    found = softmax_probabilities(scores.astype(np.float64))
+    return [
+        Prediction(
+            image=str(file),
+            classes=tuple(model.classes[i] for i in order),
+            probabilities=tuple(float(row[i]) for i in order),
+        )
+        for file, row in zip(files, found, strict=True)
+        for order in [np.argsort(-row, kind="stable")[:top]]
+    ]

@@ -1,0 +1,1 @@
+"""How W and gradients travel between a worker and the parameter server."""

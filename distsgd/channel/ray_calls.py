@@ -1,0 +1,106 @@
+"""A channel of plain Ray actor calls: slow, and works wherever Ray does.
+
+Ray carries arguments and results below 100 KiB within the call itself and all others through
+its object store, which costs several times as much. W of CIFAR-10 has 121 KiB; so vectors are
+cut into chunks that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from distsgd.channel.base import ServerPort, Work
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import Lease, Push
+from distsgd.core.slot_gradient import SlotLoss
+from distsgd.errors import ChannelClosed, DistsgdError
+
+__all__ = ["RayChannel", "RayPort", "chunk_count"]
+
+_CHUNK_BYTES = 90_000
+
+
+def chunk_count(vector_bytes: int) -> int:
+    """Chunks that a vector of so many bytes is cut into."""
+    return max(1, -(-vector_bytes // _CHUNK_BYTES))
+
+
+def _cut(array: Floats) -> list[Floats]:
+    return np.array_split(array.reshape(-1), chunk_count(array.nbytes))
+
+
+def _joined(chunks: Sequence[Floats]) -> Floats:
+    return np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
+
+
+class RayPort:
+    """The server's end: packs and unpacks what `RayChannel` sends.
+
+    Args:
+        server: where the messages go.
+        vector_bytes: bytes of flat W.
+    """
+
+    def __init__(self, server: ServerPort, vector_bytes: int) -> None:
+        self._server = server
+        self._dismissal = [None] * (1 + chunk_count(vector_bytes))
+
+    def exchange(self, worker: int, meta: Any, *chunks: Floats) -> list[Any]:
+        """Answer one call: the lease, then the chunks of W; all None when training is over."""
+        work = self._server.exchange(worker, _unpack(meta, chunks))
+        if work is None:
+            return self._dismissal
+        lease, weights = work
+        return [(lease.step, lease.first, lease.last, lease.version), *_cut(weights)]
+
+
+def _unpack(meta: Any, chunks: Sequence[Floats]) -> Push | None:
+    if meta is None:
+        return None
+    lease, losses, nodes = meta
+    gradients = _joined(chunks).reshape(nodes, -1)
+    return Push(Lease(*lease), tuple(SlotLoss(*loss) for loss in losses), gradients)
+
+
+class RayChannel:
+    """The worker's end. See `distsgd.channel.base.Channel`.
+
+    Args:
+        server: handle of the server's actor, whose ``exchange`` is that of a `RayPort`.
+        worker: number of the worker on this end.
+        vector_bytes: bytes of flat W.
+    """
+
+    name = "ray"
+
+    def __init__(self, server: Any, worker: int, vector_bytes: int) -> None:
+        self._worker = worker
+        self._exchange = server.exchange.options(num_returns=1 + chunk_count(vector_bytes))
+
+    def exchange(self, push: Push | None) -> Work | None:
+        """See `Channel.exchange`."""
+        if push is None:
+            call = self._exchange.remote(self._worker, None)
+        else:
+            lease = push.lease
+            meta = (
+                (lease.step, lease.first, lease.last, lease.version),
+                tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
+                len(push.gradients),
+            )
+            call = self._exchange.remote(self._worker, meta, *_cut(push.gradients))
+        try:
+            answer = ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DistsgdError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError:
+            raise ChannelClosed("the parameter server has gone") from None
+        if answer[0] is None:
+            return None
+        return Lease(*answer[0]), _joined(answer[1:])

@@ -1,0 +1,80 @@
+"""The commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from distsgd.cli import data_commands, model_commands, runs_commands, train_command
+from distsgd.errors import DistsgdError, storage_error
+from distsgd.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="distsgd",
+    help="Distributed minibatch SGD on Ray: exact, and the same bits for any number of workers.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distsgd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Global options. --debug is taken off the line by `main`."""
+
+
+train_command.add_to(app)
+model_commands.add_to(app)
+app.add_typer(data_commands.app, name="data")
+app.add_typer(runs_commands.app, name="runs")
+
+
+def main() -> None:
+    """Run the command line; errors become one line on stderr and an exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, OSError) and not isinstance(error, DistsgdError):
+        error = storage_error(error, error.filename or "a file")
+    if isinstance(error, DistsgdError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    first = (str(error).splitlines() or [""])[0]
+    print(
+        f"error: this is a fault of distsgd: {type(error).__name__}: {first}. "
+        "Run it again with --debug and report what it shows.",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,121 @@
+"""``distsgd evaluate``, ``predict`` and ``gradcheck``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table
+from distsgd.errors import UsageError
+
+__all__ = ["add_to"]
+
+Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]
+
+
+def evaluate(
+    run: Run,
+    dataset: Annotated[
+        str | None, typer.Option(help="Another dataset than the one it was trained on.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    json: JsonFlag = False,
+) -> None:
+    """Measure the newest checkpoint of a run.
+
+    Example: distsgd evaluate latest --split train
+    """
+    from distsgd.api.evaluation import evaluate as measure
+
+    if split not in ("test", "train"):
+        raise UsageError(f"--split cannot be {split}", "Give test or train")
+    found = measure(run, dataset=dataset, split=split)
+    if json:
+        print_json(found)
+        return
+    print_pairs([
+        ("run", found.run_dir),
+        ("step", count(found.step)),
+        ("examples", f"{count(found.examples)} ({found.split}, {found.dataset})"),
+        ("accuracy", percent(found.accuracy)),
+        ("loss", f"{found.loss:.4f}"),
+        ("weights", f"sha256 {found.weights_sha256}"),
+    ])  # fmt: skip
+    print_table(
+        ("class", "accuracy"),
+        [(name, percent(share)) for name, share in found.class_accuracy.items()],
+    )
+
+
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="Image files of any format and size.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    json: JsonFlag = False,
+) -> None:
+    """Classify images with the newest checkpoint of a run.
+
+    Example: distsgd predict latest photo.jpg
+    """
+    from distsgd.api.evaluation import predict as classify
+
+    found = classify(run, images, top=top)
+    if json:
+        print_json({"predictions": [asdict(one) for one in found]})
+        return
+    rows = [
+        (one.image, *(f"{name} {percent(share)}" for name, share in zip(
+            one.classes, one.probabilities, strict=True)))
+        for one in found
+    ]  # fmt: skip
+    print_table(("image", *(f"#{i + 1}" for i in range(len(found[0].classes)))), rows)
+
+
+def gradcheck(
+    loss: Annotated[str | None, typer.Option(help="softmax or svm; both if left out.")] = None,
+    dataset: Annotated[str, typer.Option(help="Where the images come from.")] = "sample",
+    examples: Annotated[int, typer.Option(help="How many images.")] = 100,
+    parameters: Annotated[int, typer.Option(help="How many entries of W.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of W and of the entries.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Compare analytic gradients with central differences, in float64; exit code 1 if they differ.
+
+    The SVM loss has kinks, where it has no gradient: entries of W with a kink within two steps
+    are left out and counted.
+
+    Example: distsgd gradcheck --loss svm
+    """
+    from distsgd.api.gradcheck import LIMIT
+    from distsgd.api.gradcheck import gradcheck as check
+
+    rows = list(check(loss, dataset=dataset, examples=examples, parameters=parameters, seed=seed))
+    worst = max(row.largest_relative_error for row in rows)
+    passed = all(row.passed for row in rows)
+    if json:
+        print_json({
+            "largest_relative_error": worst, "limit": LIMIT, "passed": passed,
+            "cases": [asdict(row) for row in rows],
+        })  # fmt: skip
+    else:
+        print_table(
+            ("loss", "lambda", "W", "largest relative error", "compared", "at kinks", ""),
+            [
+                (row.loss, f"{row.regularization:g}", row.weights,
+                 f"{row.largest_relative_error:.1e}", str(row.compared), str(row.skipped),
+                 "ok" if row.passed else "FAILED")
+                for row in rows
+            ],
+        )  # fmt: skip
+        print(f"largest relative error {worst:.1e} (limit {LIMIT:.0e})")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (evaluate, predict, gradcheck):
+        app.command()(command)

@@ -1,0 +1,81 @@
+"""``distsgd train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say
+
+__all__ = ["add_to"]
+
+
+def train(
+    dataset: Annotated[
+        str | None, typer.Option(help="cifar10, sample, or a dataset folder. [default: cifar10]")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="softmax or svm. [default: softmax]")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Worker processes; 0 trains here, without Ray. [default: 2]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Examples of a minibatch, shared by all workers. [default: 256]"),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training set. [default: 10]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes every bit. [default: 0]")] = None,
+    sampling: Annotated[
+        str | None, typer.Option(help="shuffle, random or sequential. [default: shuffle]")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a TOML file or a run's config.json.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any further setting, as name=value.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train a linear classifier with minibatch SGD; the same bits for any number of workers.
+
+    Example: distsgd train --loss svm --workers 2 --epochs 10 --set optimizer=momentum
+    """
+    from distsgd.api.training import train_with
+    from distsgd.cli.train_reporter import make_reporter
+    from distsgd.run.config import config_from
+
+    flags = {
+        "dataset": dataset, "loss": loss, "workers": workers, "batch_size": batch_size,
+        "epochs": epochs, "seed": seed, "sampling": sampling,
+    }  # fmt: skip
+    settings = config_from(flags, config, set_)
+    result = train_with(settings, run_dir, make_reporter(json))
+    if json:
+        print_json(result)
+    else:
+        print()
+        print_pairs([
+            ("test accuracy", percent(result.test_accuracy)),
+            ("training accuracy", percent(result.train_accuracy)),
+            ("training loss", f"{result.train_loss:.4f}"),
+            ("throughput", f"{count(result.examples_per_second)} images/s "
+                           f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
+            ("workers", f"{result.workers} ({result.channel})"),
+            ("weights", f"sha256 {result.weights_sha256}"),
+            ("run", result.run_dir),
+        ])  # fmt: skip
+    if result.status == "interrupted":
+        say(f"interrupted after step {result.steps}; W is kept in {result.run_dir}")
+        raise typer.Exit(130)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(train)

@@ -1,0 +1,91 @@
+"""What `distsgd train` shows while it trains."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distsgd.api.training import EpochRow, Reporter
+from distsgd.cli.output import percent
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.events import Progress as Steps
+
+__all__ = ["make_reporter"]
+
+_HEADING = f"{'epoch':>5}  {'loss':>8}  {'train':>7}  {'test':>7}  {'seconds':>7}"
+
+
+def _row(row: EpochRow) -> str:
+    return (
+        f"{row.epoch:>5}  {row.train_loss:>8.4f}  {percent(row.train_accuracy):>7}  "
+        f"{percent(row.test_accuracy):>7}  {row.seconds:>7.2f}"
+    )
+
+
+def _title(config: TrainConfig) -> str:
+    workers = f"{config.workers} workers on Ray" if config.workers else "one process"
+    return (
+        f"{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
+        f"{config.epochs} epochs, seed {config.seed}"
+    )
+
+
+class _PlainReporter(Reporter):
+    """One plain line an epoch."""
+
+    def __init__(self, to_stderr: bool) -> None:
+        self._file = sys.stderr if to_stderr else sys.stdout
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        print(_title(config), file=self._file)
+        print(_HEADING, file=self._file, flush=True)
+
+    def epoch(self, row: EpochRow) -> None:
+        print(_row(row), file=self._file, flush=True)
+
+
+class _LiveReporter(Reporter):
+    """An epoch table above a line that shows the step, the loss, the speed, the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self._console.print(_title(config), highlight=False, markup=False)
+        self._console.print(_HEADING, highlight=False, style="bold")
+        self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
+        self._bar.start()
+
+    def progress(self, progress: Steps) -> None:
+        self._bar.update(
+            self._task,
+            completed=progress.step,
+            epoch=progress.epoch + 1,
+            loss=f"{progress.loss:.4f}",
+            speed=f"{progress.examples_seen / max(progress.seconds, 1e-9):,.0f}",
+        )
+
+    def epoch(self, row: EpochRow) -> None:
+        self._console.print(_row(row), highlight=False)
+
+    def ended(self) -> None:
+        self._bar.stop()
+
+
+def make_reporter(json: bool) -> Reporter:
+    """Live on a terminal, plain when piped; with --json on stderr."""
+    console = Console(stderr=json)
+    return _LiveReporter(console) if console.is_terminal else _PlainReporter(json)

@@ -1,0 +1,1 @@
+"""The numerics and the decisions: numpy only, no input or output, no clock."""

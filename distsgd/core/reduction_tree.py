@@ -1,0 +1,134 @@
+"""Sums along one fixed binary tree, so that the order of arrival cannot change a bit.
+
+The leaves are the slots 0..n-1 of a minibatch. The node (level, index) covers the slots
+[index * 2**level, (index + 1) * 2**level), cut off at n. Its sum is left + right, or left alone
+where the right half is empty. A worker that owns every slot of a node may send the node's sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+
+__all__ = ["Node", "TreeSum", "cover", "root", "shares", "sum_node"]
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One node of the tree.
+
+    Attributes:
+        level: 0 for a leaf.
+        index: position among the nodes of its level.
+    """
+
+    level: int
+    index: int
+
+    @property
+    def first(self) -> int:
+        """The first slot below this node."""
+        return self.index << self.level
+
+    def last(self, slots: int) -> int:
+        """One past the last slot below this node, of a tree of ``slots`` leaves."""
+        return min((self.index + 1) << self.level, slots)
+
+
+def root(slots: int) -> Node:
+    """The root of a tree of ``slots`` leaves."""
+    return Node((slots - 1).bit_length(), 0)
+
+
+def cover(first: int, last: int, slots: int) -> list[Node]:
+    """The fewest nodes that together cover exactly the slots [first, last), left to right."""
+    nodes = []
+    while first < last:
+        level = 0
+        while first % (2 << level) == 0:
+            wider = Node(level + 1, first >> (level + 1))
+            if wider.last(slots) > last or level + 1 > root(slots).level:
+                break
+            level += 1
+        nodes.append(Node(level, first >> level))
+        first = nodes[-1].last(slots)
+    return nodes
+
+
+def shares(slots: int, workers: int) -> list[tuple[int, int]]:
+    """Cut the slots into at most ``workers`` contiguous ranges of nearly equal length."""
+    parts = min(slots, workers)
+    return [(slots * i // parts, slots * (i + 1) // parts) for i in range(parts)]
+
+
+def sum_node(node: Node, gradients: Floats, first: int, slots: int) -> Floats:
+    """The sum of the leaves below a node, along the tree.
+
+    Args:
+        node: the node.
+        gradients: shape (k, ...): the leaves first, first + 1, ...; overwritten.
+        first: the slot of gradients[0].
+        slots: leaves of the whole tree.
+
+    Returns:
+        a view of the first leaf's place, which now holds the sum.
+    """
+    low, high = node.first - first, node.last(slots) - first
+    stride = 1
+    while stride < high - low:
+        for left in range(low, high - stride, 2 * stride):
+            np.add(gradients[left], gradients[left + stride], out=gradients[left])
+        stride *= 2
+    place: Floats = gradients[low]
+    return place
+
+
+class TreeSum:
+    """Collects node sums in any order and adds them along the tree.
+
+    Args:
+        most_slots: the largest number of leaves it will be used for.
+        size: length of the flat vectors that are added.
+        dtype: their dtype.
+    """
+
+    def __init__(self, most_slots: int, size: int, dtype: str) -> None:
+        self._buffers = np.empty((most_slots, size), dtype=dtype)
+        self._present: set[Node] = set()
+        self._slots = 0
+
+    def start(self, slots: int) -> None:
+        """Begin a new sum over ``slots`` leaves."""
+        self._present.clear()
+        self._slots = slots
+
+    def add(self, node: Node, vector: Floats) -> None:
+        """Copy in the sum of one node, and combine all that can be combined."""
+        np.copyto(self._buffers[node.first], vector)
+        top = root(self._slots)
+        while node != top:
+            left = Node(node.level, node.index & ~1)
+            right = Node(node.level, left.index + 1)
+            if right.first < self._slots:
+                sibling = right if node == left else left
+                if sibling not in self._present:
+                    self._present.add(node)
+                    return
+                self._present.discard(sibling)
+                into = self._buffers[left.first]
+                np.add(into, self._buffers[right.first], out=into)
+            node = Node(node.level + 1, node.index >> 1)
+        self._present.add(node)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sum over all leaves is there."""
+        return root(self._slots) in self._present
+
+    def total(self) -> Floats:
+        """The sum over all leaves; valid until the next `start`, and may be overwritten."""
+        total: Floats = self._buffers[0]
+        return total

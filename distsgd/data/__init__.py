@@ -1,0 +1,1 @@
+"""Datasets: fetched, verified, kept as Arrow shards, and read without copying."""

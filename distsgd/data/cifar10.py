@@ -1,0 +1,156 @@
+"""CIFAR-10: what it is, and its six batches out of any of the forms in which it is published.
+
+Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from distsgd.core.arrays import Bytes
+from distsgd.data.restricted_pickle import load_batch
+from distsgd.errors import CorruptDataError, SourceError
+
+__all__ = [
+    "BATCHES",
+    "CLASSES",
+    "SHAPE",
+    "Records",
+    "read_archive",
+    "read_folder",
+    "verify_records",
+]
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+SHAPE = (3, 32, 32)
+BATCHES = {
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+"""MD5 of the six files of the official binary archive."""
+
+_ROWS, _FEATURES = 10_000, 3072
+_LARGEST_MEMBER = 64 * 2**20
+
+Records = dict[str, Bytes]
+"""Batch name -> records of the binary form, shape (10000, 3073): label, then the pixels."""
+
+_Read = Callable[[str], bytes]
+_LABEL_FILES = ("train_lables.json", "test_lables.json")  # spelt so in the package
+
+
+def _from_binary(read: _Read, name: str) -> Bytes:
+    content = read(f"{name}.bin")
+    if len(content) != _ROWS * (_FEATURES + 1):
+        raise CorruptDataError(f"{name}.bin has {len(content)} bytes, not 30730000")
+    return np.frombuffer(content, dtype=np.uint8).reshape(_ROWS, _FEATURES + 1)
+
+
+def _join(labels: Any, pixels: Bytes) -> Bytes:
+    return np.column_stack([np.asarray(labels, dtype=np.uint8), pixels])
+
+
+def _from_pickle(read: _Read, name: str) -> Bytes:
+    pixels, labels = load_batch(read(name), name)
+    return _join(labels, pixels)
+
+
+def _from_png(read: _Read, name: str) -> Bytes:
+    """One image a row of 1024 RGB pixels; the labels lie in two JSON lists."""
+    try:
+        image = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
+        labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise CorruptDataError(f"{name}.png or its labels cannot be read: {error}") from None
+    if image.shape != (_ROWS, 1024, 3):
+        raise CorruptDataError(f"{name}.png is not 1024 x 10000 pixels")
+    start = 0 if name == "test_batch" else (int(name[-1]) - 1) * _ROWS
+    pixels = image.transpose(0, 2, 1).reshape(_ROWS, _FEATURES)
+    return _join(labels[start : start + _ROWS], pixels)
+
+
+_FORMS: dict[str, Callable[[_Read, str], Bytes]] = {
+    ".bin": _from_binary, "": _from_pickle, ".png": _from_png,
+}  # fmt: skip
+
+
+def _read_records(names: set[str], read: _Read, where: Path) -> Records:
+    """The records of whichever form all six batches are there in."""
+    for suffix, decode in _FORMS.items():
+        if all(f"{batch}{suffix}" in names for batch in BATCHES):
+            return {batch: decode(read, batch) for batch in BATCHES}
+    raise SourceError(
+        f"{where} does not hold the six batches of CIFAR-10",
+        "Give cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or the folder unpacked from either",
+    )
+
+
+def read_archive(path: Path) -> Records:
+    """The records of an archive (gzipped tar). Nothing is unpacked onto the disk.
+
+    Raises:
+        SourceError: it is not such an archive, or it is cut short.
+    """
+    wanted = {f"{batch}{suffix}" for batch in BATCHES for suffix in _FORMS} | set(_LABEL_FILES)
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if member.isfile() and name in wanted and member.size <= _LARGEST_MEMBER:
+                    file = archive.extractfile(member)
+                    members[name] = file.read() if file else b""
+                    if len(members[name]) != member.size:
+                        raise EOFError(f"{name} is cut short")
+    except FileNotFoundError:
+        raise SourceError(f"there is no file {path}", "Check the path given to --source") from None
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise SourceError(
+            f"{path} is not a whole archive: {error}", "It may be cut short; download it again"
+        ) from None
+    return _read_records(set(members), members.__getitem__, path)
+
+
+def read_folder(folder: Path) -> Records:
+    """The records of an unpacked archive, given its folder or the folder around it.
+
+    Raises:
+        SourceError: the six batches are not there.
+    """
+    inner = ("cifar-10-batches-py", "cifar-10-batches-bin", "package")
+    for place in (folder, *(folder / name for name in inner)):
+        names = {path.name for path in place.iterdir()} if place.is_dir() else set()
+        if any(f"data_batch_1{suffix}" in names for suffix in _FORMS):
+            return _read_records(names, lambda name, at=place: (at / name).read_bytes(), place)  # type: ignore[misc]
+    return _read_records(set(), lambda _: b"", folder)
+
+
+def verify_records(records: Records) -> None:
+    """Check the six batches, byte for byte, against the MD5 of the official binary files.
+
+    Raises:
+        CorruptDataError: names the first batch that differs.
+    """
+    for batch, expected in BATCHES.items():
+        found = hashlib.md5(records[batch].tobytes(), usedforsecurity=False)
+        if found.hexdigest() != expected:
+            raise CorruptDataError(
+                f"{batch} is not the official one: MD5 {found.hexdigest()} instead of {expected}",
+                "The source has been altered or damaged; take it from another one",
+            )

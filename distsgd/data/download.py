@@ -1,0 +1,80 @@
+"""One file over HTTP: resumed where it was cut off, and checked before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+
+from distsgd.errors import CorruptDataError, SourceError, storage_error
+
+__all__ = ["Progress", "download"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is (0: unknown)."""
+
+_CHUNK = 1 << 18
+_TIMEOUT = (10, 30)
+"""Seconds to connect, and without a byte."""
+
+
+def download(url: str, path: Path, sha256: str, progress: Progress) -> None:
+    """Fetch ``url`` to ``path``; a part left by an earlier try is continued.
+
+    Raises:
+        SourceError: the site cannot be reached or broke off; the part is kept.
+        CorruptDataError: all was fetched and is not what it should be; it is removed.
+        StorageError: the disk is full or cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        _fetch(url, part, progress)
+    except requests.RequestException as error:
+        raise SourceError(
+            f"{url} cannot be fetched: {_reason(error)}",
+            "Check the network; what has arrived is kept, and the next try continues it",
+        ) from None
+    except OSError as error:
+        raise storage_error(error, part) from None
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        part.unlink()
+        raise CorruptDataError(
+            f"{url} has the wrong checksum: SHA-256 {found[:16]}..., not {sha256[:16]}...",
+            "It was removed; try again, or take another --source",
+        )
+    part.replace(path)
+
+
+def _fetch(url: str, part: Path, progress: Progress) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+        if answer.status_code == 416:  # the part is already whole, or longer than the file
+            return
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            have = 0
+        total = have + int(answer.headers.get("Content-Length") or 0)
+        with part.open("ab" if have else "wb") as file:
+            for chunk in answer.iter_content(_CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                progress("downloading", have, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if have < total:
+        raise requests.ConnectionError(f"it broke off after {have} of {total} bytes")
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.HTTPError):
+        return f"the site answers {error.response.status_code}"
+    text = str(error)
+    return "the site cannot be reached" if "Max retries" in text else text

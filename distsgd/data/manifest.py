@@ -1,0 +1,148 @@
+"""The manifest: what a dataset is, with the checksum of every shard and its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distsgd.errors import CorruptDataError, DatasetError
+
+__all__ = ["MANIFEST", "Manifest", "Shard", "read_manifest"]
+
+MANIFEST = "manifest.json"
+_FORMAT = "distsgd dataset 1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Arrow file of a dataset.
+
+    Attributes:
+        file: name in the folder of the dataset.
+        rows: examples.
+        size: bytes.
+        sha256: checksum of the file.
+    """
+
+    file: str
+    rows: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset is.
+
+    Attributes:
+        name: name of the dataset.
+        shape: shape of an example, (channels, rows, columns).
+        classes: names of the classes, in the order of the labels.
+        pixel_sums: sum of each pixel over the training examples, exact.
+        train: shards of the training split.
+        test: shards of the test split.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    pixel_sums: tuple[int, ...]
+    train: tuple[Shard, ...]
+    test: tuple[Shard, ...]
+
+    @property
+    def features(self) -> int:
+        """Pixels of an example."""
+        return math.prod(self.shape)
+
+    @property
+    def channel_means(self) -> list[float]:
+        """Mean of each channel over the training examples."""
+        size = self.features // self.shape[0]
+        rows = self.rows("train")
+        sums = [self.pixel_sums[i : i + size] for i in range(0, self.features, size)]
+        return [sum(part) / (size * rows) for part in sums]
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Shards of "train" or "test"."""
+        return self.train if split == "train" else self.test
+
+    def rows(self, split: str) -> int:
+        """Examples of "train" or "test"."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def to_json(self) -> str:
+        """The content of the file, its own checksum included."""
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "name": self.name,
+            "shape": self.shape,
+            "classes": self.classes,
+            "channel_means": self.channel_means,
+            "train": [vars(shard) for shard in self.train],
+            "test": [vars(shard) for shard in self.test],
+            "pixel_sums": self.pixel_sums,
+        }
+        return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, hence of the whole dataset."""
+        return str(json.loads(self.to_json())["digest"])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a dataset.
+
+    Raises:
+        DatasetError: there is none, or it is of another format.
+        CorruptDataError: it has been altered.
+    """
+    path = folder / MANIFEST
+    mend = "Fetch the dataset again: `distsgd data fetch --force`"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
+    except (OSError, ValueError) as error:
+        raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", mend)
+    recorded = content.pop("digest", None)
+    if recorded != _digest(content):
+        raise CorruptDataError(f"{path} does not match its own checksum", mend)
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is not a sound manifest: {error!r}", mend) from None
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    def shards(split: str) -> tuple[Shard, ...]:
+        return tuple(Shard(**shard) for shard in content[split])
+
+    manifest = Manifest(
+        name=str(content["name"]),
+        shape=tuple(int(n) for n in content["shape"]),
+        classes=tuple(str(name) for name in content["classes"]),
+        pixel_sums=tuple(int(n) for n in content["pixel_sums"]),
+        train=shards("train"),
+        test=shards("test"),
+    )
+    if len(manifest.classes) < 2:
+        raise ValueError("it names fewer than 2 classes")
+    if len(manifest.classes) > 256:
+        raise ValueError("it names more than 256 classes")
+    if len(manifest.pixel_sums) != manifest.features or not manifest.rows("train"):
+        raise ValueError("its shape, sums and rows do not go together")
+    if any(Path(shard.file).name != shard.file for shard in manifest.train + manifest.test):
+        raise ValueError("a shard lies outside of the folder")
+    return manifest

@@ -1,0 +1,116 @@
+"""Every error a user can meet, as one tree.
+
+DistsgdError                 something a user can mend; exit code 1
+├── UsageError               a wrong flag or setting; exit code 2
+├── DatasetError             no dataset, or one that is not what it says
+│   └── CorruptDataError     bytes that do not match their checksum
+├── SourceError              a source of data that cannot be reached or used
+├── RunError                 a run folder that is missing, taken or damaged
+├── StorageError             a disk that is full, read-only or failing
+├── DivergedError            the loss is no longer a finite number
+└── RuntimeFailure           workers or servers that could not do their work
+    └── ChannelClosed        the other end of a channel has gone
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChannelClosed",
+    "CorruptDataError",
+    "DatasetError",
+    "DistsgdError",
+    "DivergedError",
+    "RunError",
+    "RuntimeFailure",
+    "SourceError",
+    "StorageError",
+    "UsageError",
+    "storage_error",
+]
+
+
+class DistsgdError(Exception):
+    """What is wrong, and what to do next.
+
+    Args:
+        problem: one clause without a full stop.
+        hint: the next step for the user; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        # Both go to args, so that the error survives pickling between processes.
+        super().__init__(problem, hint)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.hint}." if self.hint else f"{self.problem}."
+
+
+class UsageError(DistsgdError):
+    """A flag or a setting has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class DatasetError(DistsgdError):
+    """A dataset is missing or malformed."""
+
+
+class CorruptDataError(DatasetError):
+    """Bytes do not match their recorded checksum."""
+
+
+class SourceError(DistsgdError):
+    """A source of data cannot be reached or is not what it should be."""
+
+
+class RunError(DistsgdError):
+    """A run folder is missing, already taken, or damaged."""
+
+
+class StorageError(DistsgdError):
+    """A disk is full, read-only or failing."""
+
+
+class DivergedError(DistsgdError):
+    """The loss of an update is not a finite number.
+
+    Args:
+        step: global number of the update, from 0.
+        loss: the loss that was found.
+        learning_rate: learning rate of that update.
+    """
+
+    def __init__(self, step: int, loss: float, learning_rate: float) -> None:
+        Exception.__init__(self, step, loss, learning_rate)
+        self.step = step
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.problem = f"training diverged: the loss at step {step} is {loss}"
+        self.hint = (
+            f"Lower the learning rate (it was {learning_rate:g}): --set learning_rate="
+            f"{learning_rate / 10:.3g}"
+        )
+
+
+class RuntimeFailure(DistsgdError):
+    """The workers or servers could not do their work."""
+
+
+class ChannelClosed(RuntimeFailure):
+    """The other end of a channel has gone."""
+
+
+def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
+    """Turn an operating-system error about ``path`` into one that says what to do."""
+    why = (error.strerror or str(error)).lower()
+    if not hint:
+        hint = (
+            "Free some space or choose another folder"
+            if error.errno in (27, 28, 122)
+            else ("Check that the folder exists and that you may write to it")
+        )
+    return StorageError(f"cannot write {path}: {why}", hint)

@@ -1,0 +1,1 @@
+"""The run folder: everything a run is can be read from it."""

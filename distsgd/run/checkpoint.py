@@ -1,0 +1,152 @@
+"""Checkpoints: W, the state of the optimiser and the recipe of features, in one .npz file.
+
+Written beside, fsynced, renamed: a checkpoint is either whole or absent. Read without pickle,
+and checked against the SHA-256 of its arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.core.features import Preprocessing
+from distsgd.core.initial import pad, unpad
+from distsgd.data.atomic import replace_file
+from distsgd.errors import RunError, storage_error
+
+__all__ = ["Model", "latest_checkpoint", "read_checkpoint", "weights_sha256", "write_checkpoint"]
+
+_FORMAT = "distsgd checkpoint 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A classifier as it is kept in a checkpoint.
+
+    Attributes:
+        weights: W, shape (classes, features + 1); the last column is the bias.
+        state: state of the optimiser, arrays of the same shape by name.
+        version: updates applied to W.
+        loss: "softmax" or "svm".
+        classes: names of the classes.
+        shape: shape of an example, (channels, rows, columns).
+        preprocessing: from pixels to features.
+    """
+
+    weights: Floats
+    state: dict[str, Floats]
+    version: int
+    loss: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    preprocessing: Preprocessing
+
+    def padded(self) -> Floats:
+        """W as the core computes with it, shape (classes, columns)."""
+        return pad(self.weights).reshape(len(self.classes), -1)
+
+
+def weights_sha256(weights: Floats) -> str:
+    """SHA-256 of W as C-order little-endian float32 of shape (classes, features + 1)."""
+    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
+
+
+def write_checkpoint(folder: Path, model: Model) -> Path:
+    """Write a checkpoint, named by its version.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    arrays: dict[str, Any] = {"weights": model.weights, "mean": model.preprocessing.mean}
+    arrays.update({f"state.{name}": array for name, array in model.state.items()})
+    meta = {
+        "format": _FORMAT,
+        "version": model.version,
+        "loss": model.loss,
+        "classes": model.classes,
+        "shape": model.shape,
+        "scale": model.preprocessing.scale,
+        "sha256": _digest(arrays),
+    }
+    buffer = io.BytesIO()
+    everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    np.savez(buffer, **everything, **arrays)
+    path = folder / f"step-{model.version:09d}.npz"
+    try:
+        replace_file(path, buffer.getvalue())
+    except OSError as error:
+        raise storage_error(error, path) from None
+    return path
+
+
+def read_checkpoint(path: Path) -> Model:
+    """Read and check a checkpoint.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, Any] = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+        if meta["format"] != _FORMAT or meta["sha256"] != _digest(arrays):
+            raise ValueError("its checksum does not match")
+        return _model(meta, arrays)
+    except FileNotFoundError:
+        raise RunError(f"there is no checkpoint {path}", "Train again") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise RunError(
+            f"the checkpoint {path} is damaged: {error}", "Remove it to go on from an older one"
+        ) from None
+
+
+def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
+    states = {name[6:]: array for name, array in arrays.items() if name.startswith("state.")}
+    return Model(
+        weights=arrays["weights"],
+        state=states,
+        version=int(meta["version"]),
+        loss=str(meta["loss"]),
+        classes=tuple(meta["classes"]),
+        shape=tuple(meta["shape"]),
+        preprocessing=Preprocessing(arrays["mean"], float(meta["scale"])),
+    )
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = sorted(folder.glob("step-*.npz"))
+    if not found:
+        raise RunError(f"there is no checkpoint in {folder}", "Train again")
+    return found[-1]
+
+
+def flat_state(model_state: dict[str, Floats]) -> dict[str, Floats]:
+    """The state of the optimiser as the server keeps it, flat and padded."""
+    return {name: pad(array) for name, array in model_state.items()}
+
+
+def shaped_state(flat: dict[str, Floats], classes: int, features: int) -> dict[str, Floats]:
+    """The state of the optimiser as it is kept, each array shaped like W."""
+    return {name: unpad(array, classes, features) for name, array in flat.items()}

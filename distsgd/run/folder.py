@@ -1,0 +1,216 @@
+"""The run folder: made, found, listed.
+
+config.json             settings, dataset, versions of everything
+metrics.jsonl           one record a logging interval, one an epoch
+checkpoints/*.npz       W and the state of the optimiser
+report.json             what came out, once the run has ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from distsgd.data.atomic import replace_file
+from distsgd.errors import RunError, UsageError, storage_error
+from distsgd.run.config import TrainConfig
+from distsgd.version import __version__
+
+__all__ = ["RunFolder", "create_run", "find_run", "list_runs", "runs_home", "versions"]
+
+_LOCK = ".running"
+
+
+def runs_home() -> Path:
+    """Where runs lie that are given no folder: the user's data folder, or ``$DISTSGD_HOME``."""
+    chosen = os.environ.get("DISTSGD_HOME")
+    home = Path(chosen).expanduser() if chosen else platformdirs.user_data_path("distsgd")
+    return home / "runs"
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that the bits of a run may depend on."""
+    found = {"distsgd": __version__, "python": platform.python_version()}
+    for package in ("ray", "numpy", "pyarrow"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return {**found, "machine": platform.machine(), "system": platform.platform()}
+
+
+class RunFolder:
+    """An existing run folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / _LOCK)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def hold(self) -> None:
+        """Mark the run as running for as long as this process lives, or until `release`."""
+        self._lock.acquire(timeout=0)
+
+    def release(self) -> None:
+        """The run is no longer running."""
+        self._lock.release()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing", "Is this a run folder?") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged: {error}", "Train again") from None
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged: it holds no object", "Train again")
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        path = self.path / name
+        try:
+            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise storage_error(error, path) from None
+
+    def settings(self) -> TrainConfig:
+        """The settings of the run.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
+        try:
+            return TrainConfig(**self.read("config.json")["settings"])
+        except (KeyError, TypeError, UsageError) as error:
+            raise RunError(
+                f"{self.path / 'config.json'} is damaged: {error}", "Train again"
+            ) from None
+
+    def status(self) -> str:
+        """ "running", "finished", "interrupted", "diverged", "failed" or "dead" (killed)."""
+        with suppress(RunError):
+            return str(self.read("report.json").get("status", "failed"))
+        if not (self.path / _LOCK).exists():
+            return "dead"
+        try:
+            with self._lock.acquire(timeout=0):
+                return "dead"
+        except (Timeout, OSError):
+            return "running"
+
+
+def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:
+    """Make a new run folder with its config; never over an existing one.
+
+    Args:
+        path: where; None for a new name in `runs_home`.
+        config: the settings, complete.
+        dataset: what is trained on.
+
+    Raises:
+        RunError: there is something at ``path`` already.
+        StorageError: it cannot be made.
+    """
+    now = datetime.now(UTC)
+    default = runs_home() / f"{now:%Y%m%d-%H%M%S}-{config.loss}-{secrets.token_hex(2)}"
+    chosen = path.expanduser().absolute() if path else default
+    try:
+        taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))
+        if taken:
+            raise RunError(
+                f"{chosen} exists already and is not empty",
+                "Choose another --run-dir; a run is never written over",
+            )
+        chosen.mkdir(parents=True, mode=0o700, exist_ok=True)
+        chosen.chmod(0o700)
+        (chosen / "checkpoints").mkdir(mode=0o700)
+    except OSError as error:
+        raise storage_error(error, chosen) from None
+    run = RunFolder(chosen)
+    run.write(
+        "config.json",
+        {
+            "created": now.isoformat(timespec="seconds"),
+            "settings": asdict(config),
+            "dataset": dataset,
+            "versions": versions(),
+        },
+    )
+    run.hold()
+    if path:
+        _register(chosen)
+    return run
+
+
+def _register(path: Path) -> None:
+    """Leave a link among the runs, so that `runs list` shows a run that lies elsewhere."""
+    with suppress(OSError):
+        home = runs_home()
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / f"{path.name}-{secrets.token_hex(2)}").symlink_to(path, target_is_directory=True)
+
+
+def list_runs() -> Iterator[RunFolder]:
+    """All runs that can be found, oldest first; links to removed folders are dropped."""
+    found: dict[Path, RunFolder] = {}
+    home = runs_home()
+    for entry in home.iterdir() if home.is_dir() else ():
+        if entry.is_symlink() and not entry.exists():
+            with suppress(OSError):
+                entry.unlink()
+        elif (entry / "config.json").is_file():
+            found[entry.resolve()] = RunFolder(entry.resolve())
+    yield from sorted(found.values(), key=lambda run: (_created(run), str(run.path)))
+
+
+def _created(run: RunFolder) -> str:
+    try:
+        return str(run.read("config.json").get("created", ""))
+    except RunError:
+        return ""
+
+
+def find_run(name: str | Path) -> RunFolder:
+    """A run by its path, by its name among the runs, or "latest".
+
+    Raises:
+        RunError: there is none.
+    """
+    if str(name) == "latest":
+        runs = list(list_runs())
+        if not runs:
+            raise RunError("there are no runs yet", "Make one: `distsgd train`")
+        return runs[-1]
+    for path in (Path(name).expanduser(), runs_home() / name):
+        if (path / "config.json").is_file():
+            return RunFolder(path.resolve())
+    raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")

@@ -1,0 +1,1 @@
+"""Who computes where: in one process, or on the actors of Ray."""

@@ -1,0 +1,158 @@
+"""What a runtime tells its caller while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+from distsgd.core.messages import Applied, Decision, Diverged
+from distsgd.core.parameter_server import ParameterServer
+from distsgd.runtime.job import Job, Snapshot, snapshot
+
+__all__ = ["Ended", "EpochEnded", "Event", "Progress", "Recorder", "Stopwatch"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some updates have been applied.
+
+    Attributes:
+        step: updates applied so far.
+        epoch: epoch of the last of them, from 0.
+        loss: mean loss (without regularisation) over the updates since the last event.
+        accuracy: share of their examples classified rightly before each update.
+        learning_rate: of the last of them.
+        examples_seen: examples used so far.
+        seconds: spent on steps so far.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    examples_seen: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch is over; loss and accuracy as in `Progress`, over the whole epoch."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Training is over: finished, stopped on request, or diverged.
+
+    Attributes:
+        snapshot: the server after its last update.
+        seconds: spent on steps.
+        examples_seen: examples used.
+        finished: whether every step of the plan was applied.
+        diverged: what was found, if the loss was not finite.
+    """
+
+    snapshot: Snapshot
+    seconds: float
+    examples_seen: int
+    finished: bool
+    diverged: Diverged | None = None
+
+
+Event = Progress | EpochEnded | Ended
+
+
+class Stopwatch:
+    """Seconds spent while running."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._since: float | None = None
+
+    def run(self) -> None:
+        """Start, or go on."""
+        if self._since is None:
+            self._since = perf_counter()
+
+    def pause(self) -> None:
+        """Stop counting."""
+        self._spent, self._since = self.seconds(), None
+
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        return self._spent + (perf_counter() - self._since if self._since else 0.0)
+
+
+class _Tally:
+    """Loss and hits since the last event."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.examples = 0.0, 0, 0
+
+    def add(self, update: Applied) -> None:
+        self.loss += update.loss * update.examples
+        self.correct += update.correct
+        self.examples += update.examples
+
+    def take(self) -> tuple[float, float]:
+        """Mean loss and accuracy; starts anew."""
+        count = max(1, self.examples)
+        means = self.loss / count, self.correct / count
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class Recorder:
+    """Turns the decisions of a server into events.
+
+    Args:
+        job: the job that is trained.
+        server: its server.
+        seconds: seconds spent on steps so far.
+    """
+
+    def __init__(self, job: Job, server: ParameterServer, seconds: Callable[[], float]) -> None:
+        self._job, self._server, self._seconds = job, server, seconds
+        self._recent, self._epoch = _Tally(), _Tally()
+        self._examples_seen = 0
+
+    def record(self, decision: Decision) -> list[Event]:
+        """The events that a decision gives rise to."""
+        if isinstance(decision, Diverged):
+            return [self.ended(decision)]
+        if not isinstance(decision, Applied):
+            return []
+        self._recent.add(decision)
+        self._epoch.add(decision)
+        self._examples_seen += decision.examples
+        ends_epoch = self._job.plan.ends_epoch(decision.step)
+        events: list[Event] = []
+        if ends_epoch or decision.version % self._job.log_every == 0:
+            events.append(self._progress(decision))
+        if ends_epoch:
+            events.append(self._epoch_ended(decision))
+        if self._server.finished:
+            events.append(self.ended())
+        return events
+
+    def _progress(self, update: Applied) -> Progress:
+        epoch = self._job.plan.epoch_of(update.step)
+        seen, rate = self._examples_seen, update.learning_rate
+        return Progress(update.version, epoch, *self._recent.take(), rate, seen, self._seconds())
+
+    def _epoch_ended(self, update: Applied) -> EpochEnded:
+        epoch = self._job.plan.epoch_of(update.step)
+        return EpochEnded(epoch, *self._epoch.take(), self._seconds(), snapshot(self._server))
+
+    def ended(self, diverged: Diverged | None = None) -> Ended:
+        """The last event, as things are now."""
+        finished = self._server.finished
+        now = snapshot(self._server)
+        return Ended(now, self._seconds(), self._examples_seen, finished, diverged)

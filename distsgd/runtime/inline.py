@@ -1,0 +1,49 @@
+"""Training in one process, without Ray: one worker that answers every lease at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from distsgd.core.messages import Decision, Dismiss, Grant
+from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
+from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.worker import Worker
+
+__all__ = ["train_inline"]
+
+_WORKER = 0
+
+
+def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train in this process, yielding events; time spent by the caller is not counted.
+
+    Args:
+        job: what to train.
+        start: where to begin.
+        should_stop: asked after every update.
+    """
+    server, worker, watch = job.server(start), Worker(job), Stopwatch()
+    recorder = Recorder(job, server, watch.seconds)
+    decisions: list[Decision] = server.pull(_WORKER)
+    watch.run()
+    while decisions:
+        following: list[Decision] = []
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                with np.errstate(all="ignore"):
+                    push = worker.answer((decision.lease, server.weights))
+                    following += server.push(_WORKER, push)
+                if should_stop():
+                    following += server.stop()
+                following += server.pull(_WORKER)
+            elif isinstance(decision, Dismiss) and not server.finished:
+                yield recorder.ended()
+            for event in recorder.record(decision):
+                watch.pause()
+                yield event
+                if isinstance(event, Ended):
+                    return
+                watch.run()
+        decisions = following

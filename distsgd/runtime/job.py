@@ -1,0 +1,101 @@
+"""A training job: everything that a worker and a server need to know, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.core.features import Preprocessing
+from distsgd.core.initial import decay_factors
+from distsgd.core.optimizers import make_optimizer
+from distsgd.core.parameter_server import ParameterServer
+from distsgd.core.plan import Plan
+from distsgd.core.schedules import Schedule
+from distsgd.core.slot_gradient import SlotKernel
+
+__all__ = ["Job", "Snapshot", "snapshot"]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All of the server that training goes on from.
+
+    Attributes:
+        version: updates applied.
+        weights: flat padded parameters, shape (parameters,).
+        state: state of the optimiser, arrays of the same shape by name.
+    """
+
+    version: int
+    weights: Floats
+    state: dict[str, Floats]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What is to be trained, on what, and how. Made once, sent to every process.
+
+    Attributes:
+        folder: the dataset.
+        classes: number of classes.
+        preprocessing: from pixels to features.
+        loss: "softmax" or "svm".
+        regularization: lambda of the L2 penalty.
+        optimizer: name of the update rule.
+        momentum: its coefficient.
+        dtype: "float32" or "float64".
+        plan: the examples of every slot.
+        schedule: the learning rate of every step.
+        log_every: steps between two progress events.
+    """
+
+    folder: str
+    classes: int
+    preprocessing: Preprocessing
+    loss: str
+    regularization: float
+    optimizer: str
+    momentum: float
+    dtype: str
+    plan: Plan
+    schedule: Schedule
+    log_every: int
+
+    @property
+    def features(self) -> int:
+        """Pixels of an example."""
+        return self.preprocessing.features
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of flat W."""
+        return self.classes * self.preprocessing.columns * np.dtype(self.dtype).itemsize
+
+    def kernel(self) -> SlotKernel:
+        """What computes slot gradients."""
+        return SlotKernel(
+            self.loss, self.classes, self.preprocessing, self.plan.slot_size, self.dtype
+        )
+
+    def server(self, start: Snapshot) -> ParameterServer:
+        """The parameter server, going on from a snapshot."""
+        weights = start.weights.copy()
+        optimizer = make_optimizer(self.optimizer, weights, self.momentum)
+        for name, array in start.state.items():
+            optimizer.state[name][...] = array
+        return ParameterServer(
+            weights,
+            decay=decay_factors(self.classes, self.features, self.regularization, self.dtype),
+            optimizer=optimizer,
+            schedule=self.schedule,
+            plan=self.plan,
+            version=start.version,
+        )
+
+
+def snapshot(server: ParameterServer) -> Snapshot:
+    """A copy of the server's W and optimiser state, as they are now."""
+    state = {name: array.copy() for name, array in server.optimizer.state.items()}
+    return Snapshot(server.version, server.weights.copy(), state)

@@ -1,0 +1,188 @@
+"""A Ray of our own on this machine: private, quiet, on loopback, and gone afterwards.
+
+Everything of it lies in one folder under the system's temporary folder. The folder is locked
+while its owner lives; folders whose owner is gone are removed by the next session.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distsgd.errors import RuntimeFailure
+
+__all__ = ["ray_session", "sweep_dead_sessions"]
+
+_PREFIX = "distsgd-ray-"
+_LOCK = "owner.lock"
+_OBJECT_STORE_BYTES = 100 * 2**20
+_SECONDS_TO_LEAVE = 10.0
+
+_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Under `uv run`, Ray would build the environment again and upload the working folder.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Workers do the work the user waits for: no reason to run behind other processes.
+    "RAY_worker_niceness": "0",
+    # A full disk of the user's is reported by us, where it matters, and not by Ray all the time.
+    "RAY_local_fs_capacity_threshold": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def _root() -> Path:
+    """A short path: the sockets of Ray must fit into 107 bytes."""
+    chosen = Path(tempfile.gettempdir())
+    return chosen if len(str(chosen)) <= 24 else Path("/tmp")
+
+
+def sweep_dead_sessions() -> None:
+    """Remove the folders of sessions whose owner was killed."""
+    for folder in _root().glob(f"{_PREFIX}*"):
+        lock = FileLock(folder / _LOCK)
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            lock.acquire(timeout=0)
+        except (OSError, Timeout):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+@contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    _reread_environment()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _reread_environment()
+
+
+def _reread_environment() -> None:
+    """Make Ray forget the authentication mode and token that it has read before.
+
+    It reads them once, when it is first imported; our token is another one for each session.
+    There is no public call for it, hence the guard.
+    """
+    try:
+        from ray._raylet import (  # type: ignore[attr-defined]
+            AuthenticationTokenLoader,
+            Config,
+        )
+    except ImportError:
+        return
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _session_folder() -> Iterator[Path]:
+    sweep_dead_sessions()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_root()))
+    lock = FileLock(folder / _LOCK)
+    lock.acquire()
+    try:
+        yield folder
+    finally:
+        _wait_for_processes(str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _processes_of(folder: str) -> list[int]:
+    """Processes, other than this one, that were started with ``folder`` on the command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            named = folder.encode() in (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if named and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def _wait_for_processes(folder: str) -> None:
+    """Return when no process of the session is left; end by force what does not leave."""
+    until = time.monotonic() + _SECONDS_TO_LEAVE
+    while pids := _processes_of(folder):
+        if time.monotonic() > until:
+            for pid in pids:
+                _kill(pid)
+            return
+        time.sleep(0.02)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def ray_session(cpus: int) -> Iterator[None]:
+    """Be connected to Ray: to the caller's, if there is one, else to one of our own.
+
+    Args:
+        cpus: logical CPUs of our own Ray; as many actors as are wanted fit.
+
+    Raises:
+        RuntimeFailure: Ray did not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _environment(**settings), _session_folder() as folder:
+        try:
+            _start(cpus, folder)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(cpus: int, folder: Path) -> None:
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RuntimeFailure(
+            f"Ray did not start: {error}", "Train in this process instead: --workers 0"
+        ) from error
+    finally:
+        # ray.init puts its own handler over the caller's.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,87 @@
+"""A parameter server that many threads may call: one lock around the state machine."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+from distsgd.channel.base import Work
+from distsgd.core.messages import Decision, Dismiss, Grant, Push
+from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
+from distsgd.runtime.job import Job, Snapshot
+
+__all__ = ["ServerHost"]
+
+
+class ServerHost:
+    """Carries out the server's decisions: answers workers, keeps events for the driver.
+
+    Args:
+        job: what is trained.
+        start: where it begins.
+        workers: how many workers are expected.
+    """
+
+    def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
+        self._server = job.server(start)
+        self._watch = Stopwatch()
+        self._recorder = Recorder(job, self._server, self._watch.seconds)
+        self._changed = threading.Condition()
+        self._answers: dict[int, Work | None] = {}
+        self._events: deque[Event] = deque()
+        self._over = False
+        for worker in range(workers):
+            self._carry_out(self._server.joined(worker))
+
+    def exchange(self, worker: int, push: Push | None) -> Work | None:
+        """A worker pushes and pulls; see `distsgd.channel.base.Channel.exchange`."""
+        with self._changed:
+            self._watch.run()
+            if push is not None:
+                with np.errstate(all="ignore"):
+                    self._carry_out(self._server.push(worker, push))
+            self._carry_out(self._server.pull(worker))
+            self._changed.wait_for(lambda: worker in self._answers)
+            return self._answers.pop(worker)
+
+    def events(self, timeout: float) -> list[Event]:
+        """What has happened since the last call; waits up to ``timeout`` seconds for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events, timeout)
+            events = list(self._events)
+            self._events.clear()
+            return events
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone; its slots go to the others."""
+        with self._changed:
+            self._carry_out(self._server.lost(worker))
+
+    def stop(self) -> None:
+        """Hand out no more work; the last event follows."""
+        with self._changed:
+            self._carry_out(self._server.stop())
+            self._end()
+
+    def _end(self, event: Ended | None = None) -> None:
+        if not self._over:
+            self._over = True
+            self._watch.pause()
+            self._events.append(event or self._recorder.ended())
+            self._changed.notify_all()
+
+    def _carry_out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                self._answers[decision.worker] = (decision.lease, self._server.weights.copy())
+            elif isinstance(decision, Dismiss):
+                self._answers[decision.worker] = None
+            for event in self._recorder.record(decision):
+                if isinstance(event, Ended):
+                    self._end(event)
+                else:
+                    self._events.append(event)
+        if decisions:
+            self._changed.notify_all()
