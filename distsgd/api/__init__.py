@@ -1,7 +1,9 @@
 """What Python users call: `train`, `evaluate`, `predict`."""
 
 from distsgd.api.evaluation import Evaluation, Prediction, evaluate, predict
-from distsgd.api.training import EpochRow, Reporter, TrainResult, train
+from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow, TrainResult
+from distsgd.api.training import train
 
 __all__ = [
     "EpochRow",

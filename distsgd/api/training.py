@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from distsgd.api.jobs import make_job
 from distsgd.api.measuring import Measured, measure_split
+from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.initial import initial_weights, unpad
-from distsgd.core.plan import Plan
-from distsgd.core.schedules import Schedule
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
@@ -24,95 +25,9 @@ from distsgd.run.config import TrainConfig, config_from
 from distsgd.run.folder import RunFolder, create_run
 from distsgd.run.metrics import MetricsWriter
 from distsgd.runtime.events import Ended, EpochEnded, Event, Progress
-from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.job import Snapshot
 
-__all__ = ["EpochRow", "Reporter", "TrainResult", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRow:
-    """What is known at the end of an epoch; losses include the L2 penalty.
-
-    Attributes:
-        epoch: from 1.
-        train_loss: mean over the epoch's minibatches, each before its update.
-        train_accuracy: likewise.
-        test_loss: of W at the end of the epoch.
-        test_accuracy: likewise.
-        seconds: spent on steps so far.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run came to. Losses are the objective: mean L_i plus the L2 penalty.
-
-    Attributes:
-        run_dir: the run folder.
-        status: "finished" or "interrupted".
-        dataset: as it was given.
-        loss: "softmax" or "svm".
-        workers: worker processes.
-        channel: how gradients travelled.
-        batch_size: examples of a minibatch.
-        epochs: epochs asked for.
-        seed: seed of the run.
-        sampling: how minibatches were chosen.
-        steps: updates applied.
-        examples_seen: examples used in them.
-        train_loss: of the final W over the whole training set.
-        train_accuracy: likewise.
-        test_loss: of the final W over the test set.
-        test_accuracy: likewise.
-        train_seconds: spent on steps, without start-up and evaluation.
-        wall_seconds: from the call to the result.
-        examples_per_second: examples_seen / train_seconds.
-        weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
-    """
-
-    run_dir: str
-    status: str
-    dataset: str
-    loss: str
-    workers: int
-    channel: str
-    batch_size: int
-    epochs: int
-    seed: int
-    sampling: str
-    steps: int
-    examples_seen: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    train_seconds: float
-    wall_seconds: float
-    examples_per_second: float
-    weights_sha256: str
-
-
-class Reporter:
-    """Told how training goes. This one says nothing; override what is of interest."""
-
-    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        """The run folder is there, and work begins."""
-
-    def progress(self, progress: Progress) -> None:
-        """Some updates have been applied."""
-
-    def epoch(self, row: EpochRow) -> None:
-        """An epoch is over."""
-
-    def ended(self) -> None:
-        """No more steps; the final evaluation follows."""
+__all__ = ["train", "train_with"]
 
 
 def train(
@@ -195,40 +110,6 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
         "train": manifest.rows("train"),
         "test": manifest.rows("test"),
     }
-
-
-def make_job(config: TrainConfig, dataset: Dataset) -> Job:
-    """The job that the settings describe on this dataset."""
-    plan = Plan(
-        seed=config.seed,
-        sampling=config.sampling,
-        examples=len(dataset.train),
-        batch_size=config.batch_size,
-        slot_size=config.slot_size,
-        epochs=config.epochs,
-    )
-    assert config.learning_rate is not None and config.regularization is not None
-    schedule = Schedule(
-        name=config.schedule,
-        learning_rate=config.learning_rate,
-        total=plan.total_steps,
-        warmup=round(config.warmup_epochs * plan.steps_per_epoch),
-        every=max(1, round(config.step_epochs * plan.steps_per_epoch)),
-        factor=config.step_factor,
-    )
-    return Job(
-        folder=str(dataset.folder.resolve()),
-        classes=len(dataset.manifest.classes),
-        preprocessing=dataset.preprocessing(config.pixel_scale),
-        loss=config.loss,
-        regularization=config.regularization,
-        optimizer=config.optimizer,
-        momentum=config.momentum,
-        dtype=config.dtype,
-        plan=plan,
-        schedule=schedule,
-        log_every=config.log_every,
-    )
 
 
 class _Training:

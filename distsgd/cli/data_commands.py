@@ -106,11 +106,13 @@ def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
     print_pairs([
         ("name", manifest.name),
         ("folder", str(folder)),
-        ("images", f"{count(manifest.rows('train'))} training, {count(manifest.rows('test'))} test"),
+        ("images", f"{count(manifest.rows('train'))} training, "
+                   f"{count(manifest.rows('test'))} test"),
         ("shape", " x ".join(map(str, manifest.shape)) + " (channel, row, column)"),
         ("classes", ", ".join(manifest.classes)),
         ("channel means", ", ".join(f"{mean:.3f}" for mean in manifest.channel_means)),
-        ("shards", f"{len(manifest.train)} training, {len(manifest.test)} test, {size / 1e6:.1f} MB"),
+        ("shards", f"{len(manifest.train)} training, {len(manifest.test)} test, "
+                   f"{size / 1e6:.1f} MB"),
         ("digest", manifest.digest),
     ])  # fmt: skip
 

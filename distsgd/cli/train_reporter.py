@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distsgd.api.training import EpochRow, Reporter
+from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow
 from distsgd.cli.output import percent
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.events import Progress as Steps
@@ -29,7 +30,7 @@ def _title(config: TrainConfig) -> str:
     workers = f"{config.workers} workers on Ray" if config.workers else "one process"
     return (
         f"{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
-        f"{config.epochs} epochs, seed {config.seed}"
+        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, seed {config.seed}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def write_dataset(
         return write_shard(folder / file, pixels, labels, shape, classes)
 
     cuts = [len(train[1]) * i // shards for i in range(shards + 1)]
-    spans = [slice(low, high) for low, high in zip(cuts, cuts[1:], strict=False)]
+    spans = [slice(low, high) for low, high in pairwise(cuts)]
     manifest = Manifest(
         name=name,
         shape=tuple(shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 from dataclasses import dataclass
@@ -195,10 +196,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            settings = _settings_of_run(content)
-        else:
-            settings = tomllib.loads(content)
+        parse = _settings_of_run if path.suffix == ".json" else tomllib.loads
+        settings = parse(content)
     except FileNotFoundError:
         raise UsageError(f"--config: there is no file {path}", "Check the path") from None
     except OSError as error:
@@ -213,7 +212,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _settings_of_run(content: str) -> dict[str, Any]:
-    import json
-
     settings: dict[str, Any] = dict(json.loads(content)["settings"])
     return settings

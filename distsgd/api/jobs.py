@@ -1,0 +1,45 @@
+"""From settings and a dataset to the job that a runtime carries out."""
+
+from __future__ import annotations
+
+from distsgd.core.plan import Plan
+from distsgd.core.schedules import Schedule
+from distsgd.data.dataset import Dataset
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.job import Job
+
+__all__ = ["make_job"]
+
+
+def make_job(config: TrainConfig, dataset: Dataset) -> Job:
+    """The job that the settings describe on this dataset."""
+    plan = Plan(
+        seed=config.seed,
+        sampling=config.sampling,
+        examples=len(dataset.train),
+        batch_size=config.batch_size,
+        slot_size=config.slot_size,
+        epochs=config.epochs,
+    )
+    assert config.learning_rate is not None and config.regularization is not None
+    schedule = Schedule(
+        name=config.schedule,
+        learning_rate=config.learning_rate,
+        total=plan.total_steps,
+        warmup=round(config.warmup_epochs * plan.steps_per_epoch),
+        every=max(1, round(config.step_epochs * plan.steps_per_epoch)),
+        factor=config.step_factor,
+    )
+    return Job(
+        folder=str(dataset.folder.resolve()),
+        classes=len(dataset.manifest.classes),
+        preprocessing=dataset.preprocessing(config.pixel_scale),
+        loss=config.loss,
+        regularization=config.regularization,
+        optimizer=config.optimizer,
+        momentum=config.momentum,
+        dtype=config.dtype,
+        plan=plan,
+        schedule=schedule,
+        log_every=config.log_every,
+    )

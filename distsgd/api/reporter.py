@@ -1,0 +1,27 @@
+"""How a caller follows a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distsgd.api.results import EpochRow
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.events import Progress
+
+__all__ = ["Reporter"]
+
+
+class Reporter:
+    """Told how training goes. This one says nothing; override what is of interest."""
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        """The run folder is there, and work begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """Some updates have been applied."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """An epoch is over."""
+
+    def ended(self) -> None:
+        """No more steps; the final evaluation follows."""

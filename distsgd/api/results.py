@@ -1,0 +1,77 @@
+"""What training tells and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EpochRow", "TrainResult"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """What is known at the end of an epoch; losses include the L2 penalty.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch's minibatches, each before its update.
+        train_accuracy: likewise.
+        test_loss: of W at the end of the epoch.
+        test_accuracy: likewise.
+        seconds: spent on steps so far.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to. Losses are the objective: mean L_i plus the L2 penalty.
+
+    Attributes:
+        run_dir: the run folder.
+        status: "finished" or "interrupted".
+        dataset: as it was given.
+        loss: "softmax" or "svm".
+        workers: worker processes.
+        channel: how gradients travelled.
+        batch_size: examples of a minibatch.
+        epochs: epochs asked for.
+        seed: seed of the run.
+        sampling: how minibatches were chosen.
+        steps: updates applied.
+        examples_seen: examples used in them.
+        train_loss: of the final W over the whole training set.
+        train_accuracy: likewise.
+        test_loss: of the final W over the test set.
+        test_accuracy: likewise.
+        train_seconds: spent on steps, without start-up and evaluation.
+        wall_seconds: from the call to the result.
+        examples_per_second: examples_seen / train_seconds.
+        weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
+    """
+
+    run_dir: str
+    status: str
+    dataset: str
+    loss: str
+    workers: int
+    channel: str
+    batch_size: int
+    epochs: int
+    seed: int
+    sampling: str
+    steps: int
+    examples_seen: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    train_seconds: float
+    wall_seconds: float
+    examples_per_second: float
+    weights_sha256: str
