@@ -54,16 +54,16 @@ class WorkerProcess:
 
     def __init__(self, job: Job, number: int) -> None:
         threadpool_limits(1)
-        self._worker, self._number = Worker(job), number
-        self._vector_bytes = job.vector_bytes
+        self._job, self._number = job, number
 
-    def ready(self) -> int:
-        """Answers when the data is open."""
-        return self._number
+    def open(self) -> None:
+        """Open the data. Not done on creation: errors of calls come through, of creation not."""
+        self._worker = Worker(self._job)
 
     def run(self, server: Any) -> int:
         """Work until the server has no more."""
-        return work(self._worker, RayChannel(server, self._number, self._vector_bytes))
+        channel = RayChannel(server, self._number, self._job.vector_bytes)
+        return work(self._worker, channel)
 
 
 def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:
@@ -109,7 +109,7 @@ class _Driver:
     def __init__(self, server: Any, fleet: list[Any]) -> None:
         self._server = server
         self._running: dict[Any, int] = {}
-        _get([actor.ready.remote() for actor in fleet])
+        _get([actor.open.remote() for actor in fleet])
         for number, actor in enumerate(fleet):
             self._running[actor.run.remote(server)] = number
 

@@ -29,6 +29,8 @@ _LOCK = "owner.lock"
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 10.0
 
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,6 +41,9 @@ _SETTINGS = {
     # A full disk of the user's is reported by us, where it matters, and not by Ray all the time.
     "RAY_local_fs_capacity_threshold": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Despite its name: take the loopback address for this node, whatever the system. Ray then
+    # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
+    _LOOPBACK: "0",
 }
 
 
@@ -79,18 +84,20 @@ def _environment(**settings: str) -> Iterator[None]:
 
 
 def _reread_environment() -> None:
-    """Make Ray forget the authentication mode and token that it has read before.
+    """Make Ray read again what it reads once, when it is first imported.
 
-    It reads them once, when it is first imported; our token is another one for each session.
-    There is no public call for it, hence the guard.
+    These are the authentication mode, the token (ours is another one for each session), and
+    whether to stay on loopback. There is no public call for it, hence the guard.
     """
     try:
+        from ray._private import ray_constants
         from ray._raylet import (  # type: ignore[attr-defined]
             AuthenticationTokenLoader,
             Config,
         )
     except ImportError:
         return
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_LOOPBACK) != "0"
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -104,25 +111,28 @@ def _session_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _wait_for_processes(str(folder))
+        _wait_until_gone(str(folder))
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
 def _processes_of(folder: str) -> list[int]:
-    """Processes, other than this one, that were started with ``folder`` on the command line."""
+    """Processes, other than this one, that name the folder or have a file of it open.
+
+    Ray's workers rename themselves, so that their command line alone does not tell.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            named = folder.encode() in (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if named and int(entry.name) != os.getpid():
-            found.append(int(entry.name))
+        with suppress(OSError):
+            if int(entry.name) != os.getpid() and (
+                folder.encode() in (entry / "cmdline").read_bytes()
+                or any(folder in os.readlink(link) for link in (entry / "fd").iterdir())
+            ):
+                found.append(int(entry.name))
     return found
 
 
-def _wait_for_processes(folder: str) -> None:
+def _wait_until_gone(folder: str) -> None:
     """Return when no process of the session is left; end by force what does not leave."""
     until = time.monotonic() + _SECONDS_TO_LEAVE
     while pids := _processes_of(folder):

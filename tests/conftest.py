@@ -1,0 +1,83 @@
+"""What all tests share: private folders, one Ray, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import SAMPLE, dataset_folder
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs made by a test lie in its own folder."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("DISTSGD_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def sample() -> Dataset:
+    return Dataset(SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The folder of the full dataset; fetched into the cache if it is not there yet."""
+    from distsgd.data.fetch import fetch_cifar10
+    from distsgd.errors import SourceError
+
+    if dataset_folder("cifar10").exists():
+        return dataset_folder("cifar10")
+    try:
+        return fetch_cifar10()
+    except SourceError as error:
+        pytest.skip(f"CIFAR-10 cannot be fetched here: {error}")
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for all tests that train in this process."""
+    from distsgd.runtime.ray_session import ray_session
+
+    with ray_session(cpus=8):
+        yield
+
+
+@pytest.fixture
+def distsgd(tmp_path: Path) -> Run:
+    """Runs the command line as a user would, in an empty folder."""
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "distsgd", *map(str, arguments)]
+
+
+def processes_with(text: str) -> Sequence[int]:
+    """Processes that have ``text`` on their command line, in their environment, or open."""
+    from distsgd.runtime.ray_session import _processes_of
+
+    return _processes_of(text)

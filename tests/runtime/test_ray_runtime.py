@@ -1,0 +1,119 @@
+"""Deaths of workers and errors in them, on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd.api.jobs import make_job
+from distsgd.core.initial import initial_weights
+from distsgd.data.dataset import Dataset
+from distsgd.errors import DatasetError, RuntimeFailure
+from distsgd.run.config import TrainConfig
+from distsgd.runtime import ray_runtime
+from distsgd.runtime.events import Ended, Event, Progress
+from distsgd.runtime.inline import train_inline
+from distsgd.runtime.job import Job, Snapshot
+
+pytestmark = pytest.mark.ray
+
+
+def a_job(sample: Dataset, epochs: int = 10) -> tuple[Job, Snapshot]:
+    config = TrainConfig(dataset="sample", epochs=epochs, log_every=1, batch_size=128)
+    job = make_job(config, sample)
+    return job, Snapshot(0, initial_weights(0, job.classes, job.features, 1e-4, job.dtype), {})
+
+
+def never() -> bool:
+    return False
+
+
+def last(events: Any) -> Event:
+    *_, event = events
+    return event
+
+
+class ProcessIds:
+    """Notes the process ids of the actors that a training starts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import ray
+
+        self.workers: list[int] = []
+        start = ray_runtime._start
+
+        def noting(*arguments: Any) -> Any:
+            server, fleet = start(*arguments)
+            ask = [actor.__ray_call__.remote(lambda _: os.getpid()) for actor in (server, *fleet)]
+            self.server, *self.workers = ray.get(ask)
+            return server, fleet
+
+        monkeypatch.setattr(ray_runtime, "_start", noting)
+
+
+def test_a_killed_worker_changes_no_bit(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 3, never)
+    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    os.kill(ids.workers[1], signal.SIGKILL)
+    ended = last(events)
+    undisturbed = last(train_inline(job, start, never))
+    assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
+    assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
+    assert ended.examples_seen == undisturbed.examples_seen == 15_000
+
+
+def test_all_workers_dead_is_a_clear_error(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample, epochs=1000)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 2, never)
+    next(events)
+    for pid in ids.workers:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeFailure, match="every worker has died"):
+        last(events)
+
+
+def test_a_dead_server_is_a_clear_error(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample, epochs=1000)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 2, never)
+    next(events)
+    os.kill(ids.server, signal.SIGKILL)
+    with pytest.raises(RuntimeFailure, match=r"died|gone"):
+        last(events)
+
+
+def test_our_errors_come_through_from_a_worker(
+    sample: Dataset, shared_ray: None, tmp_path: Path
+) -> None:
+    job, start = a_job(sample)
+    job = Job(**{**vars(job), "folder": str(tmp_path / "gone")})
+    with pytest.raises(DatasetError, match="no dataset at"):
+        last(ray_runtime.train_on_ray(job, start, 2, never))
+
+
+def test_a_request_to_stop_ends_at_a_whole_update(sample: Dataset, shared_ray: None) -> None:
+    job, start = a_job(sample, epochs=1000)
+    wanted = False
+    steps = []
+    for event in ray_runtime.train_on_ray(job, start, 2, lambda: wanted):
+        if isinstance(event, Progress):
+            steps.append(event.step)
+            wanted = True
+    assert isinstance(event, Ended)
+    assert not event.finished
+    assert event.examples_seen == sum(job.plan.batch_examples(s) for s in range(steps[-1]))
+    assert event.snapshot.version == steps[-1]
