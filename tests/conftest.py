@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import Run, command_line
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +68,3 @@ def distsgd(tmp_path: Path) -> Run:
         )
 
     return run
-
-
-def command_line(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "distsgd", *map(str, arguments)]
-
-
-def processes_with(text: str) -> Sequence[int]:
-    """Processes that have ``text`` on their command line, in their environment, or open."""
-    from distsgd.runtime.ray_session import _processes_of
-
-    return _processes_of(text)

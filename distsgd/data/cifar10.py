@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from distsgd.core.arrays import Bytes
 from distsgd.data.restricted_pickle import load_batch
@@ -75,14 +76,12 @@ def _from_png(read: _Read, name: str) -> Bytes:
     """One image a row of 1024 RGB pixels; the labels lie in two JSON lists."""
     try:
         image = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
-        labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+        start = 0 if name == "test_batch" else (int(name[-1]) - 1) * _ROWS
+        labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))[start : start + _ROWS]
+        pixels = image.reshape(_ROWS, 1024, 3).transpose(0, 2, 1).reshape(_ROWS, _FEATURES)
+        return _join(labels, pixels)
+    except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
         raise CorruptDataError(f"{name}.png or its labels cannot be read: {error}") from None
-    if image.shape != (_ROWS, 1024, 3):
-        raise CorruptDataError(f"{name}.png is not 1024 x 10000 pixels")
-    start = 0 if name == "test_batch" else (int(name[-1]) - 1) * _ROWS
-    pixels = image.transpose(0, 2, 1).reshape(_ROWS, _FEATURES)
-    return _join(labels[start : start + _ROWS], pixels)
 
 
 _FORMS: dict[str, Callable[[_Read, str], Bytes]] = {
@@ -90,10 +89,16 @@ _FORMS: dict[str, Callable[[_Read, str], Bytes]] = {
 }  # fmt: skip
 
 
+def _files(suffix: str) -> set[str]:
+    """All files of one form."""
+    labels = _LABEL_FILES if suffix == ".png" else ()
+    return {f"{batch}{suffix}" for batch in BATCHES}.union(labels)
+
+
 def _read_records(names: set[str], read: _Read, where: Path) -> Records:
     """The records of whichever form all six batches are there in."""
     for suffix, decode in _FORMS.items():
-        if all(f"{batch}{suffix}" in names for batch in BATCHES):
+        if _files(suffix) <= names:
             return {batch: decode(read, batch) for batch in BATCHES}
     raise SourceError(
         f"{where} does not hold the six batches of CIFAR-10",
@@ -107,7 +112,7 @@ def read_archive(path: Path) -> Records:
     Raises:
         SourceError: it is not such an archive, or it is cut short.
     """
-    wanted = {f"{batch}{suffix}" for batch in BATCHES for suffix in _FORMS} | set(_LABEL_FILES)
+    wanted = set().union(*map(_files, _FORMS))
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as archive:
@@ -120,7 +125,7 @@ def read_archive(path: Path) -> Records:
                         raise EOFError(f"{name} is cut short")
     except FileNotFoundError:
         raise SourceError(f"there is no file {path}", "Check the path given to --source") from None
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise SourceError(
             f"{path} is not a whole archive: {error}", "It may be cut short; download it again"
         ) from None
@@ -131,13 +136,19 @@ def read_folder(folder: Path) -> Records:
     """The records of an unpacked archive, given its folder or the folder around it.
 
     Raises:
-        SourceError: the six batches are not there.
+        SourceError: the six batches are not there, or cannot be read.
     """
     inner = ("cifar-10-batches-py", "cifar-10-batches-bin", "package")
-    for place in (folder, *(folder / name for name in inner)):
-        names = {path.name for path in place.iterdir()} if place.is_dir() else set()
-        if any(f"data_batch_1{suffix}" in names for suffix in _FORMS):
-            return _read_records(names, lambda name, at=place: (at / name).read_bytes(), place)  # type: ignore[misc]
+    try:
+        for place in (folder, *(folder / name for name in inner)):
+            names = {path.name for path in place.iterdir()} if place.is_dir() else set()
+            if any(f"data_batch_1{suffix}" in names for suffix in _FORMS):
+                return _read_records(names, lambda name, at=place: (at / name).read_bytes(), place)  # type: ignore[misc]
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or folder} cannot be read: {(error.strerror or str(error)).lower()}",
+            "Check the folder given to --source",
+        ) from None
     return _read_records(set(), lambda _: b"", folder)
 
 

@@ -52,14 +52,17 @@ def download(url: str, path: Path, sha256: str, progress: Progress) -> None:
 
 def _fetch(url: str, part: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"}  # the bytes of the file itself
+    if have:
+        headers["Range"] = f"bytes={have}-"
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
         if answer.status_code == 416:  # the part is already whole, or longer than the file
             return
         answer.raise_for_status()
         if answer.status_code != 206:
             have = 0
-        total = have + int(answer.headers.get("Content-Length") or 0)
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else 0
         with part.open("ab" if have else "wb") as file:
             for chunk in answer.iter_content(_CHUNK):
                 file.write(chunk)
@@ -72,9 +75,11 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
 
 
 def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
+    text = str(error)
+    if isinstance(error, requests.Timeout) or "timed out" in text:
         return "no answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off"
     if isinstance(error, requests.HTTPError):
         return f"the site answers {error.response.status_code}"
-    text = str(error)
     return "the site cannot be reached" if "Max retries" in text else text

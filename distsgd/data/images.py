@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from distsgd.core.arrays import Bytes
 from distsgd.errors import UsageError
@@ -29,10 +29,11 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
     channels, rows, columns = shape
     try:
         with Image.open(path) as image:
+            image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
             plain = image.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
         raise UsageError(f"there is no image {path}", "Check the path") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
         raise UsageError(
             f"{path} is not an image that can be read: {error}", "Give a PNG or JPEG"
         ) from None

@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", mend)
@@ -121,13 +121,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptDataError(f"{path} does not match its own checksum", mend)
     try:
         return _parse(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DatasetError(f"{path} is not a sound manifest: {error!r}", mend) from None
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
     def shards(split: str) -> tuple[Shard, ...]:
-        return tuple(Shard(**shard) for shard in content[split])
+        return tuple(
+            Shard(str(entry["file"]), int(entry["rows"]), int(entry["size"]), str(entry["sha256"]))
+            for entry in content[split]
+        )
 
     manifest = Manifest(
         name=str(content["name"]),
@@ -141,7 +144,11 @@ def _parse(content: dict[str, Any]) -> Manifest:
         raise ValueError("it names fewer than 2 classes")
     if len(manifest.classes) > 256:
         raise ValueError("it names more than 256 classes")
-    if len(manifest.pixel_sums) != manifest.features or not manifest.rows("train"):
+    if not manifest.shape or min(manifest.shape) < 1:
+        raise ValueError("its shape is no shape of an example")
+    if not manifest.test:
+        raise ValueError("it names no test shard")
+    if len(manifest.pixel_sums) != manifest.features or manifest.rows("train") < 1:
         raise ValueError("its shape, sums and rows do not go together")
     if any(Path(shard.file).name != shard.file for shard in manifest.train + manifest.test):
         raise ValueError("a shard lies outside of the folder")

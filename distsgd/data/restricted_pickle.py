@@ -2,7 +2,9 @@
 
 A pickle can call anything it names. This unpickler resolves the three names that the official
 files need to build an array of bytes, and one more that Python 3 writes for byte strings when
-the same content is pickled again; every other name is refused.
+the same content is pickled again; every other name is refused. The names of numpy lead to
+stand-ins: numpy's own unpickling trusts what it is told, down to the flags that say which bytes
+are pointers.
 """
 
 from __future__ import annotations
@@ -18,11 +20,35 @@ from distsgd.errors import SourceError
 __all__ = ["load_batch"]
 
 
-def _reconstruct(subtype: type, shape: tuple[int, ...], dtype: bytes) -> Any:
-    """What numpy's own function of this name does, for empty plain arrays only."""
-    if subtype is not np.ndarray or shape != (0,):
+class _ByteType:
+    """Stands in for numpy's dtype of single bytes."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"the dtype {name!r} is not admitted")
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and alignment: nothing to a single byte."""
+
+
+class _Array:
+    """Stands in for numpy's array."""
+
+    values: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, column_major, content = state
+        if not isinstance(dtype, _ByteType) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("an array of something else than bytes is not admitted")
+        values = np.frombuffer(content, dtype=np.uint8)
+        self.values = values.reshape(shape, order="F" if column_major else "C")
+
+
+def _reconstruct(subtype: Any, shape: Any, dtype: Any) -> _Array:
+    """An array still empty; its state follows in the pickle."""
+    if subtype is not _Array:
         raise pickle.UnpicklingError("not a plain array")
-    return np.ndarray(shape, dtype=np.uint8)  # __setstate__ follows, and sets all of it
+    return _Array()
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -32,17 +58,11 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _plain_dtype(name: Any, *rest: Any) -> Any:
-    if name not in ("u1", b"u1"):
-        raise pickle.UnpicklingError(f"the dtype {name!r} is not admitted")
-    return np.dtype("u1", *rest)
-
-
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _plain_dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _ByteType,
     ("_codecs", "encode"): _latin1,
 }
 
@@ -71,11 +91,10 @@ def load_batch(content: bytes, name: str) -> tuple[np.ndarray[Any, Any], list[in
         ) from None
     if not isinstance(batch, dict):
         raise SourceError(f"{name} holds no batch", "Use the official archive, unchanged")
-    fields = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
-    data, labels = fields.get("data"), fields.get("labels")
+    array, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
+    data = array.values if isinstance(array, _Array) else None
     if not (
-        isinstance(data, np.ndarray)
-        and data.dtype == np.uint8
+        data is not None
         and data.ndim == 2
         and isinstance(labels, list)
         and len(labels) == len(data)

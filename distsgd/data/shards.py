@@ -105,20 +105,30 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> tuple[Bytes, Byt
     """
     mend = "Check it with `distsgd data verify`, mend it with `distsgd data fetch --force`"
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        batch = _map_batch(path)
+        if batch.schema != _schema(manifest.shape, manifest.classes):
+            raise DatasetError(
+                f"the shard {path} has another schema than its dataset: {batch.schema.names}", mend
+            )
+        if len(batch) != entry.rows:
+            raise CorruptDataError(
+                f"the shard {path} has {len(batch)} rows, not {entry.rows}", mend
+            )
+        batch.validate()  # that its buffers are as long as its rows need
+        pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
+        labels = batch.column("label").to_numpy(zero_copy_only=True)
+        return pixels.reshape(entry.rows, manifest.features), labels
     except FileNotFoundError:
         raise DatasetError(f"the shard {path} is missing", mend) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptDataError(f"the shard {path} is not a whole Arrow file: {error}", mend) from (
             None
         )
-    if table.schema != _schema(manifest.shape, manifest.classes):
-        raise DatasetError(
-            f"the shard {path} has another schema than its dataset: {table.schema.names}", mend
-        )
-    if len(table) != entry.rows or table.column("image").num_chunks != 1:
-        raise CorruptDataError(f"the shard {path} has {len(table)} rows, not {entry.rows}", mend)
-    storage = table.column("image").chunk(0).storage
-    pixels = storage.flatten().to_numpy(zero_copy_only=True)
-    labels = table.column("label").chunk(0).to_numpy(zero_copy_only=True)
-    return pixels.reshape(entry.rows, manifest.features), labels
+
+
+def _map_batch(path: Path) -> pa.RecordBatch:
+    """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if reader.num_record_batches != 1:
+        raise ValueError(f"it has {reader.num_record_batches} parts, not 1")
+    return reader.get_batch(0)

@@ -1,7 +1,8 @@
 """A Ray of our own on this machine: private, quiet, on loopback, and gone afterwards.
 
-Everything of it lies in one folder under the system's temporary folder. The folder is locked
-while its owner lives; folders whose owner is gone are removed by the next session.
+Everything of it lies in one folder under the system's temporary folder. If the owner is killed,
+a guard ends what is left of it. The folder is locked while its owner lives; folders whose owner
+and guard are both gone are removed by the next session.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from distsgd.errors import RuntimeFailure
+from distsgd.runtime.session_guard import clear_session, guarded
 
 __all__ = ["ray_session", "sweep_dead_sessions"]
 
@@ -54,7 +54,7 @@ def _root() -> Path:
 
 
 def sweep_dead_sessions() -> None:
-    """Remove the folders of sessions whose owner was killed."""
+    """End what is left of sessions whose owner was killed, and remove their folders."""
     for folder in _root().glob(f"{_PREFIX}*"):
         lock = FileLock(folder / _LOCK)
         try:
@@ -63,7 +63,7 @@ def sweep_dead_sessions() -> None:
             lock.acquire(timeout=0)
         except (OSError, Timeout):
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_session(folder)
         lock.release()
 
 
@@ -105,47 +105,17 @@ def _reread_environment() -> None:
 @contextmanager
 def _session_folder() -> Iterator[Path]:
     sweep_dead_sessions()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_root()))
-    lock = FileLock(folder / _LOCK)
+    # It takes its final name when it is locked already: another sweep never sees it without.
+    unlocked = Path(tempfile.mkdtemp(prefix=".distsgd-", dir=_root()))
+    lock = FileLock(unlocked / _LOCK)
     lock.acquire()
+    folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name[9:]}")
     try:
-        yield folder
+        with guarded(folder):
+            yield folder
     finally:
-        _wait_until_gone(str(folder))
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_session(folder, _SECONDS_TO_LEAVE)
         lock.release()
-
-
-def _processes_of(folder: str) -> list[int]:
-    """Processes, other than this one, that name the folder or have a file of it open.
-
-    Ray's workers rename themselves, so that their command line alone does not tell.
-    """
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if int(entry.name) != os.getpid() and (
-                folder.encode() in (entry / "cmdline").read_bytes()
-                or any(folder in os.readlink(link) for link in (entry / "fd").iterdir())
-            ):
-                found.append(int(entry.name))
-    return found
-
-
-def _wait_until_gone(folder: str) -> None:
-    """Return when no process of the session is left; end by force what does not leave."""
-    until = time.monotonic() + _SECONDS_TO_LEAVE
-    while pids := _processes_of(folder):
-        if time.monotonic() > until:
-            for pid in pids:
-                _kill(pid)
-            return
-        time.sleep(0.02)
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -107,12 +107,10 @@ def test_our_errors_come_through_from_a_worker(
 
 def test_a_request_to_stop_ends_at_a_whole_update(sample: Dataset, shared_ray: None) -> None:
     job, start = a_job(sample, epochs=1000)
-    wanted = False
-    steps = []
-    for event in ray_runtime.train_on_ray(job, start, 2, lambda: wanted):
+    steps: list[int] = []
+    for event in ray_runtime.train_on_ray(job, start, 2, lambda: bool(steps)):
         if isinstance(event, Progress):
             steps.append(event.step)
-            wanted = True
     assert isinstance(event, Ended)
     assert not event.finished
     assert event.examples_seen == sum(job.plan.batch_examples(s) for s in range(steps[-1]))

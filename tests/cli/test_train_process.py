@@ -1,0 +1,169 @@
+"""`distsgd train` as a process: output, exit codes, signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import Run, command_line, processes_with
+
+from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
+
+LONG = ("--dataset", "sample", "--epochs", "100000")
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def ray_folders() -> set[str]:
+    return {path.name for path in Path("/tmp").glob("distsgd-ray-*")}
+
+
+@contextmanager
+def training(
+    folder: Path, *options: object, start_new_session: bool = True
+) -> Iterator[subprocess.Popen[str]]:
+    """A long training in a process of its own; ended by force if the test has not done so."""
+    process = subprocess.Popen(
+        command_line("train", *LONG, "--run-dir", folder, *options),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=start_new_session, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        print(*process.communicate())
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def wait_for_epochs(folder: Path, epochs: int) -> None:
+    wait_for(lambda: len(list((folder / "checkpoints").glob("step-*.npz"))) > epochs)
+
+
+@pytest.mark.ray
+def test_json_is_one_object_and_nothing_is_left(distsgd: Run, tmp_path: Path) -> None:
+    before = shared_memory(), ray_folders()
+    done = distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 2, "--json",
+                   "--run-dir", tmp_path / "run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (shared_memory(), ray_folders()) == before
+    assert {
+        "run_dir", "loss", "workers", "batch_size", "epochs", "steps", "examples_seen",
+        "train_loss", "train_accuracy", "test_accuracy", "train_seconds", "wall_seconds",
+        "examples_per_second", "weights_sha256",
+    } <= result.keys()  # fmt: skip
+    assert result["workers"] == 2
+    assert result["examples_seen"] == 3000
+    alone = json.loads(
+        distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 0, "--json").stdout
+    )
+    assert alone["weights_sha256"] == result["weights_sha256"]
+
+
+def test_without_workers_ray_is_not_imported(distsgd: Run) -> None:
+    code = (
+        "import sys, distsgd; distsgd.train('sample', workers=0, epochs=1);"
+        "assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_piped_output_is_a_line_an_epoch(distsgd: Run) -> None:
+    done = distsgd("train", "--dataset", "sample", "--epochs", 3, "--workers", 0)
+    lines = done.stdout.splitlines()
+    assert "\x1b" not in done.stdout
+    assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
+    assert any(line.strip().startswith("test accuracy") for line in lines)
+
+
+def test_a_terminal_shows_live_progress(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command_line("train", "--dataset", "sample", "--epochs", 40, "--workers", 0),
+        stdout=theirs, stderr=theirs, stdin=theirs, env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:
+            break
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert b"images/s" in shown and b"step" in shown and b"test accuracy" in shown
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]
+)
+def test_a_signal_leaves_a_whole_checkpoint_and_nothing_else(
+    number: signal.Signals, send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """Ctrl-C in a terminal goes to every process of the group, SIGTERM to ours."""
+    before = shared_memory(), ray_folders()
+    folder = tmp_path / "run"
+    with training(folder, "--json") as process:
+        wait_for_epochs(folder, 2)
+        ours = ray_folders() - before[1]
+        send(process.pid, number)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    result = json.loads(output)
+    assert result["status"] == "interrupted"
+    assert "interrupted after step" in errors
+    model = read_checkpoint(latest_checkpoint(folder / "checkpoints"))
+    assert model.version == result["steps"] > 0
+    assert (shared_memory(), ray_folders()) == before
+    assert not [pid for name in ours for pid in processes_with(name)]
+
+
+@pytest.mark.ray
+def test_after_a_kill_no_process_stays_and_the_next_run_sweeps(
+    distsgd: Run, tmp_path: Path
+) -> None:
+    before = shared_memory(), ray_folders()
+    folder = tmp_path / "run"
+    with training(folder) as process:
+        wait_for_epochs(folder, 1)
+        (name,) = ray_folders() - before[1]
+        process.kill()
+        process.wait()
+        wait_for(lambda: not processes_with(name), 30)
+        assert json.loads(distsgd("runs", "show", folder, "--json").stdout)["status"] == "dead"
+        done = distsgd("train", "--dataset", "sample", "--epochs", 1, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert (shared_memory(), ray_folders()) == before
+
+
+@pytest.mark.ray
+def test_two_runs_side_by_side_do_not_disturb_each_other(tmp_path: Path, distsgd: Run) -> None:
+    with training(tmp_path / "long") as other:
+        wait_for_epochs(tmp_path / "long", 1)
+        done = distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 2, "--json")
+        assert done.returncode == 0, done.stderr
+        assert other.poll() is None
+        seen = len(list((tmp_path / "long" / "checkpoints").iterdir()))
+        wait_for_epochs(tmp_path / "long", seen)
+        other.send_signal(signal.SIGINT)
+        other.communicate(timeout=30)
+    assert other.returncode == 130
