@@ -1,0 +1,244 @@
+"""Bad input: one clear line, the right exit code, no traceback, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import Run, command_line
+
+from distsgd.data.locations import SAMPLE
+
+TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1")
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "fault of distsgd" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in line
+    assert done.stdout == "" or "{" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch-size", "0"), ("--batch-size", "1 or more")),
+        (("--batch-size", "1501"), ("--batch-size 1501", "1500")),
+        (("--epochs", "0"), ("--epochs",)),
+        (("--workers", "-1"), ("--workers",)),
+        (("--seed", "-1"), ("--seed",)),
+        (("--loss", "hinge"), ("--loss", "softmax, svm")),
+        (("--sampling", "sorted"), ("--sampling", "shuffle, random, sequential")),
+        (("--set", "learning_rate=nan"), ("learning_rate", "nan")),
+        (("--set", "learning_rate=inf"), ("learning_rate",)),
+        (("--set", "learning_rate=0"), ("learning_rate", "above 0")),
+        (("--set", "learning_rate=fast"), ("learning_rate", "a number")),
+        (("--set", "momentum=1"), ("momentum",)),
+        (("--set", "learn_rate=0.1"), ("learn_rate", "Did you mean learning_rate?")),
+        (("--set", "seed"), ("--set seed", "name=value")),
+        (("--set", "epochs=3"), ("epochs", "given twice")),
+        (("--set", "slot_size=1.5"), ("slot_size", "whole number")),
+        (("--config", "missing.toml"), ("--config", "missing.toml")),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    distsgd: Run, private_home: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    given = [*TRAIN, *options] if options[0] != "--epochs" else [*TRAIN[:-2], *options]
+    assert_refused(distsgd(*given), 2, *words)
+    assert not private_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("epochs = ", "not valid"), ("epoch = 3", "Did you mean epochs?"), ("epochs = true", "true")],
+)
+def test_config_files_that_cannot_be_used(
+    distsgd: Run, tmp_path: Path, content: str, word: str
+) -> None:
+    (tmp_path / "bad.toml").write_text(content)
+    done = distsgd("train", "--dataset", "sample", "--workers", 0, "--config", "bad.toml")
+    assert done.returncode == 2
+    assert word.lower() in done.stderr.lower()
+
+
+def test_unknown_flags_are_usage_errors(distsgd: Run) -> None:
+    done = distsgd("train", "--learning-rate", "1")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A copy of the sample, to be broken."""
+    return Path(shutil.copytree(SAMPLE, tmp_path / "broken"))
+
+
+def train_on(distsgd: Run, folder: Path) -> subprocess.CompletedProcess[str]:
+    return distsgd("train", "--dataset", folder, "--workers", 0, "--epochs", 1)
+
+
+def test_no_dataset_there(distsgd: Run, tmp_path: Path) -> None:
+    assert_refused(train_on(distsgd, tmp_path / "nothing"), 1, "no dataset at", "nothing")
+
+
+def test_dataset_not_fetched_yet(distsgd: Run, tmp_path: Path) -> None:
+    done = distsgd("train", "--workers", 0, env={"DISTSGD_CACHE": str(tmp_path / "cache")})
+    assert_refused(done, 1, "distsgd data fetch")
+
+
+def test_flipped_byte_in_a_shard(distsgd: Run, broken: Path, private_home: Path) -> None:
+    shard = broken / "train-00001-of-00002.arrow"
+    content = bytearray(shard.read_bytes())
+    content[1_000_000] ^= 1
+    shard.write_bytes(content)
+    assert_refused(train_on(distsgd, broken), 1, "corrupt", shard.name)
+    assert_refused(distsgd("data", "verify", "--dataset", broken), 1, "corrupt", shard.name)
+    assert not private_home.exists()
+
+
+def test_truncated_and_missing_shards(distsgd: Run, broken: Path) -> None:
+    shard = broken / "train-00000-of-00002.arrow"
+    os.truncate(shard, 1000)
+    assert_refused(train_on(distsgd, broken), 1, shard.name)
+    shard.unlink()
+    assert_refused(train_on(distsgd, broken), 1, "missing", shard.name)
+
+
+def test_wrong_schema(distsgd: Run, broken: Path) -> None:
+    import pyarrow as pa
+
+    from distsgd.data.shards import checksum
+
+    shard = broken / "test-00000-of-00001.arrow"
+    table = pa.table({"pixels": list(range(400))})
+    with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    rewrite_manifest(broken, lambda content: content["test"][0].update(
+        sha256=checksum(shard), size=shard.stat().st_size))  # fmt: skip
+    assert_refused(train_on(distsgd, broken), 1, "schema", shard.name)
+
+
+def rewrite_manifest(folder: Path, change: object) -> None:
+    """Change the manifest and give it a fitting checksum again."""
+    from distsgd.data import manifest
+
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    change(content)  # type: ignore[operator]
+    path.write_text(json.dumps({**content, "digest": manifest._digest(content)}))
+
+
+@pytest.mark.parametrize("classes", [[], ["one"], None, [str(i) for i in range(300)]])
+def test_unknown_class_count(distsgd: Run, broken: Path, classes: object) -> None:
+    rewrite_manifest(broken, lambda content: content.update(classes=classes))
+    assert_refused(train_on(distsgd, broken), 1, "manifest.json")
+
+
+def test_too_few_classes_for_the_labels(distsgd: Run, broken: Path) -> None:
+    rewrite_manifest(broken, lambda content: content.update(classes=["a", "b"]))
+    assert train_on(distsgd, broken).returncode == 1
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_diverging_loss(distsgd: Run, tmp_path: Path, workers: int) -> None:
+    folder = tmp_path / "run"
+    done = distsgd("train", "--dataset", "sample", "--workers", workers, "--loss", "svm",
+                   "--set", "learning_rate=1e30", "--run-dir", folder, "--json")  # fmt: skip
+    assert_refused(done, 1, "diverged", "learning_rate")
+    assert json.loads((folder / "report.json").read_text())["status"] == "diverged"
+    assert (folder / "checkpoints" / "step-000000000.npz").exists()
+
+
+def test_existing_run_folder_is_left_alone(distsgd: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all my work")
+    assert_refused(distsgd(*TRAIN, "--run-dir", folder), 1, "exists already", "--run-dir")
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert (folder / "thesis.txt").read_text() == "all my work"
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing/run", "file/run"])
+def test_run_folder_that_cannot_be_made(distsgd: Run, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(distsgd(*TRAIN, "--run-dir", place), 1, "cannot write")
+
+
+def test_read_only_run_folder(distsgd: Run, tmp_path: Path) -> None:
+    """A folder without write permission; root writes there all the same, so drop it."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert_refused(distsgd(*TRAIN, "--run-dir", closed / "run"), 1, "cannot write")
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """No file may grow beyond 100 kB: too little for a checkpoint."""
+    done = subprocess.run(
+        command_line(*TRAIN, "--run-dir", tmp_path / "run"),
+        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert_refused(done, 1, "cannot write", "checkpoints")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_full_disk_for_real(distsgd: Run, tmp_path: Path) -> None:
+    """A file system of 300 kB: room for one checkpoint, which stays whole."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        assert_refused(distsgd(*TRAIN, "--run-dir", small / "run"), 1, "cannot write", "space")
+        kept = [path.name for path in (small / "run" / "checkpoints").iterdir()]
+        assert kept == ["step-000000000.npz"]
+        assert distsgd("evaluate", small / "run").returncode == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_evaluate_and_predict(distsgd: Run, tmp_path: Path) -> None:
+    assert_refused(distsgd("evaluate", "nowhere"), 1, "no run", "runs list")
+    assert_refused(distsgd("evaluate", "latest"), 1, "no runs yet")
+    assert distsgd(*TRAIN, "--run-dir", "run").returncode == 0
+    assert_refused(distsgd("predict", "run", "missing.png"), 2, "missing.png")
+    (tmp_path / "text.png").write_text("not an image")
+    assert_refused(distsgd("predict", "run", "text.png"), 2, "text.png")
+    assert_refused(distsgd("evaluate", "run", "--split", "all"), 2, "--split")
+    (checkpoint,) = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    assert_refused(distsgd("evaluate", "run"), 1, "damaged", checkpoint.name)
+
+
+def test_sources_of_data(distsgd: Run, tmp_path: Path) -> None:
+    env = {"DISTSGD_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "archive.tar.gz").write_bytes(b"\x1f\x8b\x08\x00truncated")
+    for source, word in (("missing.tar.gz", "no file"), ("archive.tar.gz", "archive.tar.gz")):
+        done = distsgd("data", "fetch", "--source", source, env=env)
+        assert_refused(done, 1, word)
+    assert not (tmp_path / "cache" / "datasets" / "cifar10").exists()
+
+
+def test_debug_shows_the_traceback(distsgd: Run) -> None:
+    assert "Traceback" in distsgd("--debug", "evaluate", "nowhere").stderr
+    assert "Traceback" in distsgd("evaluate", "nowhere", "--debug").stderr
+
+
+@pytest.mark.parametrize("lam", ["--parameters", "--examples"])
+def test_gradcheck_of_nothing(distsgd: Run, lam: str) -> None:
+    assert_refused(distsgd("gradcheck", lam, "0"), 2, lam)

@@ -1,0 +1,41 @@
+"""Run folders: what state a run is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distsgd.errors import RunError
+from distsgd.run.config import TrainConfig
+from distsgd.run.folder import RunFolder, create_run, find_run, list_runs
+
+
+def test_status_follows_the_life_of_a_run(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", TrainConfig(), {})
+    assert RunFolder(run.path).status() == "running"
+    run.release()
+    assert RunFolder(run.path).status() == "dead"
+    run.write("report.json", {"status": "finished"})
+    assert RunFolder(run.path).status() == "finished"
+
+
+def test_runs_are_found_by_path_name_and_as_the_latest() -> None:
+    first, second = (create_run(None, TrainConfig(seed=n), {}) for n in (1, 2))
+    assert find_run(first.path).path == find_run(first.path.name).path == first.path.resolve()
+    assert {run.path for run in list_runs()} == {first.path.resolve(), second.path.resolve()}
+    assert find_run("latest").settings().seed in (1, 2)
+
+
+def test_runs_are_private_to_the_user() -> None:
+    run = create_run(None, TrainConfig(), {})
+    assert run.path.stat().st_mode & 0o777 == 0o700
+    assert (run.path / "config.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": {"epochs": 0}}', "\0"])
+def test_a_damaged_config_is_a_clear_error(content: str) -> None:
+    run = create_run(None, TrainConfig(), {})
+    (run.path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        run.settings()

@@ -1,0 +1,66 @@
+"""The README's command lines and its Python run as they stand, in order, in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from distsgd.run.config import RECIPES, TrainConfig
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines()]
+
+
+@pytest.mark.ray
+def test_command_lines_run(cifar10: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100), (30, 90, 160)).save(tmp_path / "photo.png")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    lines = [line for line in commands() if line.startswith("distsgd ")]
+    assert len(lines) >= 12
+    for line in lines:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100), (30, 90, 160)).save(tmp_path / "photo.png")
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_the_two_commands_are_there() -> None:
+    top = Path(__file__).parents[1]
+    for line in commands()[:2]:
+        assert os.access(top / line, os.X_OK)
+
+
+def test_the_table_of_settings_is_complete_and_true() -> None:
+    config = TrainConfig()
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"`{name}`" in README
+    rows = re.findall(r"^\| `(\w+)` \| `?([\w.-]+)`? \|", README, re.MULTILINE)
+    for name, default in rows:
+        value = getattr(config, name)
+        assert default == "by" or type(value)(default) == value
+    for loss, recipe in RECIPES.items():
+        assert all(str(value) in README for value in recipe.values()), loss
