@@ -38,7 +38,7 @@ class TrainResult:
         dataset: as it was given.
         loss: "softmax" or "svm".
         workers: worker processes.
-        channel: how gradients travelled.
+        channel: how gradients travelled: "inline", "unix", "ray", or several with "+".
         batch_size: examples of a minibatch.
         epochs: epochs asked for.
         seed: seed of the run.

@@ -24,7 +24,7 @@ from distsgd.run.checkpoint import Model, shaped_state, weights_sha256, write_ch
 from distsgd.run.config import TrainConfig, config_from
 from distsgd.run.folder import RunFolder, create_run
 from distsgd.run.metrics import MetricsWriter
-from distsgd.runtime.events import Ended, EpochEnded, Event, Progress
+from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Progress
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["train", "train_with"]
@@ -128,6 +128,7 @@ class _Training:
         self._job = make_job(config, dataset)
         self._metrics = MetricsWriter(run.path / "metrics.jsonl")
         self._saved = -1
+        self._channel = "inline"
 
     def run(self, began: float) -> TrainResult:
         job = self._job
@@ -161,11 +162,14 @@ class _Training:
             return train_inline(self._job, start, self._signals)
         from distsgd.runtime.ray_runtime import train_on_ray
 
-        return train_on_ray(self._job, start, self._config.workers, self._signals)
+        config = self._config
+        return train_on_ray(self._job, start, config.workers, self._signals, config.channel)
 
     def _follow(self, events: Iterator[Event]) -> Ended:
         for event in events:
-            if isinstance(event, Progress):
+            if isinstance(event, Connected):
+                self._channel = "+".join(sorted(set(event.channels)))
+            elif isinstance(event, Progress):
                 self._metrics.write({"kind": "progress", **asdict(event)})
                 self._reporter.progress(event)
             elif isinstance(event, EpochEnded):
@@ -223,7 +227,7 @@ class _Training:
             dataset=config.dataset,
             loss=config.loss,
             workers=config.workers,
-            channel="ray" if config.workers else "inline",
+            channel=self._channel,
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=config.seed,

@@ -47,6 +47,7 @@ class TrainConfig:
         warmup_epochs: epochs over which the learning rate grows linearly.
         step_epochs: epochs between the drops of the schedule "step".
         step_factor: what each of these drops multiplies by.
+        channel: "auto", or force "unix" (sockets within a node) or "ray" (actor calls).
         slot_size: examples of a slot, the unit of work; part of what fixes the bits.
         init_scale: standard deviation of the first W.
         pixel_scale: what centred pixels are divided by.
@@ -69,6 +70,7 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     step_epochs: float = 5.0
     step_factor: float = 0.1
+    channel: str = "auto"
     slot_size: int = 64
     init_scale: float = 1e-4
     pixel_scale: float = 64.0
@@ -101,6 +103,7 @@ _CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
     "schedule": SCHEDULES,
     "dtype": ("float32", "float64"),
+    "channel": ("auto", "unix", "ray"),
 }
 _LEAST: dict[str, tuple[float, str]] = {
     "workers": (0, "a whole number, 0 or more"),

@@ -10,7 +10,7 @@ from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.runtime.job import Job, Snapshot, snapshot
 
-__all__ = ["Ended", "EpochEnded", "Event", "Progress", "Recorder", "Stopwatch"]
+__all__ = ["Connected", "Ended", "EpochEnded", "Event", "Progress", "Recorder", "Stopwatch"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,18 @@ class Ended:
     diverged: Diverged | None = None
 
 
-Event = Progress | EpochEnded | Ended
+@dataclass(frozen=True)
+class Connected:
+    """The workers are connected to the server, and begin.
+
+    Attributes:
+        channels: name of the channel of each worker.
+    """
+
+    channels: tuple[str, ...]
+
+
+Event = Connected | Progress | EpochEnded | Ended
 
 
 class Stopwatch:

@@ -69,9 +69,14 @@ class Job:
         return self.preprocessing.features
 
     @property
+    def parameters(self) -> int:
+        """Length of flat W."""
+        return self.classes * self.preprocessing.columns
+
+    @property
     def vector_bytes(self) -> int:
         """Bytes of flat W."""
-        return self.classes * self.preprocessing.columns * np.dtype(self.dtype).itemsize
+        return self.parameters * np.dtype(self.dtype).itemsize
 
     def kernel(self) -> SlotKernel:
         """What computes slot gradients."""

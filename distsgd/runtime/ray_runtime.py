@@ -8,9 +8,11 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits
 
+from distsgd.channel.base import Channel
 from distsgd.channel.ray_calls import RayChannel, RayPort
+from distsgd.channel.unix_socket import Shape, UnixAddress, UnixSocketChannel, UnixSocketPort
 from distsgd.errors import DistsgdError, RuntimeFailure
-from distsgd.runtime.events import Ended, Event
+from distsgd.runtime.events import Connected, Ended, Event
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_session import ray_session
 from distsgd.runtime.server_host import ServerHost
@@ -31,6 +33,11 @@ class ServerProcess:
         threadpool_limits(1)
         self._host = ServerHost(job, start, workers)
         self._port = RayPort(self._host, job.vector_bytes)
+        self._unix = UnixSocketPort(self._host, _shape(job), self._host.lost)
+
+    def address(self) -> tuple[str, UnixAddress]:
+        """The node this server is on, and where it listens there."""
+        return ray.get_runtime_context().get_node_id(), self._unix.address
 
     def exchange(self, worker: int, meta: Any, *chunks: Any) -> Any:
         """See `distsgd.channel.ray_calls.RayPort.exchange`."""
@@ -60,10 +67,23 @@ class WorkerProcess:
         """Open the data. Not done on creation: errors of calls come through, of creation not."""
         self._worker = Worker(self._job)
 
-    def run(self, server: Any) -> int:
+    def connect(self, server: Any, channel: str, address: tuple[str, UnixAddress]) -> str:
+        """Connect to the server by the named channel, or the best there is; returns its name."""
+        self._channel: Channel
+        here = ray.get_runtime_context().get_node_id()
+        if channel == "unix" or (channel == "auto" and here == address[0]):
+            self._channel = UnixSocketChannel(address[1], self._number, _shape(self._job))
+        else:
+            self._channel = RayChannel(server, self._number, self._job.vector_bytes)
+        return self._channel.name
+
+    def run(self) -> int:
         """Work until the server has no more."""
-        channel = RayChannel(server, self._number, self._job.vector_bytes)
-        return work(self._worker, channel)
+        return work(self._worker, self._channel)
+
+
+def _shape(job: Job) -> Shape:
+    return Shape(job.parameters, job.dtype, job.plan.most_slots)
 
 
 def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:
@@ -80,7 +100,11 @@ def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:
 
 
 def train_on_ray(
-    job: Job, start: Snapshot, workers: int, should_stop: Callable[[], bool]
+    job: Job,
+    start: Snapshot,
+    workers: int,
+    should_stop: Callable[[], bool],
+    channel: str = "auto",
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
@@ -89,6 +113,7 @@ def train_on_ray(
         start: where to begin.
         workers: number of worker processes, at least 1.
         should_stop: asked several times a second.
+        channel: "auto" (a Unix socket on the server's node, else actor calls), "unix" or "ray".
 
     Raises:
         RuntimeFailure: the server, or every worker, has died.
@@ -97,7 +122,7 @@ def train_on_ray(
     with ray_session(cpus=workers + 1):
         server, fleet = _start(job, start, workers)
         try:
-            yield from _Driver(server, fleet).events(should_stop)
+            yield from _Driver(server, fleet, channel).events(should_stop)
         finally:
             for actor in (*fleet, server):
                 ray.kill(actor)
@@ -106,15 +131,26 @@ def train_on_ray(
 class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
-    def __init__(self, server: Any, fleet: list[Any]) -> None:
-        self._server = server
+    def __init__(self, server: Any, fleet: list[Any], channel: str) -> None:
+        self._server, self._fleet, self._channel = server, fleet, channel
         self._running: dict[Any, int] = {}
-        _get([actor.open.remote() for actor in fleet])
-        for number, actor in enumerate(fleet):
-            self._running[actor.run.remote(server)] = number
+
+    def _begin(self) -> Event:
+        """Open the data everywhere, connect everyone, and set the workers to work."""
+        address = self._server.address.remote()
+        opened = [actor.open.remote() for actor in self._fleet]
+        found = _get(address)
+        _get(opened)
+        names = _get(
+            [actor.connect.remote(self._server, self._channel, found) for actor in self._fleet]
+        )
+        for number, actor in enumerate(self._fleet):
+            self._running[actor.run.remote()] = number
+        return Connected(tuple(names))
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         stopping = False
+        yield self._begin()
         waiting = self._server.events.remote(_POLL_SECONDS)
         while True:
             if should_stop() and not stopping:

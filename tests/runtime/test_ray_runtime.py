@@ -77,7 +77,7 @@ def test_all_workers_dead_is_a_clear_error(
     job, start = a_job(sample, epochs=1000)
     ids = ProcessIds(monkeypatch)
     events = ray_runtime.train_on_ray(job, start, 2, never)
-    next(events)
+    next(event for event in events if isinstance(event, Progress))
     for pid in ids.workers:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeFailure, match="every worker has died"):
@@ -90,7 +90,7 @@ def test_a_dead_server_is_a_clear_error(
     job, start = a_job(sample, epochs=1000)
     ids = ProcessIds(monkeypatch)
     events = ray_runtime.train_on_ray(job, start, 2, never)
-    next(events)
+    next(event for event in events if isinstance(event, Progress))
     os.kill(ids.server, signal.SIGKILL)
     with pytest.raises(RuntimeFailure, match=r"died|gone"):
         last(events)

@@ -35,6 +35,14 @@ def test_ray_gives_the_bits_of_one_process(workers: int, shared_ray: None) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("channel", ["unix", "ray"])
+def test_every_channel_gives_the_same_bits(channel: str, shared_ray: None) -> None:
+    result = train("sample", workers=2, epochs=2, channel=channel)
+    assert result.channel == channel
+    assert result.weights_sha256 == sha_of(0)
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,0 +1,116 @@
+"""The Unix socket: what is sent arrives, strangers are refused, deaths are noticed."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from distsgd.channel.base import Work
+from distsgd.channel.unix_socket import Shape, UnixAddress, UnixSocketChannel, UnixSocketPort
+from distsgd.core.messages import Lease, Push
+from distsgd.core.slot_gradient import SlotLoss
+from distsgd.errors import ChannelClosed
+
+SHAPE = Shape(parameters=50_000, dtype="float64", most_slots=3)
+LEASE = Lease(step=7, first=0, last=3, version=7)
+
+
+class Recording:
+    """A server that keeps what it is pushed, and answers with its double."""
+
+    def __init__(self) -> None:
+        self.pushes: list[tuple[int, Push | None]] = []
+        self.lost: list[int] = []
+        self.noticed = threading.Event()
+
+    def exchange(self, worker: int, push: Push | None) -> Work | None:
+        copy = Push(push.lease, push.losses, push.gradients.copy()) if push else None
+        self.pushes.append((worker, copy))
+        if len(self.pushes) > 2:
+            return None
+        return LEASE, np.full(SHAPE.parameters, 0.5)
+
+    def note_lost(self, worker: int) -> None:
+        self.lost.append(worker)
+        self.noticed.set()
+
+
+@pytest.fixture
+def server() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def port(server: Recording) -> Iterator[UnixSocketPort]:
+    port = UnixSocketPort(server, SHAPE, server.note_lost)
+    yield port
+    port.close()
+
+
+def a_push() -> Push:
+    losses = tuple(SlotLoss(0.1 * n, n, 64) for n in range(3))
+    return Push(LEASE, losses, np.random.default_rng(0).standard_normal((2, SHAPE.parameters)))
+
+
+def test_what_is_sent_arrives(server: Recording, port: UnixSocketPort) -> None:
+    channel, push = UnixSocketChannel(port.address, 4, SHAPE), a_push()
+    work = channel.exchange(None)
+    assert work is not None and work[0] == LEASE and (work[1] == 0.5).all()
+    assert channel.exchange(push) is not None
+    assert channel.exchange(push) is None
+    (first, nothing), (_, received), _ = server.pushes
+    assert (first, nothing) == (4, None)
+    assert received is not None
+    assert (received.lease, received.losses) == (push.lease, push.losses)
+    assert np.array_equal(received.gradients, push.gradients)
+
+
+@pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n" * 4, bytes(36)])
+def test_strangers_are_refused(server: Recording, port: UnixSocketPort, noise: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(20)
+        stranger.connect(f"\0{port.address.name}")
+        stranger.sendall(noise)
+        stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+    assert server.pushes == [] and server.lost == []
+
+
+def test_a_wrong_token_is_refused(server: Recording, port: UnixSocketPort) -> None:
+    wrong = UnixAddress(port.address.name, bytes(32))
+    with pytest.raises(ChannelClosed):
+        UnixSocketChannel(wrong, 0, SHAPE).exchange(None)
+    assert server.pushes == []
+
+
+def test_a_death_is_noticed_at_once(server: Recording, port: UnixSocketPort) -> None:
+    channel = UnixSocketChannel(port.address, 2, SHAPE)
+    channel.exchange(None)
+    channel.close()
+    assert server.noticed.wait(10)
+    assert server.lost == [2]
+
+
+def test_an_impossible_size_ends_the_connection(server: Recording, port: UnixSocketPort) -> None:
+    channel = UnixSocketChannel(port.address, 1, SHAPE)
+    channel._connection.sendall(struct.pack("<qqqqII", 0, 0, 1, 0, 4_000_000_000, 1))
+    assert server.noticed.wait(10)
+    assert server.pushes == []
+    channel.close()
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ChannelClosed, match="does not listen"):
+        UnixSocketChannel(UnixAddress("distsgd-nobody", bytes(32)), 0, SHAPE)
+
+
+def test_the_token_is_not_shown(port: UnixSocketPort) -> None:
+    assert port.address.token.hex() not in repr(port.address)
+    assert repr(port.address.token) not in repr(port.address)
