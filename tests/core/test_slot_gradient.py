@@ -1,0 +1,167 @@
+"""Slot gradients against one full-batch product, and the purity of the kernel."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from distsgd.core.arrays import as_matrix
+from distsgd.core.features import Preprocessing
+from distsgd.core.gradient_check import analytic_gradient
+from distsgd.core.initial import pad
+from distsgd.core.losses import LOSSES
+from distsgd.core.slot_gradient import SlotKernel, SlotLoss, measure
+
+CLASSES = 10
+CIFAR = 3072
+SMALL = 48
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_blas_thread():
+    with threadpool_limits(1):
+        yield
+
+
+class Problem:
+    """Random images, labels and W; and the full-batch gradient in one product."""
+
+    def __init__(self, features, examples, dtype="float64"):
+        rng = np.random.default_rng(features + examples)
+        self.features, self.dtype = features, dtype
+        self.preprocessing = Preprocessing(rng.uniform(100, 150, features), scale=64.0)
+        self.pixels = rng.integers(0, 256, (examples, features)).astype(np.uint8)
+        self.labels = rng.integers(0, CLASSES, examples).astype(np.uint8)
+        self.weights = (rng.standard_normal((CLASSES, features + 1)) * 0.05).astype(dtype)
+        self.padded = as_matrix(pad(self.weights), CLASSES)
+
+    def kernel(self, loss, slot_size):
+        return SlotKernel(loss, CLASSES, self.preprocessing, slot_size, self.dtype)
+
+    def gradient(self, kernel, rows):
+        """The gradient of some rows, written over nan, and their loss."""
+        out = np.full_like(self.padded, np.nan)
+        found = kernel.gradient(self.padded, self.pixels[rows], self.labels[rows], out)
+        return out, found
+
+    def serial(self, loss):
+        """Sum of dL_i/dW over all examples, shape (classes, features + 1), and the scores."""
+        centred = (self.pixels - self.preprocessing.mean) / self.preprocessing.scale
+        features = np.hstack([centred, np.ones((len(centred), 1))])
+        scores = features @ self.weights.T
+        by_score = np.empty_like(scores)
+        losses = LOSSES[loss](scores, self.labels, by_score)
+        return by_score.T @ features, losses, scores
+
+
+def slots_of(examples, slot_size):
+    return [slice(low, low + slot_size) for low in range(0, examples, slot_size)]
+
+
+def relative_error(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("slot_size", [1, 3, 7, 33, 64, 101, 150])
+def test_slot_sums_equal_the_serial_gradient(loss, slot_size):
+    problem = Problem(SMALL, 101)
+    check_against_serial(problem, loss, slot_size)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("slot_size", [37, 64])
+def test_slot_sums_equal_the_serial_gradient_of_cifar_images(loss, slot_size):
+    """Here the products are cut into blocks of rows and of columns."""
+    problem = Problem(CIFAR, 101)
+    check_against_serial(problem, loss, slot_size)
+
+
+def check_against_serial(problem, loss, slot_size):
+    kernel = problem.kernel(loss, slot_size)
+    parts = [problem.gradient(kernel, rows) for rows in slots_of(101, slot_size)]
+    expected, losses, scores = problem.serial(loss)
+    total = sum(gradient for gradient, _ in parts)
+    columns = problem.features + 1
+    assert relative_error(total[:, :columns], expected) <= 1e-12
+    assert not total[:, columns:].any()
+    assert sum(part.examples for _, part in parts) == 101
+    assert sum(part.loss for _, part in parts) == pytest.approx(losses.sum(), rel=1e-12)
+    hits = int((scores.argmax(axis=1) == problem.labels).sum())
+    assert sum(part.correct for _, part in parts) == hits > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("slot_size", [5, 64])
+def test_analytic_gradient_is_the_mean_with_the_penalty(loss, slot_size):
+    problem, regularization = Problem(SMALL, 101), 0.3
+    found = analytic_gradient(
+        problem.weights, loss, problem.preprocessing, problem.pixels, problem.labels,
+        regularization, slot_size,
+    )  # fmt: skip
+    expected = problem.serial(loss)[0] / 101
+    expected[:, :SMALL] += 2 * regularization * problem.weights[:, :SMALL]
+    assert relative_error(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("features", [SMALL, CIFAR])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_slot_has_the_same_bits_whatever_the_kernel_did_before(loss, features, dtype):
+    """Full slots, shorter ones after them, and full ones again, in buffers that are reused."""
+    problem = Problem(features, 101, dtype)
+    slots = slots_of(101, 33)
+    alone = [problem.gradient(problem.kernel(loss, 33), rows) for rows in slots]
+    kernel = problem.kernel(loss, 33)
+    for place in (0, 1, 3, 0, 3, 3, 2, 1):
+        gradient, found = problem.gradient(kernel, slots[place])
+        assert gradient.tobytes() == alone[place][0].tobytes()
+        assert found == alone[place][1]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_slot_after_a_diverged_one_is_clean(loss):
+    """No nan or infinity stays behind in the buffers."""
+    problem = Problem(SMALL, 40, "float32")
+    rows = slice(0, 15)
+    expected, loss_alone = problem.gradient(problem.kernel(loss, 20), rows)
+    kernel = problem.kernel(loss, 20)
+    with np.errstate(all="ignore"):
+        broken = np.full_like(problem.padded, np.inf)
+        found = kernel.gradient(
+            broken, problem.pixels[20:], problem.labels[20:], np.empty_like(broken)
+        )
+    assert not np.isfinite(found.loss)
+    gradient, found = problem.gradient(kernel, rows)
+    assert gradient.tobytes() == expected.tobytes()
+    assert found == loss_alone
+
+
+def test_arguments_are_left_alone():
+    problem = Problem(SMALL, 20)
+    before = (problem.padded.tobytes(), problem.pixels.tobytes(), problem.labels.tobytes())
+    problem.gradient(problem.kernel("svm", 20), slice(0, 20))
+    assert before == (problem.padded.tobytes(), problem.pixels.tobytes(), problem.labels.tobytes())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("cuts", [[0, 300], [0, 1, 140, 141, 300]])
+def test_measure_equals_a_count_by_hand(loss, cuts):
+    problem = Problem(SMALL, 300)
+    batches = [(problem.pixels[low:high], problem.labels[low:high]) for low, high in pairwise(cuts)]
+    found, confusion = measure(problem.padded, loss, problem.preprocessing, batches)
+    _, losses, scores = problem.serial(loss)
+    expected = np.zeros((CLASSES, CLASSES), dtype=int)
+    for truth, guess in zip(problem.labels, scores.argmax(axis=1), strict=True):
+        expected[truth, guess] += 1
+    assert confusion.tolist() == expected.tolist()
+    assert found.loss == pytest.approx(losses.sum(), rel=1e-12)
+    assert (found.correct, found.examples) == (int(np.trace(expected)), 300)
+
+
+def test_measure_of_nothing():
+    problem = Problem(SMALL, 1)
+    found, confusion = measure(problem.padded, "softmax", problem.preprocessing, [])
+    assert found == SlotLoss(0.0, 0, 0)
+    assert not confusion.any()
