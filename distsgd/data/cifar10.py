@@ -123,11 +123,15 @@ def read_archive(path: Path) -> Records:
                     members[name] = file.read() if file else b""
                     if len(members[name]) != member.size:
                         raise EOFError(f"{name} is cut short")
+            # To the end: only there does gzip compare its own checksum.
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass
     except FileNotFoundError:
         raise SourceError(f"there is no file {path}", "Check the path given to --source") from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        why, *_ = str(error).split(":\n")
         raise SourceError(
-            f"{path} is not a whole archive: {error}", "It may be cut short; download it again"
+            f"{path} is not a whole archive: {why}", "It may be cut short; download it again"
         ) from None
     return _read_records(set(members), members.__getitem__, path)
 

@@ -1,0 +1,73 @@
+"""replace_file: the new content or the old, never a part of either."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from distsgd.data.atomic import replace_file, sync_tree
+
+
+def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"old", b"new and longer", b""):
+        replace_file(path, content)
+        assert path.read_bytes() == content
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_the_user_may_read_it(tmp_path: Path) -> None:
+    replace_file(tmp_path / "file", b"x")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    with path.open("rb") as reader:
+        replace_file(path, b"new")
+        assert reader.read() == b"old"
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if failing == "replace":
+        monkeypatch.setattr(Path, "replace", fail)
+    elif failing == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    content = b"new" if failing != "write" else None
+    with pytest.raises((OSError, TypeError)):
+        replace_file(path, content)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        replace_file(tmp_path / "nowhere" / "file", b"x")
+
+
+def test_all_files_of_a_folder_are_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+    )
+    sync_tree(tmp_path)
+    assert synced == [*(str(tmp_path / name) for name in names), str(tmp_path)]

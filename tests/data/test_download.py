@@ -1,0 +1,180 @@
+"""download(): against a real web server that cuts, stalls, refuses and forgets."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_support import Site
+
+from distsgd.data import download as download_module
+from distsgd.data.download import download
+from distsgd.errors import CorruptDataError, SourceError, StorageError
+
+CONTENT = np.random.default_rng(0).bytes(1_500_000)
+SUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Fetched:
+    """A download into a folder, with the progress it told of."""
+
+    def __init__(self, folder: Path, site: Site) -> None:
+        self.path = folder / "file.tar.gz"
+        self.part = folder / "file.tar.gz.part"
+        self.site = site
+        self.progress: list[tuple[str, int, int]] = []
+
+    def __call__(self, sha256: str = SUM) -> None:
+        download(self.site.url, self.path, sha256, lambda *news: self.progress.append(news))
+
+    def leave_part(self, content: bytes) -> None:
+        self.part.write_bytes(content)
+
+    @property
+    def done(self) -> list[int]:
+        return [done for _, done, _ in self.progress]
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, site: Site) -> Fetched:
+    site.content = CONTENT
+    return Fetched(tmp_path, site)
+
+
+def is_whole(fetched: Fetched) -> bool:
+    return fetched.path.read_bytes() == CONTENT and not fetched.part.exists()
+
+
+def test_a_whole_file_arrives(fetched: Fetched) -> None:
+    fetched()
+    assert is_whole(fetched)
+    assert fetched.site.asked == [""]
+
+
+def test_progress_grows_to_the_total(fetched: Fetched) -> None:
+    fetched()
+    assert len(fetched.done) > 3
+    assert fetched.done == sorted(set(fetched.done))
+    assert fetched.progress[-1] == ("downloading", len(CONTENT), len(CONTENT))
+    assert {total for _, _, total in fetched.progress} == {len(CONTENT)}
+
+
+def test_an_unknown_total_is_told_as_zero(fetched: Fetched) -> None:
+    fetched.site.tells_length = False
+    fetched.leave_part(CONTENT[:1000])
+    fetched()
+    assert is_whole(fetched)
+    assert {total for _, _, total in fetched.progress} == {0}
+
+
+def test_a_cut_download_is_kept_and_continued(fetched: Fetched) -> None:
+    fetched.site.cut_after = 1_000_000
+    with pytest.raises(SourceError, match=r"cifar-10-binary\.tar\.gz.*the connection broke off"):
+        fetched()
+    kept = fetched.part.stat().st_size
+    assert 500_000 < kept <= 1_000_000
+    assert not fetched.path.exists()
+
+    fetched.site.cut_after = None
+    before = len(fetched.progress)
+    fetched()
+    assert is_whole(fetched)
+    assert fetched.site.asked == ["", f"bytes={kept}-"]
+    assert fetched.site.sent[-1] == len(CONTENT) - kept
+    assert min(fetched.done[before:]) > kept
+    assert fetched.progress[-1] == ("downloading", len(CONTENT), len(CONTENT))
+
+
+def test_a_site_that_cuts_every_time_is_overcome(fetched: Fetched) -> None:
+    fetched.site.cut_after = 400_000
+    tries = 0
+    while not fetched.path.exists():
+        tries += 1
+        assert tries < 10
+        try:
+            fetched()
+        except SourceError:
+            assert fetched.part.read_bytes() == CONTENT[: fetched.part.stat().st_size]
+    assert tries > 2
+    assert is_whole(fetched)
+
+
+def test_a_site_without_ranges_is_read_from_the_start(fetched: Fetched) -> None:
+    fetched.site.ranges = False
+    fetched.leave_part(b"something else entirely")
+    fetched()
+    assert is_whole(fetched)
+    assert fetched.site.asked == ["bytes=23-"]
+    assert fetched.site.sent == [len(CONTENT)]
+
+
+def test_a_whole_part_is_taken_as_it_is(fetched: Fetched) -> None:
+    fetched.leave_part(CONTENT)
+    fetched()
+    assert is_whole(fetched)
+    assert fetched.site.sent == []  # the site answered 416
+
+
+@pytest.mark.parametrize("part", [CONTENT + b"more", b"x" * 100, b"x" * len(CONTENT)])
+def test_a_wrong_part_is_found_out_and_removed(fetched: Fetched, part: bytes) -> None:
+    fetched.leave_part(part)
+    with pytest.raises(CorruptDataError, match="wrong checksum"):
+        fetched()
+    assert not fetched.part.exists()
+    fetched()
+    assert is_whole(fetched)
+
+
+def test_a_wrong_checksum_removes_what_came(fetched: Fetched) -> None:
+    with pytest.raises(CorruptDataError, match=r"cifar-10-binary\.tar\.gz has the wrong checksum"):
+        fetched("0" * 64)
+    assert not fetched.part.exists()
+    assert not fetched.path.exists()
+
+
+def test_a_compressing_site_does_not_spoil_the_bytes(fetched: Fetched) -> None:
+    fetched.site.content = gzip.compress(CONTENT)  # as the real file is one already
+    fetched.site.gzips = True
+    fetched(hashlib.sha256(fetched.site.content).hexdigest())
+    assert fetched.path.read_bytes() == fetched.site.content
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+def test_an_answer_that_is_an_error(fetched: Fetched, status: int) -> None:
+    fetched.site.status = status
+    fetched.leave_part(CONTENT[:100])
+    with pytest.raises(SourceError, match=f"the site answers {status}"):
+        fetched()
+    assert fetched.part.read_bytes() == CONTENT[:100]
+    assert not fetched.path.exists()
+
+
+def test_a_refused_connection(closed_url: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="the site cannot be reached") as caught:
+        download(closed_url, tmp_path / "file", SUM, lambda *_: None)
+    assert "Check the network" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [0, 600_000])
+def test_a_site_that_stalls(fetched: Fetched, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
+    monkeypatch.setattr(download_module, "_TIMEOUT", (0.3, 0.3))
+    fetched.site.stall_after = sent
+    with pytest.raises(SourceError, match="no answer in time"):
+        fetched()
+    assert not fetched.path.exists()
+    assert fetched.part.stat().st_size <= sent
+
+
+def test_an_older_file_is_replaced(fetched: Fetched) -> None:
+    fetched.path.write_bytes(b"old")
+    fetched()
+    assert is_whole(fetched)
+
+
+def test_a_folder_that_is_not_there(fetched: Fetched, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*nowhere"):
+        download(fetched.site.url, tmp_path / "nowhere" / "file", SUM, lambda *_: None)
