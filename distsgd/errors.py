@@ -6,6 +6,7 @@ DistsgdError                 something a user can mend; exit code 1
 │   └── CorruptDataError     bytes that do not match their checksum
 ├── SourceError              a source of data that cannot be reached or used
 ├── RunError                 a run folder that is missing, taken or damaged
+│   └── JournalError         a journal that does not hold
 ├── StorageError             a disk that is full, read-only or failing
 ├── DivergedError            the loss is no longer a finite number
 └── RuntimeFailure           workers or servers that could not do their work
@@ -20,6 +21,7 @@ __all__ = [
     "DatasetError",
     "DistsgdError",
     "DivergedError",
+    "JournalError",
     "RunError",
     "RuntimeFailure",
     "SourceError",
@@ -69,6 +71,21 @@ class SourceError(DistsgdError):
 
 class RunError(DistsgdError):
     """A run folder is missing, already taken, or damaged."""
+
+
+class JournalError(RunError):
+    """A journal does not hold.
+
+    Args:
+        line: the first line that is wrong, from 1; 0 for the whole file.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, line: int, why: str) -> None:
+        Exception.__init__(self, line, why)
+        self.line, self.why = line, why
+        self.problem = f"the journal does not hold: record {line}: {why}" if line else why
+        self.hint = "Nothing can be said of the updates from there on; train again"
 
 
 class StorageError(DistsgdError):

@@ -42,4 +42,5 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         plan=plan,
         schedule=schedule,
         log_every=config.log_every,
+        policy=config.policy(),
     )

@@ -43,6 +43,12 @@ class TrainResult:
         epochs: epochs asked for.
         seed: seed of the run.
         sampling: how minibatches were chosen.
+        consistency: the policy.
+        staleness: age of a gradient in updates -> contributions of that age.
+        dropped: pushes that were not used.
+        requeued: slots that were put off to a later update.
+        waiting_seconds: worker -> seconds it waited for work.
+        bytes_per_update: bytes of gradients pushed to the server, for each update.
         steps: updates applied.
         examples_seen: examples used in them.
         train_loss: of the final W over the whole training set.
@@ -65,6 +71,12 @@ class TrainResult:
     epochs: int
     seed: int
     sampling: str
+    consistency: str
+    staleness: dict[str, int]
+    dropped: int
+    requeued: int
+    waiting_seconds: dict[str, float]
+    bytes_per_update: float
     steps: int
     examples_seen: int
     train_loss: float

@@ -23,8 +23,9 @@ from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.checkpoint import Model, shaped_state, weights_sha256, write_checkpoint
 from distsgd.run.config import TrainConfig, config_from
 from distsgd.run.folder import RunFolder, create_run
+from distsgd.run.journal import JournalWriter
 from distsgd.run.metrics import MetricsWriter
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Progress
+from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Progress, Updated
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["train", "train_with"]
@@ -127,6 +128,7 @@ class _Training:
         self._reporter, self._signals = reporter, signals
         self._job = make_job(config, dataset)
         self._metrics = MetricsWriter(run.path / "metrics.jsonl")
+        self._journal = JournalWriter(run.path, config, dataset.manifest.digest)
         self._saved = -1
         self._channel = "inline"
 
@@ -140,6 +142,7 @@ class _Training:
         self._reporter.started(self._config, self._run.path, job.plan.total_steps)
         with ExitStack() as stack:
             stack.callback(self._metrics.close)
+            stack.callback(self._journal.close)
             events = self._events(start)
             stack.callback(events.close)  # type: ignore[attr-defined]
             ended = self._follow(events)
@@ -169,7 +172,10 @@ class _Training:
         for event in events:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
+            elif isinstance(event, Updated):
+                self._journal.write(event.update)
             elif isinstance(event, Progress):
+                self._journal.flush()
                 self._metrics.write({"kind": "progress", **asdict(event)})
                 self._reporter.progress(event)
             elif isinstance(event, EpochEnded):
@@ -178,6 +184,7 @@ class _Training:
                 if event.diverged is not None:
                     found = event.diverged
                     raise DivergedError(found.step, found.loss, found.learning_rate)
+                self._journal.flush()
                 self._save(event.snapshot)
                 return event
         raise RunError("training ended without a last word", "This is a fault; please report it")
@@ -232,6 +239,12 @@ class _Training:
             epochs=config.epochs,
             seed=config.seed,
             sampling=config.sampling,
+            consistency=config.consistency,
+            staleness={str(k): n for k, n in sorted(ended.statistics.staleness.items())},
+            dropped=ended.statistics.dropped,
+            requeued=ended.statistics.requeued,
+            waiting_seconds={str(k): s for k, s in ended.statistics.waiting_seconds.items()},
+            bytes_per_update=ended.statistics.bytes_pushed / max(1, ended.statistics.updates),
             steps=ended.snapshot.version,
             examples_seen=ended.examples_seen,
             train_loss=train_set.loss,

@@ -55,7 +55,7 @@ class RayPort:
         if work is None:
             return self._dismissal
         lease, weights = work
-        return [(lease.step, lease.first, lease.last, lease.version), *_cut(weights)]
+        return [lease.as_tuple(), *_cut(weights)]
 
 
 def _unpack(meta: Any, chunks: Sequence[Floats]) -> Push | None:
@@ -86,9 +86,8 @@ class RayChannel:
         if push is None:
             call = self._exchange.remote(self._worker, None)
         else:
-            lease = push.lease
             meta = (
-                (lease.step, lease.first, lease.last, lease.version),
+                push.lease.as_tuple(),
                 tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
                 len(push.gradients),
             )

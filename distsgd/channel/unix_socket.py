@@ -29,8 +29,8 @@ from distsgd.errors import ChannelClosed
 __all__ = ["Shape", "UnixAddress", "UnixSocketChannel", "UnixSocketPort"]
 
 _HELLO = struct.Struct("<32sI")
-_PUSH = struct.Struct("<qqqqII")
-_WORK = struct.Struct("<qqqq")
+_PUSH = struct.Struct("<6qII")
+_WORK = struct.Struct("<6q")
 _NOTHING = -1
 _BUFFER_BYTES = 1 << 20
 
@@ -55,12 +55,14 @@ class Shape:
     Attributes:
         parameters: length of flat W.
         dtype: its dtype.
-        most_slots: slots of a full minibatch.
+        most_nodes: rows of the largest push.
+        most_losses: losses of the largest push.
     """
 
     parameters: int
     dtype: str
-    most_slots: int
+    most_nodes: int
+    most_losses: int
 
 
 def _receive(connection: socket.socket, buffer: memoryview) -> None:
@@ -153,26 +155,24 @@ class UnixSocketPort:
 
     def _exchange(self, connection: socket.socket, worker: int) -> None:
         shape = self._shape
-        losses = np.empty((shape.most_slots, 3), dtype="<f8")
-        gradients = np.empty((shape.most_slots, shape.parameters), dtype=shape.dtype)
+        losses = np.empty((shape.most_losses, 3), dtype="<f8")
+        gradients = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
         work: Work | None = None
         while True:
-            step, first, last, version, slots, nodes = _receive_struct(connection, _PUSH)
+            *lease, slots, nodes = _receive_struct(connection, _PUSH)
             push = None
-            if step != _NOTHING:
-                if slots > shape.most_slots or nodes > shape.most_slots:
+            if lease[0] != _NOTHING:
+                if slots > len(losses) or nodes > shape.most_nodes:
                     raise ChannelClosed("a message larger than any push")
                 _receive(connection, _bytes_of(losses[:slots]))
                 _receive(connection, _bytes_of(gradients[:nodes]))
                 found = tuple(SlotLoss(loss, int(hits), int(n)) for loss, hits, n in losses[:slots])
-                push = Push(Lease(step, first, last, version), found, gradients[:nodes])
+                push = Push(Lease(*lease), found, gradients[:nodes])
             work = self._server.exchange(worker, push)
             if work is None:
-                _send(connection, _WORK.pack(_NOTHING, 0, 0, 0))
+                _send(connection, _WORK.pack(_NOTHING, 0, 0, 0, 0, 0))
                 return
-            lease, weights = work
-            header = _WORK.pack(lease.step, lease.first, lease.last, lease.version)
-            _send(connection, header, _bytes_of(weights))
+            _send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
 
 
 class UnixSocketChannel:
@@ -214,18 +214,15 @@ class UnixSocketChannel:
 
     def _exchange(self, push: Push | None) -> Work | None:
         if push is None:
-            _send(self._connection, _PUSH.pack(_NOTHING, 0, 0, 0, 0, 0))
+            _send(self._connection, _PUSH.pack(_NOTHING, *(0,) * 7))
         else:
-            lease = push.lease
             losses = np.array([(one.loss, one.correct, one.examples) for one in push.losses], "<f8")
-            header = _PUSH.pack(
-                lease.step, lease.first, lease.last, lease.version,
-                len(push.losses), len(push.gradients),
-            )  # fmt: skip
+            sizes = len(push.losses), len(push.gradients)
+            header = _PUSH.pack(*push.lease.as_tuple(), *sizes)
             _send(self._connection, header + losses.tobytes(), _bytes_of(push.gradients))
-        step, first, last, version = _receive_struct(self._connection, _WORK)
-        if step == _NOTHING:
+        lease = _receive_struct(self._connection, _WORK)
+        if lease[0] == _NOTHING:
             self.close()
             return None
         _receive(self._connection, _bytes_of(self._weights))
-        return Lease(step, first, last, version), self._weights
+        return Lease(*lease), self._weights

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli import data_commands, model_commands, runs_commands, train_command
+from distsgd.cli import (
+    data_commands,
+    journal_commands,
+    model_commands,
+    runs_commands,
+    train_command,
+)
 from distsgd.errors import DistsgdError, storage_error
 from distsgd.version import __version__
 
@@ -44,6 +50,7 @@ def _options(
 
 train_command.add_to(app)
 model_commands.add_to(app)
+journal_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 

@@ -32,6 +32,22 @@ def train(
     sampling: Annotated[
         str | None, typer.Option(help="shuffle, random or sequential. [default: shuffle]")
     ] = None,
+    consistency: Annotated[
+        str | None, typer.Option(help="bsp, ssp, asp, backup or local. [default: bsp]")
+    ] = None,
+    staleness: Annotated[
+        int | None, typer.Option(help="ssp: how many minibatches ahead. [default: 3]")
+    ] = None,
+    backup: Annotated[
+        int | None, typer.Option(help="backup: slots not to wait for. [default: 1]")
+    ] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(help="local: steps between averagings. [default: 8]")
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="sgd, momentum, nesterov, adagrad or adam. [default: sgd]"),
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
     ] = None,
@@ -54,6 +70,8 @@ def train(
     flags = {
         "dataset": dataset, "loss": loss, "workers": workers, "batch_size": batch_size,
         "epochs": epochs, "seed": seed, "sampling": sampling,
+        "consistency": consistency, "staleness": staleness, "backup": backup,
+        "local_steps": local_steps, "optimizer": optimizer,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     result = train_with(settings, run_dir, make_reporter(json))

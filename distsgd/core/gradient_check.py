@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,8 @@ def check_gradient(
             numeric += 2 * regularization * weights[row, column]
         error = abs(numeric - analytic[row, column])
         scale = max(abs(numeric), abs(analytic[row, column]), floor)
-        worst = max(worst, float(error / scale) if scale else float(error))
+        relative = float(error / scale) if scale else float(error)
+        worst = max(worst, relative if math.isfinite(relative) else math.inf)
         compared += 1
     return GradientCheck(worst, compared, skipped)
 

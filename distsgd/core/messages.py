@@ -19,12 +19,21 @@ class Lease:
         first: first slot.
         last: one past the last slot.
         version: the version of W to compute them at (number of updates applied to it).
+        steps: how many steps of the plan it goes over; more than 1 for local steps.
+        shares: with local steps, each minibatch is cut into so many shares, and the lease is
+            for those from first to last.
     """
 
     step: int
     first: int
     last: int
     version: int
+    steps: int = 1
+    shares: int = 0
+
+    def as_tuple(self) -> tuple[int, int, int, int, int, int]:
+        """The fields in order; `Lease(*fields)` is the way back."""
+        return self.step, self.first, self.last, self.version, self.steps, self.shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +42,10 @@ class Push:
 
     Attributes:
         lease: what was computed.
-        losses: one for each slot of the lease.
+        losses: one for each slot that was computed.
         gradients: shape (nodes, parameters): the sums of the nodes that cover the lease, left
-            to right (`reduction_tree.cover`).
+            to right (`reduction_tree.cover`). For a lease over several local steps one row:
+            examples * (W as leased - W after the steps).
     """
 
     lease: Lease
@@ -71,25 +81,40 @@ class Applied:
     """An update of W.
 
     Attributes:
-        step: the update, from 0.
+        step: step of the plan that its learning rate belongs to.
+        epoch: epoch of its examples, from 0.
         version: version of W after it.
         loss: mean loss of the minibatch, without regularisation, before the update.
         correct: examples of the minibatch that were classified rightly, before the update.
         examples: examples of the minibatch.
         learning_rate: learning rate of the update.
+        contributions: worker and lease of each piece that went into it, in the order in which
+            they were added.
+        requeued: pieces that were put off to a later update, each (place among the leaves of the
+            reduction tree, step, first, last).
+        ends_epoch: whether all examples of the epoch have now been applied.
     """
 
     step: int
+    epoch: int
     version: int
     loss: float
     correct: int
     examples: int
     learning_rate: float
+    contributions: tuple[tuple[int, Lease], ...]
+    requeued: tuple[tuple[int, int, int, int], ...]
+    ends_epoch: bool
+
+    @property
+    def staleness(self) -> list[int]:
+        """How many updates each contribution is old: version when applied - version read."""
+        return [self.version - 1 - lease.version for _, lease in self.contributions]
 
 
 @dataclass(frozen=True)
 class Diverged:
-    """The loss of a step is not finite; W has been left as it was."""
+    """The loss or the gradient of a step is not finite, and W is as it was; or W became so."""
 
     step: int
     loss: float

@@ -9,7 +9,19 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 
-__all__ = ["OPTIMIZERS", "Momentum", "Nesterov", "Optimizer", "Sgd", "make_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "Adagrad",
+    "Adam",
+    "Momentum",
+    "Nesterov",
+    "Optimizer",
+    "Sgd",
+    "make_optimizer",
+]
+
+EPSILON = 1e-8
+BETA2 = 0.999
 
 
 class Optimizer:
@@ -25,15 +37,22 @@ class Optimizer:
         self.state: dict[str, Floats] = {}
         self._scratch = np.empty_like(like)
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
-        """Update ``weights`` in place; ``gradient`` may be overwritten."""
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+        """Update ``weights`` in place; ``gradient`` may be overwritten.
+
+        Args:
+            weights: shape (parameters,).
+            gradient: of the same shape.
+            learning_rate: eta.
+            update: number of this update, from 1.
+        """
         raise NotImplementedError
 
 
 class Sgd(Optimizer):
     """w <- w - eta g."""
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
         """See the class."""
         np.multiply(gradient, weights.dtype.type(learning_rate), out=gradient)
         np.subtract(weights, gradient, out=weights)
@@ -55,7 +74,7 @@ class Momentum(Optimizer):
         np.add(velocity, gradient, out=velocity)
         return velocity
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
         """See the class."""
         velocity = self._advance(gradient)
         np.multiply(velocity, weights.dtype.type(learning_rate), out=self._scratch)
@@ -68,7 +87,7 @@ class Nesterov(Momentum):
     Source: Nesterov 1983, in the form of Sutskever et al. 2013 and Bengio et al. 2012.
     """
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
         """See the class."""
         velocity = self._advance(gradient)
         np.multiply(velocity, velocity.dtype.type(self.momentum), out=self._scratch)
@@ -77,7 +96,66 @@ class Nesterov(Momentum):
         np.subtract(weights, self._scratch, out=weights)
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": Sgd, "momentum": Momentum, "nesterov": Nesterov}
+class Adagrad(Optimizer):
+    """G <- G + g**2;  w <- w - eta g / (sqrt(G) + 1e-8).
+
+    Source: Duchi, Hazan and Singer 2011.
+    """
+
+    def __init__(self, like: Floats, momentum: float) -> None:
+        super().__init__(like, momentum)
+        self.state["squares"] = np.zeros_like(like)
+
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+        """See the class."""
+        squares = self.state["squares"]
+        np.multiply(gradient, gradient, out=self._scratch)
+        np.add(squares, self._scratch, out=squares)
+        np.sqrt(squares, out=self._scratch)
+        np.add(self._scratch, weights.dtype.type(EPSILON), out=self._scratch)
+        np.divide(gradient, self._scratch, out=gradient)
+        np.multiply(gradient, weights.dtype.type(learning_rate), out=gradient)
+        np.subtract(weights, gradient, out=weights)
+
+
+class Adam(Optimizer):
+    """m <- mu m + (1 - mu) g;  v <- b v + (1 - b) g**2;  w <- w - eta m' / (sqrt(v') + 1e-8).
+
+    With b = 0.999, m' = m / (1 - mu**t) and v' = v / (1 - b**t) at update t.
+    Source: Kingma and Ba 2015, algorithm 1.
+    """
+
+    def __init__(self, like: Floats, momentum: float) -> None:
+        super().__init__(like, momentum)
+        self.state["mean"] = np.zeros_like(like)
+        self.state["squares"] = np.zeros_like(like)
+
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+        """See the class."""
+        mean, squares, kind = self.state["mean"], self.state["squares"], weights.dtype.type
+        np.multiply(mean, kind(self.momentum), out=mean)
+        np.multiply(gradient, kind(1 - self.momentum), out=self._scratch)
+        np.add(mean, self._scratch, out=mean)
+        np.multiply(squares, kind(BETA2), out=squares)
+        np.multiply(gradient, gradient, out=gradient)
+        np.multiply(gradient, kind(1 - BETA2), out=gradient)
+        np.add(squares, gradient, out=squares)
+        np.divide(squares, kind(1 - BETA2**update), out=gradient)
+        np.sqrt(gradient, out=gradient)
+        np.add(gradient, kind(EPSILON), out=gradient)
+        np.divide(mean, gradient, out=gradient)
+        rate = learning_rate / (1 - self.momentum**update)
+        np.multiply(gradient, kind(rate), out=gradient)
+        np.subtract(weights, gradient, out=weights)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": Sgd,
+    "momentum": Momentum,
+    "nesterov": Nesterov,
+    "adagrad": Adagrad,
+    "adam": Adam,
+}
 
 
 def make_optimizer(name: str, like: Floats, momentum: float) -> Optimizer:

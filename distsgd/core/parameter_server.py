@@ -1,34 +1,33 @@
-"""The parameter server as a state machine, here with bulk-synchronous consistency (`bsp`).
+"""The parameter server as a state machine, for every consistency policy.
 
 Messages go in, decisions come out; nothing is sent, timed or written here. Ray, the in-process
-loop and the tests drive this one class.
+loop, the virtual clock and the tests drive this one class.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.consistency import Policy
+from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.messages import Applied, Decision, Dismiss, Diverged, Dropped, Grant, Lease, Push
+from distsgd.core.open_minibatch import OpenMinibatch
 from distsgd.core.optimizers import Optimizer
 from distsgd.core.plan import Plan
-from distsgd.core.reduction_tree import TreeSum, cover, shares
+from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.schedules import Schedule
-from distsgd.core.slot_gradient import SlotLoss
+from distsgd.core.update import Updater
+from distsgd.core.work_queue import WorkQueue
 
 __all__ = ["ParameterServer"]
 
 
 class ParameterServer:
-    """Holds W, hands out the slots of one minibatch at a time, and applies their mean.
-
-    The slots of a step are cut into one contiguous share for each worker that has joined; the
-    shares of a worker that is lost are handed to the others. A share is answered by a push; the
-    update is applied when all slots of the step are there, and the next step begins.
+    """Holds W, leases slots to workers, and applies updates as its policy decides.
 
     Args:
         weights: flat parameters, shape (parameters,); owned and updated in place from here on.
@@ -36,6 +35,7 @@ class ParameterServer:
         optimizer: update rule.
         schedule: learning rate of each step.
         plan: the slots of each step.
+        policy: when a worker may go on, and which pushes make an update.
         version: updates already applied to ``weights``.
     """
 
@@ -47,26 +47,42 @@ class ParameterServer:
         optimizer: Optimizer,
         schedule: Schedule,
         plan: Plan,
+        policy: Policy | None = None,
         version: int = 0,
     ) -> None:
-        self.weights = weights
-        self.optimizer = optimizer
-        self.version = version
-        self._decay, self._schedule, self._plan = decay, schedule, plan
-        self._scratch = np.empty_like(weights)
-        self._tree = TreeSum(plan.most_slots, weights.size, weights.dtype.name)
+        self._updater = Updater(
+            weights, decay=decay, optimizer=optimizer, schedule=schedule, version=version
+        )
+        self._plan, self._policy = plan, policy or BulkSynchronous()
+        self._queue = WorkQueue(plan, self._policy, version)
+        self._open: deque[OpenMinibatch] = deque()
+        self._spare: list[TreeSum] = []
         self._workers: list[int] = []
         self._waiting: deque[int] = deque()
-        self._free: deque[tuple[int, int]] = deque()
-        self._leased: dict[tuple[int, int], int] = {}
-        self._losses: list[SlotLoss] = []
+        self._applied: Counter[int] = Counter()
+        if version < plan.total_steps:
+            self._applied[plan.epoch_of(version)] = plan.minibatch(version)[0]
         self._stopping = False
-        self._begin()
+
+    @property
+    def weights(self) -> Floats:
+        """Flat W as it is now."""
+        return self._updater.weights
+
+    @property
+    def version(self) -> int:
+        """Updates applied to W."""
+        return self._updater.version
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The update rule, with its state."""
+        return self._updater.optimizer
 
     @property
     def finished(self) -> bool:
-        """Whether every step of the plan has been applied."""
-        return self.version >= self._plan.total_steps
+        """Whether every example of every epoch has been applied."""
+        return self._queue.empty and not self._open
 
     @property
     def stopped(self) -> bool:
@@ -74,44 +90,40 @@ class ParameterServer:
         return self._stopping or self.finished
 
     def joined(self, worker: int) -> list[Decision]:
-        """A worker has come; it counts from the next step on, and may take free shares now."""
+        """A worker has come; minibatches opened from now on are cut for it too."""
         if worker not in self._workers:
             self._workers.append(worker)
-        if not self._leased and not self._losses:
-            self._begin()  # nothing of this step is under way: cut it anew
         return []
 
     def pull(self, worker: int) -> list[Decision]:
-        """A worker asks for work."""
+        """A worker asks for work; what it still holds is free again, and offered to it first."""
         self.joined(worker)
+        for minibatch in self._open:
+            minibatch.release(worker)
         if worker not in self._waiting:
             self._waiting.append(worker)
         return self._hand_out()
 
     def push(self, worker: int, push: Push) -> list[Decision]:
-        """A worker answers a lease. A push that comes twice is used once."""
-        lease = push.lease
-        key = (lease.first, lease.last)
-        if lease.step != self.version or key not in self._leased or self.stopped:
-            return [Dropped(worker, lease)]
-        del self._leased[key]
-        slots = self._plan.slots(lease.step)
-        for node, gradient in zip(cover(*key, slots), push.gradients, strict=True):
-            self._tree.add(node, gradient)
-        self._losses.extend(push.losses)
-        if not self._tree.complete:
-            return []
-        return [self._apply(), *self._hand_out()]
+        """A worker answers a lease. A push that comes twice, or too late, is not used."""
+        minibatch = None if self.stopped else self._holder(push.lease)
+        if minibatch is None or not minibatch.take(worker, push, self._tree):
+            return [Dropped(worker, push.lease)]
+        decisions: list[Decision] = []
+        for ready in self._ready(minibatch):
+            decisions.append(self._apply(ready))
+            if self._stopping:
+                break
+        return [*decisions, *self._hand_out()]
 
     def lost(self, worker: int) -> list[Decision]:
-        """A worker has gone: its shares are free again."""
+        """A worker has gone: its pieces are free again."""
         if worker in self._workers:
             self._workers.remove(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
-        for key in [key for key, owner in self._leased.items() if owner == worker]:
-            del self._leased[key]
-            self._free.append(key)
+        for minibatch in self._open:
+            minibatch.release(worker)
         return self._hand_out()
 
     def stop(self) -> list[Decision]:
@@ -119,52 +131,77 @@ class ParameterServer:
         self._stopping = True
         return self._hand_out()
 
-    def _begin(self) -> None:
-        """Cut the next step into shares."""
-        self._losses.clear()
-        self._leased.clear()
-        self._free.clear()
-        if not self.finished:
-            slots = self._plan.slots(self.version)
-            self._tree.start(slots)
-            self._free.extend(shares(slots, max(1, len(self._workers))))
+    def _holder(self, lease: Lease) -> OpenMinibatch | None:
+        piece = (lease.step, lease.first, lease.last)
+        return next((minibatch for minibatch in self._open if piece in minibatch.leased), None)
+
+    def _ready(self, minibatch: OpenMinibatch) -> list[OpenMinibatch]:
+        """The minibatches that a push has made ready, in the order of their updates."""
+        ready = []
+        for candidate in list(self._open) if self._policy.in_order else [minibatch]:
+            arrived, pieces = len(candidate.arrived), len(candidate.pieces)
+            if not self._policy.enough(arrived, pieces, candidate.last):
+                break
+            ready.append(candidate)
+        return ready
 
     def _hand_out(self) -> list[Decision]:
-        """Give free shares to waiting workers, first come, first served."""
+        """Give free pieces, oldest minibatch first, to waiting workers, first come first."""
         decisions: list[Decision] = []
+        while self._waiting and not self.stopped and (source := self._source()) is not None:
+            worker = self._waiting.popleft()
+            decisions.append(Grant(worker, source.lease(worker, self.version)))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
             self._waiting.clear()
-        while self._waiting and self._free:
-            worker, key = self._waiting.popleft(), self._free.popleft()
-            self._leased[key] = worker
-            decisions.append(Grant(worker, Lease(self.version, *key, self.version)))
         return decisions
 
-    def _apply(self) -> Decision:
-        """Apply the mean gradient of the step that is complete, and begin the next."""
-        step, examples = self.version, self._plan.batch_examples(self.version)
-        correct = sum(part.correct for part in self._losses)
-        loss = _exact_sum([part.loss for part in self._losses]) / examples
-        learning_rate = self._schedule.at(step)
-        if not math.isfinite(loss):
+    def _source(self) -> OpenMinibatch | None:
+        """A minibatch with a free piece, opened if the policy has room for one more."""
+        for minibatch in self._open:
+            if minibatch.free:
+                return minibatch
+        workers = len(self._workers)
+        if self._queue.empty or len(self._open) >= self._policy.window(workers):
+            return None
+        self._open.append(self._queue.open(workers))
+        return self._open[-1]
+
+    def _tree(self) -> TreeSum:
+        if self._spare:
+            return self._spare.pop()
+        return TreeSum(self._most_leaves(), self.weights.size, self.weights.dtype.name)
+
+    def _most_leaves(self) -> int:
+        return self._plan.most_slots
+
+    def _apply(self, minibatch: OpenMinibatch) -> Decision:
+        """Apply what has arrived of a minibatch, and close it."""
+        loss, correct, examples = minibatch.loss()
+        gradient, step = minibatch.gradient(), minibatch.step
+        rate = self._updater.schedule.at(step)
+        if not (math.isfinite(loss) and _finite(gradient)):
             self._stopping = True
-            return Diverged(step, loss, learning_rate)
-        gradient = self._tree.total()
-        np.multiply(gradient, gradient.dtype.type(1 / examples), out=gradient)
-        np.multiply(self._decay, self.weights, out=self._scratch)
-        np.add(gradient, self._scratch, out=gradient)
-        self.optimizer.step(self.weights, gradient, learning_rate)
-        self.version += 1
-        self._begin()
-        return Applied(step, self.version, loss, correct, examples, learning_rate)
+            return Diverged(step, loss / examples, rate)
+        (self._updater.average if minibatch.shares else self._updater.apply)(
+            gradient, examples, step
+        )
+        if not _finite(self.weights):
+            self._stopping = True
+            return Diverged(step, math.inf, rate)
+        missing = minibatch.missing()
+        self._open.remove(minibatch)
+        self._queue.put_off((step, first, last) for _, step, first, last in missing)
+        self._spare.append(minibatch.close())
+        epoch = self._plan.epoch_of(minibatch.pieces[0][0])
+        self._applied[epoch] += examples
+        ends_epoch = self._applied[epoch] == self._plan.examples
+        return Applied(
+            step, epoch, self.version, loss / examples, correct, examples, rate,
+            minibatch.contributions(), tuple(missing), ends_epoch,
+        )  # fmt: skip
 
 
-def _exact_sum(values: Sequence[float]) -> float:
-    """The correctly rounded sum, whatever the order of the values; nan if one is not finite."""
-    if not all(map(math.isfinite, values)):
-        return math.nan
-    try:
-        return math.fsum(values)
-    except OverflowError:
-        return math.inf
+def _finite(vector: Floats) -> bool:
+    """Whether all is finite, and not so large that its squares are not."""
+    return math.isfinite(float(np.dot(vector, vector)))

@@ -129,6 +129,29 @@ class TreeSum:
         return root(self._slots) in self._present
 
     def total(self) -> Floats:
-        """The sum over all leaves; valid until the next `start`, and may be overwritten."""
-        total: Floats = self._buffers[0]
+        """The sum over the leaves that are there; valid until the next `start`.
+
+        Leaves that are missing are left out of the tree, as its cut-off right end is. May be
+        overwritten by the caller.
+
+        Raises:
+            ValueError: there is none.
+        """
+        place = self._sum(root(self._slots))
+        if place is None:
+            raise ValueError("no leaf has been added")
+        total: Floats = self._buffers[place]
         return total
+
+    def _sum(self, node: Node) -> int | None:
+        """Sum what is there below a node; the buffer that holds it, or None."""
+        if node in self._present:
+            return node.first
+        if node.level == 0 or node.first >= self._slots:
+            return None
+        left = self._sum(Node(node.level - 1, 2 * node.index))
+        right = self._sum(Node(node.level - 1, 2 * node.index + 1))
+        if left is None or right is None:
+            return right if left is None else left
+        np.add(self._buffers[left], self._buffers[right], out=self._buffers[left])
+        return left

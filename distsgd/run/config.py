@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.core.consistency import POLICIES, Policy, make_policy
 from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.core.plan import SAMPLINGS
@@ -39,8 +40,12 @@ class TrainConfig:
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
         sampling: "shuffle", "random" (with replacement) or "sequential".
-        optimizer: "sgd", "momentum" or "nesterov".
-        momentum: coefficient of the latter two.
+        consistency: when a worker may go on: "bsp", "ssp", "asp", "backup" or "local".
+        staleness: S of "ssp": how many minibatches a worker may be ahead.
+        backup: B of "backup": how many slots of a minibatch need not be waited for.
+        local_steps: H of "local": steps between averagings.
+        optimizer: "sgd", "momentum", "nesterov", "adagrad" or "adam".
+        momentum: coefficient of momentum, nesterov, and the mean of adam.
         learning_rate: largest learning rate; None for the recipe of the loss.
         regularization: lambda of the penalty lambda * sum of W**2; None for the recipe.
         schedule: "constant", "step" or "cosine".
@@ -62,6 +67,10 @@ class TrainConfig:
     epochs: int = 10
     seed: int = 0
     sampling: str = "shuffle"
+    consistency: str = "bsp"
+    staleness: int | None = None
+    backup: int | None = None
+    local_steps: int | None = None
     optimizer: str = "sgd"
     momentum: float = 0.9
     learning_rate: float | None = None
@@ -90,14 +99,60 @@ class TrainConfig:
         for name, (low, words) in _LEAST.items():
             if not getattr(self, name) >= low:
                 _refuse(name, getattr(self, name), words)
+        self._check_consistency()
         for name in ("learning_rate", "step_factor", "pixel_scale", "step_epochs"):
             if not getattr(self, name) > 0:
                 _refuse(name, getattr(self, name), "a number above 0")
         if not self.momentum < 1:
             _refuse("momentum", self.momentum, "a number from 0 to below 1")
 
+    def _check_consistency(self) -> None:
+        for policy, (name, default, least) in _OF_POLICY.items():
+            value = getattr(self, name)
+            if value is not None and policy != self.consistency:
+                raise UsageError(
+                    f"{setting(name)} does not go with --consistency {self.consistency}",
+                    f"It belongs to --consistency {policy}",
+                )
+            if policy == self.consistency:
+                value = default if value is None else value
+                if value < least:
+                    _refuse(name, value, f"a whole number, {least} or more")
+                object.__setattr__(self, name, value)
+        slots = -(-self.batch_size // self.slot_size)
+        if self.backup is not None and self.backup >= slots:
+            raise UsageError(
+                f"--backup {self.backup} leaves nothing of a minibatch of {slots} slots "
+                f"(--batch-size {self.batch_size}, slots of {self.slot_size})",
+                f"Give a number below {slots}",
+            )
+        if self.local_steps is not None and self.local_steps > 1 and self.optimizer != "sgd":
+            raise UsageError(
+                f"--consistency local with --local-steps {self.local_steps} does not go with "
+                f"--optimizer {self.optimizer}",
+                "Replicas make steps of plain SGD, and W alone is averaged: give --optimizer sgd",
+            )
+
+    def policy(self) -> Policy:
+        """The consistency policy."""
+        return make_policy(
+            self.consistency,
+            staleness=self.staleness or 0,
+            backup=self.backup or 0,
+            local_steps=self.local_steps or 1,
+            replicas=max(1, self.workers),
+        )
+
+
+_OF_POLICY = {
+    "ssp": ("staleness", 3, 0),
+    "backup": ("backup", 1, 1),
+    "local": ("local_steps", 8, 1),
+}
+"""Policy -> its number, the default, and the least."""
 
 _CHOICES = {
+    "consistency": tuple(POLICIES),
     "loss": tuple(LOSSES),
     "sampling": SAMPLINGS,
     "optimizer": tuple(OPTIMIZERS),
@@ -117,7 +172,10 @@ _LEAST: dict[str, tuple[float, str]] = {
     "warmup_epochs": (0, "a number, 0 or more"),
     "init_scale": (0, "a number, 0 or more"),
 }
-_FLAGS = {"dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling"}
+_FLAGS = {
+    "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
+    "staleness", "backup", "local_steps", "optimizer",
+}  # fmt: skip
 
 
 def setting(name: str) -> str:

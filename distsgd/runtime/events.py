@@ -9,8 +9,18 @@ from time import perf_counter
 from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.runtime.job import Job, Snapshot, snapshot
+from distsgd.runtime.statistics import Statistics
 
-__all__ = ["Connected", "Ended", "EpochEnded", "Event", "Progress", "Recorder", "Stopwatch"]
+__all__ = [
+    "Connected",
+    "Ended",
+    "EpochEnded",
+    "Event",
+    "Progress",
+    "Recorder",
+    "Stopwatch",
+    "Updated",
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class Ended:
         snapshot: the server after its last update.
         seconds: spent on steps.
         examples_seen: examples used.
-        finished: whether every step of the plan was applied.
+        finished: whether every example of every epoch was applied.
+        statistics: what the consistency policy cost.
         diverged: what was found, if the loss was not finite.
     """
 
@@ -63,6 +74,7 @@ class Ended:
     seconds: float
     examples_seen: int
     finished: bool
+    statistics: Statistics
     diverged: Diverged | None = None
 
 
@@ -77,7 +89,18 @@ class Connected:
     channels: tuple[str, ...]
 
 
-Event = Connected | Progress | EpochEnded | Ended
+@dataclass(frozen=True)
+class Updated:
+    """An update, for the journal.
+
+    Attributes:
+        update: the server's decision.
+    """
+
+    update: Applied
+
+
+Event = Connected | Updated | Progress | EpochEnded | Ended
 
 
 class Stopwatch:
@@ -133,9 +156,11 @@ class Recorder:
         self._job, self._server, self._seconds = job, server, seconds
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
+        self.statistics = Statistics()
 
     def record(self, decision: Decision) -> list[Event]:
         """The events that a decision gives rise to."""
+        self.statistics.count(decision)
         if isinstance(decision, Diverged):
             return [self.ended(decision)]
         if not isinstance(decision, Applied):
@@ -143,8 +168,8 @@ class Recorder:
         self._recent.add(decision)
         self._epoch.add(decision)
         self._examples_seen += decision.examples
-        ends_epoch = self._job.plan.ends_epoch(decision.step)
-        events: list[Event] = []
+        ends_epoch = decision.ends_epoch
+        events: list[Event] = [Updated(decision)]
         if ends_epoch or decision.version % self._job.log_every == 0:
             events.append(self._progress(decision))
         if ends_epoch:
@@ -154,16 +179,19 @@ class Recorder:
         return events
 
     def _progress(self, update: Applied) -> Progress:
-        epoch = self._job.plan.epoch_of(update.step)
         seen, rate = self._examples_seen, update.learning_rate
-        return Progress(update.version, epoch, *self._recent.take(), rate, seen, self._seconds())
+        return Progress(
+            update.version, update.epoch, *self._recent.take(), rate, seen, self._seconds()
+        )
 
     def _epoch_ended(self, update: Applied) -> EpochEnded:
-        epoch = self._job.plan.epoch_of(update.step)
-        return EpochEnded(epoch, *self._epoch.take(), self._seconds(), snapshot(self._server))
+        return EpochEnded(
+            update.epoch, *self._epoch.take(), self._seconds(), snapshot(self._server)
+        )
 
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""
         finished = self._server.finished
         now = snapshot(self._server)
-        return Ended(now, self._seconds(), self._examples_seen, finished, diverged)
+        seconds, seen = self._seconds(), self._examples_seen
+        return Ended(now, seconds, seen, finished, self.statistics, diverged)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.consistency import Policy
+from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.features import Preprocessing
 from distsgd.core.initial import decay_factors
 from distsgd.core.optimizers import make_optimizer
@@ -14,6 +16,7 @@ from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
+from distsgd.core.update import Updater
 
 __all__ = ["Job", "Snapshot", "snapshot"]
 
@@ -48,7 +51,8 @@ class Job:
         dtype: "float32" or "float64".
         plan: the examples of every slot.
         schedule: the learning rate of every step.
-        log_every: steps between two progress events.
+        log_every: updates between two progress events.
+        policy: when a worker may go on, and which pushes make an update.
     """
 
     folder: str
@@ -62,6 +66,7 @@ class Job:
     plan: Plan
     schedule: Schedule
     log_every: int
+    policy: Policy = field(default_factory=BulkSynchronous)
 
     @property
     def features(self) -> int:
@@ -84,6 +89,18 @@ class Job:
             self.loss, self.classes, self.preprocessing, self.plan.slot_size, self.dtype
         )
 
+    def decay(self) -> Floats:
+        """The gradient of the L2 penalty is this times W."""
+        return decay_factors(self.classes, self.features, self.regularization, self.dtype)
+
+    def replica(self, weights: Floats) -> Updater:
+        """A copy of W that makes steps of plain SGD on its own."""
+        copy = weights.copy()
+        return Updater(
+            copy, decay=self.decay(), optimizer=make_optimizer("sgd", copy, 0.0),
+            schedule=self.schedule,
+        )  # fmt: skip
+
     def server(self, start: Snapshot) -> ParameterServer:
         """The parameter server, going on from a snapshot."""
         weights = start.weights.copy()
@@ -92,10 +109,11 @@ class Job:
             optimizer.state[name][...] = array
         return ParameterServer(
             weights,
-            decay=decay_factors(self.classes, self.features, self.regularization, self.dtype),
+            decay=self.decay(),
             optimizer=optimizer,
             schedule=self.schedule,
             plan=self.plan,
+            policy=self.policy,
             version=start.version,
         )
 

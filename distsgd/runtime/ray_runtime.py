@@ -83,7 +83,8 @@ class WorkerProcess:
 
 
 def _shape(job: Job) -> Shape:
-    return Shape(job.parameters, job.dtype, job.plan.most_slots)
+    slots = job.plan.most_slots
+    return Shape(job.parameters, job.dtype, slots, slots * job.policy.local_steps)
 
 
 def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from time import perf_counter
 
 import numpy as np
 
@@ -39,11 +40,15 @@ class ServerHost:
         """A worker pushes and pulls; see `distsgd.channel.base.Channel.exchange`."""
         with self._changed:
             self._watch.run()
+            statistics = self._recorder.statistics
             if push is not None:
+                statistics.bytes_pushed += push.gradients.nbytes
                 with np.errstate(all="ignore"):
                     self._carry_out(self._server.push(worker, push))
             self._carry_out(self._server.pull(worker))
+            asked = perf_counter()
             self._changed.wait_for(lambda: worker in self._answers)
+            statistics.waited(worker, perf_counter() - asked)
             return self._answers.pop(worker)
 
     def events(self, timeout: float) -> list[Event]:

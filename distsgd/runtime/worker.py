@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.channel.base import Channel, Work
-from distsgd.core.arrays import as_matrix
-from distsgd.core.messages import Push
-from distsgd.core.reduction_tree import cover, sum_node
+from distsgd.core.arrays import Floats, as_matrix
+from distsgd.core.messages import Lease, Push
+from distsgd.core.reduction_tree import Node, cover, shares, sum_node
+from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
 from distsgd.runtime.job import Job
 
@@ -37,20 +38,48 @@ class Worker:
     def answer(self, work: Work) -> Push:
         """The push for a lease; its gradients are valid until the next call."""
         lease, flat = work
+        if lease.shares:
+            return self._local_steps(lease, flat)
+        losses, nodes = self._sums(lease.step, lease.first, lease.last, flat)
+        places = [node.first - lease.first for node in nodes]
+        return Push(lease, tuple(losses), self._gradients[places])
+
+    def _sums(
+        self, step: int, first: int, last: int, flat: Floats
+    ) -> tuple[list[SlotLoss], list[Node]]:
+        """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
         weights = as_matrix(flat, self._job.classes)
         losses = []
-        for place, slot in enumerate(range(lease.first, lease.last)):
-            indices = self._indices(lease.step, slot)
+        for place, slot in enumerate(range(first, last)):
+            indices = self._indices(step, slot)
             pixels = self._pixels[: len(indices)]
             self._split.gather(indices, pixels)
             out = as_matrix(self._gradients[place], self._job.classes)
             losses.append(self._kernel.gradient(weights, pixels, self._split.labels[indices], out))
-        slots = self._job.plan.slots(lease.step)
-        nodes = cover(lease.first, lease.last, slots)
+        slots = self._job.plan.slots(step)
+        nodes = cover(first, last, slots)
         for node in nodes:
-            sum_node(node, self._gradients, lease.first, slots)
-        sums = self._gradients[[node.first - lease.first for node in nodes]]
-        return Push(lease, tuple(losses), sums)
+            sum_node(node, self._gradients, first, slots)
+        return losses, nodes
+
+    def _local_steps(self, lease: Lease, flat: Floats) -> Push:
+        """Steps of plain SGD on this replica's share of each minibatch of a round."""
+        replica = self._job.replica(flat)
+        losses: list[SlotLoss] = []
+        for step in range(lease.step, lease.step + lease.steps):
+            parts = shares(self._job.plan.slots(step), lease.shares)
+            if lease.first >= len(parts):
+                continue  # a short minibatch has fewer slots than there are replicas
+            first, last = parts[lease.first]
+            found, nodes = self._sums(step, first, last, replica.weights)
+            total = self._gradients[0]
+            for node in nodes[1:]:
+                np.add(total, self._gradients[node.first - first], out=total)
+            replica.apply(total, sum(part.examples for part in found), step)
+            losses += found
+        examples = sum(part.examples for part in losses)
+        difference = (flat - replica.weights) * flat.dtype.type(examples)
+        return Push(lease, tuple(losses), difference[None])
 
     def _indices(self, step: int, slot: int) -> NDArray[np.int64]:
         plan = self._job.plan

@@ -17,7 +17,7 @@ from distsgd.core.messages import Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.errors import ChannelClosed
 
-SHAPE = Shape(parameters=50_000, dtype="float64", most_slots=3)
+SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3)
 LEASE = Lease(step=7, first=0, last=3, version=7)
 
 
@@ -100,7 +100,7 @@ def test_a_death_is_noticed_at_once(server: Recording, port: UnixSocketPort) -> 
 
 def test_an_impossible_size_ends_the_connection(server: Recording, port: UnixSocketPort) -> None:
     channel = UnixSocketChannel(port.address, 1, SHAPE)
-    channel._connection.sendall(struct.pack("<qqqqII", 0, 0, 1, 0, 4_000_000_000, 1))
+    channel._connection.sendall(struct.pack("<6qII", 0, 0, 1, 0, 1, 0, 4_000_000_000, 1))
     assert server.noticed.wait(10)
     assert server.pushes == []
     channel.close()

@@ -176,3 +176,15 @@ def test_a_wider_step_meets_more_kinks(check):
     narrow, wide = check("svm", h=1e-5), check("svm", h=1e-1)
     assert narrow.skipped < wide.skipped
     assert narrow.compared + narrow.skipped == wide.compared + wide.skipped == 80
+
+
+def test_a_gradient_that_is_not_a_number_is_caught(check, monkeypatch):
+    right = LOSSES["softmax"]
+
+    def wrong(scores, labels, gradient):
+        losses = right(scores, labels, gradient)
+        gradient[...] = np.nan
+        return losses
+
+    monkeypatch.setitem(LOSSES, "softmax", wrong)
+    assert not check("softmax").largest_relative_error <= LIMIT

@@ -2,10 +2,20 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_fleet import PARAMETERS, START, Fleet, Toy, run_alone, run_in_turn, toy_plan
+from toy_fleet import (
+    PARAMETERS,
+    START,
+    Fleet,
+    Toy,
+    run_alone,
+    run_in_turn,
+    toy_plan,
+    what_was_applied,
+)
 
 from distsgd.core.messages import Applied, Dismiss, Diverged, Dropped, Grant, Lease, Push
 from distsgd.core.optimizers import make_optimizer
@@ -54,7 +64,7 @@ def test_same_bits_for_any_number_of_workers(workers, batch_size, slot_size):
     toy = Toy(toy_plan(batch_size=batch_size, slot_size=slot_size))
     expected, fleet = run_alone(toy), run_in_turn(toy, workers)
     assert fleet.server.weights.tobytes() == expected.server.weights.tobytes()
-    assert fleet.applied == expected.applied
+    assert what_was_applied(fleet) == what_was_applied(expected)
     assert fleet.used == toy.all_slots()
 
 
@@ -64,7 +74,7 @@ def test_same_bits_and_losses_for_any_order_of_arrival(seed):
     shuffle = random.Random(seed)
     fleet = run_in_turn(toy, 9, order=lambda busy: shuffle.sample(busy, len(busy)))
     expected = run_alone(toy)
-    assert fleet.applied == expected.applied
+    assert what_was_applied(fleet) == what_was_applied(expected)
     assert fleet.server.weights.tobytes() == expected.server.weights.tobytes()
 
 
@@ -89,7 +99,8 @@ def test_a_server_started_at_a_version_goes_on_with_the_same_bits(version):
     resumed.finish(0)
     expected = run_alone(toy)
     assert resumed.server.weights.tobytes() == expected.server.weights.tobytes()
-    assert first.applied + resumed.applied == expected.applied
+    applied = what_was_applied(first) + what_was_applied(resumed)
+    assert applied == what_was_applied(expected)
 
 
 # The mean over examples
@@ -132,7 +143,8 @@ def test_the_learning_rate_does_not_depend_on_workers_or_cuts(workers, batch_siz
     server = plain_server(plan)
     applied = run_one_step(server, plan, workers, value=6.0)
     assert server.weights[0] == pytest.approx(-0.5 * 6.0, rel=1e-15)
-    assert applied == Applied(0, 1, 1.0, plan.slots(0), batch_size, 0.5)
+    expected = Applied(0, 0, 1, 1.0, plan.slots(0), batch_size, 0.5, (), (), batch_size == 32)
+    assert replace(applied, contributions=()) == expected
 
 
 def test_the_penalty_is_not_divided_by_the_examples():
@@ -198,11 +210,44 @@ def test_a_doubled_pull_of_a_waiting_worker_is_one_pull(toy):
     server = toy.server()
     server.joined(0)
     server.joined(1)
-    leases = [granted(server.pull(0))[0], granted(server.pull(0))[0]]
-    assert server.pull(1) == server.pull(1) == []
+    leases = [granted(server.pull(worker))[worker] for worker in (0, 1)]
     assert server.push(0, toy.answer(leases[0], START)) == []
-    decisions = server.push(0, toy.answer(leases[1], START))
-    assert list(granted(decisions)) == [1]
+    assert server.pull(0) == server.pull(0) == []
+    decisions = server.push(1, toy.answer(leases[1], START))
+    assert list(granted(decisions)) == [0]
+
+
+def test_who_pulls_again_gets_the_same_lease_again(toy):
+    """As a worker does that was restarted under its old number."""
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    first, again = (granted(server.pull(0))[0] for _ in range(2))
+    assert first == again
+    assert granted(server.pull(1))[1] != first
+
+
+def test_a_push_that_does_not_fit_its_lease_is_dropped_and_loses_nothing(toy):
+    server = toy.server()
+    server.joined(0)
+    lease = granted(server.pull(0))[0]
+    good = toy.answer(lease, START)
+    for bad in (
+        Push(lease, good.losses, good.gradients[:0]),
+        Push(lease, good.losses[:1], good.gradients),
+    ):
+        assert server.push(0, bad) == [Dropped(0, lease)]
+    assert isinstance(server.push(0, good)[0], Applied)
+
+
+def test_an_update_that_overflows_diverges():
+    plan = toy_plan(examples=4, batch_size=4, slot_size=4, epochs=1)
+    server = plain_server(plan, learning_rate=1e300)
+    lease = granted(server.pull(0))[0]
+    with np.errstate(over="ignore"):
+        (decision, *_) = server.push(0, constant_push(plan, lease, 1e20))
+    assert isinstance(decision, Diverged)
+    assert server.stopped
 
 
 def test_weights_change_only_when_all_slots_are_there(toy):
@@ -409,6 +454,13 @@ def test_a_finite_loss_of_slots_that_overflows_together_diverges(toy):
     diverged = server.push(0, push)[0]
     assert isinstance(diverged, Diverged)
     assert diverged.loss == math.inf
+
+
+def test_infinite_losses_of_both_signs_diverge(toy):
+    server = toy.server()
+    lease = granted(server.pull(0))[0]
+    push = with_losses(toy.answer(lease, START), math.inf, -math.inf, 1.0, math.nan)
+    assert isinstance(server.push(0, push)[0], Diverged)
 
 
 def test_divergence_in_a_later_step_keeps_the_updates_before(toy):

@@ -34,11 +34,11 @@ USERS_DATASET = dataset_folder("cifar10")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The cache of this test alone; a full dataset is too large to be kept after it."""
+    """The cache of this test alone; its files are too large for pytest to keep after it."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("DISTSGD_CACHE", str(folder))
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture

@@ -107,10 +107,10 @@ def pack(folder: Path, archive: Path, inside: str, level: int = 0) -> Path:
     return archive
 
 
-class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+class _Python2Pickler(pickle._Pickler):
     """Writes bytes as the `str` of Python 2, which is what the official archive holds."""
 
-    dispatch: ClassVar[Any] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[Any] = dict(pickle._Pickler.dispatch)
 
     def save_str_of_python2(self, text: bytes) -> None:
         short = len(text) < 256

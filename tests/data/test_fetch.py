@@ -7,12 +7,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_support import LOCK, flip, snapshot, times
 from support import Run, command_line
 
+from distsgd.data.cifar10 import BATCHES, CLASSES, SHAPE, Records
 from distsgd.data.fetch import fetch_cifar10, verify_dataset
 from distsgd.data.manifest import read_manifest
+from distsgd.data.shards import write_dataset
+from distsgd.errors import CorruptDataError
 
 
 @pytest.fixture
@@ -103,6 +107,23 @@ def test_other_datasets_are_left_alone(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not a whole archive"):
         fetch_cifar10(str(tmp_path / "bad.tar.gz"))
     assert other.read_text() == "{}"
+
+
+def test_pixels_that_are_not_the_official_ones_are_found_out(
+    tmp_path: Path, records: Records
+) -> None:
+    """Also where every checksum of the dataset's own was made to fit."""
+    train = np.concatenate([records[name] for name in BATCHES if name != "test_batch"])
+    train[35_000, 1234] ^= 1
+    test = records["test_batch"]
+    write_dataset(
+        tmp_path, name="cifar10", shape=SHAPE, classes=CLASSES, shards=1,
+        train=(train[:, 1:], train[:, 0]), test=(test[:, 1:], test[:, 0]),
+    )  # fmt: skip
+    with pytest.raises(CorruptDataError, match="data_batch_4 is not the official one"):
+        verify_dataset(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
 
 
 def start_fetch(source: Path) -> subprocess.Popen[str]:

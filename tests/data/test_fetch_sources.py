@@ -60,7 +60,7 @@ def test_every_source_gives_the_same_bytes(
 
 
 def test_the_folder_around_an_unpacked_archive_will_do(
-    workshop: Path, binary_folder: Path, tmp_path: Path, reference_bytes: dict[str, str]
+    binary_folder: Path, tmp_path: Path, reference_bytes: dict[str, str]
 ) -> None:
     (tmp_path / "around").mkdir()
     (tmp_path / "around" / "cifar-10-batches-bin").symlink_to(binary_folder)

@@ -1,0 +1,186 @@
+"""The audit: from the journal alone, that each example of each epoch was applied exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.api.jobs import make_job
+from distsgd.core.arrays import Bytes
+from distsgd.core.messages import Lease
+from distsgd.core.plan import Plan
+from distsgd.core.reduction_tree import shares
+from distsgd.data.dataset import Dataset
+from distsgd.errors import JournalError, RunError
+from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
+from distsgd.run.config import TrainConfig
+from distsgd.run.folder import RunFolder, find_run
+from distsgd.run.journal import Record, read_journal
+
+__all__ = ["Audit", "audit", "open_run", "slots_of_lease"]
+
+_STALENESS = {"bsp": 0, "backup": 0, "local": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the journal of a run proves.
+
+    Attributes:
+        run_dir: the run folder.
+        updates: records of the journal, one an update.
+        complete: whether every example of every epoch was applied (else the run was cut short).
+        epochs: epochs of which every example was applied exactly once.
+        examples: examples applied.
+        largest_staleness: of any contribution, in updates.
+        class_examples: class -> how often its examples were applied.
+        class_delays: class -> how often one of its examples was put off to a later update.
+    """
+
+    run_dir: str
+    updates: int
+    complete: bool
+    epochs: int
+    examples: int
+    largest_staleness: int
+    class_examples: dict[str, int]
+    class_delays: dict[str, int]
+
+
+def open_run(run: str | Path) -> tuple[RunFolder, TrainConfig, Dataset]:
+    """A run, its settings, and the dataset it was trained on.
+
+    Raises:
+        RunError: the run or its dataset cannot be found, or is another than it was.
+    """
+    folder = find_run(run)
+    config = folder.settings()
+    try:
+        recorded = folder.read("config.json")["dataset"]
+        dataset = Dataset(Path(recorded["folder"]))
+        digest = str(recorded["digest"])
+    except (KeyError, TypeError):
+        raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
+    if dataset.manifest.digest != digest:
+        raise RunError(
+            f"{dataset.folder} is no longer the dataset that the run was trained on",
+            "Put the old one back",
+        )
+    return folder, config, dataset
+
+
+def slots_of_lease(lease: Lease, plan: Plan) -> Iterator[tuple[int, int]]:
+    """(step, slot) of every slot of a lease, local steps included."""
+    for step in range(lease.step, lease.step + lease.steps):
+        first, last = lease.first, lease.last
+        if lease.shares:
+            parts = shares(plan.slots(step), lease.shares)
+            first, last = parts[first] if first < len(parts) else (0, 0)
+        yield from ((step, slot) for slot in range(first, last))
+
+
+def audit(run: str | Path) -> Audit:
+    """Check the journal of a run against its plan.
+
+    Args:
+        run: path or name of a run, or "latest".
+
+    Raises:
+        JournalError: the journal does not hold; names the first record that is wrong.
+        RunError: there is no such run, or it is damaged.
+    """
+    folder, config, dataset = open_run(run)
+    checker = _Checker(config, make_job(config, dataset).plan)
+    for record in read_journal(folder.path, config, dataset.manifest.digest):
+        checker.check(record)
+    _check_end(folder, checker)
+    labels = dataset.train.labels
+    return Audit(
+        run_dir=str(folder.path),
+        updates=checker.updates,
+        complete=checker.complete,
+        epochs=checker.whole_epochs(),
+        examples=checker.examples,
+        largest_staleness=checker.largest_staleness,
+        class_examples=_by_class(checker.used, checker.plan, dataset, labels),
+        class_delays=_by_class(checker.delayed, checker.plan, dataset, labels),
+    )
+
+
+def _check_end(folder: RunFolder, checker: _Checker) -> None:
+    """The journal must reach as far as the run is known to have come."""
+    known = read_checkpoint(latest_checkpoint(folder.checkpoints)).version
+    if checker.updates < known:
+        raise JournalError(
+            checker.updates + 1, f"it is missing: W of version {known} is in a checkpoint"
+        )
+    if folder.status() == "finished" and not checker.complete:
+        raise JournalError(checker.updates, "the run has finished, but examples are missing")
+
+
+class _Checker:
+    """Goes through the records of a journal."""
+
+    def __init__(self, config: TrainConfig, plan: Plan) -> None:
+        self.plan = plan
+        self.updates = self.examples = self.largest_staleness = 0
+        self.used: Counter[tuple[int, int]] = Counter()
+        self.delayed: Counter[tuple[int, int]] = Counter()
+        self._bound = _STALENESS.get(config.consistency, config.staleness)
+
+    def check(self, record: Record) -> None:
+        number = self.updates + 1
+        if record.version != number:
+            raise JournalError(number, f"it makes version {record.version}, not {number}")
+        for _, lease in record.contributions:
+            self._check_staleness(number, lease)
+            for slot in slots_of_lease(lease, self.plan):
+                self._use(number, *slot)
+        for _, step, first, last in record.requeued:
+            self.delayed.update((step, slot) for slot in range(first, last))
+        self.updates = number
+
+    def _check_staleness(self, number: int, lease: Lease) -> None:
+        age = number - 1 - lease.version
+        if age < 0 or (self._bound is not None and age > self._bound):
+            raise JournalError(number, f"a gradient is {age} updates old")
+        self.largest_staleness = max(self.largest_staleness, age)
+
+    def _use(self, number: int, step: int, slot: int) -> None:
+        if not (0 <= step < self.plan.total_steps and 0 <= slot < self.plan.slots(step)):
+            raise JournalError(number, f"the plan has no slot {slot} of step {step}")
+        if self.used[step, slot]:
+            raise JournalError(number, f"slot {slot} of step {step} was applied before")
+        self.used[step, slot] = 1
+        low, high = self.plan.slot(step, slot)
+        self.examples += high - low
+
+    @property
+    def complete(self) -> bool:
+        return self.examples == self.plan.examples * self.plan.epochs
+
+    def whole_epochs(self) -> int:
+        found: Counter[int] = Counter()
+        for step, slot in self.used:
+            low, high = self.plan.slot(step, slot)
+            found[self.plan.epoch_of(step)] += high - low
+        return sum(count == self.plan.examples for count in found.values())
+
+
+def _by_class(
+    slots: Counter[tuple[int, int]], plan: Plan, dataset: Dataset, labels: Bytes
+) -> dict[str, int]:
+    """How often the examples of each class are in these slots."""
+    counts = np.zeros(len(dataset.manifest.classes), dtype=np.int64)
+    order, epoch = plan.order(0), 0
+    for (step, slot), times in sorted(slots.items()):
+        if plan.epoch_of(step) != epoch:
+            epoch = plan.epoch_of(step)
+            order = plan.order(epoch)
+        low, high = plan.slot(step, slot)
+        counts += times * np.bincount(labels[order[low:high]], minlength=len(counts))
+    return {name: int(n) for name, n in zip(dataset.manifest.classes, counts, strict=True)}

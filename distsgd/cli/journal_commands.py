@@ -1,0 +1,81 @@
+"""``distsgd audit`` and ``distsgd replay``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table
+from distsgd.errors import JournalError
+
+__all__ = ["add_to"]
+
+Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]
+
+
+def audit(run: Run = "latest", json: JsonFlag = False) -> None:
+    """Prove from the journal that each example of each epoch was applied exactly once.
+
+    Exit code 1, and the first record that is wrong, when the journal does not hold.
+
+    Example: distsgd audit latest
+    """
+    from distsgd.api.audit import audit as check
+
+    try:
+        found = check(run)
+    except JournalError as error:
+        if json:
+            print_json({"holds": False, "record": error.line, "problem": error.why})
+        raise
+    if json:
+        print_json({"holds": True, **vars(found)})
+        return
+    print_pairs([
+        ("run", found.run_dir),
+        ("updates", count(found.updates)),
+        ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
+        ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
+        ("oldest gradient", f"{found.largest_staleness} updates"),
+    ])  # fmt: skip
+    print_table(
+        ("class", "examples applied", "examples put off"),
+        [
+            (name, count(applied), count(found.class_delays[name]))
+            for name, applied in found.class_examples.items()
+        ],
+    )
+    print("the journal holds")
+
+
+def replay(run: Run = "latest", json: JsonFlag = False) -> None:
+    """Compute a run anew, serially, from its journal, and compare every bit of its checkpoints.
+
+    Exit code 1, and the first record that is wrong, when they differ.
+
+    Example: distsgd replay latest
+    """
+    from distsgd.api.replay import replay as compute
+
+    try:
+        found = compute(run)
+    except JournalError as error:
+        if json:
+            print_json({"same_bits": False, "record": error.line, "problem": error.why})
+        raise
+    if json:
+        print_json(found)
+        return
+    print_pairs([
+        ("run", found.run_dir),
+        ("updates", count(found.updates)),
+        ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
+        ("weights", f"sha256 {found.weights_sha256}"),
+    ])  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (audit, replay):
+        app.command()(command)

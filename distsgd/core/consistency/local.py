@@ -1,0 +1,40 @@
+"""Local steps: each replica makes H steps of its own, then the replicas are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distsgd.core.consistency.base import Policy, Range
+from distsgd.core.reduction_tree import shares
+
+__all__ = ["LocalSteps"]
+
+
+@dataclass(frozen=True)
+class LocalSteps(Policy):
+    """Every replica takes its share of the next H minibatches, one step of plain SGD for each.
+
+    What is averaged is W, weighted by examples. With H = 1 the mean of the replicas is W minus
+    the mean gradient, and is computed as such: the bits of `bsp`. The number of replicas is part
+    of the result for H > 1; it is fixed at the start, whatever becomes of the workers.
+    Source: Stich 2019, "Local SGD converges fast and communicates little".
+
+    Attributes:
+        steps: H.
+        replicas: how many; the workers at the start.
+    """
+
+    steps: int = 1
+    replicas: int = 1
+    name = "local"
+
+    def pieces(self, slots: int, workers: int) -> list[Range]:
+        """Shares of the replicas; for H > 1 ranges of replicas, not of slots."""
+        if self.steps == 1:
+            return shares(slots, self.replicas)
+        return [(replica, replica + 1) for replica in range(min(self.replicas, slots))]
+
+    @property
+    def local_steps(self) -> int:
+        """H."""
+        return self.steps
