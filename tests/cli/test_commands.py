@@ -105,7 +105,8 @@ def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Pat
 
 FLAGS = {
     "--dataset", "--loss", "--workers", "--batch-size", "--epochs", "--seed", "--sampling",
-    "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--run-dir", "--config", "--set", "--json", "--help",
+    "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--run-dir",
+    "--config", "--set", "--json", "--help",
 }  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch", "data info", "data verify",
+    ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
+     "data info", "data verify",
      "runs list", "runs show"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(distsgd: Run, command: str) -> None:
