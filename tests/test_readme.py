@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distsgd.run.config import RECIPES, TrainConfig
+from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -61,6 +61,6 @@ def test_the_table_of_settings_is_complete_and_true() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `?([\w.-]+)`? \|", README, re.MULTILINE)
     for name, default in rows:
         value = getattr(config, name)
-        assert default == "by" or type(value)(default) == value
-    for loss, recipe in RECIPES.items():
-        assert all(str(value) in README for value in recipe.values()), loss
+        assert default in ("by", str(value).lower()) or type(value)(default) == value
+    for loss, value in REGULARIZATION.items():
+        assert str(value) in README and str(LEARNING_RATES[loss]["sgd"]) in README

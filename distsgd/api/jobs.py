@@ -21,10 +21,10 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         slot_size=config.slot_size,
         epochs=config.epochs,
     )
-    assert config.learning_rate is not None and config.regularization is not None
+    assert config.regularization is not None and config.warmup_epochs is not None
     schedule = Schedule(
         name=config.schedule,
-        learning_rate=config.learning_rate,
+        learning_rate=config.peak_learning_rate,
         total=plan.total_steps,
         warmup=round(config.warmup_epochs * plan.steps_per_epoch),
         every=max(1, round(config.step_epochs * plan.steps_per_epoch)),

@@ -48,6 +48,10 @@ def train(
         str | None,
         typer.Option(help="sgd, momentum, nesterov, adagrad or adam. [default: sgd]"),
     ] = None,
+    scale_lr: Annotated[
+        bool | None,
+        typer.Option("--scale-lr", help="Learning rate times batch size / 256, with a warm-up."),
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
     ] = None,
@@ -71,7 +75,7 @@ def train(
         "dataset": dataset, "loss": loss, "workers": workers, "batch_size": batch_size,
         "epochs": epochs, "seed": seed, "sampling": sampling,
         "consistency": consistency, "staleness": staleness, "backup": backup,
-        "local_steps": local_steps, "optimizer": optimizer,
+        "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     result = train_with(settings, run_dir, make_reporter(json))

@@ -6,16 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from distsgd.core.losses import LOSSES
+from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
-from distsgd.run.config import RECIPES, TrainConfig, config_from
+from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig, config_from
 
 
-@pytest.mark.parametrize("loss", RECIPES)
-def test_a_loss_brings_its_recipe(loss: str) -> None:
-    config = TrainConfig(loss=loss)
-    for name, value in RECIPES[loss].items():
-        assert getattr(config, name) == value
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_loss_and_an_optimizer_bring_their_recipe(loss: str, optimizer: str) -> None:
+    config = TrainConfig(loss=loss, optimizer=optimizer)
+    assert config.learning_rate == LEARNING_RATES[loss][optimizer]
+    assert config.regularization == REGULARIZATION[loss]
     assert TrainConfig(loss=loss, learning_rate=0.5).learning_rate == 0.5
+
+
+def test_the_learning_rate_scales_with_the_minibatch_if_so_wanted() -> None:
+    plain, scaled = (TrainConfig(batch_size=1024, scale_lr=wanted) for wanted in (False, True))
+    assert scaled.peak_learning_rate == 4 * plain.peak_learning_rate
+    assert (plain.warmup_epochs, scaled.warmup_epochs) == (0, 1)
+    assert TrainConfig(scale_lr="true", warmup_epochs=2).warmup_epochs == 2  # type: ignore[arg-type]
 
 
 def test_flags_go_over_the_file(tmp_path: Path) -> None:
@@ -28,7 +38,7 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"epochs": True}, {"epochs": None}, {"workers": "two"}, {"momentum": -0.1}, {"loss": 3},
-     {"regularization": float("inf")}, {"warmup_epochs": -1}],
+     {"regularization": float("inf")}, {"warmup_epochs": -1}, {"scale_lr": 2}],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(settings: dict[str, object]) -> None:
     name = next(iter(settings)).replace("_", "-")
