@@ -21,7 +21,8 @@ from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.checkpoint import Model, shaped_state, weights_sha256, write_checkpoint
-from distsgd.run.config import TrainConfig, config_from
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run
 from distsgd.run.journal import JournalWriter
 from distsgd.run.metrics import MetricsWriter

@@ -69,7 +69,7 @@ def train(
     """
     from distsgd.api.training import train_with
     from distsgd.cli.train_reporter import make_reporter
-    from distsgd.run.config import config_from
+    from distsgd.run.config_sources import config_from
 
     flags = {
         "dataset": dataset, "loss": loss, "workers": workers, "batch_size": batch_size,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,6 @@ __all__ = [
     "LEARNING_RATES",
     "REGULARIZATION",
     "TrainConfig",
-    "config_from",
-    "read_config_file",
     "setting",
 ]
 
@@ -233,12 +228,6 @@ def _typed(name: str, type_name: str, value: Any) -> Any:
     if value is None and "None" in type_name:
         return None
     kind = type_name.split(" ")[0]
-    wanted = {
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a text",
-        "bool": "true or false",
-    }
     wanted = _WORDS[kind]
     try:
         if kind == "bool":
@@ -259,68 +248,3 @@ def _typed(name: str, type_name: str, value: Any) -> Any:
         return str(value)
     except (TypeError, ValueError, KeyError, OverflowError):
         _refuse(name, value, wanted)
-
-
-def config_from(
-    settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
-) -> TrainConfig:
-    """The settings of a config file, over which go those of --set and of flags.
-
-    Args:
-        settings: settings by name; None means not given.
-        file: a TOML file, or the config.json of a run.
-        assignments: texts of the form "name=value".
-
-    Raises:
-        UsageError: a setting is unknown, given twice, or cannot be used.
-    """
-    chosen = read_config_file(file) if file else {}
-    given = {name: value for name, value in settings.items() if value is not None}
-    for text in assignments or []:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals:
-            raise UsageError(f"--set {text} has no value", "Write it as --set name=value")
-        _check_name(name, "--set")
-        if name in given:
-            raise UsageError(f"{name} is given twice: by {setting(name)} and by --set {text}")
-        given[name] = value.strip()
-    for name in given:
-        _check_name(name, "train()")
-    return TrainConfig(**{**chosen, **given})
-
-
-def _check_name(name: str, where: str) -> None:
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.4)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names)}"
-        raise UsageError(f"{where}: there is no setting '{name}'", hint.rstrip("."))
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file, or of the config.json of a run.
-
-    Raises:
-        UsageError: it cannot be read, or names an unknown setting.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-        parse = _settings_of_run if path.suffix == ".json" else tomllib.loads
-        settings = parse(content)
-    except FileNotFoundError:
-        raise UsageError(f"--config: there is no file {path}", "Check the path") from None
-    except OSError as error:
-        raise UsageError(f"--config: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UsageError(
-            f"--config: {path} is not valid: {error}", "Write lines such as: epochs = 20"
-        ) from None
-    for name in settings:
-        _check_name(name, f"--config {path}")
-    return settings
-
-
-def _settings_of_run(content: str) -> dict[str, Any]:
-    settings: dict[str, Any] = dict(json.loads(content)["settings"])
-    return settings

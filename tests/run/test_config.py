@@ -9,7 +9,8 @@ import pytest
 from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
-from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig, config_from
+from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig
+from distsgd.run.config_sources import config_from
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,0 +1,80 @@
+"""Settings from flags, --set and files, into one checked `TrainConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from distsgd.errors import UsageError
+from distsgd.run.config import TrainConfig, setting
+
+__all__ = ["config_from", "read_config_file"]
+
+
+def config_from(
+    settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
+) -> TrainConfig:
+    """The settings of a config file, over which go those of --set and of flags.
+
+    Args:
+        settings: settings by name; None means not given.
+        file: a TOML file, or the config.json of a run.
+        assignments: texts of the form "name=value".
+
+    Raises:
+        UsageError: a setting is unknown, given twice, or cannot be used.
+    """
+    chosen = read_config_file(file) if file else {}
+    given = {name: value for name, value in settings.items() if value is not None}
+    for text in assignments or []:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UsageError(f"--set {text} has no value", "Write it as --set name=value")
+        _check_name(name, "--set")
+        if name in given:
+            raise UsageError(f"{name} is given twice: by {setting(name)} and by --set {text}")
+        given[name] = value.strip()
+    for name in given:
+        _check_name(name, "train()")
+    return TrainConfig(**{**chosen, **given})
+
+
+def _check_name(name: str, where: str) -> None:
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.4)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names)}"
+        raise UsageError(f"{where}: there is no setting '{name}'", hint.rstrip("."))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, or of the config.json of a run.
+
+    Raises:
+        UsageError: it cannot be read, or names an unknown setting.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+        parse = _settings_of_run if path.suffix == ".json" else tomllib.loads
+        settings = parse(content)
+    except FileNotFoundError:
+        raise UsageError(f"--config: there is no file {path}", "Check the path") from None
+    except OSError as error:
+        raise UsageError(f"--config: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError, KeyError) as error:
+        raise UsageError(
+            f"--config: {path} is not valid: {error}", "Write lines such as: epochs = 20"
+        ) from None
+    for name in settings:
+        _check_name(name, f"--config {path}")
+    return settings
+
+
+def _settings_of_run(content: str) -> dict[str, Any]:
+    settings: dict[str, Any] = dict(json.loads(content)["settings"])
+    return settings
