@@ -43,4 +43,6 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         schedule=schedule,
         log_every=config.log_every,
         policy=config.policy(),
+        compress=config.compress,
+        error_feedback=config.error_feedback,
     )

@@ -13,6 +13,7 @@ from distsgd.api.audit import open_run
 from distsgd.api.jobs import make_job
 from distsgd.core.arrays import Floats
 from distsgd.core.initial import pad, unpad
+from distsgd.core.messages import Lease
 from distsgd.core.open_minibatch import OpenMinibatch, Piece
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.reduction_tree import TreeSum
@@ -90,6 +91,7 @@ class _Replayer:
 
     def __init__(self, job: Job, folder: RunFolder) -> None:
         self._job, self._worker = job, Worker(job)
+        self._fleet: dict[int, tuple[Worker, int]] = {}
         weights = pad(read_checkpoint(folder.checkpoints / "step-000000000.npz").weights)
         self._updater = Updater(
             weights,
@@ -119,15 +121,29 @@ class _Replayer:
     def _update(self, number: int, record: Record, kept: dict[int, Floats]) -> None:
         minibatch = _rebuilt(record)
         for worker, lease in record.contributions:
+            engine = self._worker_of(number, worker, lease)
             if lease.version not in kept:
                 raise JournalError(number, f"it reads version {lease.version}, which is not there")
-            push = self._worker.answer((lease, kept[lease.version]))
+            push = engine.answer((lease, kept[lease.version]))
             minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
             if not minibatch.take(worker, push, self._tree):
                 raise JournalError(number, "its contributions do not go together")
         _, _, examples = minibatch.loss()
         update = self._updater.average if minibatch.shares else self._updater.apply
         update(minibatch.gradient(), examples, record.step)
+
+    def _worker_of(self, number: int, worker: int, lease: Lease) -> Worker:
+        """What computes the leases of a worker: with error feedback each one has its own memory."""
+        if self._job.compress == "none":
+            return self._worker
+        engine, serial = self._fleet.get(worker, (None, 0))
+        if lease.serial != serial:
+            raise JournalError(
+                number, f"an answer of worker {worker} is not here, and took part in its feedback"
+            )
+        engine = engine or Worker(self._job)
+        self._fleet[worker] = engine, serial + 1
+        return engine
 
     def _tree(self) -> TreeSum:
         return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 
-__all__ = ["Channel", "ServerPort", "Work"]
+__all__ = ["Channel", "Decode", "ServerPort", "Work"]
 
 Work = tuple[Lease, Floats]
 """A lease, and the flat W to compute it at, which the receiver must not write to."""
+
+
+Decode = Callable[[bytes, int], Floats]
+"""Decodes an encoded gradient into so many rows, of which the first has it all."""
 
 
 class Channel(Protocol):

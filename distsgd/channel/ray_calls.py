@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from distsgd.channel.base import ServerPort, Work
+from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
@@ -37,33 +37,39 @@ def _joined(chunks: Sequence[Floats]) -> Floats:
     return np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
 
 
+def _sent(push: Push) -> list[Any]:
+    return _cut(push.gradients) if push.encoded is None else [push.encoded]
+
+
 class RayPort:
     """The server's end: packs and unpacks what `RayChannel` sends.
 
     Args:
         server: where the messages go.
         vector_bytes: bytes of flat W.
+        decode: what encoded gradients are decoded with, into so many rows.
     """
 
-    def __init__(self, server: ServerPort, vector_bytes: int) -> None:
-        self._server = server
+    def __init__(self, server: ServerPort, vector_bytes: int, decode: Decode) -> None:
+        self._server, self._decode = server, decode
         self._dismissal = [None] * (1 + chunk_count(vector_bytes))
 
     def exchange(self, worker: int, meta: Any, *chunks: Floats) -> list[Any]:
         """Answer one call: the lease, then the chunks of W; all None when training is over."""
-        work = self._server.exchange(worker, _unpack(meta, chunks))
+        work = self._server.exchange(worker, self._unpack(meta, chunks))
         if work is None:
             return self._dismissal
         lease, weights = work
         return [lease.as_tuple(), *_cut(weights)]
 
-
-def _unpack(meta: Any, chunks: Sequence[Floats]) -> Push | None:
-    if meta is None:
-        return None
-    lease, losses, nodes = meta
-    gradients = _joined(chunks).reshape(nodes, -1)
-    return Push(Lease(*lease), tuple(SlotLoss(*loss) for loss in losses), gradients)
+    def _unpack(self, meta: Any, chunks: Sequence[Any]) -> Push | None:
+        if meta is None:
+            return None
+        lease, losses, nodes = meta
+        found = tuple(SlotLoss(*loss) for loss in losses)
+        if isinstance(chunks[0], bytes):
+            return Push(Lease(*lease), found, self._decode(chunks[0], nodes), chunks[0])
+        return Push(Lease(*lease), found, _joined(chunks).reshape(nodes, -1))
 
 
 class RayChannel:
@@ -91,7 +97,7 @@ class RayChannel:
                 tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
                 len(push.gradients),
             )
-            call = self._exchange.remote(self._worker, meta, *_cut(push.gradients))
+            call = self._exchange.remote(self._worker, meta, *_sent(push))
         try:
             answer = ray.get(call)
         except ray.exceptions.RayTaskError as error:

@@ -16,11 +16,11 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from distsgd.channel.base import ServerPort, Work
+from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
@@ -29,8 +29,8 @@ from distsgd.errors import ChannelClosed
 __all__ = ["Shape", "UnixAddress", "UnixSocketChannel", "UnixSocketPort"]
 
 _HELLO = struct.Struct("<32sI")
-_PUSH = struct.Struct("<6qII")
-_WORK = struct.Struct("<6q")
+_PUSH = struct.Struct("<7qIII")
+_WORK = struct.Struct("<7q")
 _NOTHING = -1
 _BUFFER_BYTES = 1 << 20
 
@@ -106,10 +106,13 @@ class UnixSocketPort:
         server: where the messages go.
         shape: how large they are.
         lost: told the number of a worker whose socket has closed.
+        decode: what encoded gradients are decoded with, into so many rows.
     """
 
-    def __init__(self, server: ServerPort, shape: Shape, lost: Callable[[int], None]) -> None:
-        self._server, self._shape, self._lost = server, shape, lost
+    def __init__(
+        self, server: ServerPort, shape: Shape, lost: Callable[[int], None], decode: Decode
+    ) -> None:
+        self._server, self._shape, self._lost, self._decode = server, shape, lost, decode
         self.address = UnixAddress(f"distsgd-{secrets.token_hex(8)}", secrets.token_bytes(32))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(f"\0{self.address.name}")
@@ -159,18 +162,22 @@ class UnixSocketPort:
         gradients = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
         work: Work | None = None
         while True:
-            *lease, slots, nodes = _receive_struct(connection, _PUSH)
+            *lease, slots, nodes, size = _receive_struct(connection, _PUSH)
             push = None
             if lease[0] != _NOTHING:
-                if slots > len(losses) or nodes > shape.most_nodes:
+                if slots > len(losses) or nodes > shape.most_nodes or size > gradients.nbytes:
                     raise ChannelClosed("a message larger than any push")
                 _receive(connection, _bytes_of(losses[:slots]))
-                _receive(connection, _bytes_of(gradients[:nodes]))
+                encoded = bytearray(size) if size else None
+                _receive(connection, memoryview(encoded or _bytes_of(gradients[:nodes])))
                 found = tuple(SlotLoss(loss, int(hits), int(n)) for loss, hits, n in losses[:slots])
                 push = Push(Lease(*lease), found, gradients[:nodes])
+                if encoded:
+                    whole = bytes(encoded)
+                    push = replace(push, gradients=self._decode(whole, nodes), encoded=whole)
             work = self._server.exchange(worker, push)
             if work is None:
-                _send(connection, _WORK.pack(_NOTHING, 0, 0, 0, 0, 0))
+                _send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
                 return
             _send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
 
@@ -214,12 +221,13 @@ class UnixSocketChannel:
 
     def _exchange(self, push: Push | None) -> Work | None:
         if push is None:
-            _send(self._connection, _PUSH.pack(_NOTHING, *(0,) * 7))
+            _send(self._connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         else:
             losses = np.array([(one.loss, one.correct, one.examples) for one in push.losses], "<f8")
-            sizes = len(push.losses), len(push.gradients)
+            sizes = len(push.losses), len(push.gradients), len(push.encoded or b"")
             header = _PUSH.pack(*push.lease.as_tuple(), *sizes)
-            _send(self._connection, header + losses.tobytes(), _bytes_of(push.gradients))
+            gradients = push.encoded or _bytes_of(push.gradients)
+            _send(self._connection, header + losses.tobytes(), gradients)
         lease = _receive_struct(self._connection, _WORK)
         if lease[0] == _NOTHING:
             self.close()

@@ -44,6 +44,9 @@ def train(
     local_steps: Annotated[
         int | None, typer.Option(help="local: steps between averagings. [default: 8]")
     ] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="none, fp16, topk:FRACTION or onebit. [default: none]")
+    ] = None,
     optimizer: Annotated[
         str | None,
         typer.Option(help="sgd, momentum, nesterov, adagrad or adam. [default: sgd]"),
@@ -76,6 +79,7 @@ def train(
         "epochs": epochs, "seed": seed, "sampling": sampling,
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
+        "compress": compress,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     result = train_with(settings, run_dir, make_reporter(json))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distsgd.core.arrays import Floats
 from distsgd.core.slot_gradient import SlotLoss
@@ -22,6 +22,7 @@ class Lease:
         steps: how many steps of the plan it goes over; more than 1 for local steps.
         shares: with local steps, each minibatch is cut into so many shares, and the lease is
             for those from first to last.
+        serial: how many leases its worker has been given before.
     """
 
     step: int
@@ -30,10 +31,11 @@ class Lease:
     version: int
     steps: int = 1
     shares: int = 0
+    serial: int = field(default=0, compare=False)
 
-    def as_tuple(self) -> tuple[int, int, int, int, int, int]:
+    def as_tuple(self) -> tuple[int, ...]:
         """The fields in order; `Lease(*fields)` is the way back."""
-        return self.step, self.first, self.last, self.version, self.steps, self.shares
+        return tuple(vars(self).values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,20 @@ class Push:
         losses: one for each slot that was computed.
         gradients: shape (nodes, parameters): the sums of the nodes that cover the lease, left
             to right (`reduction_tree.cover`). For a lease over several local steps one row:
-            examples * (W as leased - W after the steps).
+            examples * (W as leased - W after the steps). With compression, what the server is
+            to see: the first row has it all.
+        encoded: with compression, the bytes that travel in place of the gradients.
     """
 
     lease: Lease
     losses: tuple[SlotLoss, ...]
     gradients: Floats
+    encoded: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the gradients as they travel."""
+        return self.gradients.nbytes if self.encoded is None else len(self.encoded)
 
 
 @dataclass(frozen=True)

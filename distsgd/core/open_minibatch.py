@@ -53,10 +53,10 @@ class OpenMinibatch:
             leaf += piece[2] - piece[1]
         self._leaves = leaf
 
-    def lease(self, worker: int, version: int) -> Lease:
+    def lease(self, worker: int, version: int, serial: int) -> Lease:
         """Lease the next free piece."""
         piece = self.free.popleft()
-        lease = Lease(*piece, version, self.steps, self.shares)
+        lease = Lease(*piece, version, self.steps, self.shares, serial)
         self.leased[piece] = worker, lease
         return lease
 

@@ -60,6 +60,7 @@ class ParameterServer:
         self._workers: list[int] = []
         self._waiting: deque[int] = deque()
         self._applied: Counter[int] = Counter()
+        self._serials: Counter[int] = Counter()
         if version < plan.total_steps:
             self._applied[plan.epoch_of(version)] = plan.minibatch(version)[0]
         self._stopping = False
@@ -150,7 +151,9 @@ class ParameterServer:
         decisions: list[Decision] = []
         while self._waiting and not self.stopped and (source := self._source()) is not None:
             worker = self._waiting.popleft()
-            decisions.append(Grant(worker, source.lease(worker, self.version)))
+            lease = source.lease(worker, self.version, self._serials[worker])
+            self._serials[worker] += 1
+            decisions.append(Grant(worker, lease))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
             self._waiting.clear()

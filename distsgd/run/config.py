@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.core.compression import make_codec
 from distsgd.core.consistency import POLICIES, Policy, make_policy
 from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
@@ -57,6 +58,8 @@ class TrainConfig:
         staleness: S of "ssp": how many minibatches a worker may be ahead.
         backup: B of "backup": how many slots of a minibatch need not be waited for.
         local_steps: H of "local": steps between averagings.
+        compress: gradients in fewer bytes: "none", "fp16", "topk:FRACTION" or "onebit".
+        error_feedback: whether what compression leaves out is added to what comes next.
         optimizer: "sgd", "momentum", "nesterov", "adagrad" or "adam".
         momentum: coefficient of momentum, nesterov, and the mean of adam.
         learning_rate: largest learning rate; None for the recipe of the loss and optimizer.
@@ -86,6 +89,8 @@ class TrainConfig:
     staleness: int | None = None
     backup: int | None = None
     local_steps: int | None = None
+    compress: str = "none"
+    error_feedback: bool = True
     optimizer: str = "sgd"
     momentum: float = 0.9
     learning_rate: float | None = None
@@ -114,6 +119,7 @@ class TrainConfig:
                 _refuse(name, getattr(self, name), words)
         self._fill_in_recipe()
         self._check_consistency()
+        self._check_compression()
         for name in ("learning_rate", "step_factor", "pixel_scale", "step_epochs"):
             if not getattr(self, name) > 0:
                 _refuse(name, getattr(self, name), "a number above 0")
@@ -166,6 +172,17 @@ class TrainConfig:
                 "Replicas make steps of plain SGD, and W alone is averaged: give --optimizer sgd",
             )
 
+    def _check_compression(self) -> None:
+        try:
+            make_codec(self.compress, 1)
+        except ValueError:
+            _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
+        if self.compress != "none" and self.consistency == "backup":
+            raise UsageError(
+                f"--compress {self.compress} does not go with --consistency backup",
+                "What a push that came too late has sent would be lost to the error feedback",
+            )
+
     def policy(self) -> Policy:
         """The consistency policy."""
         return make_policy(
@@ -206,6 +223,7 @@ _LEAST: dict[str, tuple[float, str]] = {
 _FLAGS = {
     "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
+    "compress",
 }  # fmt: skip
 
 

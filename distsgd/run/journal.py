@@ -6,7 +6,7 @@ digest is made from the settings of the run, so that a journal belongs to its ru
     v   version of W after the update
     s   step of the plan that its learning rate belongs to
     c   contributions in the order in which they were added, each
-        [worker, step, first slot, one past the last, version read, steps, shares]
+        [worker, step, first slot, one past the last, version read, steps, shares, serial]
     q   pieces put off to a later update, each
         [place in the reduction tree, step, first slot, one past the last]
     d   digest

@@ -34,7 +34,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
             if isinstance(decision, Grant):
                 with np.errstate(all="ignore"):
                     push = worker.answer((decision.lease, server.weights))
-                    recorder.statistics.bytes_pushed += push.gradients.nbytes
+                    recorder.statistics.bytes_pushed += push.size
                     following += server.push(_WORKER, push)
                 if should_stop():
                     following += server.stop()

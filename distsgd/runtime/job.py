@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.compression import make_codec
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.features import Preprocessing
@@ -53,6 +54,8 @@ class Job:
         schedule: the learning rate of every step.
         log_every: updates between two progress events.
         policy: when a worker may go on, and which pushes make an update.
+        compress: "none", "fp16", "topk:FRACTION" or "onebit".
+        error_feedback: whether what compression leaves out is sent later.
     """
 
     folder: str
@@ -67,6 +70,8 @@ class Job:
     schedule: Schedule
     log_every: int
     policy: Policy = field(default_factory=BulkSynchronous)
+    compress: str = "none"
+    error_feedback: bool = True
 
     @property
     def features(self) -> int:
@@ -88,6 +93,14 @@ class Job:
         return SlotKernel(
             self.loss, self.classes, self.preprocessing, self.plan.slot_size, self.dtype
         )
+
+    def decode(self, payload: bytes, rows: int) -> Floats:
+        """What an encoded gradient stands for; shape (rows, parameters), all in the first row."""
+        codec = make_codec(self.compress, self.classes)
+        out = np.zeros((rows, self.parameters), dtype=self.dtype)
+        if codec is not None:
+            codec.decode(payload, out[0])
+        return out
 
     def decay(self) -> Floats:
         """The gradient of the L2 penalty is this times W."""

@@ -32,8 +32,8 @@ class ServerProcess:
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
         threadpool_limits(1)
         self._host = ServerHost(job, start, workers)
-        self._port = RayPort(self._host, job.vector_bytes)
-        self._unix = UnixSocketPort(self._host, _shape(job), self._host.lost)
+        self._port = RayPort(self._host, job.vector_bytes, job.decode)
+        self._unix = UnixSocketPort(self._host, _shape(job), self._host.lost, job.decode)
 
     def address(self) -> tuple[str, UnixAddress]:
         """The node this server is on, and where it listens there."""

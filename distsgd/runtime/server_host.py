@@ -33,16 +33,26 @@ class ServerHost:
         self._answers: dict[int, Work | None] = {}
         self._events: deque[Event] = deque()
         self._over = False
+        self._failure: Exception | None = None
         for worker in range(workers):
             self._carry_out(self._server.joined(worker))
 
     def exchange(self, worker: int, push: Push | None) -> Work | None:
         """A worker pushes and pulls; see `distsgd.channel.base.Channel.exchange`."""
+        try:
+            return self._exchange(worker, push)
+        except Exception as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            raise
+
+    def _exchange(self, worker: int, push: Push | None) -> Work | None:
         with self._changed:
             self._watch.run()
             statistics = self._recorder.statistics
             if push is not None:
-                statistics.bytes_pushed += push.gradients.nbytes
+                statistics.bytes_pushed += push.size
                 with np.errstate(all="ignore"):
                     self._carry_out(self._server.push(worker, push))
             self._carry_out(self._server.pull(worker))
@@ -52,9 +62,15 @@ class ServerHost:
             return self._answers.pop(worker)
 
     def events(self, timeout: float) -> list[Event]:
-        """What has happened since the last call; waits up to ``timeout`` seconds for it."""
+        """What has happened since the last call; waits up to ``timeout`` seconds for it.
+
+        Raises:
+            Exception: what went wrong in an exchange, for the driver to see.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._events, timeout)
+            self._changed.wait_for(lambda: self._events or self._failure, timeout)
+            if self._failure is not None:
+                raise self._failure
             events = list(self._events)
             self._events.clear()
             return events

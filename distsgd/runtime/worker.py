@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from distsgd.channel.base import Channel, Work
 from distsgd.core.arrays import Floats, as_matrix
+from distsgd.core.compression import ErrorFeedback, make_codec
 from distsgd.core.messages import Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
@@ -32,14 +33,30 @@ class Worker:
         plan, columns = job.plan, job.preprocessing.columns
         self._gradients = np.empty((plan.most_slots, job.classes * columns), dtype=job.dtype)
         self._pixels = np.empty((plan.slot_size, job.features), dtype=np.uint8)
+        codec = make_codec(job.compress, job.classes)
+        self._feedback: ErrorFeedback | None = None
+        if codec is not None:
+            like = self._gradients[0]
+            self._feedback = ErrorFeedback(codec, like, feedback=job.error_feedback)
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def answer(self, work: Work) -> Push:
         """The push for a lease; its gradients are valid until the next call."""
-        lease, flat = work
-        if lease.shares:
-            return self._local_steps(lease, flat)
+        push = self._local_steps(*work) if work[0].shares else self._slots(*work)
+        return self._compressed(push) if self._feedback else push
+
+    def _compressed(self, push: Push) -> Push:
+        """The same with all nodes in one, as the server will see it after decoding."""
+        assert self._feedback is not None
+        rows = push.gradients
+        for row in rows[1:]:
+            np.add(rows[0], row, out=rows[0])
+        seen = np.zeros_like(rows)
+        return Push(push.lease, push.losses, seen, self._feedback.send(rows[0], seen[0]))
+
+    def _slots(self, lease: Lease, flat: Floats) -> Push:
+        """The sums of the nodes of a lease."""
         losses, nodes = self._sums(lease.step, lease.first, lease.last, flat)
         places = [node.first - lease.first for node in nodes]
         return Push(lease, tuple(losses), self._gradients[places])

@@ -161,3 +161,24 @@ def test_policies_that_cannot_be(wrong: tuple[dict[str, Any], str]) -> None:
     settings, words = wrong
     with pytest.raises(UsageError, match=words):
         run(0, **settings)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("compress", ["fp16", "topk:0.01", "onebit"])
+@pytest.mark.parametrize("channel", ["unix", "ray"])
+def test_compressed_runs_replay_on_every_channel(
+    compress: str, channel: str, shared_ray: None
+) -> None:
+    result = run(2, compress=compress, channel=channel, consistency="asp")
+    assert_holds(result)
+    whole = run(2, channel=channel, consistency="asp")
+    assert result.bytes_per_update < whole.bytes_per_update / 1.9
+
+
+def test_compression_that_cannot_be() -> None:
+    from distsgd.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"--compress onebit.*--consistency backup"):
+        run(0, compress="onebit", consistency="backup")
+    with pytest.raises(UsageError, match="--compress cannot be topk:2"):
+        run(0, compress="topk:2")

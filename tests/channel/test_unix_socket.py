@@ -48,7 +48,7 @@ def server() -> Recording:
 
 @pytest.fixture
 def port(server: Recording) -> Iterator[UnixSocketPort]:
-    port = UnixSocketPort(server, SHAPE, server.note_lost)
+    port = UnixSocketPort(server, SHAPE, server.note_lost, lambda payload, rows: np.zeros(0))
     yield port
     port.close()
 
@@ -100,7 +100,7 @@ def test_a_death_is_noticed_at_once(server: Recording, port: UnixSocketPort) -> 
 
 def test_an_impossible_size_ends_the_connection(server: Recording, port: UnixSocketPort) -> None:
     channel = UnixSocketChannel(port.address, 1, SHAPE)
-    channel._connection.sendall(struct.pack("<6qII", 0, 0, 1, 0, 1, 0, 4_000_000_000, 1))
+    channel._connection.sendall(struct.pack("<7qIII", 0, 0, 1, 0, 1, 0, 0, 4_000_000_000, 1, 0))
     assert server.noticed.wait(10)
     assert server.pushes == []
     channel.close()

@@ -1,0 +1,102 @@
+"""Codecs: sizes, what they keep, and error feedback."""
+
+import numpy as np
+import pytest
+
+from distsgd.core.compression import CODECS, ErrorFeedback, make_codec
+
+CLASSES, SIZE = 10, 30_880
+SPECS = ["fp16", "topk:0.001", "topk:0.25", "onebit"]
+
+
+def random_vector(seed=0, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(SIZE) * rng.gamma(1, 1, SIZE)).astype(dtype)
+
+
+def decoded(codec, payload, dtype="float32"):
+    out = np.full(SIZE, np.nan, dtype=dtype)
+    codec.decode(payload, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("spec", "times_fewer"), [("fp16", 1.99), ("topk:0.001", 270), ("onebit", 30)]
+)
+def test_how_many_times_fewer_bytes(spec, times_fewer):
+    vector = random_vector()
+    payload = make_codec(spec, CLASSES).encode(vector)
+    assert vector.nbytes / len(payload) >= times_fewer
+
+
+def test_fp16_keeps_three_digits_of_the_largest():
+    vector = random_vector() * np.float32(1e6)
+    codec = make_codec("fp16", CLASSES)
+    error = np.abs(decoded(codec, codec.encode(vector)) - vector).max()
+    assert error <= np.abs(vector).max() / 1000
+
+
+def test_topk_sends_the_largest_exactly_and_nothing_else():
+    vector, codec = random_vector(), make_codec("topk:0.01", CLASSES)
+    seen = decoded(codec, codec.encode(vector))
+    sent = np.flatnonzero(seen)
+    assert len(sent) == 309
+    assert np.array_equal(seen[sent], vector[sent])
+    assert np.abs(vector[sent]).min() >= np.abs(np.delete(vector, sent)).max()
+
+
+def test_topk_takes_the_first_of_equals():
+    codec = make_codec("topk:0.0001", CLASSES)
+    assert np.flatnonzero(decoded(codec, codec.encode(np.ones(SIZE, np.float32)))).tolist() == [
+        0, 1, 2,
+    ]  # fmt: skip
+
+
+def test_onebit_keeps_signs_and_the_mean_of_each_sign():
+    vector, codec = random_vector(), make_codec("onebit", CLASSES)
+    seen = decoded(codec, codec.encode(vector)).reshape(CLASSES, -1)
+    rows = vector.reshape(CLASSES, -1)
+    assert np.array_equal(seen >= 0, rows >= 0)
+    for row, found in zip(rows, seen, strict=True):
+        assert found[row >= 0] == pytest.approx(row[row >= 0].mean(), rel=1e-5)
+        assert found[row < 0] == pytest.approx(row[row < 0].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zeros_stay_zeros(spec, dtype):
+    codec = make_codec(spec, CLASSES)
+    assert not decoded(codec, codec.encode(np.zeros(SIZE, dtype)), dtype).any()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_feedback_sends_later_what_was_left_out(spec):
+    """All that was sent, and what is left, add up to all that was given."""
+    feedback = ErrorFeedback(make_codec(spec, CLASSES), random_vector(dtype="float64"))
+    given, seen = np.zeros(SIZE), np.zeros(SIZE)
+    out = np.empty(SIZE)
+    for seed in range(20):
+        vector = random_vector(seed, "float64")
+        given += vector
+        feedback.send(vector, out)
+        seen += out
+    assert np.abs(given - seen - feedback.residual).max() <= 1e-9
+
+
+def test_without_feedback_what_is_left_out_is_forgotten():
+    codec = make_codec("topk:0.01", CLASSES)
+    feedback = ErrorFeedback(codec, random_vector(), feedback=False)
+    feedback.send(random_vector(), np.empty(SIZE, np.float32))
+    assert not feedback.residual.any()
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "gzip", "topk", "topk:", "topk:0", "topk:1.5", "topk:nan", "onebit:2", "fp16:"]
+)
+def test_other_specs_are_refused(spec):
+    with pytest.raises(ValueError):
+        make_codec(spec, CLASSES)
+
+
+def test_every_codec_is_tested():
+    assert {spec.partition(":")[0] for spec in SPECS} == set(CODECS)
