@@ -44,5 +44,6 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         log_every=config.log_every,
         policy=config.policy(),
         compress=config.compress,
+        servers=config.servers,
         error_feedback=config.error_feedback,
     )

@@ -14,8 +14,8 @@ from distsgd.api.jobs import make_job
 from distsgd.core.arrays import Floats
 from distsgd.core.initial import pad, unpad
 from distsgd.core.messages import Lease
-from distsgd.core.open_minibatch import OpenMinibatch, Piece
 from distsgd.core.optimizers import make_optimizer
+from distsgd.core.range_server import rebuilt
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.update import Updater
 from distsgd.errors import JournalError
@@ -119,7 +119,7 @@ class _Replayer:
         yield len(records), self._updater.weights
 
     def _update(self, number: int, record: Record, kept: dict[int, Floats]) -> None:
-        minibatch = _rebuilt(record)
+        minibatch = rebuilt(record)
         for worker, lease in record.contributions:
             engine = self._worker_of(number, worker, lease)
             if lease.version not in kept:
@@ -147,14 +147,3 @@ class _Replayer:
 
     def _tree(self) -> TreeSum:
         return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
-
-
-def _rebuilt(record: Record) -> OpenMinibatch:
-    """The minibatch of a record, with those pieces in their places that did not make it."""
-    pieces: list[Piece] = [
-        (lease.step, lease.first, lease.last) for _, lease in record.contributions
-    ]
-    for place, *piece in sorted(record.requeued):
-        pieces.insert(place, (piece[0], piece[1], piece[2]))
-    lease = record.contributions[0][1]
-    return OpenMinibatch(record.step, pieces, steps=lease.steps, shares=lease.shares)

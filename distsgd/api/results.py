@@ -38,6 +38,7 @@ class TrainResult:
         dataset: as it was given.
         loss: "softmax" or "svm".
         workers: worker processes.
+        servers: parameter servers.
         channel: how gradients travelled: "inline", "unix", "ray", or several with "+".
         batch_size: examples of a minibatch.
         epochs: epochs asked for.
@@ -66,6 +67,7 @@ class TrainResult:
     dataset: str
     loss: str
     workers: int
+    servers: int
     channel: str
     batch_size: int
     epochs: int

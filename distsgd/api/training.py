@@ -235,6 +235,7 @@ class _Training:
             dataset=config.dataset,
             loss=config.loss,
             workers=config.workers,
+            servers=config.servers,
             channel=self._channel,
             batch_size=config.batch_size,
             epochs=config.epochs,

@@ -21,6 +21,9 @@ def train(
         int | None,
         typer.Option(help="Worker processes; 0 trains here, without Ray. [default: 2]"),
     ] = None,
+    servers: Annotated[
+        int | None, typer.Option(help="Parameter servers that W is split over. [default: 1]")
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Examples of a minibatch, shared by all workers. [default: 256]"),
@@ -79,7 +82,7 @@ def train(
         "epochs": epochs, "seed": seed, "sampling": sampling,
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
-        "compress": compress,
+        "compress": compress, "servers": servers,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     result = train_with(settings, run_dir, make_reporter(json))

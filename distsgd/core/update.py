@@ -24,6 +24,8 @@ class Updater:
     Attributes:
         weights: W.
         version: updates applied to it.
+        decay: as given.
+        schedule: as given.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Updater:
         version: int = 0,
     ) -> None:
         self.weights, self.optimizer, self.version = weights, optimizer, version
-        self._decay, self.schedule = decay, schedule
+        self.decay, self.schedule = decay, schedule
         self._scratch = np.empty_like(weights)
 
     def apply(self, total: Floats, examples: int, step: int) -> float:
@@ -49,7 +51,7 @@ class Updater:
         """
         learning_rate = self.schedule.at(step)
         np.multiply(total, total.dtype.type(1 / examples), out=total)
-        np.multiply(self._decay, self.weights, out=self._scratch)
+        np.multiply(self.decay, self.weights, out=self._scratch)
         np.add(total, self._scratch, out=total)
         self.version += 1
         self.optimizer.step(self.weights, total, learning_rate, self.version)

@@ -50,6 +50,7 @@ class TrainConfig:
         dataset: "cifar10", "sample", or the path of a dataset folder.
         loss: "softmax" or "svm".
         workers: worker processes; 0 trains in this process, without Ray.
+        servers: parameter servers that W is split over, by contiguous ranges.
         batch_size: examples of a minibatch, however many workers share it.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
@@ -81,6 +82,7 @@ class TrainConfig:
     dataset: str = "cifar10"
     loss: str = "softmax"
     workers: int = 2
+    servers: int = 1
     batch_size: int = 256
     epochs: int = 10
     seed: int = 0
@@ -177,6 +179,11 @@ class TrainConfig:
             make_codec(self.compress, 1)
         except ValueError:
             _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
+        if self.compress != "none" and self.servers > 1:
+            raise UsageError(
+                f"--compress {self.compress} does not go with --servers {self.servers}",
+                "An encoded gradient cannot be split: give --servers 1",
+            )
         if self.compress != "none" and self.consistency == "backup":
             raise UsageError(
                 f"--compress {self.compress} does not go with --consistency backup",
@@ -212,6 +219,7 @@ _CHOICES = {
 }
 _LEAST: dict[str, tuple[float, str]] = {
     "workers": (0, "a whole number, 0 or more"),
+    "servers": (1, "a whole number, 1 or more"),
     "batch_size": (1, "a whole number, 1 or more"),
     "epochs": (1, "a whole number, 1 or more"),
     "seed": (0, "a whole number, 0 or more"),
@@ -223,7 +231,7 @@ _LEAST: dict[str, tuple[float, str]] = {
 _FLAGS = {
     "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
-    "compress",
+    "compress", "servers",
 }  # fmt: skip
 
 

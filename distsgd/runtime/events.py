@@ -8,6 +8,7 @@ from time import perf_counter
 
 from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
+from distsgd.core.range_server import SplitServer
 from distsgd.runtime.job import Job, Snapshot, snapshot
 from distsgd.runtime.statistics import Statistics
 
@@ -152,7 +153,9 @@ class Recorder:
         seconds: seconds spent on steps so far.
     """
 
-    def __init__(self, job: Job, server: ParameterServer, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, job: Job, server: ParameterServer | SplitServer, seconds: Callable[[], float]
+    ) -> None:
         self._job, self._server, self._seconds = job, server, seconds
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0

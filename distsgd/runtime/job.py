@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from distsgd.core.initial import decay_factors
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
+from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
@@ -56,6 +58,7 @@ class Job:
         policy: when a worker may go on, and which pushes make an update.
         compress: "none", "fp16", "topk:FRACTION" or "onebit".
         error_feedback: whether what compression leaves out is sent later.
+        servers: how many servers W is split over.
     """
 
     folder: str
@@ -72,6 +75,7 @@ class Job:
     policy: Policy = field(default_factory=BulkSynchronous)
     compress: str = "none"
     error_feedback: bool = True
+    servers: int = 1
 
     @property
     def features(self) -> int:
@@ -114,24 +118,50 @@ class Job:
             schedule=self.schedule,
         )  # fmt: skip
 
-    def server(self, start: Snapshot) -> ParameterServer:
-        """The parameter server, going on from a snapshot."""
-        weights = start.weights.copy()
-        optimizer = make_optimizer(self.optimizer, weights, self.momentum)
-        for name, array in start.state.items():
-            optimizer.state[name][...] = array
+    def ranges(self) -> list[slice]:
+        """The contiguous ranges of flat W, one a server, of nearly equal length."""
+        cuts = [self.parameters * i // self.servers for i in range(self.servers + 1)]
+        return [slice(low, high) for low, high in pairwise(cuts)]
+
+    def server(self, start: Snapshot) -> ParameterServer | SplitServer:
+        """The parameter server, or several in this process, going on from a snapshot."""
+        if self.servers == 1:
+            return self.coordinator(start)
+        followers = [self.follower(start, number) for number in range(1, self.servers)]
+        return SplitServer(self.coordinator(start), followers, self.ranges())
+
+    def coordinator(self, start: Snapshot) -> ParameterServer:
+        """The server of the first range, which decides for all."""
+        updater = self._updater(start, self.ranges()[0])
         return ParameterServer(
-            weights,
-            decay=self.decay(),
-            optimizer=optimizer,
+            updater.weights,
+            decay=updater.decay,
+            optimizer=updater.optimizer,
             schedule=self.schedule,
             plan=self.plan,
             policy=self.policy,
             version=start.version,
         )
 
+    def follower(self, start: Snapshot, number: int) -> RangeServer:
+        """The server of another range, counted from 1."""
+        return RangeServer(self._updater(start, self.ranges()[number]), self.plan)
 
-def snapshot(server: ParameterServer) -> Snapshot:
+    def _updater(self, start: Snapshot, part: slice) -> Updater:
+        weights = start.weights[part].copy()
+        optimizer = make_optimizer(self.optimizer, weights, self.momentum)
+        for name, array in start.state.items():
+            optimizer.state[name][...] = array[part]
+        return Updater(
+            weights,
+            decay=self.decay()[part],
+            optimizer=optimizer,
+            schedule=self.schedule,
+            version=start.version,
+        )
+
+
+def snapshot(server: ParameterServer | SplitServer) -> Snapshot:
     """A copy of the server's W and optimiser state, as they are now."""
     state = {name: array.copy() for name, array in server.optimizer.state.items()}
     return Snapshot(server.version, server.weights.copy(), state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -10,10 +11,13 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.channel.base import Channel
 from distsgd.channel.ray_calls import RayChannel, RayPort
+from distsgd.channel.sharded import ShardedChannel
 from distsgd.channel.unix_socket import Shape, UnixAddress, UnixSocketChannel, UnixSocketPort
+from distsgd.core.messages import Applied
 from distsgd.errors import DistsgdError, RuntimeFailure
-from distsgd.runtime.events import Connected, Ended, Event
+from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Updated
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.ray_followers import FollowerProcess, RayRangePort, merged
 from distsgd.runtime.ray_session import ray_session
 from distsgd.runtime.server_host import ServerHost
 from distsgd.runtime.worker import Worker, work
@@ -32,7 +36,7 @@ class ServerProcess:
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
         threadpool_limits(1)
         self._host = ServerHost(job, start, workers)
-        self._port = RayPort(self._host, job.vector_bytes, job.decode)
+        self._port = RayPort(self._host, _own_bytes(job), job.decode)
         self._unix = UnixSocketPort(self._host, _shape(job), self._host.lost, job.decode)
 
     def address(self) -> tuple[str, UnixAddress]:
@@ -42,6 +46,10 @@ class ServerProcess:
     def exchange(self, worker: int, meta: Any, *chunks: Any) -> Any:
         """See `distsgd.channel.ray_calls.RayPort.exchange`."""
         return self._port.exchange(worker, meta, *chunks)
+
+    def updates(self, since: int) -> list[Applied]:
+        """See `ServerHost.updates`."""
+        return self._host.updates(since)
 
     def events(self, timeout: float) -> list[Event]:
         """See `ServerHost.events`."""
@@ -67,14 +75,22 @@ class WorkerProcess:
         """Open the data. Not done on creation: errors of calls come through, of creation not."""
         self._worker = Worker(self._job)
 
-    def connect(self, server: Any, channel: str, address: tuple[str, UnixAddress]) -> str:
-        """Connect to the server by the named channel, or the best there is; returns its name."""
+    def connect(
+        self, server: Any, followers: list[Any], channel: str, address: tuple[str, UnixAddress]
+    ) -> str:
+        """Connect to the servers by the named channel, or the best there is; returns its name."""
         self._channel: Channel
         here = ray.get_runtime_context().get_node_id()
         if channel == "unix" or (channel == "auto" and here == address[0]):
             self._channel = UnixSocketChannel(address[1], self._number, _shape(self._job))
         else:
-            self._channel = RayChannel(server, self._number, self._job.vector_bytes)
+            self._channel = RayChannel(server, self._number, _own_bytes(self._job))
+        if followers:
+            ports = [RayRangePort(follower) for follower in followers]
+            ranges = self._job.ranges()
+            self._channel = ShardedChannel(
+                self._channel, ports, ranges, lambda since: ray.get(server.updates.remote(since))
+            )
         return self._channel.name
 
     def run(self) -> int:
@@ -83,14 +99,28 @@ class WorkerProcess:
 
 
 def _shape(job: Job) -> Shape:
-    slots = job.plan.most_slots
-    return Shape(job.parameters, job.dtype, slots, slots * job.policy.local_steps)
+    slots, own = job.plan.most_slots, job.ranges()[0]
+    return Shape(own.stop, job.dtype, slots, slots * job.policy.local_steps)
+
+
+def _own_bytes(job: Job) -> int:
+    """Bytes of the coordinator's range of W."""
+    return job.vector_bytes // job.parameters * (job.parameters // job.servers)
+
+
+def _start_followers(job: Job, start: Snapshot, workers: int) -> list[Any]:
+    return [
+        ray.remote(FollowerProcess)
+        .options(num_cpus=1, max_concurrency=workers + 2)
+        .remote(job, start, number)
+        for number in range(1, job.servers)
+    ]
 
 
 def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:
     server = (
         ray.remote(ServerProcess)
-        .options(num_cpus=1, max_concurrency=workers + 4)
+        .options(num_cpus=1, max_concurrency=2 * workers + 4)
         .remote(job, start, workers)
     )
     fleet = [
@@ -120,20 +150,22 @@ def train_on_ray(
         RuntimeFailure: the server, or every worker, has died.
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
-    with ray_session(cpus=workers + 1):
+    with ray_session(cpus=workers + job.servers):
         server, fleet = _start(job, start, workers)
+        followers = _start_followers(job, start, workers)
         try:
-            yield from _Driver(server, fleet, channel).events(should_stop)
+            yield from _Driver(server, followers, fleet, channel).events(should_stop)
         finally:
-            for actor in (*fleet, server):
+            for actor in (*fleet, *followers, server):
                 ray.kill(actor)
 
 
 class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
-    def __init__(self, server: Any, fleet: list[Any], channel: str) -> None:
+    def __init__(self, server: Any, followers: list[Any], fleet: list[Any], channel: str) -> None:
         self._server, self._fleet, self._channel = server, fleet, channel
+        self._followers, self._updates = followers, list[Applied]()
         self._running: dict[Any, int] = {}
 
     def _begin(self) -> Event:
@@ -143,7 +175,10 @@ class _Driver:
         found = _get(address)
         _get(opened)
         names = _get(
-            [actor.connect.remote(self._server, self._channel, found) for actor in self._fleet]
+            [
+                actor.connect.remote(self._server, self._followers, self._channel, found)
+                for actor in self._fleet
+            ]
         )
         for number, actor in enumerate(self._fleet):
             self._running[actor.run.remote()] = number
@@ -162,11 +197,23 @@ class _Driver:
                 if reference != waiting:
                     self._worker_ended(reference)
                     continue
-                events = _get(reference)
+                events = [self._whole(event) for event in _get(reference)]
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
                 waiting = self._server.events.remote(_POLL_SECONDS)
+
+    def _whole(self, event: Event) -> Event:
+        """The event with the whole of W, where a snapshot has the coordinator's range alone."""
+        if not self._followers:
+            return event
+        if isinstance(event, Updated):
+            self._updates.append(event.update)
+        elif isinstance(event, EpochEnded | Ended):
+            snapshot = merged(event.snapshot, self._followers, self._updates)
+            self._updates.clear()
+            return replace(event, snapshot=snapshot)
+        return event
 
     def _worker_ended(self, reference: Any) -> None:
         number = self._running.pop(reference)

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from distsgd.channel.base import Work
-from distsgd.core.messages import Decision, Dismiss, Grant, Push
+from distsgd.core.messages import Applied, Decision, Dismiss, Grant, Push
 from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
 from distsgd.runtime.job import Job, Snapshot
 
@@ -26,12 +26,13 @@ class ServerHost:
     """
 
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
-        self._server = job.server(start)
+        self._server = job.coordinator(start)
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
         self._changed = threading.Condition()
         self._answers: dict[int, Work | None] = {}
         self._events: deque[Event] = deque()
+        self._updates: list[Applied] | None = [] if job.servers > 1 else None
         self._over = False
         self._failure: Exception | None = None
         for worker in range(workers):
@@ -75,6 +76,11 @@ class ServerHost:
             self._events.clear()
             return events
 
+    def updates(self, since: int) -> list[Applied]:
+        """Updates from a version on, for the followers."""
+        with self._changed:
+            return (self._updates or [])[since:]
+
     def lost(self, worker: int) -> None:
         """A worker has gone; its slots go to the others."""
         with self._changed:
@@ -97,6 +103,8 @@ class ServerHost:
         for decision in decisions:
             if isinstance(decision, Grant):
                 self._answers[decision.worker] = (decision.lease, self._server.weights.copy())
+            elif isinstance(decision, Applied) and self._updates is not None:
+                self._updates.append(decision)
             elif isinstance(decision, Dismiss):
                 self._answers[decision.worker] = None
             for event in self._recorder.record(decision):

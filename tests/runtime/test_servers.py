@@ -1,0 +1,48 @@
+"""W split over several servers: the same bits as on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distsgd.api import train
+from distsgd.api.audit import audit
+from distsgd.api.replay import replay
+from distsgd.errors import UsageError
+
+
+def run(workers: int, servers: int, **settings: Any) -> Any:
+    return train("sample", workers=workers, servers=servers, epochs=2, **settings)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("servers", [2, 3, 7])
+def test_inline(optimizer: str, servers: int) -> None:
+    split, whole = (run(0, n, optimizer=optimizer, batch_size=200) for n in (servers, 1))
+    assert split.weights_sha256 == whole.weights_sha256
+    assert split.test_accuracy == whole.test_accuracy
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("workers", "servers"), [(1, 2), (2, 3), (4, 2)])
+def test_on_ray(workers: int, servers: int, shared_ray: None) -> None:
+    settings: dict[str, Any] = {"optimizer": "momentum", "batch_size": 200}
+    split = run(workers, servers, **settings)
+    assert split.weights_sha256 == run(0, 1, **settings).weights_sha256
+    assert (split.servers, split.status) == (servers, "finished")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("policy", "channel"), [("asp", "ray"), ("ssp", "unix"), ("backup", "unix"), ("local", "unix")]
+)
+def test_every_policy_replays(policy: str, channel: str, shared_ray: None) -> None:
+    result = run(3, 2, consistency=policy, channel=channel)
+    assert audit(result.run_dir).complete
+    assert replay(result.run_dir).weights_sha256 == result.weights_sha256
+
+
+def test_compression_does_not_go_with_several_servers() -> None:
+    with pytest.raises(UsageError, match=r"--compress onebit.*--servers 2"):
+        run(0, 2, compress="onebit")
