@@ -174,7 +174,7 @@ class _Training:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
             elif isinstance(event, Updated):
-                self._journal.write(event.update)
+                self._journal.add(event.update)
             elif isinstance(event, Progress):
                 self._journal.flush()
                 self._metrics.write({"kind": "progress", **asdict(event)})

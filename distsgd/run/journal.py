@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Applied, Lease
-from distsgd.errors import JournalError, storage_error
+from distsgd.errors import JournalError
 from distsgd.run.config import TrainConfig
+from distsgd.run.line_file import LineFile
 
 __all__ = ["JOURNAL", "JournalWriter", "Record", "read_journal"]
 
@@ -57,7 +58,7 @@ def _chained(before: str, content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class JournalWriter:
+class JournalWriter(LineFile):
     """Appends updates to the journal of a new run.
 
     Args:
@@ -67,15 +68,10 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, dataset_digest: str) -> None:
-        self._path = folder / JOURNAL
+        super().__init__(folder / JOURNAL)
         self._digest = _first_digest(config, dataset_digest)
-        try:
-            self._path.touch(mode=0o600)
-            self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise storage_error(error, self._path) from None
 
-    def write(self, update: Applied) -> None:
+    def add(self, update: Applied) -> None:
         """Append one update.
 
         Raises:
@@ -88,28 +84,7 @@ class JournalWriter:
             "q": [list(piece) for piece in update.requeued],
         }
         self._digest = _chained(self._digest, content)
-        try:
-            self._file.write(json.dumps({**content, "d": self._digest}) + "\n")
-        except OSError as error:
-            raise storage_error(error, self._path) from None
-
-    def flush(self) -> None:
-        """Hand what has been written to the system.
-
-        Raises:
-            StorageError: the disk is full.
-        """
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise storage_error(error, self._path) from None
-
-    def close(self) -> None:
-        """Close the file; what a full disk refuses has been reported before."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+        self.write({**content, "d": self._digest})
 
 
 def _contribution(worker: int, lease: Lease) -> list[int]:

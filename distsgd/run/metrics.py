@@ -6,44 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distsgd.errors import storage_error
+from distsgd.run.line_file import LineFile
 
 __all__ = ["MetricsWriter", "read_metrics"]
 
 
-class MetricsWriter:
-    """Appends records to metrics.jsonl.
+class MetricsWriter(LineFile):
+    """Appends records to metrics.jsonl, each at once."""
 
-    Args:
-        path: the file; made if it is not there, readable by the user alone.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.touch(mode=0o600)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise storage_error(error, path) from None
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record.
-
-        Raises:
-            StorageError: the disk is full.
-        """
-        try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise storage_error(error, self._path) from None
-
-    def close(self) -> None:
-        """Close the file; what a full disk refuses has been reported by `write`."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+    def write(self, content: dict[str, Any]) -> None:
+        """See `LineFile.write`."""
+        super().write(content)
+        self.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
