@@ -14,6 +14,15 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedules",
+        type=int,
+        default=10_000,
+        help="random schedules that each consistency policy is tested with",
+    )
+
+
 @pytest.fixture(autouse=True)
 def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs made by a test lie in its own folder."""

@@ -6,19 +6,22 @@ server is checked as it is made.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 
+from distsgd.core.consistency import Policy
 from distsgd.core.messages import Applied, Dismiss, Diverged, Dropped, Grant, Push
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
-from distsgd.core.reduction_tree import cover, sum_node
+from distsgd.core.reduction_tree import cover, shares, sum_node
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotLoss
 
 PARAMETERS = 6
 START = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
+DECAY = np.linspace(0, 0.1, PARAMETERS, dtype=np.float32)
 
 
 def toy_plan(examples=23, batch_size=10, slot_size=3, epochs=2):
@@ -29,41 +32,72 @@ def toy_plan(examples=23, batch_size=10, slot_size=3, epochs=2):
     )  # fmt: skip
 
 
+@cache
+def noise(step, slot):
+    """Float32 numbers of very different sizes, so that the order of sums shows."""
+    rng = np.random.default_rng([step, slot])
+    values = rng.standard_normal(PARAMETERS) * 10.0 ** rng.integers(-2, 3)
+    return values.astype(np.float32)
+
+
+@cache
+def loss_and_hits(step, slot, examples):
+    rng = np.random.default_rng([step, slot, 1])
+    return 10.0 ** rng.integers(-8, 9) * rng.random(), int(rng.integers(0, examples + 1))
+
+
 @dataclass(frozen=True)
 class Toy:
     """Losses and gradients of slots as pure functions of (W, step, slot), without images."""
 
     plan: Plan
     optimizer: str = "momentum"
+    policy: Policy | None = None
 
     def gradient(self, weights, step, slot):
-        """Float32 noise of very different sizes, so that the order of sums shows, plus W / 8."""
-        rng = np.random.default_rng([step, slot])
-        noise = rng.standard_normal(PARAMETERS) * 10.0 ** rng.integers(-2, 3)
-        return noise.astype(np.float32) + weights / np.float32(8)
+        """The slot's noise plus W / 8."""
+        return noise(step, slot) + weights / np.float32(8)
 
     def loss(self, weights, step, slot):
-        rng = np.random.default_rng([step, slot, 1])
         low, high = self.plan.slot(step, slot)
-        value = 10.0 ** rng.integers(-8, 9) * rng.random() + abs(float(weights[0]))
-        return SlotLoss(value, int(rng.integers(0, high - low + 1)), high - low)
+        value, hits = loss_and_hits(step, slot, high - low)
+        return SlotLoss(value + abs(float(weights[0])), hits, high - low)
+
+    def schedule(self):
+        return Schedule(name="cosine", learning_rate=0.05, total=self.plan.total_steps)
 
     def answer(self, lease, weights):
         """What a worker pushes."""
+        if lease.shares:
+            after, losses = self.replica(lease, weights)
+            examples = np.float32(sum(loss.examples for loss in losses))
+            return Push(lease, tuple(losses), ((weights - after) * examples)[None])
         slots, steps = self.plan.slots(lease.step), range(lease.first, lease.last)
         gradients = np.array([self.gradient(weights, lease.step, slot) for slot in steps])
         nodes = cover(lease.first, lease.last, slots)
         sums = np.array([sum_node(node, gradients, lease.first, slots) for node in nodes])
         return Push(lease, tuple(self.loss(weights, lease.step, slot) for slot in steps), sums)
 
+    def replica(self, lease, weights):
+        """W after the local steps of a lease, and the losses on the way."""
+        schedule, losses = self.schedule(), []
+        for step, slots in shares_of(self.plan, lease):
+            parts = [self.loss(weights, step, slot) for slot in slots]
+            total = sum(self.gradient(weights, step, slot) for slot in slots)
+            mean = total / np.float32(sum(part.examples for part in parts)) + DECAY * weights
+            weights = weights - np.float32(schedule.at(step)) * mean
+            losses += parts
+        return weights, losses
+
     def server(self, version=0, weights=START):
         weights = weights.copy()
         return ParameterServer(
             weights,
-            decay=np.linspace(0, 0.1, PARAMETERS, dtype=np.float32),
+            decay=DECAY,
             optimizer=make_optimizer(self.optimizer, weights, 0.9),
-            schedule=Schedule(name="cosine", learning_rate=0.05, total=self.plan.total_steps),
+            schedule=self.schedule(),
             plan=self.plan,
+            policy=self.policy,
             version=version,
         )
 
@@ -71,6 +105,18 @@ class Toy:
         """Every (step, slot) of the run, once."""
         steps = range(self.plan.total_steps)
         return Counter((step, slot) for step in steps for slot in range(self.plan.slots(step)))
+
+
+def shares_of(plan, lease):
+    """Each step of a lease with its slots; a short step has none for the last replicas."""
+    if not lease.shares:
+        return [(lease.step, range(lease.first, lease.last))]
+    found = []
+    for step in range(lease.step, lease.step + lease.steps):
+        parts = shares(plan.slots(step), lease.shares)
+        if lease.first < len(parts):
+            found.append((step, range(*parts[lease.first])))
+    return found
 
 
 def slots_of(lease):
