@@ -11,9 +11,11 @@ from typing import Any
 
 from distsgd.core.consistency import POLICIES
 from distsgd.errors import UsageError
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_sources import config_from
 from distsgd.runtime.simulated_fleet import Fleet, Jitter
 
-__all__ = ["fleet_from", "policy_settings", "read_scenario"]
+__all__ = ["fleet_from", "policy_settings", "read_scenario", "simulated_config"]
 
 _JITTER = (
     "Write none, lognormal:SIGMA, pareto:ALPHA or pause:CHANCE:FACTOR, such as pareto:1.5, with "
@@ -219,3 +221,28 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
             raise UsageError(f"--policies names {text} twice", "Name each policy once")
         found.append((text, settings))
     return found
+
+
+def simulated_config(
+    file: dict[str, Any], flags: dict[str, Any], assignments: list[str] | None
+) -> TrainConfig:
+    """The settings of a simulated training; flags and --set go over those of the scenario.
+
+    Args:
+        file: the table ``[train]`` of a scenario.
+        flags: settings by name; None means not given.
+        assignments: texts of the form "name=value".
+
+    Raises:
+        UsageError: a setting is unknown, cannot be used, or is not simulated.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    named = {text.partition("=")[0].strip() for text in assignments or []}
+    kept = {name: value for name, value in file.items() if name not in named}
+    for name in ("workers", "channel"):
+        if name in {*kept, *named}:
+            raise UsageError(
+                f"{name} is no setting of a simulated training",
+                "Give the simulated fleet with --workers" if name == "workers" else "Leave it out",
+            )
+    return config_from({**kept, **given}, None, assignments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -177,23 +177,24 @@ class _Run:
 
     def result(self) -> SimulationResult:
         """Train, and say what came of it."""
-        self._measure(0)
+        self._measure()
         every = self._measuring.interval(self._job.plan.steps_per_epoch)
-        measured = 0
         ended: Ended | None = None
         for event in self._simulation.events(self._over):
-            if isinstance(event, Updated) and event.update.version % every == 0:
-                measured = event.update.version
-                self._measure(measured)
+            if isinstance(event, Updated):
+                # One push may lead to several updates at once; W is that after the last.
+                if self._simulation.version // every > self._curve[-1].update // every:
+                    self._measure()
             elif isinstance(event, Ended):
                 ended = event
         assert ended is not None
         self.diverged = ended.diverged
-        if ended.snapshot.version != measured or not self._curve:
-            self._measure(ended.snapshot.version)
+        if ended.snapshot.version != self._curve[-1].update:
+            self._measure()
         return self._result(ended)
 
-    def _measure(self, update: int) -> None:
+    def _measure(self) -> None:
+        update = self._simulation.version
         loss, accuracy = self._probe.measure(self._simulation.weights)
         now, measuring = self._simulation.seconds, self._measuring
         self._curve.append(CurvePoint(now, update, loss, accuracy))

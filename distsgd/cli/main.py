@@ -13,6 +13,7 @@ from distsgd.cli import (
     journal_commands,
     model_commands,
     runs_commands,
+    simulate_commands,
     train_command,
 )
 from distsgd.errors import DistsgdError, storage_error
@@ -51,6 +52,7 @@ def _options(
 train_command.add_to(app)
 model_commands.add_to(app)
 journal_commands.add_to(app)
+simulate_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 

@@ -1,0 +1,188 @@
+"""``distsgd simulate`` and ``distsgd simulate compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distsgd.cli import simulate_flags as flags
+from distsgd.cli.output import JsonFlag, print_json, say
+from distsgd.errors import UsageError
+
+if TYPE_CHECKING:
+    from distsgd.api.probe import Measuring
+    from distsgd.run.config import TrainConfig
+    from distsgd.runtime.simulated_fleet import Fleet
+
+__all__ = ["add_to"]
+
+_FLEET = ("workers", "speed", "slow", "jitter", "latency", "bandwidth", "fail", "rejoin")
+_MEASURING = {
+    "measure_every": "every", "measure_examples": "examples",
+    "target_loss": "target_loss", "target_accuracy": "target_accuracy",
+}  # fmt: skip
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def simulate(
+    context: typer.Context,
+    workers: flags.Workers = None,
+    speed: flags.Speed = None,
+    slow: flags.Slow = None,
+    jitter: flags.Jitter = None,
+    latency: flags.Latency = None,
+    bandwidth: flags.Bandwidth = None,
+    fail: flags.Fail = None,
+    rejoin: flags.Rejoin = None,
+    scenario: flags.Scenario = None,
+    dataset: flags.DatasetName = None,
+    loss: flags.Loss = None,
+    batch_size: flags.BatchSize = None,
+    epochs: flags.Epochs = None,
+    seed: flags.Seed = None,
+    consistency: flags.Consistency = None,
+    staleness: flags.Staleness = None,
+    backup: flags.Backup = None,
+    local_steps: flags.LocalSteps = None,
+    optimizer: flags.Optimizer = None,
+    set_: flags.Set = None,
+    measure_every: flags.MeasureEvery = None,
+    measure_examples: flags.MeasureExamples = None,
+    target_loss: flags.TargetLoss = None,
+    target_accuracy: flags.TargetAccuracy = None,
+    plot: flags.Plot = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train on a virtual clock: the same server and gradients, workers of any number and speed.
+
+    Example: distsgd simulate --dataset sample --workers 8 --slow 1:4 --consistency ssp
+
+    `distsgd simulate compare` sets policies side by side.
+    """
+    given = {name: value for name, value in context.params.items() if name != "json"}
+    if context.invoked_subcommand is not None:
+        _refuse_before_command(given, json)
+        return
+    from distsgd.api.simulate import simulate_with
+    from distsgd.cli.simulate_tables import show_result
+
+    fleet, make, measuring = _read(given)
+    result = simulate_with(make({}), fleet, measuring)
+    _draw(plot, [result])
+    if json:
+        print_json(result)
+    else:
+        show_result(result)
+    if result.status == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    policies: Annotated[
+        str, typer.Option(help="Policies, such as bsp,ssp:3,asp,backup:2,local:8.")
+    ] = "bsp,ssp:3,asp",
+    workers: flags.Workers = None,
+    speed: flags.Speed = None,
+    slow: flags.Slow = None,
+    jitter: flags.Jitter = None,
+    latency: flags.Latency = None,
+    bandwidth: flags.Bandwidth = None,
+    fail: flags.Fail = None,
+    rejoin: flags.Rejoin = None,
+    scenario: flags.Scenario = None,
+    dataset: flags.DatasetName = None,
+    loss: flags.Loss = None,
+    batch_size: flags.BatchSize = None,
+    epochs: flags.Epochs = None,
+    seed: flags.Seed = None,
+    seeds: flags.Seeds = 1,
+    optimizer: flags.Optimizer = None,
+    set_: flags.Set = None,
+    measure_every: flags.MeasureEvery = None,
+    measure_examples: flags.MeasureExamples = None,
+    target_loss: flags.TargetLoss = None,
+    target_accuracy: flags.TargetAccuracy = None,
+    plot: flags.Plot = None,
+    json: JsonFlag = False,
+) -> None:
+    """Simulate several policies on one fleet: a table, and a figure with --plot.
+
+    Example: distsgd simulate compare --dataset sample --policies bsp,ssp:3,asp --slow 1:4
+    """
+    from distsgd.api.simulate import compare_with, policy_configs
+    from distsgd.cli.simulate_tables import show_comparison
+
+    fleet, make, measuring = _read(context.params)
+    configs = policy_configs(policies, make)
+
+    def progress(policy: str, number: int) -> None:
+        say(f"{policy}, seed {number}")
+
+    found = compare_with(configs, fleet, measuring, seeds, progress)
+    _draw(plot, found.runs)
+    if json:
+        print_json(found)
+    else:
+        show_comparison(found)
+
+
+def _read(
+    given: dict[str, Any],
+) -> tuple[Fleet, Callable[[dict[str, Any]], TrainConfig], Measuring]:
+    """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
+    from distsgd.api.plots import check_plot
+    from distsgd.api.probe import Measuring
+    from distsgd.api.scenario import fleet_from, read_scenario, simulated_config
+
+    file, train = read_scenario(given["scenario"]) if given["scenario"] else ({}, {})
+    expressions = {name: _joined(given[name]) for name in _FLEET if given[name]}
+    fleet = fleet_from({**file, **expressions})
+    measuring = Measuring(
+        **{name: given[flag] for flag, name in _MEASURING.items() if given[flag] is not None}
+    )
+    if given["plot"]:
+        check_plot(given["plot"])
+    settings = {
+        name: given.get(name)
+        for name in ("dataset", "loss", "batch_size", "epochs", "seed", "consistency",
+                     "staleness", "backup", "local_steps", "optimizer")
+    }  # fmt: skip
+
+    def make(policy: dict[str, Any]) -> TrainConfig:
+        return simulated_config(train, {**settings, **policy}, given["set_"])
+
+    return fleet, make, measuring
+
+
+def _joined(value: Any) -> Any:
+    """Flags that may be given several times are one list with commas."""
+    return ",".join(value) if isinstance(value, list | tuple) else value
+
+
+def _refuse_before_command(given: dict[str, Any], json: bool) -> None:
+    names = [name for name, value in given.items() if value not in (None, [], ())]
+    if names or json:
+        flag = (names or ["json"])[0].rstrip("_").replace("_", "-")
+        raise UsageError(
+            f"--{flag} stands before compare", "Write flags after it: distsgd simulate compare ..."
+        )
+
+
+def _draw(plot: Path | None, runs: list[Any]) -> None:
+    if plot is not None:
+        from distsgd.api.plots import plot_curves
+
+        plot_curves(plot, runs)
+        say(f"drew {plot}")
+
+
+def add_to(main: typer.Typer) -> None:
+    """Add the commands."""
+    main.add_typer(app, name="simulate")

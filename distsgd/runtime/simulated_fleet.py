@@ -1,0 +1,106 @@
+"""A simulated fleet: how fast its workers and their links are, and who fails when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from statistics import NormalDist
+
+__all__ = ["JITTERS", "Fleet", "Jitter"]
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Random slowness: each lease takes a random multiple of its usual time.
+
+    Attributes:
+        name: one of `JITTERS`.
+        numbers: its parameters.
+    """
+
+    name: str = "none"
+    numbers: tuple[float, ...] = ()
+
+    def draw(self, random: Random) -> float:
+        """The next multiple."""
+        return JITTERS[self.name](random, *self.numbers)
+
+
+def _none(random: Random) -> float:
+    """Always 1."""
+    return 1.0
+
+
+def _lognormal(random: Random, sigma: float) -> float:
+    """exp(sigma z), z standard normal: the median is 1."""
+    uniform = max(random.random(), 2.0**-53)
+    return math.exp(sigma * NormalDist().inv_cdf(uniform))
+
+
+def _pareto(random: Random, alpha: float) -> float:
+    """(1 - u)**(-1 / alpha), u uniform on [0, 1): at least 1, above x with chance x**-alpha."""
+    return float((1.0 - random.random()) ** (-1.0 / alpha))
+
+
+def _pause(random: Random, chance: float, factor: float) -> float:
+    """A factor now and then, otherwise 1."""
+    return factor if random.random() < chance else 1.0
+
+
+JITTERS: dict[str, Callable[..., float]] = {
+    "none": _none,
+    "lognormal": _lognormal,
+    "pareto": _pareto,
+    "pause": _pause,
+}
+"""Each takes a source of random numbers and its parameters. Only ``Random.random`` is drawn
+from, which Python keeps stable over its versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Workers on a virtual clock. All times are virtual seconds.
+
+    A lease takes, from the moment it is granted::
+
+        latency + bytes of W / bandwidth              (the worker pulls)
+        + examples / speed * slowness * jitter        (it computes)
+        + latency + bytes of its sums / bandwidth     (it pushes)
+
+    Each worker has a link of its own; the server answers at once.
+
+    Attributes:
+        workers: how many.
+        speed: examples a second that a usual worker computes.
+        slow: (count, factor) pairs: the first ``count`` workers are ``factor`` times slower,
+            the next pair is about the workers after them, and so on.
+        jitter: random slowness, drawn for each lease.
+        latency: seconds that a message takes, however small.
+        bandwidth: bytes a second of a link, each way.
+        failures: (worker, time) pairs: it dies, and what it was computing is lost.
+        rejoins: (worker, time) pairs: it comes back and asks for work.
+    """
+
+    workers: int = 8
+    speed: float = 250_000.0
+    slow: tuple[tuple[int, float], ...] = ()
+    jitter: Jitter = Jitter()
+    latency: float = 0.0
+    bandwidth: float = math.inf
+    failures: tuple[tuple[int, float], ...] = ()
+    rejoins: tuple[tuple[int, float], ...] = ()
+
+    def slowness(self) -> list[float]:
+        """For each worker, how many times slower than usual it is."""
+        factors = [factor for count, factor in self.slow for _ in range(count)]
+        return (factors + [1.0] * self.workers)[: self.workers]
+
+    def transfer(self, size: int) -> float:
+        """Seconds that a message of ``size`` bytes takes."""
+        return self.latency + size / self.bandwidth
+
+    def random(self, seed: int, worker: int) -> Random:
+        """The source of a worker's jitter: independent of all others, the same every time."""
+        return Random(f"distsgd simulated jitter/{seed}/{worker}")
