@@ -23,6 +23,12 @@ _JITTER = (
 )
 _SLOW = "Write COUNT:FACTOR, such as 1:4 for one worker 4 times slower; several with commas"
 _MOMENT = "Write WORKER@SECONDS, such as 3@0.25; several with commas. Workers count from 0"
+_NOT_SIMULATED = {
+    "workers": "Say how many are simulated with --workers, or at the top of the scenario",
+    "servers": "One server is simulated; W has the same bits for any number of them",
+    "channel": "Say how fast it is with --latency and --bandwidth",
+    "compress": "Bytes are simulated as without compression; leave it out",
+}
 _POLICY_NUMBERS = {"ssp": "staleness", "backup": "backup", "local": "local_steps"}
 
 
@@ -239,10 +245,7 @@ def simulated_config(
     given = {name: value for name, value in flags.items() if value is not None}
     named = {text.partition("=")[0].strip() for text in assignments or []}
     kept = {name: value for name, value in file.items() if name not in named}
-    for name in ("workers", "channel"):
+    for name, hint in _NOT_SIMULATED.items():
         if name in {*kept, *named}:
-            raise UsageError(
-                f"{name} is no setting of a simulated training",
-                "Give the simulated fleet with --workers" if name == "workers" else "Leave it out",
-            )
+            raise UsageError(f"{name} is no setting of a simulated training", hint)
     return config_from({**kept, **given}, None, assignments)
