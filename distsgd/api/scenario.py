@@ -1,21 +1,18 @@
-"""Small expressions for a simulated fleet and for policies, from flags or a TOML file."""
+"""Small expressions for a simulated fleet, from flags or a TOML file."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distsgd.core.consistency import POLICIES
 from distsgd.errors import UsageError
-from distsgd.run.config import TrainConfig
-from distsgd.run.config_sources import config_from
 from distsgd.runtime.simulated_fleet import Fleet, Jitter
 
-__all__ = ["fleet_from", "policy_settings", "read_scenario", "simulated_config"]
+__all__ = ["fleet_from", "parts_of", "read_scenario", "refuse"]
 
 _JITTER = (
     "Write none, lognormal:SIGMA, pareto:ALPHA or pause:CHANCE:FACTOR, such as pareto:1.5, with "
@@ -23,20 +20,14 @@ _JITTER = (
 )
 _SLOW = "Write COUNT:FACTOR, such as 1:4 for one worker 4 times slower; several with commas"
 _MOMENT = "Write WORKER@SECONDS, such as 3@0.25; several with commas. Workers count from 0"
-_NOT_SIMULATED = {
-    "workers": "Say how many are simulated with --workers, or at the top of the scenario",
-    "servers": "One server is simulated; W has the same bits for any number of them",
-    "channel": "Say how fast it is with --latency and --bandwidth",
-    "compress": "Bytes are simulated as without compression; leave it out",
-}
-_POLICY_NUMBERS = {"ssp": "staleness", "backup": "backup", "local": "local_steps"}
 
 
-def _refuse(flag: str, value: object, hint: str) -> UsageError:
+def refuse(flag: str, value: object, hint: str) -> UsageError:
+    """The error of a flag whose value cannot be used."""
     return UsageError(f"--{flag} cannot be {value}", hint)
 
 
-def _parts(value: Any) -> list[str]:
+def parts_of(value: Any) -> list[str]:
     """The elements of "a,b", or of a list."""
     texts = value if isinstance(value, list | tuple) else str(value).split(",")
     return [str(text).strip() for text in texts]
@@ -57,7 +48,7 @@ def _least(flag: str, low: float, *, inclusive: bool, unit: str) -> Callable[[An
                 raise ValueError
         except (TypeError, ValueError):
             words = f"{low:g} or more" if inclusive else f"above {low:g}"
-            raise _refuse(flag, value, f"Give a number of {unit}, {words}") from None
+            raise refuse(flag, value, f"Give a number of {unit}, {words}") from None
         return number
 
     return parse
@@ -69,20 +60,20 @@ def _workers(value: Any) -> int:
         if number < 1 or not number.is_integer():
             raise ValueError
     except (TypeError, ValueError):
-        raise _refuse("workers", value, "Give a whole number, 1 or more") from None
+        raise refuse("workers", value, "Give a whole number, 1 or more") from None
     return int(number)
 
 
 def _slow(value: Any) -> tuple[tuple[int, float], ...]:
     pairs = []
-    for text in _parts(value):
+    for text in parts_of(value):
         try:
             count, factor = text.split(":")
             pairs.append((int(count), _number(factor)))
             if pairs[-1][0] < 1 or pairs[-1][1] <= 0:
                 raise ValueError
         except ValueError:
-            raise _refuse("slow", text, _SLOW) from None
+            raise refuse("slow", text, _SLOW) from None
     return tuple(pairs)
 
 
@@ -99,21 +90,21 @@ def _jitter(value: Any) -> Jitter:
         if not fits.get(name, False):
             raise ValueError
     except ValueError:
-        raise _refuse("jitter", value, _JITTER) from None
+        raise refuse("jitter", value, _JITTER) from None
     return Jitter(name, numbers)
 
 
 def _moments(flag: str) -> Callable[[Any], tuple[tuple[int, float], ...]]:
     def parse(value: Any) -> tuple[tuple[int, float], ...]:
         moments = []
-        for text in _parts(value):
+        for text in parts_of(value):
             try:
                 worker, time = text.split("@")
                 moments.append((int(worker), _number(time)))
                 if min(moments[-1]) < 0:
                     raise ValueError
             except ValueError:
-                raise _refuse(flag, text, _MOMENT) from None
+                raise refuse(flag, text, _MOMENT) from None
         return tuple(moments)
 
     return parse
@@ -165,9 +156,7 @@ def _check_moments(fleet: Fleet) -> None:
     last: dict[int, tuple[str, float]] = {}
     for worker, time, flag in sorted(moments, key=lambda moment: moment[1]):
         if worker >= fleet.workers:
-            raise _refuse(
-                flag, f"{worker}@{time:g}", f"Give a worker from 0 to {fleet.workers - 1}"
-            )
+            raise refuse(flag, f"{worker}@{time:g}", f"Give a worker from 0 to {fleet.workers - 1}")
         before, when = last.get(worker, ("rejoin", -1.0))
         if before == flag or when == time:
             there = "is there" if flag == "rejoin" else "has failed"
@@ -204,48 +193,3 @@ def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(settings, dict):
         raise UsageError(f"--scenario {path}: train is not a table", "Write [train] on a line")
     return content, settings
-
-
-def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Each policy of "bsp,ssp:3,asp,backup:4,local:8" with its settings.
-
-    Raises:
-        UsageError: there is no such policy, it takes no number, or it is named twice.
-    """
-    texts = _parts(list(policies) if not isinstance(policies, str) else policies)
-    found: list[tuple[str, dict[str, Any]]] = []
-    for text in texts:
-        name, colon, number = text.partition(":")
-        settings: dict[str, Any] = {"consistency": name}
-        takes = _POLICY_NUMBERS.get(name)
-        if name not in POLICIES or (colon and not (takes and number.isdecimal())):
-            raise _refuse("policies", text, f"Give some of {', '.join(POLICIES)}, with a whole "
-                          "number after ssp, backup and local, such as ssp:3")  # fmt: skip
-        if colon and takes:
-            settings[takes] = int(number)
-        if any(text == other for other, _ in found):
-            raise UsageError(f"--policies names {text} twice", "Name each policy once")
-        found.append((text, settings))
-    return found
-
-
-def simulated_config(
-    file: dict[str, Any], flags: dict[str, Any], assignments: list[str] | None
-) -> TrainConfig:
-    """The settings of a simulated training; flags and --set go over those of the scenario.
-
-    Args:
-        file: the table ``[train]`` of a scenario.
-        flags: settings by name; None means not given.
-        assignments: texts of the form "name=value".
-
-    Raises:
-        UsageError: a setting is unknown, cannot be used, or is not simulated.
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    named = {text.partition("=")[0].strip() for text in assignments or []}
-    kept = {name: value for name, value in file.items() if name not in named}
-    for name, hint in _NOT_SIMULATED.items():
-        if name in {*kept, *named}:
-            raise UsageError(f"{name} is no setting of a simulated training", hint)
-    return config_from({**kept, **given}, None, assignments)

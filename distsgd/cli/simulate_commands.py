@@ -139,10 +139,13 @@ def _read(
     """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
     from distsgd.api.plots import check_plot
     from distsgd.api.probe import Measuring
-    from distsgd.api.scenario import fleet_from, read_scenario, simulated_config
+    from distsgd.api.scenario import fleet_from, read_scenario
+    from distsgd.api.simulated_settings import simulated_config
 
     file, train = read_scenario(given["scenario"]) if given["scenario"] else ({}, {})
-    expressions = {name: _joined(given[name]) for name in _FLEET if given[name]}
+    expressions = {
+        name: _joined(given[name]) for name in _FLEET if given[name] not in (None, [], ())
+    }
     fleet = fleet_from({**file, **expressions})
     measuring = Measuring(
         **{name: given[flag] for flag, name in _MEASURING.items() if given[flag] is not None}

@@ -77,7 +77,11 @@ class OpenMinibatch:
         lease = push.lease
         piece = (lease.step, lease.first, lease.last)
         # Whoever answers a lease that stands: a gradient does not depend on who computed it.
-        if piece not in self.leased or self.leased[piece][1] != lease or not self._fits(push):
+        if piece not in self.leased or not self._fits(push):
+            return False
+        owner, leased = self.leased[piece]
+        # With compression it does: what a worker sends depends on what it has sent before.
+        if leased != lease or (push.encoded is not None and owner != worker):
             return False
         if self._total is None:
             self._total = tree()
