@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say
+
+if TYPE_CHECKING:
+    from distsgd.api.results import TrainResult
 
 __all__ = ["add_to"]
 
@@ -97,12 +100,25 @@ def train(
             ("throughput", f"{count(result.examples_per_second)} images/s "
                            f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
             ("workers", f"{result.workers} ({result.channel})"),
+            *_cost_of_policy(result),
             ("weights", f"sha256 {result.weights_sha256}"),
             ("run", result.run_dir),
         ])  # fmt: skip
     if result.status == "interrupted":
         say(f"interrupted after step {result.steps}; W is kept in {result.run_dir}")
         raise typer.Exit(130)
+
+
+def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
+    """What is worth a line when gradients may be old, put off, or shortened."""
+    ages = ", ".join(f"{age}: {count(n)}" for age, n in result.staleness.items())
+    waits = ", ".join(f"{seconds:.2f} s" for _, seconds in sorted(result.waiting_seconds.items()))
+    lines = [
+        ("updates", f"{count(result.steps)} ({result.consistency}); gradients by age: {ages}"),
+        ("put off, dropped", f"{count(result.requeued)}, {count(result.dropped)}"),
+        ("waiting, by worker", waits),
+    ]
+    return [] if result.consistency == "bsp" else [line for line in lines if line[1]]
 
 
 def add_to(app: typer.Typer) -> None:
