@@ -155,7 +155,8 @@ def _start(cpus: int, folder: Path) -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
+            # Within our folder, which is ours alone: Ray opens its own to everyone.
+            _temp_dir=str(folder / "ray"),
             _node_ip_address="127.0.0.1",
         )
     except (OSError, RuntimeError, ValueError) as error:

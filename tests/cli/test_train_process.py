@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,16 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
+@pytest.fixture(autouse=True)
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short one, as Ray's sockets need, in which nothing else is going on."""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
 def ray_folders() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("distsgd-ray-*")}
+    return {path.name for path in Path(os.environ["TMPDIR"]).glob("distsgd-ray-*")}
 
 
 @contextmanager
@@ -125,6 +134,8 @@ def test_a_signal_leaves_a_whole_checkpoint_and_nothing_else(
     with training(folder, "--json") as process:
         wait_for_epochs(folder, 2)
         ours = ray_folders() - before[1]
+        for name in ours:
+            assert (Path(os.environ["TMPDIR"]) / name).stat().st_mode & 0o777 == 0o700
         send(process.pid, number)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
