@@ -17,45 +17,45 @@ __all__ = ["add_to"]
 
 def train(
     dataset: Annotated[
-        str | None, typer.Option(help="cifar10, sample, or a dataset folder. [default: cifar10]")
+        str | None, typer.Option(help="cifar10, sample, or a dataset folder. (default: cifar10)")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="softmax or svm. [default: softmax]")] = None,
+    loss: Annotated[str | None, typer.Option(help="softmax or svm. (default: softmax)")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Worker processes; 0 trains here, without Ray. [default: 2]"),
+        typer.Option(help="Worker processes; 0 trains here, without Ray. (default: 2)"),
     ] = None,
     servers: Annotated[
-        int | None, typer.Option(help="Parameter servers that W is split over. [default: 1]")
+        int | None, typer.Option(help="Parameter servers that W is split over. (default: 1)")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Examples of a minibatch, shared by all workers. [default: 256]"),
+        typer.Option(help="Examples of a minibatch, shared by all workers. (default: 256)"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training set. [default: 10]")
+        int | None, typer.Option(help="Passes over the training set. (default: 10)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes every bit. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes every bit. (default: 0)")] = None,
     sampling: Annotated[
-        str | None, typer.Option(help="shuffle, random or sequential. [default: shuffle]")
+        str | None, typer.Option(help="shuffle, random or sequential. (default: shuffle)")
     ] = None,
     consistency: Annotated[
-        str | None, typer.Option(help="bsp, ssp, asp, backup or local. [default: bsp]")
+        str | None, typer.Option(help="bsp, ssp, asp, backup or local. (default: bsp)")
     ] = None,
     staleness: Annotated[
-        int | None, typer.Option(help="ssp: how many minibatches ahead. [default: 3]")
+        int | None, typer.Option(help="ssp: how many minibatches ahead. (default: 3)")
     ] = None,
     backup: Annotated[
-        int | None, typer.Option(help="backup: slots not to wait for. [default: 1]")
+        int | None, typer.Option(help="backup: slots not to wait for. (default: 1)")
     ] = None,
     local_steps: Annotated[
-        int | None, typer.Option(help="local: steps between averagings. [default: 8]")
+        int | None, typer.Option(help="local: steps between averagings. (default: 8)")
     ] = None,
     compress: Annotated[
-        str | None, typer.Option(help="none, fp16, topk:FRACTION or onebit. [default: none]")
+        str | None, typer.Option(help="none, fp16, topk:FRACTION or onebit. (default: none)")
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="sgd, momentum, nesterov, adagrad or adam. [default: sgd]"),
+        typer.Option(help="sgd, momentum, nesterov, adagrad or adam. (default: sgd)"),
     ] = None,
     scale_lr: Annotated[
         bool | None,

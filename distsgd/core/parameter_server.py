@@ -59,6 +59,8 @@ class ParameterServer:
         self._spare: list[TreeSum] = []
         self._workers: list[int] = []
         self._waiting: deque[int] = deque()
+        self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
+        self._maybe_free = False  # whether an open minibatch may have a free piece
         self._applied: Counter[int] = Counter()
         self._serials: Counter[int] = Counter()
         if version < plan.total_steps:
@@ -99,8 +101,7 @@ class ParameterServer:
     def pull(self, worker: int) -> list[Decision]:
         """A worker asks for work; what it still holds is free again, and offered to it first."""
         self.joined(worker)
-        for minibatch in self._open:
-            minibatch.release(worker)
+        self._release(worker)
         if worker not in self._waiting:
             self._waiting.append(worker)
         return self._hand_out()
@@ -123,14 +124,20 @@ class ParameterServer:
             self._workers.remove(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
-        for minibatch in self._open:
-            minibatch.release(worker)
+        self._release(worker)
         return self._hand_out()
 
     def stop(self) -> list[Decision]:
         """Hand out no more work; W stays at the last whole update."""
         self._stopping = True
         return self._hand_out()
+
+    def _release(self, worker: int) -> None:
+        """What a worker holds is free again; that is one lease at most."""
+        held = self._holding.pop(worker, None)
+        if held is not None:
+            held.release(worker)
+            self._maybe_free = True
 
     def _holder(self, lease: Lease) -> OpenMinibatch | None:
         piece = (lease.step, lease.first, lease.last)
@@ -151,6 +158,7 @@ class ParameterServer:
         decisions: list[Decision] = []
         while self._waiting and not self.stopped and (source := self._source()) is not None:
             worker = self._waiting.popleft()
+            self._holding[worker] = source
             lease = source.lease(worker, self.version, self._serials[worker])
             self._serials[worker] += 1
             decisions.append(Grant(worker, lease))
@@ -161,14 +169,18 @@ class ParameterServer:
 
     def _source(self) -> OpenMinibatch | None:
         """A minibatch with a free piece, opened if the policy has room for one more."""
-        for minibatch in self._open:
-            if minibatch.free:
-                return minibatch
+        if self._maybe_free:
+            for minibatch in self._open:
+                if minibatch.free:
+                    return minibatch
+            self._maybe_free = False
         workers = len(self._workers)
         if self._queue.empty or len(self._open) >= self._policy.window(workers):
             return None
-        self._open.append(self._queue.open(workers))
-        return self._open[-1]
+        opened = self._queue.open(workers)
+        self._open.append(opened)
+        self._maybe_free = len(opened.pieces) > 1
+        return opened
 
     def _tree(self) -> TreeSum:
         if self._spare:

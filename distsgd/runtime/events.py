@@ -177,7 +177,8 @@ class Recorder:
             events.append(self._progress(decision))
         if ends_epoch:
             events.append(self._epoch_ended(decision))
-        if self._server.finished:
+        # One push can bring about several updates: the last of them is the end.
+        if self._server.finished and decision.version == self._server.version:
             events.append(self.ended())
         return events
 
