@@ -141,11 +141,6 @@ def latest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def flat_state(model_state: dict[str, Floats]) -> dict[str, Floats]:
-    """The state of the optimiser as the server keeps it, flat and padded."""
-    return {name: pad(array) for name, array in model_state.items()}
-
-
 def shaped_state(flat: dict[str, Floats], classes: int, features: int) -> dict[str, Floats]:
     """The state of the optimiser as it is kept, each array shaped like W."""
     return {name: unpad(array, classes, features) for name, array in flat.items()}
