@@ -18,9 +18,7 @@ _NUMBERS = {"ssp": "staleness", "backup": "backup", "local": "local_steps"}
 
 _NOT_SIMULATED = {
     "workers": "Say how many are simulated with --workers, or at the top of the scenario",
-    "servers": "One server is simulated; W has the same bits for any number of them",
     "channel": "Say how fast it is with --latency and --bandwidth",
-    "compress": "Bytes are simulated as without compression; leave it out",
 }
 
 

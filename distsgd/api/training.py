@@ -20,7 +20,7 @@ from distsgd.core.initial import initial_weights, unpad
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
-from distsgd.run.checkpoint import Model, shaped_state, weights_sha256, write_checkpoint
+from distsgd.run.checkpoint import Model, shaped, weights_sha256, write_checkpoint
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run
@@ -212,7 +212,8 @@ class _Training:
         job, manifest = self._job, self._dataset.manifest
         return Model(
             weights=unpad(snapshot.weights, job.classes, job.features),
-            state=shaped_state(snapshot.state, job.classes, job.features),
+            state=shaped(snapshot.state, job.classes, job.features),
+            left_over=shaped(snapshot.left_over, job.classes, job.features),
             version=snapshot.version,
             loss=job.loss,
             classes=manifest.classes,

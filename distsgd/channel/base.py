@@ -19,15 +19,21 @@ Decode = Callable[[bytes, int], Floats]
 
 
 class Channel(Protocol):
-    """One worker's connection to the parameter server."""
+    """One worker's connection to one parameter server."""
 
     name: str
     """What the run's output calls this transport."""
 
-    def exchange(self, push: Push | None) -> Work | None:
-        """Push the answer to the last lease, if there was one, and pull the next work.
+    def send(self, push: Push | None) -> None:
+        """Push the answer to the last lease, if there was one, and ask for the next work.
 
-        Blocks until the server has work for this worker.
+        Raises:
+            ChannelClosed: the server has gone.
+        """
+        ...
+
+    def receive(self) -> Work | None:
+        """Wait for the work that was asked for.
 
         Returns:
             the work, or None when training is over.
@@ -39,8 +45,19 @@ class Channel(Protocol):
 
 
 class ServerPort(Protocol):
-    """What a transport needs of the server: the other end of `Channel.exchange`."""
+    """What a transport needs of the server: the other end of a `Channel`."""
 
-    def exchange(self, worker: int, push: Push | None) -> Work | None:
-        """See `Channel.exchange`; called from as many threads as there are workers."""
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """Take what a worker has sent, and wait for its next work.
+
+        Called from as many threads as there are workers.
+
+        Args:
+            worker: its number.
+            push: see `Channel.send`.
+            size: bytes that came for it.
+
+        Returns:
+            see `Channel.receive`.
+        """
         ...

@@ -1,4 +1,4 @@
-"""A channel within one process: plain calls. The twin of the others, for tests and threads."""
+"""A channel within one process: a worker and the server call each other directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InProcessChannel:
     """See `distsgd.channel.base.Channel`.
 
     Args:
-        server: the port to call.
+        server: the other end.
         worker: number of the worker on this end.
     """
 
@@ -20,7 +20,13 @@ class InProcessChannel:
 
     def __init__(self, server: ServerPort, worker: int) -> None:
         self._server, self._worker = server, worker
+        self._push: Push | None = None
 
-    def exchange(self, push: Push | None) -> Work | None:
-        """See `Channel.exchange`."""
-        return self._server.exchange(self._worker, push)
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
+        self._push = push
+
+    def receive(self) -> Work | None:
+        """See `Channel.receive`."""
+        push = self._push
+        return self._server.exchange(self._worker, push, push.size if push else 0)

@@ -7,6 +7,7 @@ cut into chunks that fit.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,11 @@ class RayPort:
         self._server, self._decode = server, decode
         self._dismissal = [None] * (1 + chunk_count(vector_bytes))
 
-    def exchange(self, worker: int, meta: Any, *chunks: Floats) -> list[Any]:
+    def exchange(self, worker: int, meta: Any, *chunks: Any) -> list[Any]:
         """Answer one call: the lease, then the chunks of W; all None when training is over."""
-        work = self._server.exchange(worker, self._unpack(meta, chunks))
+        sizes = [len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks]
+        size = sum(sizes) + len(pickle.dumps(meta))
+        work = self._server.exchange(worker, self._unpack(meta, chunks), size)
         if work is None:
             return self._dismissal
         lease, weights = work
@@ -85,21 +88,25 @@ class RayChannel:
 
     def __init__(self, server: Any, worker: int, vector_bytes: int) -> None:
         self._worker = worker
+        self._call: Any = None
         self._exchange = server.exchange.options(num_returns=1 + chunk_count(vector_bytes))
 
-    def exchange(self, push: Push | None) -> Work | None:
-        """See `Channel.exchange`."""
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
         if push is None:
-            call = self._exchange.remote(self._worker, None)
+            self._call = self._exchange.remote(self._worker, None)
         else:
             meta = (
                 push.lease.as_tuple(),
                 tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
                 len(push.gradients),
             )
-            call = self._exchange.remote(self._worker, meta, *_sent(push))
+            self._call = self._exchange.remote(self._worker, meta, *_sent(push))
+
+    def receive(self) -> Work | None:
+        """See `Channel.receive`."""
         try:
-            answer = ray.get(call)
+            answer = ray.get(self._call)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, DistsgdError):
                 raise error.cause from None

@@ -1,69 +1,63 @@
-"""A worker's connection to several servers: the coordinator's channel, and the followers."""
+"""A worker's connections to several servers, each of which holds a range of W."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
 from distsgd.channel.base import Channel, Work
-from distsgd.core.arrays import Floats
-from distsgd.core.messages import Applied, Push
+from distsgd.core.compression import Codec
+from distsgd.core.messages import REPORT, Push
 
-__all__ = ["RangePort", "ShardedChannel"]
-
-
-class RangePort(Protocol):
-    """A follower, as a worker sees it."""
-
-    def put(self, push: Push) -> Callable[[], None]:
-        """Send its range of a push; the result waits until it is there."""
-        ...
-
-    def pull(self, version: int, updates: Sequence[Applied]) -> Callable[[], Floats]:
-        """Ask for its range of W at a version; the result waits for it."""
-        ...
+__all__ = ["ShardedChannel"]
 
 
 class ShardedChannel:
     """See `distsgd.channel.base.Channel`.
 
+    The followers are told first: what the coordinator decides about is then there, or on its way.
+
     Args:
-        coordinator: channel to the first server.
-        followers: the other servers, in the order of their ranges.
+        channels: to the coordinator, and to the other servers in the order of their ranges.
         ranges: the ranges of flat W.
-        updates: asks the coordinator for its updates from a version on.
+        codec: what gradients are encoded with, if they are.
     """
 
     def __init__(
-        self,
-        coordinator: Channel,
-        followers: Sequence[RangePort],
-        ranges: Sequence[slice],
-        updates: Callable[[int], Sequence[Applied]],
+        self, channels: Sequence[Channel], ranges: Sequence[slice], codec: Codec | None
     ) -> None:
-        self.name = coordinator.name
-        self._coordinator, self._followers, self._ranges = coordinator, followers, ranges
-        self._updates, self._known = updates, 0
+        self.name = channels[0].name
+        self._channels, self._ranges, self._codec = channels, ranges, codec
+        self._asked = False
 
-    def exchange(self, push: Push | None) -> Work | None:
-        """See `Channel.exchange`."""
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
+        coordinator, *followers = self._channels
+        if push is not None and push.lease.step == REPORT:
+            coordinator.send(push)
+            return
         own, *others = self._ranges
-        if push is not None:
-            there = [
-                follower.put(replace(push, gradients=np.ascontiguousarray(push.gradients[:, part])))
-                for follower, part in zip(self._followers, others, strict=True)
-            ]
-            for wait in there:
-                wait()
-            push = replace(push, gradients=np.ascontiguousarray(push.gradients[:, own]))
-        work = self._coordinator.exchange(push)
+        for channel, part in zip(followers, others, strict=True):
+            channel.send(None if push is None else self._cut(push, part))
+        coordinator.send(None if push is None else self._cut(push, own))
+
+    def _cut(self, push: Push, part: slice) -> Push:
+        """One server's range of a push."""
+        gradients = np.ascontiguousarray(push.gradients[:, part])
+        encoded = push.encoded
+        if encoded is not None and self._codec is not None:
+            encoded = self._codec.cut(encoded, part)
+        return replace(push, gradients=gradients, encoded=encoded)
+
+    def receive(self) -> Work | None:
+        """See `Channel.receive`."""
+        coordinator, *followers = self._channels
+        work = coordinator.receive()
+        if work is not None and work[0].step == REPORT:
+            return work  # the coordinator's own question; the others have nothing to say
+        rest = [channel.receive() for channel in followers]
         if work is None:
             return None
-        lease, first = work
-        news = self._updates(self._known)
-        self._known += len(news)
-        parts = [follower.pull(lease.version, news) for follower in self._followers]
-        return lease, np.concatenate([first, *(wait() for wait in parts)])
+        return work[0], np.concatenate([work[1], *(part[1] for part in rest if part is not None)])

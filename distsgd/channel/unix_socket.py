@@ -3,8 +3,6 @@
 The socket has an abstract name, so no file is left behind whatever dies. A peer must run as the
 same user, which the kernel vouches for, and send a random token; a death closes the socket and is
 noticed at once.
-
-A push is a header, the losses of its slots, and the node sums; the answer is a header and W.
 """
 
 from __future__ import annotations
@@ -16,22 +14,26 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from distsgd.channel.base import Decode, ServerPort, Work
-from distsgd.core.arrays import Floats
-from distsgd.core.messages import Lease, Push
-from distsgd.core.slot_gradient import SlotLoss
+from distsgd.channel.framing import (
+    PushReader,
+    Shape,
+    receive,
+    receive_work,
+    send,
+    send_push,
+    send_work,
+)
+from distsgd.core.messages import Push
 from distsgd.errors import ChannelClosed
 
-__all__ = ["Shape", "UnixAddress", "UnixSocketChannel", "UnixSocketPort"]
+__all__ = ["UnixAddress", "UnixSocketChannel", "UnixSocketPort"]
 
 _HELLO = struct.Struct("<32sI")
-_PUSH = struct.Struct("<7qIII")
-_WORK = struct.Struct("<7q")
-_NOTHING = -1
 _BUFFER_BYTES = 1 << 20
 
 
@@ -46,57 +48,6 @@ class UnixAddress:
 
     name: str
     token: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How large messages are.
-
-    Attributes:
-        parameters: length of flat W.
-        dtype: its dtype.
-        most_nodes: rows of the largest push.
-        most_losses: losses of the largest push.
-    """
-
-    parameters: int
-    dtype: str
-    most_nodes: int
-    most_losses: int
-
-
-def _receive(connection: socket.socket, buffer: memoryview) -> None:
-    """Fill the buffer.
-
-    Raises:
-        ChannelClosed: the peer has gone.
-    """
-    while buffer:
-        try:
-            count = connection.recv_into(buffer)
-        except OSError:
-            count = 0
-        if count == 0:
-            raise ChannelClosed("the peer of a channel has gone")
-        buffer = buffer[count:]
-
-
-def _receive_struct(connection: socket.socket, layout: struct.Struct) -> tuple[int, ...]:
-    content = bytearray(layout.size)
-    _receive(connection, memoryview(content))
-    return layout.unpack(content)
-
-
-def _send(connection: socket.socket, *parts: bytes | memoryview) -> None:
-    try:
-        for part in parts:
-            connection.sendall(part)
-    except OSError:
-        raise ChannelClosed("the peer of a channel has gone") from None
-
-
-def _bytes_of(array: Floats) -> memoryview:
-    return np.ascontiguousarray(array).data.cast("B")
 
 
 class UnixSocketPort:
@@ -149,7 +100,7 @@ class UnixSocketPort:
         connection.settimeout(10)
         try:
             hello = bytearray(_HELLO.size)
-            _receive(connection, memoryview(hello))
+            receive(connection, memoryview(hello))
         except ChannelClosed:
             return None
         connection.settimeout(None)
@@ -157,29 +108,13 @@ class UnixSocketPort:
         return int(worker) if hmac.compare_digest(token, self.address.token) else None
 
     def _exchange(self, connection: socket.socket, worker: int) -> None:
-        shape = self._shape
-        losses = np.empty((shape.most_losses, 3), dtype="<f8")
-        gradients = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
-        work: Work | None = None
+        reader, work = PushReader(self._shape, self._decode), None
         while True:
-            *lease, slots, nodes, size = _receive_struct(connection, _PUSH)
-            push = None
-            if lease[0] != _NOTHING:
-                if slots > len(losses) or nodes > shape.most_nodes or size > gradients.nbytes:
-                    raise ChannelClosed("a message larger than any push")
-                _receive(connection, _bytes_of(losses[:slots]))
-                encoded = bytearray(size) if size else None
-                _receive(connection, memoryview(encoded or _bytes_of(gradients[:nodes])))
-                found = tuple(SlotLoss(loss, int(hits), int(n)) for loss, hits, n in losses[:slots])
-                push = Push(Lease(*lease), found, gradients[:nodes])
-                if encoded:
-                    whole = bytes(encoded)
-                    push = replace(push, gradients=self._decode(whole, nodes), encoded=whole)
-            work = self._server.exchange(worker, push)
+            push, size = reader.read(connection)
+            work = self._server.exchange(worker, push, size)
+            send_work(connection, work)
             if work is None:
-                _send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
                 return
-            _send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
 
 
 class UnixSocketChannel:
@@ -204,33 +139,27 @@ class UnixSocketChannel:
         except OSError as error:
             self._connection.close()
             raise ChannelClosed(f"the parameter server does not listen: {error}") from None
-        _send(self._connection, _HELLO.pack(address.token, worker))
+        send(self._connection, _HELLO.pack(address.token, worker))
         self._weights = np.empty(shape.parameters, dtype=shape.dtype)
 
     def close(self) -> None:
         """Leave; the server notices."""
         self._connection.close()
 
-    def exchange(self, push: Push | None) -> Work | None:
-        """See `Channel.exchange`; W is valid until the next call."""
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
         try:
-            return self._exchange(push)
+            send_push(self._connection, push)
         except ChannelClosed:
             self.close()
             raise
 
-    def _exchange(self, push: Push | None) -> Work | None:
-        if push is None:
-            _send(self._connection, _PUSH.pack(_NOTHING, *(0,) * 9))
-        else:
-            losses = np.array([(one.loss, one.correct, one.examples) for one in push.losses], "<f8")
-            sizes = len(push.losses), len(push.gradients), len(push.encoded or b"")
-            header = _PUSH.pack(*push.lease.as_tuple(), *sizes)
-            gradients = push.encoded or _bytes_of(push.gradients)
-            _send(self._connection, header + losses.tobytes(), gradients)
-        lease = _receive_struct(self._connection, _WORK)
-        if lease[0] == _NOTHING:
-            self.close()
-            return None
-        _receive(self._connection, _bytes_of(self._weights))
-        return Lease(*lease), self._weights
+    def receive(self) -> Work | None:
+        """See `Channel.receive`; W is valid until the next call."""
+        work = None
+        try:
+            work = receive_work(self._connection, self._weights)
+        finally:
+            if work is None:
+                self.close()
+        return work

@@ -1,6 +1,7 @@
 """Gradients in fewer bytes, with error feedback: what is not sent now is added to what comes next.
 
-A codec is stateless: ``encode`` gives the bytes that travel, ``decode`` what the server sees.
+A codec is stateless: ``encode`` gives the bytes that travel, ``decode`` what the server sees, and
+``cut`` the bytes for one range of the values, where several servers hold one each.
 `ErrorFeedback` keeps, at the worker, the difference between the two.
 """
 
@@ -9,10 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
+from distsgd.core.messages import LIFE
 
 __all__ = ["CODECS", "Codec", "ErrorFeedback", "make_codec"]
+
+Payload = bytes | memoryview
+_ALL = slice(0, None)
 
 
 @dataclass(frozen=True)
@@ -21,30 +27,50 @@ class Codec:
 
     Attributes:
         classes: rows of W; a codec may treat them apart.
+        values: length of flat W.
         fraction: share of the values that `topk` sends.
     """
 
     classes: int
+    values: int
     fraction: float = 1.0
 
-    def encode(self, vector: Floats) -> bytes:
-        """The bytes that travel for a vector of shape (parameters,)."""
+    @property
+    def size(self) -> int:
+        """Bytes of an encoded gradient."""
         raise NotImplementedError
 
-    def decode(self, payload: bytes | memoryview, out: Floats) -> None:
-        """Overwrite ``out``, shape (parameters,), with what the bytes stand for."""
+    def encode(self, vector: Floats) -> bytes:
+        """The bytes that travel for a vector of shape (values,)."""
+        raise NotImplementedError
+
+    def cut(self, payload: Payload, part: slice) -> bytes:
+        """The bytes for the values from ``part.start`` to ``part.stop`` alone."""
+        raise NotImplementedError
+
+    def decode(self, payload: Payload, out: Floats, part: slice = _ALL) -> None:
+        """Overwrite ``out``, the values of ``part``, with what the bytes for them stand for."""
         raise NotImplementedError
 
 
 class Fp16(Codec):
     """Half precision, after division by the largest absolute value: 2 bytes a value."""
 
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return 4 + 2 * self.values
+
     def encode(self, vector: Floats) -> bytes:
         """See the class."""
         scale = np.float32(np.abs(vector).max()) or np.float32(1)
         return scale.tobytes() + (vector / scale).astype("<f2").tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Floats) -> None:
+    def cut(self, payload: Payload, part: slice) -> bytes:
+        """See the class."""
+        return bytes(payload[:4]) + bytes(payload[4 + 2 * part.start : 4 + 2 * part.stop])
+
+    def decode(self, payload: Payload, out: Floats, part: slice = _ALL) -> None:
         """See the class."""
         scale = np.frombuffer(payload, "<f4", 1)[0]
         np.multiply(np.frombuffer(payload, "<f2", offset=4), out.dtype.type(scale), out=out)
@@ -57,17 +83,41 @@ class TopK(Codec):
     2017; Lin et al. 2018, "Deep gradient compression".
     """
 
+    @property
+    def _count(self) -> int:
+        return max(1, round(self.fraction * self.values))
+
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return 8 * self._count
+
     def encode(self, vector: Floats) -> bytes:
         """See the class."""
-        count = max(1, round(self.fraction * vector.size))
-        chosen = np.sort(np.argsort(-np.abs(vector), kind="stable")[:count])
-        return chosen.astype("<u4").tobytes() + vector[chosen].astype("<f4").tobytes()
+        sizes, count = np.abs(vector), self._count
+        least = np.partition(sizes, self.values - count)[self.values - count]
+        larger = np.flatnonzero(sizes > least)
+        equal = np.flatnonzero(sizes == least)[: count - len(larger)]
+        places = np.sort(np.concatenate([larger, equal]))
+        return bytes(places.astype("<u4").tobytes() + vector[places].astype("<f4").tobytes())
 
-    def decode(self, payload: bytes | memoryview, out: Floats) -> None:
+    def cut(self, payload: Payload, part: slice) -> bytes:
         """See the class."""
-        count = len(payload) // 8
+        places, values = self._unpacked(payload)
+        low, high = np.searchsorted(places, [part.start, part.stop])
+        own = places[low:high] - np.uint32(part.start)
+        return bytes(own.tobytes() + values[low:high].tobytes())
+
+    def decode(self, payload: Payload, out: Floats, part: slice = _ALL) -> None:
+        """See the class."""
+        places, values = self._unpacked(payload)
         out[...] = 0
-        out[np.frombuffer(payload, "<u4", count)] = np.frombuffer(payload, "<f4", offset=4 * count)
+        out[places] = values
+
+    def _unpacked(self, payload: Payload) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+        count = len(payload) // 8
+        places = np.frombuffer(payload, np.dtype("<u4"), count)
+        return places, np.frombuffer(payload, np.dtype("<f4"), offset=4 * count)
 
 
 class OneBit(Codec):
@@ -75,6 +125,11 @@ class OneBit(Codec):
 
     Source: Seide et al. 2014, "1-bit stochastic gradient descent", section 3.1.
     """
+
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return 8 * self.classes + -(-self.values // 8)
 
     def encode(self, vector: Floats) -> bytes:
         """See the class."""
@@ -86,19 +141,29 @@ class OneBit(Codec):
         means = np.stack([low, high]).astype("<f4")
         return means.tobytes() + np.packbits(positive).tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Floats) -> None:
+    def cut(self, payload: Payload, part: slice) -> bytes:
+        """See the class; the means of all rows go to everyone."""
+        bits = np.unpackbits(np.frombuffer(payload, np.uint8, offset=8 * self.classes))
+        return bytes(payload[: 8 * self.classes]) + np.packbits(bits[part]).tobytes()
+
+    def decode(self, payload: Payload, out: Floats, part: slice = _ALL) -> None:
         """See the class."""
-        low, high = np.frombuffer(payload, "<f4", 2 * self.classes).reshape(2, -1, 1)
+        means = np.frombuffer(payload, "<f4", 2 * self.classes).reshape(2, -1)
+        low, high = np.repeat(means, self.values // self.classes, axis=1)[:, part]
         bits = np.frombuffer(payload, np.uint8, offset=8 * self.classes)
-        signs = np.unpackbits(bits, count=out.size).reshape(self.classes, -1)
-        out.reshape(self.classes, -1)[...] = np.where(signs, high, low)
+        out[...] = np.where(np.unpackbits(bits, count=out.size), high, low)
 
 
 CODECS: dict[str, type[Codec]] = {"fp16": Fp16, "topk": TopK, "onebit": OneBit}
 
 
-def make_codec(spec: str, classes: int) -> Codec | None:
+def make_codec(spec: str, classes: int, values: int) -> Codec | None:
     """The codec of "none", "fp16", "onebit" or "topk:FRACTION"; None for "none".
+
+    Args:
+        spec: which.
+        classes: rows of W.
+        values: length of flat W.
 
     Raises:
         ValueError: it is none of these.
@@ -111,37 +176,54 @@ def make_codec(spec: str, classes: int) -> Codec | None:
     share = float(fraction) if colon else 1.0
     if not 0 < share <= 1:
         raise ValueError(f"{fraction} is no share of the values")
-    return CODECS[name](classes, share)
+    return CODECS[name](classes, values, share)
 
 
 class ErrorFeedback:
     """A codec with its memory of what has not been sent yet.
 
+    What is left over is kept by the number of answers that the server has used. An answer that it
+    has not used is therefore as if it had never been sent.
+
     Args:
         codec: how gradients are encoded.
-        like: a vector of the shape and dtype of the gradients.
+        start: what is left over from before, shape (values,), in the dtype of the gradients.
         feedback: False forgets the error each time, to show what the feedback is good for.
+        depth: how many answers may be used by the server before they are in W.
     """
 
-    def __init__(self, codec: Codec, like: Floats, *, feedback: bool = True) -> None:
-        self._codec, self._feedback = codec, feedback
-        self.residual = np.zeros_like(like)
+    def __init__(
+        self, codec: Codec, start: Floats, *, feedback: bool = True, depth: int = 1
+    ) -> None:
+        self._codec, self._feedback, self._depth = codec, feedback, depth
+        self._left: dict[int, Floats] = {0: start}
 
-    def send(self, vector: Floats, decoded: Floats) -> bytes:
+    def left(self, serial: int) -> Floats:
+        """What is left over after so many answers, shape (values,).
+
+        Raises:
+            KeyError: that is too long ago, or still to come.
+        """
+        if serial not in self._left and serial % LIFE == 0:
+            return np.zeros_like(next(iter(self._left.values())))
+        return self._left[serial]
+
+    def send(self, serial: int, vector: Floats, decoded: Floats) -> bytes:
         """Encode a gradient plus what was left of those before.
 
         Args:
-            vector: shape (parameters,).
+            serial: how many answers have been used before, as in the lease.
+            vector: shape (values,).
             decoded: overwritten with what the receiver will see.
 
         Returns:
             the bytes that travel.
         """
-        np.add(self.residual, vector, out=self.residual)
-        payload = self._codec.encode(self.residual)
+        total = self.left(serial) + vector
+        payload = self._codec.encode(total)
         self._codec.decode(payload, decoded)
-        if self._feedback:
-            np.subtract(self.residual, decoded, out=self.residual)
-        else:
-            self.residual[...] = 0
+        left = total - decoded if self._feedback else np.zeros_like(total)
+        for old in [old for old in self._left if not serial - self._depth <= old <= serial]:
+            del self._left[old]
+        self._left[serial + 1] = left
         return payload

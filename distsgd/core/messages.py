@@ -7,7 +7,24 @@ from dataclasses import dataclass, field
 from distsgd.core.arrays import Floats
 from distsgd.core.slot_gradient import SlotLoss
 
-__all__ = ["Applied", "Decision", "Dismiss", "Diverged", "Dropped", "Grant", "Lease", "Push"]
+__all__ = [
+    "LIFE",
+    "REPORT",
+    "Applied",
+    "Decision",
+    "Dismiss",
+    "Diverged",
+    "Dropped",
+    "Grant",
+    "Lease",
+    "Push",
+]
+
+LIFE = 1 << 32
+"""What is added to the serials of a worker that has been lost, when it comes back."""
+
+REPORT = -2
+"""The step of a lease that asks for no gradient, but for what error feedback has left over."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,8 @@ class Lease:
         steps: how many steps of the plan it goes over; more than 1 for local steps.
         shares: with local steps, each minibatch is cut into so many shares, and the lease is
             for those from first to last.
-        serial: how many leases its worker has been given before.
+        serial: how many answers of its worker have been used before, since it joined; plus
+            `LIFE` for each time that it has been lost.
     """
 
     step: int

@@ -81,7 +81,8 @@ class OpenMinibatch:
             return False
         owner, leased = self.leased[piece]
         # With compression it does: what a worker sends depends on what it has sent before.
-        if leased != lease or (push.encoded is not None and owner != worker):
+        its_own = (owner, leased.serial) == (worker, lease.serial)
+        if leased != lease or not (its_own or push.encoded is None):
             return False
         if self._total is None:
             self._total = tree()

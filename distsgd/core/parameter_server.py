@@ -14,7 +14,17 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
-from distsgd.core.messages import Applied, Decision, Dismiss, Diverged, Dropped, Grant, Lease, Push
+from distsgd.core.messages import (
+    LIFE,
+    Applied,
+    Decision,
+    Dismiss,
+    Diverged,
+    Dropped,
+    Grant,
+    Lease,
+    Push,
+)
 from distsgd.core.open_minibatch import OpenMinibatch
 from distsgd.core.optimizers import Optimizer
 from distsgd.core.plan import Plan
@@ -62,7 +72,8 @@ class ParameterServer:
         self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
         self._maybe_free = False  # whether an open minibatch may have a free piece
         self._applied: Counter[int] = Counter()
-        self._serials: Counter[int] = Counter()
+        self._serials: Counter[int] = Counter()  # worker -> serial of its next lease
+        self._used: dict[int, int] = {}
         if version < plan.total_steps:
             self._applied[plan.epoch_of(version)] = plan.minibatch(version)[0]
         self._stopping = False
@@ -81,6 +92,11 @@ class ParameterServer:
     def optimizer(self) -> Optimizer:
         """The update rule, with its state."""
         return self._updater.optimizer
+
+    @property
+    def used(self) -> dict[int, int]:
+        """For each worker, the serial after the last of its answers that are in W; a copy."""
+        return dict(self._used)
 
     @property
     def finished(self) -> bool:
@@ -111,6 +127,7 @@ class ParameterServer:
         minibatch = None if self.stopped else self._holder(push.lease)
         if minibatch is None or not minibatch.take(worker, push, self._tree):
             return [Dropped(worker, push.lease)]
+        self._serials[worker] += 1
         decisions: list[Decision] = []
         for ready in self._ready(minibatch):
             decisions.append(self._apply(ready))
@@ -122,6 +139,7 @@ class ParameterServer:
         """A worker has gone: its pieces are free again."""
         if worker in self._workers:
             self._workers.remove(worker)
+            self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
         if worker in self._waiting:
             self._waiting.remove(worker)
         self._release(worker)
@@ -160,7 +178,6 @@ class ParameterServer:
             worker = self._waiting.popleft()
             self._holding[worker] = source
             lease = source.lease(worker, self.version, self._serials[worker])
-            self._serials[worker] += 1
             decisions.append(Grant(worker, lease))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
@@ -208,12 +225,15 @@ class ParameterServer:
         self._open.remove(minibatch)
         self._queue.put_off((step, first, last) for _, step, first, last in missing)
         self._spare.append(minibatch.close())
+        contributions = minibatch.contributions()
+        for worker, lease in contributions:
+            self._used[worker] = max(self._used.get(worker, 0), lease.serial + 1)
         epoch = self._plan.epoch_of(minibatch.pieces[0][0])
         self._applied[epoch] += examples
         ends_epoch = self._applied[epoch] == self._plan.examples
         return Applied(
             step, epoch, self.version, loss / examples, correct, examples, rate,
-            minibatch.contributions(), tuple(missing), ends_epoch,
+            contributions, tuple(missing), ends_epoch,
         )  # fmt: skip
 
 

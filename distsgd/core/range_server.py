@@ -1,32 +1,31 @@
 """W split over several servers by contiguous ranges.
 
 The first server is the coordinator: a `ParameterServer` of its own range, which decides what is
-leased and applied. The others follow: a worker gives each its part of a push before it tells the
-coordinator, so that a follower has all that an update needs by the time it hears of it. Updates
-are elementwise, so the bits of W do not depend on the number of servers.
+leased and applied. The others follow its decisions, one after another: an update, a push that is
+not used, and what they mean for W at each lease. A worker gives each follower its part of a push
+before it tells the coordinator, so what a decision needs is there, or on its way. Updates are
+elementwise, so the bits of W do not depend on the number of servers.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Applied, Decision, Lease, Push
+from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push
 from distsgd.core.open_minibatch import OpenMinibatch, Piece
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.update import Updater
 
-__all__ = ["MergedState", "RangeServer", "SplitServer", "rebuilt"]
+__all__ = ["Keep", "MergedState", "RangeServer", "SplitServer", "rebuilt"]
 
-_KEPT_VERSIONS = 64
-"""Versions that a worker may still ask for after the follower has gone on."""
+_Key = tuple[int, ...]
 
 
 class Update(Protocol):
@@ -54,8 +53,15 @@ def rebuilt(update: Update) -> OpenMinibatch:
     return OpenMinibatch(update.step, pieces, steps=lease.steps, shares=lease.shares)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """To the followers: keep what you have at this version; somebody will ask for it."""
+
+    version: int
+
+
 class RangeServer:
-    """A follower: holds one range of W and applies what the coordinator has decided.
+    """A follower: holds one range of W and does as the coordinator has decided.
 
     Args:
         updater: its range of W.
@@ -66,64 +72,64 @@ class RangeServer:
         self._updater = updater
         weights = updater.weights
         self._tree = TreeSum(plan.most_slots, weights.size, weights.dtype.name)
-        self._pushes: dict[Piece, dict[int, Push]] = {}
-        self._kept: OrderedDict[int, Floats] = OrderedDict()
-        self._ends: dict[int, tuple[Floats, dict[str, Floats]]] = {}
+        self._pushes: dict[_Key, Push] = {}
+        self._kept: dict[int, tuple[Floats, dict[str, Floats]]] = {}
 
     @property
     def version(self) -> int:
         """Updates applied."""
         return self._updater.version
 
-    def put(self, push: Push) -> None:
-        """This range of a push; used when an update names it. Twice is once."""
-        lease = push.lease
-        answers = self._pushes.setdefault((lease.step, lease.first, lease.last), {})
-        answers[lease.version] = replace(push, gradients=push.gradients.copy())
+    @property
+    def weights(self) -> Floats:
+        """This range of W as it is now."""
+        return self._updater.weights
 
-    def advance(self, updates: Iterable[Applied]) -> None:
-        """Apply updates that have not been applied yet, in their order."""
-        for update in updates:
-            if update.version == self.version + 1:
-                self._apply(update)
+    def put(self, worker: int, push: Push) -> None:
+        """This range of a push, until the coordinator has decided about it. Twice is once."""
+        self._pushes[_key(worker, push.lease)] = replace(push, gradients=push.gradients.copy())
 
-    def weights_at(self, version: int) -> Floats:
-        """This range of W at a version.
+    def ready(self, decision: Decision | Keep) -> bool:
+        """Whether all is here that `follow` needs."""
+        if not isinstance(decision, Applied):
+            return True
+        return all(_key(*answer) in self._pushes for answer in decision.contributions)
 
-        Raises:
-            KeyError: it is too old, or still to come.
+    def follow(self, decision: Decision | Keep) -> None:
+        """Do as the coordinator has decided; its decisions come once each, in their order."""
+        if isinstance(decision, Keep):
+            self._kept[decision.version] = self.now()
+        if isinstance(decision, Dropped):
+            self._pushes.pop(_key(decision.worker, decision.lease), None)
+        elif isinstance(decision, Applied):
+            self._apply(decision)
+
+    def kept(self, version: int) -> tuple[Floats, dict[str, Floats]] | None:
+        """W and the state of the optimiser at a version that was to be kept, or None.
+
+        Versions before it are forgotten.
         """
-        return self._updater.weights if version == self.version else self._kept[version]
+        for older in [older for older in self._kept if older < version]:
+            del self._kept[older]
+        return self._kept.get(version)
 
-    def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats]]:
-        """W and the state of the optimiser, now or at the end of an epoch.
-
-        Raises:
-            KeyError: the version is neither.
-        """
-        if version in self._ends:
-            return self._ends.pop(version)
-        if version != self.version:
-            raise KeyError(version)
-        return self._now()
-
-    def _now(self) -> tuple[Floats, dict[str, Floats]]:
+    def now(self) -> tuple[Floats, dict[str, Floats]]:
+        """W and the state of the optimiser as they are now, a copy."""
         state = {name: array.copy() for name, array in self._updater.optimizer.state.items()}
         return self._updater.weights.copy(), state
 
     def _apply(self, update: Applied) -> None:
-        self._kept[self.version] = self._updater.weights.copy()
-        if len(self._kept) > _KEPT_VERSIONS:
-            self._kept.popitem(last=False)
         minibatch = rebuilt(update)
         for worker, lease in update.contributions:
-            piece = (lease.step, lease.first, lease.last)
-            minibatch.leased[piece] = worker, lease
-            minibatch.take(worker, self._pushes.pop(piece)[lease.version], lambda: self._tree)
+            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
+            minibatch.take(worker, self._pushes.pop(_key(worker, lease)), lambda: self._tree)
         apply = self._updater.average if minibatch.shares else self._updater.apply
         apply(minibatch.gradient(), update.examples, update.step)
-        if update.ends_epoch:
-            self._ends[self.version] = self._now()
+
+
+def _key(worker: int, lease: Lease) -> _Key:
+    """Names one answer of one worker."""
+    return (worker, *lease.as_tuple())
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,11 @@ class SplitServer:
         return self._coordinator.version
 
     @property
+    def used(self) -> dict[int, int]:
+        """See `ParameterServer.used`."""
+        return self._coordinator.used
+
+    @property
     def finished(self) -> bool:
         """See `ParameterServer.finished`."""
         return self._coordinator.finished
@@ -170,24 +181,24 @@ class SplitServer:
     @property
     def weights(self) -> Floats:
         """Flat W as it is now, a copy."""
-        parts = [follower.weights_at(self.version) for follower in self._followers]
-        return np.concatenate([self._coordinator.weights, *parts])
+        followers = [follower.weights for follower in self._followers]
+        return np.concatenate([self._coordinator.weights, *followers])
 
     @property
     def optimizer(self) -> MergedState:
         """The state of all ranges, a copy."""
         states = [self._coordinator.optimizer.state]
-        states += [follower.snapshot(self.version)[1] for follower in self._followers]
+        states += [follower.now()[1] for follower in self._followers]
         return MergedState({k: np.concatenate([part[k] for part in states]) for k in states[0]})
 
     def push(self, worker: int, push: Push) -> list[Decision]:
         """See `ParameterServer.push`."""
         first, *others = self._ranges
         for follower, part in zip(self._followers, others, strict=True):
-            follower.put(replace(push, gradients=push.gradients[:, part]))
+            follower.put(worker, replace(push, gradients=push.gradients[:, part]))
         own = replace(push, gradients=push.gradients[:, first])
         decisions = self._coordinator.push(worker, own)
-        updates = [decision for decision in decisions if isinstance(decision, Applied)]
         for follower in self._followers:
-            follower.advance(updates)
+            for decision in decisions:
+                follower.follow(decision)
         return decisions

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from distsgd.errors import RunError, storage_error
 __all__ = ["Model", "latest_checkpoint", "read_checkpoint", "weights_sha256", "write_checkpoint"]
 
 _FORMAT = "distsgd checkpoint 1"
+_STATE, _LEFT_OVER = "state.", "left-over."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +39,7 @@ class Model:
         classes: names of the classes.
         shape: shape of an example, (channels, rows, columns).
         preprocessing: from pixels to features.
+        left_over: worker -> what its error feedback has not sent yet, of the same shape.
     """
 
     weights: Floats
@@ -47,6 +49,7 @@ class Model:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     preprocessing: Preprocessing
+    left_over: dict[int, Floats] = field(default_factory=dict)
 
     def padded(self) -> Floats:
         """W as the core computes with it, shape (classes, columns)."""
@@ -65,7 +68,8 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
         StorageError: the disk is full or cannot be written; older checkpoints are untouched.
     """
     arrays: dict[str, Any] = {"weights": model.weights, "mean": model.preprocessing.mean}
-    arrays.update({f"state.{name}": array for name, array in model.state.items()})
+    arrays.update({f"{_STATE}{name}": array for name, array in model.state.items()})
+    arrays.update({f"{_LEFT_OVER}{worker}": array for worker, array in model.left_over.items()})
     meta = {
         "format": _FORMAT,
         "version": model.version,
@@ -108,16 +112,26 @@ def read_checkpoint(path: Path) -> Model:
 
 
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
-    states = {name[6:]: array for name, array in arrays.items() if name.startswith("state.")}
+    left_over = _named(arrays, _LEFT_OVER).items()
     return Model(
         weights=arrays["weights"],
-        state=states,
+        state=_named(arrays, _STATE),
         version=int(meta["version"]),
         loss=str(meta["loss"]),
         classes=tuple(meta["classes"]),
         shape=tuple(meta["shape"]),
         preprocessing=Preprocessing(arrays["mean"], float(meta["scale"])),
+        left_over={int(worker): array for worker, array in left_over},
     )
+
+
+def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays whose names begin so, without the beginning."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _digest(arrays: dict[str, Any]) -> str:
@@ -141,6 +155,6 @@ def latest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def shaped_state(flat: dict[str, Floats], classes: int, features: int) -> dict[str, Floats]:
-    """The state of the optimiser as it is kept, each array shaped like W."""
+def shaped(flat: dict[Any, Floats], classes: int, features: int) -> dict[Any, Floats]:
+    """Flat padded arrays as they are kept, each shaped like W."""
     return {name: unpad(array, classes, features) for name, array in flat.items()}

@@ -176,19 +176,9 @@ class TrainConfig:
 
     def _check_compression(self) -> None:
         try:
-            make_codec(self.compress, 1)
+            make_codec(self.compress, 1, 1)
         except ValueError:
             _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
-        if self.compress != "none" and self.servers > 1:
-            raise UsageError(
-                f"--compress {self.compress} does not go with --servers {self.servers}",
-                "An encoded gradient cannot be split: give --servers 1",
-            )
-        if self.compress != "none" and self.consistency == "backup":
-            raise UsageError(
-                f"--compress {self.compress} does not go with --consistency backup",
-                "What a push that came too late has sent would be lost to the error feedback",
-            )
 
     def policy(self) -> Policy:
         """The consistency policy."""

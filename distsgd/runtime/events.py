@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
+from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.range_server import SplitServer
@@ -144,6 +145,10 @@ class _Tally:
         return means
 
 
+LeftOver = Callable[[dict[int, int]], dict[int, Floats]]
+"""From worker -> serial to worker -> what it had left over after so many answers."""
+
+
 class Recorder:
     """Turns the decisions of a server into events.
 
@@ -151,12 +156,18 @@ class Recorder:
         job: the job that is trained.
         server: its server.
         seconds: seconds spent on steps so far.
+        left_over: what error feedback has left over, at workers of this process.
     """
 
     def __init__(
-        self, job: Job, server: ParameterServer | SplitServer, seconds: Callable[[], float]
+        self,
+        job: Job,
+        server: ParameterServer | SplitServer,
+        seconds: Callable[[], float],
+        left_over: LeftOver = lambda used: {},
     ) -> None:
         self._job, self._server, self._seconds = job, server, seconds
+        self._left_over = left_over
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
         self.statistics = Statistics()
@@ -189,13 +200,14 @@ class Recorder:
         )
 
     def _epoch_ended(self, update: Applied) -> EpochEnded:
-        return EpochEnded(
-            update.epoch, *self._epoch.take(), self._seconds(), snapshot(self._server)
-        )
+        return EpochEnded(update.epoch, *self._epoch.take(), self._seconds(), self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        return replace(snapshot(self._server), left_over=self._left_over(self._server.used))
 
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""
         finished = self._server.finished
-        now = snapshot(self._server)
+        now = self._snapshot()
         seconds, seen = self._seconds(), self._examples_seen
         return Ended(now, seconds, seen, finished, self.statistics, diverged)

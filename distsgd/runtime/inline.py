@@ -24,8 +24,9 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
         start: where to begin.
         should_stop: asked after every update.
     """
-    server, worker, watch = job.server(start), Worker(job), Stopwatch()
-    recorder = Recorder(job, server, watch.seconds)
+    worker = Worker(job, job.feedback(start, _WORKER, 1))
+    server, watch = job.server(start), Stopwatch()
+    recorder = Recorder(job, server, watch.seconds, worker.left_over)
     decisions: list[Decision] = server.pull(_WORKER)
     watch.run()
     while decisions:

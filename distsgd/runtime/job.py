@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.compression import make_codec
+from distsgd.core.compression import Codec, ErrorFeedback, make_codec
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.features import Preprocessing
@@ -32,11 +32,13 @@ class Snapshot:
         version: updates applied.
         weights: flat padded parameters, shape (parameters,).
         state: state of the optimiser, arrays of the same shape by name.
+        left_over: worker -> what its error feedback has not sent yet, of the same shape.
     """
 
     version: int
     weights: Floats
     state: dict[str, Floats]
+    left_over: dict[int, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,13 +100,39 @@ class Job:
             self.loss, self.classes, self.preprocessing, self.plan.slot_size, self.dtype
         )
 
-    def decode(self, payload: bytes, rows: int) -> Floats:
-        """What an encoded gradient stands for; shape (rows, parameters), all in the first row."""
-        codec = make_codec(self.compress, self.classes)
-        out = np.zeros((rows, self.parameters), dtype=self.dtype)
+    def codec(self) -> Codec | None:
+        """What gradients are encoded with, if they are."""
+        return make_codec(self.compress, self.classes, self.parameters)
+
+    def decode(self, payload: bytes, rows: int, part: slice) -> Floats:
+        """What an encoded range of a gradient stands for; shape (rows, values), all in row 0."""
+        codec = self.codec()
+        out = np.zeros((rows, part.stop - part.start), dtype=self.dtype)
         if codec is not None:
-            codec.decode(payload, out[0])
+            codec.decode(payload, out[0], part)
         return out
+
+    def feedback(self, start: Snapshot, worker: int, workers: int) -> ErrorFeedback | None:
+        """The error feedback of a worker, if gradients are encoded.
+
+        What the workers of another fleet have left over is shared out among those there are.
+        """
+        codec = self.codec()
+        if codec is None:
+            return None
+        left = np.zeros(self.parameters, dtype=self.dtype)
+        for number in sorted(start.left_over):
+            if number % workers == worker:
+                left += start.left_over[number]
+        # As many answers as may be open at once: only those of other policies than asp wait.
+        pieces = len(self.policy.pieces(self.plan.most_slots, workers))
+        depth = self.policy.window(workers) * pieces if self.policy.in_order else 1
+        return ErrorFeedback(codec, left, feedback=self.error_feedback, depth=depth)
+
+    def push_bytes(self, nodes: int) -> int:
+        """Bytes of a push of so many nodes, without what is told about it."""
+        codec = self.codec()
+        return nodes * self.vector_bytes if codec is None else codec.size
 
     def decay(self) -> Floats:
         """The gradient of the L2 penalty is this times W."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from time import perf_counter
 
 import numpy as np
 
 from distsgd.channel.base import Work
-from distsgd.core.messages import Applied, Decision, Dismiss, Grant, Push
-from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
+from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
+from distsgd.core.range_server import Keep
+from distsgd.runtime.decision_log import DecisionLog, Entry
+from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
+from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 
 __all__ = ["ServerHost"]
@@ -31,36 +33,48 @@ class ServerHost:
         self._recorder = Recorder(job, self._server, self._watch.seconds)
         self._changed = threading.Condition()
         self._answers: dict[int, Work | None] = {}
-        self._events: deque[Event] = deque()
-        self._updates: list[Applied] | None = [] if job.servers > 1 else None
+        self._events = HeldEvents()
+        self._log = DecisionLog(job.servers - 1)
+        self._remembers = job.compress != "none" and job.error_feedback
+        self._gone: set[int] = set()
         self._over = False
         self._failure: Exception | None = None
         for worker in range(workers):
             self._carry_out(self._server.joined(worker))
 
-    def exchange(self, worker: int, push: Push | None) -> Work | None:
-        """A worker pushes and pulls; see `distsgd.channel.base.Channel.exchange`."""
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`."""
         try:
-            return self._exchange(worker, push)
+            return self._exchange(worker, push, size)
         except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
             raise
 
-    def _exchange(self, worker: int, push: Push | None) -> Work | None:
+    def _exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         with self._changed:
             self._watch.run()
-            statistics = self._recorder.statistics
-            if push is not None:
-                statistics.bytes_pushed += push.size
-                with np.errstate(all="ignore"):
-                    self._carry_out(self._server.push(worker, push))
-            self._carry_out(self._server.pull(worker))
+            if push is not None and push.lease.step == REPORT:
+                self._events.told(worker, push.gradients[0])
+                self._changed.notify_all()
+            else:
+                self._take(worker, push, size)
             asked = perf_counter()
-            self._changed.wait_for(lambda: worker in self._answers)
-            statistics.waited(worker, perf_counter() - asked)
-            return self._answers.pop(worker)
+            self._changed.wait_for(lambda: worker in self._answers or self._question(worker))
+            self._recorder.statistics.waited(worker, perf_counter() - asked)
+            return self._question(worker) or self._answers.pop(worker)
+
+    def _take(self, worker: int, push: Push | None, size: int) -> None:
+        if push is not None:
+            self._recorder.statistics.bytes_pushed += size
+            with np.errstate(all="ignore"):
+                self._carry_out(self._server.push(worker, push))
+        self._carry_out(self._server.pull(worker))
+
+    def _question(self, worker: int) -> Work | None:
+        lease = self._events.question(worker)
+        return None if lease is None else (lease, self._server.weights)
 
     def events(self, timeout: float) -> list[Event]:
         """What has happened since the last call; waits up to ``timeout`` seconds for it.
@@ -69,48 +83,60 @@ class ServerHost:
             Exception: what went wrong in an exchange, for the driver to see.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._events or self._failure, timeout)
+            self._changed.wait_for(
+                lambda: self._events.ready(perf_counter()) or self._failure, timeout
+            )
             if self._failure is not None:
                 raise self._failure
-            events = list(self._events)
-            self._events.clear()
-            return events
+            return self._events.take(perf_counter())
 
-    def updates(self, since: int) -> list[Applied]:
-        """Updates from a version on, for the followers."""
+    def log(self, follower: int, timeout: float) -> list[Entry]:
+        """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
         with self._changed:
-            return (self._updates or [])[since:]
+            self._changed.wait_for(lambda: self._log.news(follower - 1), timeout)
+            return self._log.take(follower - 1)
 
     def lost(self, worker: int) -> None:
         """A worker has gone; its slots go to the others."""
         with self._changed:
+            self._gone.add(worker)
+            self._events.lost(worker)
             self._carry_out(self._server.lost(worker))
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Hand out no more work; the last event follows."""
         with self._changed:
             self._carry_out(self._server.stop())
-            self._end()
+            self._end(self._recorder.ended())
 
-    def _end(self, event: Ended | None = None) -> None:
+    def _end(self, event: Ended) -> None:
         if not self._over:
             self._over = True
             self._watch.pause()
-            self._events.append(event or self._recorder.ended())
+            self._emit(event)
             self._changed.notify_all()
 
+    def _emit(self, event: Event) -> None:
+        wanted: dict[int, int] = {}
+        if isinstance(event, EpochEnded | Ended):
+            self._log.add([Keep(event.snapshot.version)])
+            if self._remembers:
+                wanted = self._server.used
+        wanted = {worker: serial for worker, serial in wanted.items() if worker not in self._gone}
+        self._events.add(event, wanted, perf_counter())
+
     def _carry_out(self, decisions: list[Decision]) -> None:
+        self._log.add(decisions)
         for decision in decisions:
             if isinstance(decision, Grant):
                 self._answers[decision.worker] = (decision.lease, self._server.weights.copy())
-            elif isinstance(decision, Applied) and self._updates is not None:
-                self._updates.append(decision)
             elif isinstance(decision, Dismiss):
                 self._answers[decision.worker] = None
             for event in self._recorder.record(decision):
                 if isinstance(event, Ended):
                     self._end(event)
                 else:
-                    self._events.append(event)
+                    self._emit(event)
         if decisions:
             self._changed.notify_all()

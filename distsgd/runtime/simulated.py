@@ -68,7 +68,8 @@ class Simulation:
         # Around the end of an epoch leases of two epochs mix, and a worker keeps one's order.
         self._workers = (Worker(job), Worker(job))
         self._clock, self._copies = VirtualClock(), SharedWeights()
-        self._recorder = Recorder(job, self._server, lambda: self._clock.now)
+        self._feedback = [job.feedback(start, n, fleet.workers) for n in range(fleet.workers)]
+        self._recorder = Recorder(job, self._server, lambda: self._clock.now, self._left_over)
         self._members = [
             _Member(slowness, fleet.random(seed, worker))
             for worker, slowness in enumerate(fleet.slowness())
@@ -126,6 +127,15 @@ class Simulation:
         """Virtual seconds for which each worker has been there."""
         return [member.present for member in self._members]
 
+    def _left_over(self, used: dict[int, int]) -> dict[int, Floats]:
+        """What the living workers had left over after some answers."""
+        found = ((worker, self._feedback[worker], serial) for worker, serial in used.items())
+        return {
+            worker: feedback.left(serial).copy()
+            for worker, feedback, serial in found
+            if feedback is not None and self._members[worker].alive
+        }
+
     def _schedule(self) -> None:
         for worker in range(self._fleet.workers):
             self._server.joined(worker)
@@ -152,9 +162,9 @@ class Simulation:
         nodes = 1 if lease.shares else len(cover(lease.first, lease.last, self._slots(lease)))
         compute = lease_examples(self._job.plan, lease) / fleet.speed
         seconds = (
-            fleet.transfer(self._job.vector_bytes)
+            fleet.transfer(self._job.vector_bytes / self._job.servers)
             + compute * member.slowness * fleet.jitter.draw(member.random)
-            + fleet.transfer(nodes * self._job.vector_bytes)
+            + fleet.transfer(self._job.push_bytes(nodes) / self._job.servers)
         )
         self._clock.at(self._clock.now + seconds, self._arrive, grant.worker, member.life)
 
@@ -170,8 +180,9 @@ class Simulation:
         assert lease is not None
         with np.errstate(all="ignore"):  # a diverging W gives infinities, which the server finds
             answering = self._workers[self._job.plan.epoch_of(lease.step) % 2]
+            answering.feedback = self._feedback[worker]
             push = answering.answer((lease, self._copies.of(lease.version)))
-            self._recorder.statistics.bytes_pushed += push.gradients.nbytes
+            self._recorder.statistics.bytes_pushed += push.size
             decisions = self._server.push(worker, push)
         self._copies.release(lease.version)
         member.lease, member.asked = None, self._clock.now

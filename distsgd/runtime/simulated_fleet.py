@@ -69,7 +69,8 @@ class Fleet:
         + examples / speed * slowness * jitter        (it computes)
         + latency + bytes of its sums / bandwidth     (it pushes)
 
-    Each worker has a link of its own; the server answers at once.
+    Each worker has a link of its own to each server; with several servers, each carries its range.
+    Servers answer at once.
 
     Attributes:
         workers: how many.
@@ -97,7 +98,7 @@ class Fleet:
         factors = [factor for count, factor in self.slow for _ in range(count)]
         return (factors + [1.0] * self.workers)[: self.workers]
 
-    def transfer(self, size: int) -> float:
+    def transfer(self, size: float) -> float:
         """Seconds that a message of ``size`` bytes takes."""
         return self.latency + size / self.bandwidth
 

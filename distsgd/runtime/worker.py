@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from distsgd.channel.base import Channel, Work
 from distsgd.core.arrays import Floats, as_matrix
-from distsgd.core.compression import ErrorFeedback, make_codec
-from distsgd.core.messages import Lease, Push
+from distsgd.core.compression import ErrorFeedback
+from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
@@ -24,36 +24,45 @@ class Worker:
 
     Args:
         job: the job; its dataset is opened here.
+        feedback: its memory of what has not been sent, if gradients are encoded.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
+        self._job, self.feedback = job, feedback
         self._split = Dataset(Path(job.folder)).train
         self._kernel = job.kernel()
         plan, columns = job.plan, job.preprocessing.columns
         self._gradients = np.empty((plan.most_slots, job.classes * columns), dtype=job.dtype)
         self._pixels = np.empty((plan.slot_size, job.features), dtype=np.uint8)
-        codec = make_codec(job.compress, job.classes)
-        self._feedback: ErrorFeedback | None = None
-        if codec is not None:
-            like = self._gradients[0]
-            self._feedback = ErrorFeedback(codec, like, feedback=job.error_feedback)
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def answer(self, work: Work) -> Push:
         """The push for a lease; its gradients are valid until the next call."""
+        if work[0].step == REPORT:
+            return self._report(work[0])
         push = self._local_steps(*work) if work[0].shares else self._slots(*work)
-        return self._compressed(push) if self._feedback else push
+        return self._compressed(push, self.feedback) if self.feedback else push
 
-    def _compressed(self, push: Push) -> Push:
+    def left_over(self, used: dict[int, int]) -> dict[int, Floats]:
+        """What each of the workers that this one stands for has left over after some answers."""
+        if self.feedback is None:
+            return {}
+        return {worker: self.feedback.left(serial).copy() for worker, serial in used.items()}
+
+    def _report(self, lease: Lease) -> Push:
+        """What is left over after as many answers as the lease says."""
+        assert self.feedback is not None
+        return Push(lease, (), self.feedback.left(lease.serial)[None])
+
+    def _compressed(self, push: Push, feedback: ErrorFeedback) -> Push:
         """The same with all nodes in one, as the server will see it after decoding."""
-        assert self._feedback is not None
         rows = push.gradients
         for row in rows[1:]:
             np.add(rows[0], row, out=rows[0])
         seen = np.zeros_like(rows)
-        return Push(push.lease, push.losses, seen, self._feedback.send(rows[0], seen[0]))
+        encoded = feedback.send(push.lease.serial, rows[0], seen[0])
+        return Push(push.lease, push.losses, seen, encoded)
 
     def _slots(self, lease: Lease, flat: Floats) -> Push:
         """The sums of the nodes of a lease."""
@@ -110,9 +119,12 @@ class Worker:
 def work(worker: Worker, channel: Channel) -> int:
     """Answer leases until the server has no more; returns how many."""
     count, push = 0, None
-    while (received := channel.exchange(push)) is not None:
+    while True:
+        channel.send(push)
+        received = channel.receive()
+        if received is None:
+            return count
         # A diverging W gives infinities, which the server finds; no warnings about them.
         with np.errstate(all="ignore"):
             push = worker.answer(received)
         count += 1
-    return count

@@ -128,12 +128,7 @@ def test_targets_that_cannot_be_used(measuring: dict[str, Any], words: str) -> N
 
 
 def test_settings_that_are_not_simulated() -> None:
-    for name, value in (
-        ("workers", "2"),
-        ("channel", "ray"),
-        ("compress", "fp16"),
-        ("servers", "2"),
-    ):
+    for name, value in (("workers", "2"), ("channel", "ray")):
         with pytest.raises(UsageError, match=name):
             simulated_config({}, {"dataset": "sample"}, [f"{name}={value}"])
     with pytest.raises(UsageError, match="--batch-size 1501"):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from distsgd.channel.base import Work
-from distsgd.channel.unix_socket import Shape, UnixAddress, UnixSocketChannel, UnixSocketPort
+from distsgd.channel.framing import Shape
+from distsgd.channel.unix_socket import UnixAddress, UnixSocketChannel, UnixSocketPort
 from distsgd.core.messages import Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.errors import ChannelClosed
 
-SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3)
+SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3, whole=50_000)
 LEASE = Lease(step=7, first=0, last=3, version=7)
 
 
@@ -27,9 +28,11 @@ class Recording:
     def __init__(self) -> None:
         self.pushes: list[tuple[int, Push | None]] = []
         self.lost: list[int] = []
+        self.sizes: list[int] = []
         self.noticed = threading.Event()
 
-    def exchange(self, worker: int, push: Push | None) -> Work | None:
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        self.sizes.append(size)
         copy = Push(push.lease, push.losses, push.gradients.copy()) if push else None
         self.pushes.append((worker, copy))
         if len(self.pushes) > 2:
@@ -58,17 +61,23 @@ def a_push() -> Push:
     return Push(LEASE, losses, np.random.default_rng(0).standard_normal((2, SHAPE.parameters)))
 
 
+def exchange(channel: UnixSocketChannel, push: Push | None) -> Work | None:
+    channel.send(push)
+    return channel.receive()
+
+
 def test_what_is_sent_arrives(server: Recording, port: UnixSocketPort) -> None:
     channel, push = UnixSocketChannel(port.address, 4, SHAPE), a_push()
-    work = channel.exchange(None)
+    work = exchange(channel, None)
     assert work is not None and work[0] == LEASE and (work[1] == 0.5).all()
-    assert channel.exchange(push) is not None
-    assert channel.exchange(push) is None
+    assert exchange(channel, push) is not None
+    assert exchange(channel, push) is None
     (first, nothing), (_, received), _ = server.pushes
     assert (first, nothing) == (4, None)
     assert received is not None
     assert (received.lease, received.losses) == (push.lease, push.losses)
     assert np.array_equal(received.gradients, push.gradients)
+    assert server.sizes[1] - server.sizes[0] == 3 * 24 + push.gradients.nbytes
 
 
 @pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n" * 4, bytes(36)])
@@ -86,13 +95,13 @@ def test_strangers_are_refused(server: Recording, port: UnixSocketPort, noise: b
 def test_a_wrong_token_is_refused(server: Recording, port: UnixSocketPort) -> None:
     wrong = UnixAddress(port.address.name, bytes(32))
     with pytest.raises(ChannelClosed):
-        UnixSocketChannel(wrong, 0, SHAPE).exchange(None)
+        exchange(UnixSocketChannel(wrong, 0, SHAPE), None)
     assert server.pushes == []
 
 
 def test_a_death_is_noticed_at_once(server: Recording, port: UnixSocketPort) -> None:
     channel = UnixSocketChannel(port.address, 2, SHAPE)
-    channel.exchange(None)
+    exchange(channel, None)
     channel.close()
     assert server.noticed.wait(10)
     assert server.lost == [2]

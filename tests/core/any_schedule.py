@@ -15,7 +15,7 @@ import numpy as np
 from toy_fleet import DECAY, START, Toy, shares_of, toy_plan
 
 from distsgd.core.consistency import make_policy
-from distsgd.core.messages import Applied, Dismiss, Dropped, Grant, Lease
+from distsgd.core.messages import LIFE, Applied, Dismiss, Dropped, Grant, Lease
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.reduction_tree import TreeSum
 
@@ -203,7 +203,7 @@ class Crew:
         self._arrived = self._used = self._put_off = self._freed = 0
         self._open = {}  # first step -> workers that it was cut for
         self._next_step = self._most_workers = 0
-        self._leases = Counter()  # worker -> leases it was given
+        self._serials = Counter()  # worker -> serial of its next lease
         self._trees_before = CountedTree.made
 
     def _number_slots(self):
@@ -229,6 +229,7 @@ class Crew:
         self.log.append(("lose", worker))
         if worker in self.workers:
             self.workers.remove(worker)
+            self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
         self.waiting.pop(worker, None)
         self._give_up(worker)
         self._carry_out(self.server.lost(worker))
@@ -255,6 +256,7 @@ class Crew:
                 self.given_up.append((holder, lease))
             self._pushed[piece] = worker, lease, push.losses
             self._arrived |= self._mask(lease)
+            self._serials[worker] += 1
             decisions = self.server.push(worker, push)
             assert not any(isinstance(decision, Dropped) for decision in decisions)
         else:
@@ -327,8 +329,7 @@ class Crew:
         del self.waiting[worker]
         assert all(worker != holder for holder, _ in self.standing.values())
         assert lease.version == self.server.version
-        assert lease.serial == self._leases[worker]
-        self._leases[worker] += 1
+        assert lease.serial == self._serials[worker]
         assert not self._mask(lease) & (self._taken() | self._used)
         self._check_opened(lease)
         freed = self._freed & self._round(lease.step)

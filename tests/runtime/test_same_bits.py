@@ -11,6 +11,7 @@ import pytest
 from distsgd.api import train
 from distsgd.api.gradcheck import gradcheck
 from distsgd.api.jobs import make_job
+from distsgd.api.simulate import simulate
 from distsgd.channel.in_process import InProcessChannel
 from distsgd.core.gradient_check import analytic_gradient
 from distsgd.core.initial import initial_weights
@@ -21,6 +22,7 @@ from distsgd.run.config import TrainConfig
 from distsgd.runtime.events import Ended
 from distsgd.runtime.job import Snapshot
 from distsgd.runtime.server_host import ServerHost
+from distsgd.runtime.simulated_fleet import Fleet, Jitter
 from distsgd.runtime.worker import Worker, work
 
 
@@ -29,9 +31,23 @@ def sha_of(workers: int, **settings: object) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_ray_gives_the_bits_of_one_process(workers: int, shared_ray: None) -> None:
-    assert sha_of(workers) == sha_of(0)
+def test_ray_gives_the_bits_of_one_process(workers: int, servers: int, shared_ray: None) -> None:
+    assert sha_of(workers, servers=servers) == sha_of(0)
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_and_so_does_a_simulation(workers: int, servers: int) -> None:
+    fleet = Fleet(workers=workers, slow=((1, 3.0),), jitter=Jitter("pareto", (1.5,)))
+    found = simulate("sample", fleet=fleet, epochs=2, servers=servers)
+    assert found.weights_sha256 == sha_of(0)
+
+
+@pytest.mark.parametrize("servers", [2, 3])
+def test_and_several_servers_in_one_process(servers: int) -> None:
+    assert sha_of(0, servers=servers) == sha_of(0)
 
 
 @pytest.mark.ray

@@ -9,7 +9,6 @@ import pytest
 from distsgd.api import train
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
-from distsgd.errors import UsageError
 
 
 def run(workers: int, servers: int, **settings: Any) -> Any:
@@ -43,6 +42,15 @@ def test_every_policy_replays(policy: str, channel: str, shared_ray: None) -> No
     assert replay(result.run_dir).weights_sha256 == result.weights_sha256
 
 
-def test_compression_does_not_go_with_several_servers() -> None:
-    with pytest.raises(UsageError, match=r"--compress onebit.*--servers 2"):
-        run(0, 2, compress="onebit")
+@pytest.mark.parametrize("compress", ["fp16", "topk:0.001", "onebit"])
+def test_encoded_gradients_are_cut_too(compress: str) -> None:
+    assert len({run(0, n, compress=compress).weights_sha256 for n in (1, 2, 5)}) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("channel", ["unix", "ray"])
+def test_encoded_gradients_on_ray(channel: str, shared_ray: None) -> None:
+    one, two = (run(2, n, compress="topk:0.001", channel=channel) for n in (1, 2))
+    assert audit(two.run_dir).complete
+    assert replay(two.run_dir).weights_sha256 == two.weights_sha256
+    assert one.bytes_per_update < 2 * two.bytes_per_update

@@ -1,0 +1,159 @@
+"""Messages between a worker and a server as bytes of a stream.
+
+A push is a header, the losses of its slots, and either the sums of its nodes or, where gradients
+are encoded, the encoded bytes. The answer is a header and W.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.channel.base import Decode, Work
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.slot_gradient import SlotLoss
+from distsgd.errors import ChannelClosed
+
+__all__ = ["PushReader", "Shape", "receive", "receive_work", "send", "send_push", "send_work"]
+
+_PUSH = struct.Struct("<7qIII")
+_WORK = struct.Struct("<7q")
+_NOTHING = -1
+_PLAIN = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large messages are.
+
+    Attributes:
+        parameters: length of the range of flat W that the server has.
+        dtype: its dtype.
+        most_nodes: rows of the largest push.
+        most_losses: losses of the largest push.
+        whole: length of flat W.
+    """
+
+    parameters: int
+    dtype: str
+    most_nodes: int
+    most_losses: int
+    whole: int
+
+
+def receive(connection: socket.socket, buffer: memoryview) -> None:
+    """Fill the buffer.
+
+    Raises:
+        ChannelClosed: the peer has gone.
+    """
+    while buffer:
+        try:
+            count = connection.recv_into(buffer)
+        except OSError:
+            count = 0
+        if count == 0:
+            raise ChannelClosed("the peer of a channel has gone")
+        buffer = buffer[count:]
+
+
+def _receive_struct(connection: socket.socket, layout: struct.Struct) -> tuple[int, ...]:
+    content = bytearray(layout.size)
+    receive(connection, memoryview(content))
+    return layout.unpack(content)
+
+
+def send(connection: socket.socket, *parts: bytes | memoryview) -> None:
+    """Send all.
+
+    Raises:
+        ChannelClosed: the peer has gone.
+    """
+    try:
+        for part in parts:
+            connection.sendall(part)
+    except OSError:
+        raise ChannelClosed("the peer of a channel has gone") from None
+
+
+def _bytes_of(array: Floats) -> memoryview:
+    # A view of nothing cannot be cast.
+    return np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(bytearray())
+
+
+def send_push(connection: socket.socket, push: Push | None) -> None:
+    """Send a push, or the mere wish for work."""
+    if push is None:
+        send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
+        return
+    losses = np.array([(one.loss, one.correct, one.examples) for one in push.losses], "<f8")
+    payload, size = push.encoded, _PLAIN
+    if push.lease.step == REPORT:
+        payload = push.gradients.tobytes()  # all of W is reported, to a server of a range too
+    if payload is not None:
+        size = len(payload)
+    header = _PUSH.pack(*push.lease.as_tuple(), len(push.losses), len(push.gradients), size)
+    content = _bytes_of(push.gradients) if payload is None else payload
+    send(connection, header + losses.tobytes(), content)
+
+
+def send_work(connection: socket.socket, work: Work | None) -> None:
+    """Send a lease with W, or the dismissal."""
+    if work is None:
+        send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
+    else:
+        send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
+
+
+def receive_work(connection: socket.socket, weights: Floats) -> Work | None:
+    """Wait for a lease, whose W overwrites ``weights``, or for the dismissal."""
+    lease = _receive_struct(connection, _WORK)
+    if lease[0] == _NOTHING:
+        return None
+    receive(connection, _bytes_of(weights))
+    return Lease(*lease), weights
+
+
+class PushReader:
+    """Reads pushes into buffers that are made once.
+
+    Args:
+        shape: how large they are.
+        decode: what encoded gradients are decoded with, into so many rows.
+    """
+
+    def __init__(self, shape: Shape, decode: Decode) -> None:
+        self._shape, self._decode = shape, decode
+        self._losses = np.empty((shape.most_losses, 3), dtype="<f8")
+        self._sums = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
+        self._most = max(self._sums.nbytes, shape.whole * self._sums.itemsize)
+
+    def read(self, connection: socket.socket) -> tuple[Push | None, int]:
+        """The next push, valid until the following call, or None; and the bytes it took.
+
+        Raises:
+            ChannelClosed: the peer has gone, or sends what cannot be.
+        """
+        *fields, slots, nodes, size = _receive_struct(connection, _PUSH)
+        if fields[0] == _NOTHING:
+            return None, _PUSH.size
+        encoded = size != _PLAIN
+        too_long = slots > len(self._losses) or nodes > len(self._sums)
+        if too_long or (encoded and size > self._most):
+            raise ChannelClosed("a message larger than any push")
+        rows, gradients = self._losses[:slots], self._sums[:nodes]
+        receive(connection, _bytes_of(rows))
+        losses = tuple(SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows)
+        lease, payload = Lease(*fields), bytearray(size if encoded else 0)
+        receive(connection, memoryview(payload) if encoded else _bytes_of(gradients))
+        total = _PUSH.size + rows.nbytes + (size if encoded else gradients.nbytes)
+        if not encoded:
+            return Push(lease, losses, gradients), total
+        whole = bytes(payload)
+        if lease.step == REPORT:
+            return Push(lease, losses, np.frombuffer(whole, self._shape.dtype)[None]), total
+        return Push(lease, losses, self._decode(whole, nodes), whole), total

@@ -1,0 +1,86 @@
+"""A follower that many threads may call: does as the coordinator's log says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+
+from distsgd.channel.base import Work
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import Dismiss, Grant, Push
+from distsgd.errors import RuntimeFailure
+from distsgd.runtime.decision_log import Entry
+from distsgd.runtime.job import Job, Snapshot
+
+__all__ = ["FollowerHost"]
+
+_PATIENCE = 60.0
+
+
+class FollowerHost:
+    """Answers each worker with its range of W, as of the worker's lease.
+
+    Args:
+        job: what is trained.
+        start: where it begins.
+        number: of the follower, from 1.
+    """
+
+    def __init__(self, job: Job, start: Snapshot, number: int) -> None:
+        self._server = job.follower(start, number)
+        self._changed = threading.Condition()
+        self._answers: dict[int, Work | None] = {}
+        self._failure: Exception | None = None
+        self._received = 0
+
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """See `distsgd.channel.base.ServerPort.exchange`."""
+        with self._changed:
+            if push is not None:
+                self._server.put(worker, push)
+                self._received += size
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: worker in self._answers or self._failure)
+            if self._failure is not None:
+                raise self._failure
+            return self._answers.pop(worker)
+
+    def follow(self, entries: Iterable[Entry]) -> None:
+        """Carry out entries of the log, each when what it needs has come.
+
+        Raises:
+            RuntimeFailure: it does not come.
+        """
+        for entry in entries:
+            with self._changed:
+                if not self._changed.wait_for(partial(self._server.ready, entry), _PATIENCE):
+                    self._fail(RuntimeFailure("a part of an update has not come to its server"))
+                with np.errstate(all="ignore"):
+                    self._server.follow(entry)
+                if isinstance(entry, Grant):
+                    self._answers[entry.worker] = (entry.lease, self._server.weights.copy())
+                elif isinstance(entry, Dismiss):
+                    self._answers[entry.worker] = None
+                self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._changed.notify_all()
+        raise error
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone; what becomes of its work, the coordinator decides."""
+
+    def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats], int]:
+        """W and the state of the optimiser at a version that was to be kept, when it is there.
+
+        Also the bytes that have come from the workers until now.
+        """
+        with self._changed:
+            while (found := self._server.kept(version)) is None:
+                if not self._changed.wait(_PATIENCE):
+                    self._fail(RuntimeFailure("a parameter server does not keep up"))
+            return *found, self._received

@@ -1,0 +1,87 @@
+"""Events on their way to the driver; a snapshot waits for what its workers have left over.
+
+Error feedback lives at the workers. A snapshot is of one version of W, and what belongs to it is
+what each worker had left over after the last of its answers in that W. The worker is asked for it
+when it next comes, and keeps it for that long.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import REPORT, Lease
+from distsgd.runtime.events import Ended, EpochEnded, Event
+
+__all__ = ["HeldEvents"]
+
+_PATIENCE = 1.0
+"""Seconds that a snapshot waits for a worker that does not come."""
+
+
+@dataclass
+class _Held:
+    event: Event
+    wanted: dict[int, int]
+    until: float
+    found: dict[int, Floats] = field(default_factory=dict)
+
+    def whole(self) -> Event:
+        """The event with what was found."""
+        event = self.event
+        if not (self.found and isinstance(event, EpochEnded | Ended)):
+            return event
+        return replace(event, snapshot=replace(event.snapshot, left_over=self.found))
+
+
+class HeldEvents:
+    """A queue of events. Times are seconds of one clock, given by the caller."""
+
+    def __init__(self) -> None:
+        self._events: deque[_Held] = deque()
+
+    def add(self, event: Event, wanted: dict[int, int], now: float) -> None:
+        """Append an event.
+
+        Args:
+            event: what happened.
+            wanted: worker -> serial, for a snapshot: whose left-overs, after how many answers.
+            now: the time.
+        """
+        self._events.append(_Held(event, wanted, now + _PATIENCE))
+
+    def ready(self, now: float) -> bool:
+        """Whether `take` would give something."""
+        return bool(self._events) and self._complete(self._events[0], now)
+
+    def take(self, now: float) -> list[Event]:
+        """The events that wait for nothing, in order."""
+        found = []
+        while self.ready(now):
+            found.append(self._events.popleft().whole())
+        return found
+
+    def question(self, worker: int) -> Lease | None:
+        """What a worker is asked next, if anything: a lease of step `REPORT`."""
+        for held in self._events:
+            if worker in held.wanted:
+                serial = held.wanted[worker]
+                return Lease(REPORT, 0, 1, 0, serial=serial)
+        return None
+
+    def told(self, worker: int, left: Floats) -> None:
+        """A worker's answer to its question."""
+        for held in self._events:
+            if worker in held.wanted:
+                del held.wanted[worker]
+                held.found[worker] = left.copy()
+                return
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone, and what it had left over with it."""
+        for held in self._events:
+            held.wanted.pop(worker, None)
+
+    def _complete(self, held: _Held, now: float) -> bool:
+        return not held.wanted or now >= held.until

@@ -1,0 +1,141 @@
+"""What runs in the processes of a training on Ray: plain classes, made remote in `ray_runtime`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from threadpoolctl import threadpool_limits
+
+from distsgd.channel.base import Channel
+from distsgd.channel.framing import Shape
+from distsgd.channel.ray_calls import RayChannel, RayPort
+from distsgd.channel.sharded import ShardedChannel
+from distsgd.channel.unix_socket import UnixAddress, UnixSocketChannel, UnixSocketPort
+from distsgd.core.arrays import Floats
+from distsgd.runtime.decision_log import Entry
+from distsgd.runtime.events import Event
+from distsgd.runtime.follower_host import FollowerHost
+from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.server_host import ServerHost
+from distsgd.runtime.worker import Worker, work
+
+__all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
+
+_POLL_SECONDS = 0.25
+
+Contact = tuple[Any, str, UnixAddress]
+"""How a worker reaches a server: its actor, its node, and where it listens there."""
+
+
+class _Listening:
+    """A server's ports: actor calls, and a socket for workers on its node."""
+
+    def __init__(self, host: ServerHost | FollowerHost, job: Job, number: int) -> None:
+        part = job.ranges()[number]
+
+        def decode(payload: bytes, rows: int) -> Floats:
+            return job.decode(payload, rows, part)
+
+        self._calls = RayPort(host, _part_bytes(job, number), decode)
+        self._unix = UnixSocketPort(host, _shape(job, number), host.lost, decode)
+
+    def address(self) -> tuple[str, UnixAddress]:
+        """The node this server is on, and where it listens there."""
+        return ray.get_runtime_context().get_node_id(), self._unix.address
+
+    def exchange(self, worker: int, meta: Any, *chunks: Any) -> Any:
+        """See `RayPort.exchange`. A call has a fixed number of results, which the caller sets."""
+        return self._calls.exchange(worker, meta, *chunks)
+
+
+class ServerProcess(_Listening):
+    """The server, or the coordinator of several."""
+
+    def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
+        threadpool_limits(1)
+        self._host = ServerHost(job, start, workers)
+        super().__init__(self._host, job, 0)
+
+    def log(self, follower: int) -> list[Entry]:
+        """See `ServerHost.log`."""
+        return self._host.log(follower, _POLL_SECONDS)
+
+    def events(self, timeout: float) -> list[Event]:
+        """See `ServerHost.events`."""
+        return self._host.events(timeout)
+
+    def lost(self, worker: int) -> None:
+        """See `ServerHost.lost`."""
+        self._host.lost(worker)
+
+    def stop(self) -> None:
+        """See `ServerHost.stop`."""
+        self._host.stop()
+
+
+class FollowerProcess(_Listening):
+    """The server of another range."""
+
+    def __init__(self, job: Job, start: Snapshot, number: int) -> None:
+        threadpool_limits(1)
+        self._number = number
+        self._host = FollowerHost(job, start, number)
+        super().__init__(self._host, job, number)
+
+    def follow(self, coordinator: Any) -> None:
+        """Do as the coordinator decides, until one of the two is ended."""
+        while True:
+            self._host.follow(ray.get(coordinator.log.remote(self._number)))
+
+    def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats], int]:
+        """See `FollowerHost.snapshot`."""
+        return self._host.snapshot(version)
+
+
+class WorkerProcess:
+    """A worker."""
+
+    def __init__(self, job: Job, start: Snapshot, number: int, workers: int) -> None:
+        threadpool_limits(1)
+        self._job, self._number = job, number
+        self._channel: Channel
+        self._feedback = job.feedback(start, number, workers)
+
+    def open(self) -> None:
+        """Open the data. Not done on creation: errors of calls come through, of creation not."""
+        self._worker = Worker(self._job, self._feedback)
+
+    def connect(self, servers: list[Contact], channel: str) -> str:
+        """Connect to the servers by the named channel, or the best there is; returns its name."""
+        channels = [
+            self._connect(number, contact, channel) for number, contact in enumerate(servers)
+        ]
+        ranges = self._job.ranges()
+        self._channel = ShardedChannel(channels, ranges, self._job.codec())
+        if len(servers) == 1:
+            self._channel = channels[0]
+        return self._channel.name
+
+    def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
+        actor, node, address = contact
+        here = ray.get_runtime_context().get_node_id()
+        if channel == "unix" or (channel == "auto" and here == node):
+            return UnixSocketChannel(address, self._number, _shape(self._job, number))
+        return RayChannel(actor, self._number, _part_bytes(self._job, number))
+
+    def run(self) -> int:
+        """Work until the server has no more."""
+        return work(self._worker, self._channel)
+
+
+def _shape(job: Job, server: int) -> Shape:
+    slots, part = job.plan.most_slots, job.ranges()[server]
+    losses = slots * job.policy.local_steps
+    return Shape(part.stop - part.start, job.dtype, slots, losses, job.parameters)
+
+
+def _part_bytes(job: Job, server: int) -> int:
+    """Bytes of a server's range of W."""
+    part = job.ranges()[server]
+    return int(job.vector_bytes // job.parameters * (part.stop - part.start))
