@@ -47,10 +47,10 @@ class WorkQueue:
             return self._open_mixed()
         plan, step = self._plan, self._step
         left = plan.steps_per_epoch - step % plan.steps_per_epoch
-        steps = min(self._policy.local_steps, left)
+        steps = self._policy.steps(left)
         self._step += steps
         ranges = self._policy.pieces(plan.slots(step), workers)
-        shares = len(ranges) if self._policy.local_steps > 1 else 0
+        shares = len(ranges) if self._policy.local else 0
         pieces = [(step, *part) for part in ranges]
         return OpenMinibatch(step, pieces, steps=steps, shares=shares)
 

@@ -131,7 +131,7 @@ class WorkerProcess:
 
 def _shape(job: Job, server: int) -> Shape:
     slots, part = job.plan.most_slots, job.ranges()[server]
-    losses = slots * job.policy.local_steps
+    losses = slots * max(map(job.policy.steps, range(1, job.plan.steps_per_epoch + 1)))
     return Shape(part.stop - part.start, job.dtype, slots, losses, job.parameters)
 
 

@@ -169,7 +169,10 @@ def plain_local(toy):
     step = 0
     while step < plan.total_steps:
         left = plan.steps_per_epoch - step % plan.steps_per_epoch
-        steps, replicas = min(policy.steps, left), min(policy.replicas, plan.slots(step))
+        steps = min(policy.every, left)
+        if 2 * (left - steps) < policy.every:
+            steps = left
+        replicas = min(policy.replicas, plan.slots(step))
         leases = [
             Lease(step, replica, replica + 1, len(reference.versions) - 1, steps, replicas)
             for replica in range(replicas)
@@ -472,6 +475,8 @@ class Crew:
         """The slots of the minibatch, or minibatches, of the update that starts at a step."""
         end = (self.plan.epoch_of(step) + 1) * self.plan.steps_per_epoch
         last = min(step + self.promise.local_steps, end)
+        if 2 * (end - last) < self.promise.local_steps:
+            last = end
         return sum(self._of_step[number] for number in range(step, last))
 
     def _examples(self, mask, epoch):

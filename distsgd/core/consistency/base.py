@@ -50,6 +50,14 @@ class Policy:
         return arrived == pieces
 
     @property
-    def local_steps(self) -> int:
-        """Steps a worker makes on its own between two exchanges."""
+    def local(self) -> bool:
+        """Whether workers make steps on their own between two exchanges."""
+        return False
+
+    def steps(self, left: int) -> int:
+        """How many steps of the plan the next minibatch goes over.
+
+        Args:
+            left: steps that are left of the epoch, at least 1.
+        """
         return 1

@@ -19,22 +19,29 @@ class LocalSteps(Policy):
     of the result for H > 1; it is fixed at the start, whatever becomes of the workers.
     Source: Stich 2019, "Local SGD converges fast and communicates little".
 
+    A round does not go over the end of an epoch: the last takes the steps that are left over, if
+    they are fewer than half of H, and otherwise they are a round of their own.
+
     Attributes:
-        steps: H.
+        every: H.
         replicas: how many; the workers at the start.
     """
 
-    steps: int = 1
+    every: int = 1
     replicas: int = 1
     name = "local"
 
     def pieces(self, slots: int, workers: int) -> list[Range]:
         """Shares of the replicas; for H > 1 ranges of replicas, not of slots."""
-        if self.steps == 1:
+        if not self.local:
             return shares(slots, self.replicas)
         return [(replica, replica + 1) for replica in range(min(self.replicas, slots))]
 
     @property
-    def local_steps(self) -> int:
-        """H."""
-        return self.steps
+    def local(self) -> bool:
+        """With more than one step."""
+        return self.every > 1
+
+    def steps(self, left: int) -> int:
+        """H, or all that are left."""
+        return left if 2 * (left - self.every) < self.every else self.every
