@@ -39,7 +39,7 @@ class TrainResult:
         loss: "softmax" or "svm".
         workers: worker processes.
         servers: parameter servers.
-        channel: how gradients travelled: "inline", "unix", "ray", or several with "+".
+        channel: how gradients travelled: "inline", "shm", "tcp", "ray", or several with "+".
         batch_size: examples of a minibatch.
         epochs: epochs asked for.
         seed: seed of the run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from distsgd.core.arrays import Floats
@@ -23,6 +24,9 @@ class Channel(Protocol):
 
     name: str
     """What the run's output calls this transport."""
+
+    buffer: Floats | None
+    """Where the worker may compute its sums, shape (most_nodes, parameters), to save a copy."""
 
     def send(self, push: Push | None) -> None:
         """Push the answer to the last lease, if there was one, and ask for the next work.
@@ -60,4 +64,18 @@ class ServerPort(Protocol):
         Returns:
             see `Channel.receive`.
         """
+        ...
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """As `exchange`, for a worker that is `attached`, without waiting."""
+        ...
+
+    def attached(
+        self, worker: int, give: Callable[[Work | None], None]
+    ) -> AbstractContextManager[None]:
+        """While it lasts, the worker's work is given in this way by whoever has it."""
+        ...
+
+    def lost(self, worker: int) -> None:
+        """The worker's connection has closed."""
         ...

@@ -1,7 +1,8 @@
 """Messages between a worker and a server as bytes of a stream.
 
 A push is a header, the losses of its slots, and either the sums of its nodes or, where gradients
-are encoded, the encoded bytes. The answer is a header and W.
+are encoded, the encoded bytes. The answer is a header and W. Where memory is shared, sums and W
+are there, and do not travel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["PushReader", "Shape", "receive", "receive_work", "send", "send_push"
 _PUSH = struct.Struct("<7qIII")
 _WORK = struct.Struct("<7q")
 _NOTHING = -1
-_PLAIN = 0xFFFFFFFF
+_PLAIN = 0xFFFFFFFF  # in the place of a size: the sums themselves
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def _bytes_of(array: Floats) -> memoryview:
     return np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(bytearray())
 
 
-def send_push(connection: socket.socket, push: Push | None) -> None:
-    """Send a push, or the mere wish for work."""
+def send_push(connection: socket.socket, push: Push | None, shared: Floats | None = None) -> None:
+    """Send a push, or the mere wish for work; the sums go into ``shared``, if that is given."""
     if push is None:
         send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         return
@@ -97,24 +98,34 @@ def send_push(connection: socket.socket, push: Push | None) -> None:
     if payload is not None:
         size = len(payload)
     header = _PUSH.pack(*push.lease.as_tuple(), len(push.losses), len(push.gradients), size)
-    content = _bytes_of(push.gradients) if payload is None else payload
-    send(connection, header + losses.tobytes(), content)
+    words = header + losses.tobytes()
+    if payload is not None:
+        send(connection, words + payload)
+    elif shared is None:
+        send(connection, words, _bytes_of(push.gradients))
+    else:
+        if not np.may_share_memory(push.gradients, shared):
+            shared[: len(push.gradients)] = push.gradients
+        send(connection, words)
 
 
-def send_work(connection: socket.socket, work: Work | None) -> None:
-    """Send a lease with W, or the dismissal."""
+def send_work(connection: socket.socket, work: Work | None, *, shared: bool = False) -> None:
+    """Send a lease, with W if that is not shared, or the dismissal."""
     if work is None:
         send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
+    elif shared:
+        send(connection, _WORK.pack(*work[0].as_tuple()))
     else:
         send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
 
 
-def receive_work(connection: socket.socket, weights: Floats) -> Work | None:
-    """Wait for a lease, whose W overwrites ``weights``, or for the dismissal."""
+def receive_work(connection: socket.socket, weights: Floats, shared: bool) -> Work | None:
+    """Wait for a lease, with W in ``weights`` (it is there if that is shared), or dismissal."""
     lease = _receive_struct(connection, _WORK)
     if lease[0] == _NOTHING:
         return None
-    receive(connection, _bytes_of(weights))
+    if not shared:
+        receive(connection, _bytes_of(weights))
     return Lease(*lease), weights
 
 
@@ -124,12 +135,15 @@ class PushReader:
     Args:
         shape: how large they are.
         decode: what encoded gradients are decoded with, into so many rows.
+        shared: where sums are that are not sent; None if they are.
     """
 
-    def __init__(self, shape: Shape, decode: Decode) -> None:
-        self._shape, self._decode = shape, decode
+    def __init__(self, shape: Shape, decode: Decode, shared: Floats | None = None) -> None:
+        self._shape, self._decode, self._shared = shape, decode, shared is not None
         self._losses = np.empty((shape.most_losses, 3), dtype="<f8")
-        self._sums = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
+        if shared is None:
+            shared = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
+        self._sums = shared
         self._most = max(self._sums.nbytes, shape.whole * self._sums.itemsize)
 
     def read(self, connection: socket.socket) -> tuple[Push | None, int]:
@@ -148,11 +162,13 @@ class PushReader:
         rows, gradients = self._losses[:slots], self._sums[:nodes]
         receive(connection, _bytes_of(rows))
         losses = tuple(SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows)
-        lease, payload = Lease(*fields), bytearray(size if encoded else 0)
-        receive(connection, memoryview(payload) if encoded else _bytes_of(gradients))
-        total = _PUSH.size + rows.nbytes + (size if encoded else gradients.nbytes)
+        lease, total = Lease(*fields), _PUSH.size + rows.nbytes
         if not encoded:
-            return Push(lease, losses, gradients), total
+            if not self._shared:
+                receive(connection, _bytes_of(gradients))
+            return Push(lease, losses, gradients), total + gradients.nbytes
+        payload, total = bytearray(size), total + size
+        receive(connection, memoryview(payload))
         whole = bytes(payload)
         if lease.step == REPORT:
             return Push(lease, losses, np.frombuffer(whole, self._shape.dtype)[None]), total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distsgd.channel.base import ServerPort, Work
+from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
 
 __all__ = ["InProcessChannel"]
@@ -17,6 +18,7 @@ class InProcessChannel:
     """
 
     name = "in-process"
+    buffer: Floats | None = None
 
     def __init__(self, server: ServerPort, worker: int) -> None:
         self._server, self._worker = server, worker

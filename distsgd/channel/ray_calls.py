@@ -85,6 +85,7 @@ class RayChannel:
     """
 
     name = "ray"
+    buffer: Floats | None = None
 
     def __init__(self, server: Any, worker: int, vector_bytes: int) -> None:
         self._worker = worker

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from distsgd.channel.base import Channel, Work
+from distsgd.core.arrays import Floats
 from distsgd.core.compression import Codec
 from distsgd.core.messages import REPORT, Push
 
@@ -25,12 +26,13 @@ class ShardedChannel:
         codec: what gradients are encoded with, if they are.
     """
 
+    buffer: Floats | None = None
+
     def __init__(
         self, channels: Sequence[Channel], ranges: Sequence[slice], codec: Codec | None
     ) -> None:
         self.name = channels[0].name
         self._channels, self._ranges, self._codec = channels, ranges, codec
-        self._asked = False
 
     def send(self, push: Push | None) -> None:
         """See `Channel.send`."""

@@ -71,7 +71,7 @@ class TrainConfig:
             with scale_lr.
         step_epochs: epochs between the drops of the schedule "step".
         step_factor: what each of these drops multiplies by.
-        channel: "auto", or force "unix" (sockets within a node) or "ray" (actor calls).
+        channel: "auto", or force "shm" (shared memory within a node), "tcp" or "ray" (actor calls).
         slot_size: examples of a slot, the unit of work; part of what fixes the bits.
         init_scale: standard deviation of the first W.
         pixel_scale: what centred pixels are divided by.
@@ -205,7 +205,7 @@ _CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
     "schedule": SCHEDULES,
     "dtype": ("float32", "float64"),
-    "channel": ("auto", "unix", "ray"),
+    "channel": ("auto", "shm", "tcp", "ray"),
 }
 _LEAST: dict[str, tuple[float, str]] = {
     "workers": (0, "a whole number, 0 or more"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from distsgd.core.messages import Dismiss, Grant, Push
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.decision_log import Entry
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.outbox import Outbox
 
 __all__ = ["FollowerHost"]
 
@@ -32,21 +34,34 @@ class FollowerHost:
     def __init__(self, job: Job, start: Snapshot, number: int) -> None:
         self._server = job.follower(start, number)
         self._changed = threading.Condition()
-        self._answers: dict[int, Work | None] = {}
+        self._outbox = Outbox(self._changed)
         self._failure: Exception | None = None
         self._received = 0
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """See `distsgd.channel.base.ServerPort.exchange`."""
+        self.submit(worker, push, size)
+        with self._changed:
+            while (found := self._outbox.fetch(worker)) is None:
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait()
+            return found[0]
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """See `distsgd.channel.base.ServerPort.submit`."""
         with self._changed:
             if push is not None:
                 self._server.put(worker, push)
                 self._received += size
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: worker in self._answers or self._failure)
-            if self._failure is not None:
-                raise self._failure
-            return self._answers.pop(worker)
+            self._outbox.ask(worker)
+
+    def attached(
+        self, worker: int, give: Callable[[Work | None], None]
+    ) -> AbstractContextManager[None]:
+        """See `distsgd.channel.base.ServerPort.attached`."""
+        return self._outbox.attached(worker, give)
 
     def follow(self, entries: Iterable[Entry]) -> None:
         """Carry out entries of the log, each when what it needs has come.
@@ -61,9 +76,9 @@ class FollowerHost:
                 with np.errstate(all="ignore"):
                     self._server.follow(entry)
                 if isinstance(entry, Grant):
-                    self._answers[entry.worker] = (entry.lease, self._server.weights.copy())
+                    self._outbox.put(entry.worker, (entry.lease, self._server.weights))
                 elif isinstance(entry, Dismiss):
-                    self._answers[entry.worker] = None
+                    self._outbox.put(entry.worker, None)
                 self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:

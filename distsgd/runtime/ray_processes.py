@@ -8,11 +8,13 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from distsgd.channel.base import Channel
+from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
 from distsgd.channel.framing import Shape
+from distsgd.channel.port import Address, Port
 from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
-from distsgd.channel.unix_socket import UnixAddress, UnixSocketChannel, UnixSocketPort
 from distsgd.core.arrays import Floats
+from distsgd.errors import ChannelClosed
 from distsgd.runtime.decision_log import Entry
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
@@ -24,7 +26,7 @@ __all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
 
 _POLL_SECONDS = 0.25
 
-Contact = tuple[Any, str, UnixAddress]
+Contact = tuple[Any, str, Address]
 """How a worker reaches a server: its actor, its node, and where it listens there."""
 
 
@@ -38,11 +40,12 @@ class _Listening:
             return job.decode(payload, rows, part)
 
         self._calls = RayPort(host, _part_bytes(job, number), decode)
-        self._unix = UnixSocketPort(host, _shape(job, number), host.lost, decode)
+        own = ray.util.get_node_ip_address()
+        self._port = Port(host, _shape(job, number), decode, own)
 
-    def address(self) -> tuple[str, UnixAddress]:
+    def address(self) -> tuple[str, Address]:
         """The node this server is on, and where it listens there."""
-        return ray.get_runtime_context().get_node_id(), self._unix.address
+        return ray.get_runtime_context().get_node_id(), self._port.address
 
     def exchange(self, worker: int, meta: Any, *chunks: Any) -> Any:
         """See `RayPort.exchange`. A call has a fixed number of results, which the caller sets."""
@@ -120,8 +123,15 @@ class WorkerProcess:
     def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
         actor, node, address = contact
         here = ray.get_runtime_context().get_node_id()
-        if channel == "unix" or (channel == "auto" and here == node):
-            return UnixSocketChannel(address, self._number, _shape(self._job, number))
+        shape = _shape(self._job, number)
+        if channel == "shm" or (channel == "auto" and here == node):
+            return SharedMemoryChannel(address, self._number, shape)
+        if channel in ("tcp", "auto"):
+            try:
+                return TcpChannel(address, self._number, shape)
+            except ChannelClosed:
+                if channel == "tcp":
+                    raise
         return RayChannel(actor, self._number, _part_bytes(self._job, number))
 
     def run(self) -> int:

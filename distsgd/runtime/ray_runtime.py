@@ -57,7 +57,8 @@ def train_on_ray(
         start: where to begin.
         workers: number of worker processes, at least 1.
         should_stop: asked several times a second.
-        channel: "auto" (a Unix socket on the server's node, else actor calls), "unix" or "ray".
+        channel: "auto" (shared memory on the server's node, else TCP, else actor calls), or one
+            of "shm", "tcp", "ray".
 
     Raises:
         RuntimeFailure: the server, or every worker, has died.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +16,7 @@ from distsgd.runtime.decision_log import DecisionLog, Entry
 from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.outbox import Outbox
 
 __all__ = ["ServerHost"]
 
@@ -32,7 +35,7 @@ class ServerHost:
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
         self._changed = threading.Condition()
-        self._answers: dict[int, Work | None] = {}
+        self._outbox = Outbox(self._changed, self._question)
         self._events = HeldEvents()
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
@@ -44,28 +47,37 @@ class ServerHost:
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`."""
+        self.submit(worker, push, size)
+        with self._changed:
+            while (found := self._outbox.fetch(worker)) is None:
+                self._changed.wait()
+            return found[0]
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """See `distsgd.channel.base.ServerPort.submit`."""
         try:
-            return self._exchange(worker, push, size)
+            with self._changed:
+                self._submit(worker, push, size)
         except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
             raise
 
-    def _exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
-        with self._changed:
-            self._watch.run()
-            if push is not None and push.lease.step == REPORT:
-                self._events.told(worker, push.gradients[0])
-                self._changed.notify_all()
-            else:
-                self._take(worker, push, size)
-            asked = perf_counter()
-            self._changed.wait_for(lambda: worker in self._answers or self._question(worker))
-            self._recorder.statistics.waited(worker, perf_counter() - asked)
-            return self._question(worker) or self._answers.pop(worker)
+    def attached(
+        self, worker: int, give: Callable[[Work | None], None]
+    ) -> AbstractContextManager[None]:
+        """See `distsgd.channel.base.ServerPort.attached`."""
+        return self._outbox.attached(worker, give)
 
-    def _take(self, worker: int, push: Push | None, size: int) -> None:
+    def _submit(self, worker: int, push: Push | None, size: int) -> None:
+        self._watch.run()
+        if push is not None and push.lease.step == REPORT:
+            self._events.told(worker, push.gradients[0])
+            self._changed.notify_all()
+            self._outbox.ask(worker)
+            return
+        self._outbox.ask(worker)
         if push is not None:
             self._recorder.statistics.bytes_pushed += size
             with np.errstate(all="ignore"):
@@ -114,6 +126,7 @@ class ServerHost:
         if not self._over:
             self._over = True
             self._watch.pause()
+            self._recorder.statistics.waiting_seconds = self._outbox.waited
             self._emit(event)
             self._changed.notify_all()
 
@@ -125,14 +138,16 @@ class ServerHost:
                 wanted = self._server.used
         wanted = {worker: serial for worker, serial in wanted.items() if worker not in self._gone}
         self._events.add(event, wanted, perf_counter())
+        if wanted:
+            self._outbox.flush_all()
 
     def _carry_out(self, decisions: list[Decision]) -> None:
         self._log.add(decisions)
         for decision in decisions:
             if isinstance(decision, Grant):
-                self._answers[decision.worker] = (decision.lease, self._server.weights.copy())
+                self._outbox.put(decision.worker, (decision.lease, self._server.weights))
             elif isinstance(decision, Dismiss):
-                self._answers[decision.worker] = None
+                self._outbox.put(decision.worker, None)
             for event in self._recorder.record(decision):
                 if isinstance(event, Ended):
                     self._end(event)

@@ -37,6 +37,11 @@ class Worker:
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
+    def compute_in(self, buffer: Floats | None) -> None:
+        """Where sums are computed from now on, such as memory that the server shares."""
+        if buffer is not None:
+            self._gradients = buffer
+
     def answer(self, work: Work) -> Push:
         """The push for a lease; its gradients are valid until the next call."""
         if work[0].step == REPORT:
@@ -68,7 +73,9 @@ class Worker:
         """The sums of the nodes of a lease."""
         losses, nodes = self._sums(lease.step, lease.first, lease.last, flat)
         places = [node.first - lease.first for node in nodes]
-        return Push(lease, tuple(losses), self._gradients[places])
+        # One node, as nearly always, needs no copy.
+        sums = self._gradients[places] if len(places) > 1 else self._gradients[:1]
+        return Push(lease, tuple(losses), sums)
 
     def _sums(
         self, step: int, first: int, last: int, flat: Floats
@@ -119,6 +126,7 @@ class Worker:
 def work(worker: Worker, channel: Channel) -> int:
     """Answer leases until the server has no more; returns how many."""
     count, push = 0, None
+    worker.compute_in(channel.buffer)
     while True:
         channel.send(push)
         received = channel.receive()

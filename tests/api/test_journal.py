@@ -165,7 +165,7 @@ def test_policies_that_cannot_be(wrong: tuple[dict[str, Any], str]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("compress", ["fp16", "topk:0.01", "onebit"])
-@pytest.mark.parametrize("channel", ["unix", "ray"])
+@pytest.mark.parametrize("channel", ["shm", "tcp", "ray"])
 def test_compressed_runs_replay_on_every_channel(
     compress: str, channel: str, shared_ray: None
 ) -> None:

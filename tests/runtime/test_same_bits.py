@@ -51,7 +51,7 @@ def test_and_several_servers_in_one_process(servers: int) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("channel", ["unix", "ray"])
+@pytest.mark.parametrize("channel", ["shm", "tcp", "ray"])
 def test_every_channel_gives_the_same_bits(channel: str, shared_ray: None) -> None:
     result = train("sample", workers=2, epochs=2, channel=channel)
     assert result.channel == channel

@@ -34,7 +34,7 @@ def test_on_ray(workers: int, servers: int, shared_ray: None) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("policy", "channel"), [("asp", "ray"), ("ssp", "unix"), ("backup", "unix"), ("local", "unix")]
+    ("policy", "channel"), [("asp", "ray"), ("ssp", "shm"), ("backup", "tcp"), ("local", "shm")]
 )
 def test_every_policy_replays(policy: str, channel: str, shared_ray: None) -> None:
     result = run(3, 2, consistency=policy, channel=channel)
@@ -48,7 +48,7 @@ def test_encoded_gradients_are_cut_too(compress: str) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("channel", ["unix", "ray"])
+@pytest.mark.parametrize("channel", ["shm", "tcp", "ray"])
 def test_encoded_gradients_on_ray(channel: str, shared_ray: None) -> None:
     one, two = (run(2, n, compress="topk:0.001", channel=channel) for n in (1, 2))
     assert audit(two.run_dir).complete

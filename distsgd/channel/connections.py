@@ -1,0 +1,105 @@
+"""The worker's ends: shared memory within a node, TCP between nodes."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+
+from distsgd.channel.base import Work
+from distsgd.channel.framing import Shape, receive_work, send_push
+from distsgd.channel.greeting import greet_server
+from distsgd.channel.port import Address
+from distsgd.channel.shared_memory import SharedMemory
+from distsgd.channel.tls import secured
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import Push
+from distsgd.errors import ChannelClosed
+
+__all__ = ["SharedMemoryChannel", "TcpChannel"]
+
+
+class _Connection:
+    """What the two have in common. See `distsgd.channel.base.Channel`."""
+
+    name = ""
+    buffer: Floats | None = None
+    _shared: Floats | None = None
+
+    def __init__(self, connection: socket.socket, weights: Floats) -> None:
+        self._connection, self._weights = connection, weights
+
+    def close(self) -> None:
+        """Leave; the server notices."""
+        self._connection.close()
+
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
+        try:
+            send_push(self._connection, push, self._shared)
+        except ChannelClosed:
+            self.close()
+            raise
+
+    def receive(self) -> Work | None:
+        """See `Channel.receive`; W is valid until the next call."""
+        work = None
+        try:
+            work = receive_work(self._connection, self._weights, self._shared is not None)
+        finally:
+            if work is None:
+                self.close()
+        return work
+
+
+class SharedMemoryChannel(_Connection):
+    """To a server of the same node; see `distsgd.channel.shared_memory`.
+
+    Args:
+        address: where the server listens.
+        worker: number of the worker on this end.
+        shape: how large messages are.
+
+    Raises:
+        ChannelClosed: nobody listens there, or not to us.
+    """
+
+    name = "shm"
+
+    def __init__(self, address: Address, worker: int, shape: Shape) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _connect(connection, f"\0{address.unix}")
+            greet_server(connection, address.token, worker)
+            memory = SharedMemory.take(connection, shape)
+        except ChannelClosed:
+            connection.close()
+            raise
+        super().__init__(connection, memory.weights)
+        self._shared = self.buffer = memory.sums
+
+
+class TcpChannel(_Connection):
+    """To a server of any node; see `SharedMemoryChannel`."""
+
+    name = "tcp"
+
+    def __init__(self, address: Address, worker: int, shape: Shape) -> None:
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(10)
+            _connect(connection, address.tcp)
+            connection = secured(connection, server=False)
+            greet_server(connection, address.token, worker)
+        except ChannelClosed:
+            connection.close()
+            raise
+        super().__init__(connection, np.empty(shape.parameters, dtype=shape.dtype))
+
+
+def _connect(connection: socket.socket, where: str | tuple[str, int]) -> None:
+    try:
+        connection.connect(where)
+    except OSError as error:
+        raise ChannelClosed(f"the parameter server does not listen: {error}") from None

@@ -1,0 +1,139 @@
+"""Where a server listens: a Unix socket for workers of its node, and TCP for all others.
+
+The Unix socket has an abstract name, so no file is left behind whatever dies. A worker of the same
+node shares memory with the server, and its socket carries words alone; from another node, what is
+pushed and pulled goes over the connection. A death closes the connection and is noticed at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from distsgd.channel.base import Decode, ServerPort, Work
+from distsgd.channel.framing import PushReader, Shape, send_work
+from distsgd.channel.greeting import greet_worker, same_user
+from distsgd.channel.shared_memory import SharedMemory
+from distsgd.channel.tls import secured
+from distsgd.errors import ChannelClosed, UsageError
+
+__all__ = ["Address", "Port"]
+
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        unix: abstract name of its Unix socket.
+        tcp: host and port.
+        token: secret of this training; not shown when printed.
+    """
+
+    unix: str
+    tcp: tuple[str, int]
+    token: bytes = field(repr=False)
+
+
+class Port:
+    """The server's end of its workers' channels: a thread for each worker that connects.
+
+    Args:
+        server: where the messages go.
+        shape: how large they are.
+        decode: what encoded gradients are decoded with, into so many rows.
+        host: the address to listen at for workers of other nodes.
+    """
+
+    def __init__(
+        self, server: ServerPort, shape: Shape, decode: Decode, host: str = "127.0.0.1"
+    ) -> None:
+        self._server, self._shape, self._decode = server, shape, decode
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = f"distsgd-{secrets.token_hex(8)}"
+        unix.bind(f"\0{name}")
+        tcp = socket.create_server((host, 0))
+        self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
+        self._listeners = (unix, tcp)
+        for listener in self._listeners:
+            listener.listen()
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        for listener in self._listeners:
+            # A thread that waits in accept is not woken by close alone.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        near = connection.family == socket.AF_UNIX
+        if not near:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                connection.settimeout(10)
+                connection = secured(connection, server=True)
+            except (ChannelClosed, UsageError):
+                connection.close()
+                return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        with connection:
+            if near and not same_user(connection):
+                return
+            worker = greet_worker(connection, self.address.token)
+            if worker is None:
+                return
+            try:
+                (self._share if near else self._stream)(connection, worker)
+            except ChannelClosed:
+                self._server.lost(worker)
+
+    def _stream(self, connection: socket.socket, worker: int) -> None:
+        """Answer a worker whose gradients come over the connection."""
+        reader = PushReader(self._shape, self._decode)
+        work: Work | None
+        while True:
+            push, size = reader.read(connection)
+            work = self._server.exchange(worker, push, size)
+            send_work(connection, work)
+            if work is None:
+                return
+
+    def _share(self, connection: socket.socket, worker: int) -> None:
+        """Answer a worker that shares memory; whichever thread has its work, gives it."""
+        memory = SharedMemory.offer(connection, self._shape)
+        reader = PushReader(self._shape, self._decode, memory.sums)
+        dismissed = False
+
+        def give(work: Work | None) -> None:
+            nonlocal dismissed
+            if work is None:
+                dismissed = True
+            else:
+                memory.weights[...] = work[1]
+            with suppress(ChannelClosed):  # the thread that reads notices
+                send_work(connection, work, shared=True)
+
+        with self._server.attached(worker, give):
+            while True:
+                try:
+                    push, size = reader.read(connection)
+                except ChannelClosed:
+                    if dismissed:
+                        return
+                    raise
+                self._server.submit(worker, push, size)

@@ -1,0 +1,88 @@
+"""Work on its way to workers: given to those who are attached, fetched by those who wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from distsgd.channel.base import Work
+
+__all__ = ["Outbox"]
+
+Give = Callable[[Work | None], None]
+
+
+class Outbox:
+    """Holds a worker's work until the worker asks for it. All calls are made under one lock.
+
+    Args:
+        changed: the lock, notified when something has come for a worker that waits.
+        question: what a worker is asked before it gets work, if anything.
+    """
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        question: Callable[[int], Work | None] = lambda worker: None,
+    ) -> None:
+        self._changed, self._question = changed, question
+        self._givers: dict[int, Give] = {}
+        self._asking: dict[int, float] = {}
+        self._work: dict[int, Work | None] = {}
+        self._fetched: dict[int, Work | None] = {}
+        self.waited: dict[int, float] = {}
+
+    @contextmanager
+    def attached(self, worker: int, give: Give) -> Iterator[None]:
+        """While it lasts, a worker's work is given in this way."""
+        with self._changed:
+            self._givers[worker] = give
+        try:
+            yield
+        finally:
+            with self._changed:
+                if self._givers.get(worker) is give:
+                    del self._givers[worker]
+
+    def ask(self, worker: int) -> None:
+        """A worker wants work."""
+        self._asking[worker] = perf_counter()
+        self.flush(worker)
+
+    def put(self, worker: int, work: Work | None) -> None:
+        """There is work for a worker; its W need not last."""
+        if worker in self._asking and worker in self._givers and self._question(worker) is None:
+            self._give(worker, work)
+            return
+        self._work[worker] = None if work is None else (work[0], work[1].copy())
+        self.flush(worker)
+
+    def flush(self, worker: int) -> None:
+        """Give a worker that asks what there is for it."""
+        if worker in self._asking:
+            question = self._question(worker)
+            if question is not None:
+                self._give(worker, question)
+            elif worker in self._work:
+                self._give(worker, self._work.pop(worker))
+
+    def flush_all(self) -> None:
+        """`flush` for everyone who asks."""
+        for worker in list(self._asking):
+            self.flush(worker)
+
+    def fetch(self, worker: int) -> tuple[Work | None] | None:
+        """What has come for a worker that is not attached, in a tuple; None if nothing has."""
+        return (self._fetched.pop(worker),) if worker in self._fetched else None
+
+    def _give(self, worker: int, work: Work | None) -> None:
+        waited = perf_counter() - self._asking.pop(worker)
+        self.waited[worker] = self.waited.get(worker, 0.0) + waited
+        give = self._givers.get(worker)
+        if give is None:
+            self._fetched[worker] = work
+            self._changed.notify_all()
+        else:
+            give(work)
