@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import numpy as np
 
 from distsgd.channel.base import Work
 from distsgd.channel.framing import Shape, receive_work, send_push
 from distsgd.channel.greeting import greet_server
+from distsgd.channel.log_stream import FOLLOWER, Entry, read_log
 from distsgd.channel.port import Address
 from distsgd.channel.shared_memory import SharedMemory
 from distsgd.channel.tls import secured
@@ -16,7 +18,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
 from distsgd.errors import ChannelClosed
 
-__all__ = ["SharedMemoryChannel", "TcpChannel"]
+__all__ = ["SharedMemoryChannel", "TcpChannel", "follow"]
 
 
 class _Connection:
@@ -52,6 +54,22 @@ class _Connection:
         return work
 
 
+def follow(address: Address, follower: int, near: bool) -> Iterator[list[Entry]]:
+    """What a coordinator decides, for one of its followers.
+
+    Args:
+        address: where the coordinator listens.
+        follower: number of the follower, from 1.
+        near: whether it is on the same node.
+
+    Raises:
+        ChannelClosed: nobody listens there, or the coordinator has gone.
+    """
+    connection = (_connect_near if near else _connect_far)(address, FOLLOWER + follower)
+    with connection:
+        yield from read_log(connection)
+
+
 class SharedMemoryChannel(_Connection):
     """To a server of the same node; see `distsgd.channel.shared_memory`.
 
@@ -67,10 +85,8 @@ class SharedMemoryChannel(_Connection):
     name = "shm"
 
     def __init__(self, address: Address, worker: int, shape: Shape) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = _connect_near(address, worker)
         try:
-            _connect(connection, f"\0{address.unix}")
-            greet_server(connection, address.token, worker)
             memory = SharedMemory.take(connection, shape)
         except ChannelClosed:
             connection.close()
@@ -85,17 +101,33 @@ class TcpChannel(_Connection):
     name = "tcp"
 
     def __init__(self, address: Address, worker: int, shape: Shape) -> None:
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(10)
-            _connect(connection, address.tcp)
-            connection = secured(connection, server=False)
-            greet_server(connection, address.token, worker)
-        except ChannelClosed:
-            connection.close()
-            raise
+        connection = _connect_far(address, worker)
         super().__init__(connection, np.empty(shape.parameters, dtype=shape.dtype))
+
+
+def _connect_near(address: Address, number: int) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _connect(connection, f"\0{address.unix}")
+        greet_server(connection, address.token, number)
+    except ChannelClosed:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_far(address: Address, number: int) -> socket.socket:
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(10)
+        _connect(connection, address.tcp)
+        connection = secured(connection, server=False)
+        greet_server(connection, address.token, number)
+    except ChannelClosed:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(connection: socket.socket, where: str | tuple[str, int]) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
+from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
 from distsgd.channel.shared_memory import SharedMemory
 from distsgd.channel.tls import secured
 from distsgd.errors import ChannelClosed, UsageError
@@ -48,12 +51,18 @@ class Port:
         shape: how large they are.
         decode: what encoded gradients are decoded with, into so many rows.
         host: the address to listen at for workers of other nodes.
+        log: of a coordinator: what a follower, by its number, has to do next; waits for it.
     """
 
     def __init__(
-        self, server: ServerPort, shape: Shape, decode: Decode, host: str = "127.0.0.1"
+        self,
+        server: ServerPort,
+        shape: Shape,
+        decode: Decode,
+        host: str = "127.0.0.1",
+        log: Callable[[int], Iterable[Entry]] | None = None,
     ) -> None:
-        self._server, self._shape, self._decode = server, shape, decode
+        self._server, self._shape, self._decode, self._log = server, shape, decode, log
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"distsgd-{secrets.token_hex(8)}"
         unix.bind(f"\0{name}")
@@ -97,10 +106,19 @@ class Port:
             worker = greet_worker(connection, self.address.token)
             if worker is None:
                 return
+            if worker >= FOLLOWER:
+                self._tell(connection, worker - FOLLOWER)
+                return
             try:
                 (self._share if near else self._stream)(connection, worker)
             except ChannelClosed:
                 self._server.lost(worker)
+
+    def _tell(self, connection: socket.socket, follower: int) -> None:
+        """Tell a follower what is decided."""
+        if self._log is not None:
+            with suppress(ChannelClosed):
+                write_log(connection, partial(self._log, follower))
 
     def _stream(self, connection: socket.socket, worker: int) -> None:
         """Answer a worker whose gradients come over the connection."""

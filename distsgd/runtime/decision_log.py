@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from distsgd.core.messages import Decision
-from distsgd.core.range_server import Keep
+from distsgd.channel.log_stream import Entry
 
-__all__ = ["DecisionLog", "Entry"]
-
-Entry = Decision | Keep
+__all__ = ["DecisionLog"]
 
 
 class DecisionLog:

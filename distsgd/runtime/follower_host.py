@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from distsgd.channel.base import Work
+from distsgd.channel.log_stream import Entry
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Dismiss, Grant, Push
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.decision_log import Entry
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.outbox import Outbox
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from threadpoolctl import threadpool_limits
 
 from distsgd.channel.base import Channel
-from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
+from distsgd.channel.connections import SharedMemoryChannel, TcpChannel, follow
 from distsgd.channel.framing import Shape
+from distsgd.channel.log_stream import Entry
 from distsgd.channel.port import Address, Port
 from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
 from distsgd.core.arrays import Floats
 from distsgd.errors import ChannelClosed
-from distsgd.runtime.decision_log import Entry
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
 from distsgd.runtime.job import Job, Snapshot
@@ -33,7 +34,13 @@ Contact = tuple[Any, str, Address]
 class _Listening:
     """A server's ports: actor calls, and a socket for workers on its node."""
 
-    def __init__(self, host: ServerHost | FollowerHost, job: Job, number: int) -> None:
+    def __init__(
+        self,
+        host: ServerHost | FollowerHost,
+        job: Job,
+        number: int,
+        log: Callable[[int], list[Entry]] | None = None,
+    ) -> None:
         part = job.ranges()[number]
 
         def decode(payload: bytes, rows: int) -> Floats:
@@ -41,7 +48,7 @@ class _Listening:
 
         self._calls = RayPort(host, _part_bytes(job, number), decode)
         own = ray.util.get_node_ip_address()
-        self._port = Port(host, _shape(job, number), decode, own)
+        self._port = Port(host, _shape(job, number), decode, own, log)
 
     def address(self) -> tuple[str, Address]:
         """The node this server is on, and where it listens there."""
@@ -58,7 +65,7 @@ class ServerProcess(_Listening):
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
         threadpool_limits(1)
         self._host = ServerHost(job, start, workers)
-        super().__init__(self._host, job, 0)
+        super().__init__(self._host, job, 0, self.log)
 
     def log(self, follower: int) -> list[Entry]:
         """See `ServerHost.log`."""
@@ -86,10 +93,18 @@ class FollowerProcess(_Listening):
         self._host = FollowerHost(job, start, number)
         super().__init__(self._host, job, number)
 
-    def follow(self, coordinator: Any) -> None:
+    def follow(self, coordinator: Contact, channel: str) -> None:
         """Do as the coordinator decides, until one of the two is ended."""
+        for entries in self._log(coordinator, channel):
+            self._host.follow(entries)
+
+    def _log(self, coordinator: Contact, channel: str) -> Iterator[list[Entry]]:
+        actor, node, address = coordinator
+        if channel != "ray":
+            near = channel != "tcp" and ray.get_runtime_context().get_node_id() == node
+            yield from follow(address, self._number, near)
         while True:
-            self._host.follow(ray.get(coordinator.log.remote(self._number)))
+            yield ray.get(actor.log.remote(self._number))
 
     def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats], int]:
         """See `FollowerHost.snapshot`."""

@@ -92,7 +92,7 @@ class _Driver:
         contacts = [(server, *at) for server, at in zip(servers, found, strict=True)]
         names = _get([actor.connect.remote(contacts, self._channel) for actor in self._fleet])
         for follower in self._followers:
-            self._running[follower.follow.remote(self._server)] = _FOLLOWER
+            self._running[follower.follow.remote(contacts[0], self._channel)] = _FOLLOWER
         for number, actor in enumerate(self._fleet):
             self._running[actor.run.remote()] = number
         return Connected(tuple(names))

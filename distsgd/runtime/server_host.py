@@ -10,9 +10,10 @@ from time import perf_counter
 import numpy as np
 
 from distsgd.channel.base import Work
+from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
-from distsgd.runtime.decision_log import DecisionLog, Entry
+from distsgd.runtime.decision_log import DecisionLog
 from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
