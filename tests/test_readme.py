@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from distsgd.api.scenario import fleet_from
+from distsgd.cli.simulate_commands import simulate
 from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -27,6 +30,8 @@ def commands() -> list[str]:
 @pytest.mark.ray
 def test_command_lines_run(cifar10: Path, tmp_path: Path) -> None:
     Image.new("RGB", (200, 100), (30, 90, 160)).save(tmp_path / "photo.png")
+    (scenario,) = blocks("toml")
+    (tmp_path / "fleet.toml").write_text(scenario, encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = [line for line in commands() if line.startswith("distsgd ")]
     assert len(lines) >= 12
@@ -64,3 +69,17 @@ def test_the_table_of_settings_is_complete_and_true() -> None:
         assert default in ("by", str(value).lower()) or type(value)(default) == value
     for loss, value in REGULARIZATION.items():
         assert str(value) in README and str(LEARNING_RATES[loss]["sgd"]) in README
+
+
+def test_the_table_of_a_simulated_fleet_is_complete_and_true() -> None:
+    """Every flag of the fleet has an example that can be used; --rejoin with that of --fail."""
+    examples = re.findall(r"^\| [^|]*\| `--(\w+) (\S+)` \|", README, re.MULTILINE)
+    for name, value in examples:
+        if name != "scenario":
+            fleet_from({"fail": dict(examples)["fail"], name: value})
+    shared = signature(simulate).parameters.values()
+    flags = {
+        flag.name for flag in shared for option in getattr(flag.annotation, "__metadata__", ())
+        if option.rich_help_panel == "The fleet"
+    }  # fmt: skip
+    assert {name for name, _ in examples} == flags - {"workers"}

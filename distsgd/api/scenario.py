@@ -64,17 +64,29 @@ def _workers(value: Any) -> int:
     return int(number)
 
 
-def _slow(value: Any) -> tuple[tuple[int, float], ...]:
-    pairs = []
-    for text in parts_of(value):
-        try:
-            count, factor = text.split(":")
-            pairs.append((int(count), _number(factor)))
-            if pairs[-1][0] < 1 or pairs[-1][1] <= 0:
-                raise ValueError
-        except ValueError:
-            raise refuse("slow", text, _SLOW) from None
-    return tuple(pairs)
+def _pairs(
+    flag: str, separator: str, hint: str, fits: Callable[[int, float], bool]
+) -> Callable[[Any], tuple[tuple[int, float], ...]]:
+    """Reads a list of pairs, each a whole number and a number, such as 1:4 or 3@0.25."""
+
+    def parse(value: Any) -> tuple[tuple[int, float], ...]:
+        pairs = []
+        for text in parts_of(value):
+            try:
+                first, second = text.split(separator)
+                pair = int(first), _number(second)
+                if not fits(*pair):
+                    raise ValueError
+            except ValueError:
+                raise refuse(flag, text, hint) from None
+            pairs.append(pair)
+        return tuple(pairs)
+
+    return parse
+
+
+def _moments(flag: str) -> Callable[[Any], tuple[tuple[int, float], ...]]:
+    return _pairs(flag, "@", _MOMENT, lambda worker, time: min(worker, time) >= 0)
 
 
 def _jitter(value: Any) -> Jitter:
@@ -94,26 +106,10 @@ def _jitter(value: Any) -> Jitter:
     return Jitter(name, numbers)
 
 
-def _moments(flag: str) -> Callable[[Any], tuple[tuple[int, float], ...]]:
-    def parse(value: Any) -> tuple[tuple[int, float], ...]:
-        moments = []
-        for text in parts_of(value):
-            try:
-                worker, time = text.split("@")
-                moments.append((int(worker), _number(time)))
-                if min(moments[-1]) < 0:
-                    raise ValueError
-            except ValueError:
-                raise refuse(flag, text, _MOMENT) from None
-        return tuple(moments)
-
-    return parse
-
-
 _PARSERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "workers": ("workers", _workers),
     "speed": ("speed", _least("speed", 0, inclusive=False, unit="examples a second")),
-    "slow": ("slow", _slow),
+    "slow": ("slow", _pairs("slow", ":", _SLOW, lambda count, factor: count >= 1 and factor > 0)),
     "jitter": ("jitter", _jitter),
     "latency": ("latency", _least("latency", 0, inclusive=True, unit="seconds")),
     "bandwidth": ("bandwidth", _least("bandwidth", 0, inclusive=False, unit="bytes a second")),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
+from distsgd.cli.arguments import Run
 from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table
 from distsgd.errors import JournalError
 
 __all__ = ["add_to"]
-
-Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]
 
 
 def audit(run: Run = "latest", json: JsonFlag = False) -> None:
@@ -23,12 +23,8 @@ def audit(run: Run = "latest", json: JsonFlag = False) -> None:
     """
     from distsgd.api.audit import audit as check
 
-    try:
+    with _telling("holds", json):
         found = check(run)
-    except JournalError as error:
-        if json:
-            print_json({"holds": False, "record": error.line, "problem": error.why})
-        raise
     if json:
         print_json({"holds": True, **vars(found)})
         return
@@ -58,12 +54,8 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
     """
     from distsgd.api.replay import replay as compute
 
-    try:
+    with _telling("same_bits", json):
         found = compute(run)
-    except JournalError as error:
-        if json:
-            print_json({"same_bits": False, "record": error.line, "problem": error.why})
-        raise
     if json:
         print_json(found)
         return
@@ -73,6 +65,17 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
         ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
         ("weights", f"sha256 {found.weights_sha256}"),
     ])  # fmt: skip
+
+
+@contextmanager
+def _telling(claim: str, json: bool) -> Iterator[None]:
+    """With --json, a journal that is wrong is told on stdout too."""
+    try:
+        yield
+    except JournalError as error:
+        if json:
+            print_json({claim: False, "record": error.line, "problem": error.why})
+        raise
 
 
 def add_to(app: typer.Typer) -> None:

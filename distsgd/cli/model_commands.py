@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
+from distsgd.cli.arguments import Run
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table
 from distsgd.errors import UsageError
 
 __all__ = ["add_to"]
-
-Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]
 
 
 def evaluate(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from distsgd.cli.arguments import Run
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table
 
 __all__ = ["app"]
@@ -65,7 +66,7 @@ def _summary(run: Any) -> dict[str, Any]:
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")] = "latest",
+    run: Run = "latest",
     json: JsonFlag = False,
 ) -> None:
     """Show one run: settings, versions, epochs, outcome.

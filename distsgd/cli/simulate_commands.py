@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distsgd.cli import simulate_flags as flags
-from distsgd.cli.output import JsonFlag, print_json, say
+from distsgd.cli.output import print_json, say
 from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,34 +29,14 @@ app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
+@flags.with_shared
 def simulate(
     context: typer.Context,
-    workers: flags.Workers = None,
-    speed: flags.Speed = None,
-    slow: flags.Slow = None,
-    jitter: flags.Jitter = None,
-    latency: flags.Latency = None,
-    bandwidth: flags.Bandwidth = None,
-    fail: flags.Fail = None,
-    rejoin: flags.Rejoin = None,
-    scenario: flags.Scenario = None,
-    dataset: flags.DatasetName = None,
-    loss: flags.Loss = None,
-    batch_size: flags.BatchSize = None,
-    epochs: flags.Epochs = None,
-    seed: flags.Seed = None,
     consistency: flags.Consistency = None,
     staleness: flags.Staleness = None,
     backup: flags.Backup = None,
     local_steps: flags.LocalSteps = None,
-    optimizer: flags.Optimizer = None,
-    set_: flags.Set = None,
-    measure_every: flags.MeasureEvery = None,
-    measure_examples: flags.MeasureExamples = None,
-    target_loss: flags.TargetLoss = None,
-    target_accuracy: flags.TargetAccuracy = None,
-    plot: flags.Plot = None,
-    json: JsonFlag = False,
+    **given: Any,
 ) -> None:
     """Train on a virtual clock: the same server and gradients, workers of any number and speed.
 
@@ -64,17 +44,17 @@ def simulate(
 
     `distsgd simulate compare` sets policies side by side.
     """
-    given = {name: value for name, value in context.params.items() if name != "json"}
     if context.invoked_subcommand is not None:
-        _refuse_before_command(given, json)
+        others = {name: value for name, value in context.params.items() if name != "json"}
+        _refuse_before_command(others, given["json"])
         return
     from distsgd.api.simulate import simulate_with
     from distsgd.cli.simulate_tables import show_result
 
-    fleet, make, measuring = _read(given)
+    fleet, make, measuring = _read(context.params)
     result = simulate_with(make({}), fleet, measuring)
-    _draw(plot, [result])
-    if json:
+    _draw(given["plot"], [result])
+    if given["json"]:
         print_json(result)
     else:
         show_result(result)
@@ -83,34 +63,14 @@ def simulate(
 
 
 @app.command()
+@flags.with_shared
 def compare(
     context: typer.Context,
     policies: Annotated[
         str, typer.Option(help="Policies, such as bsp,ssp:3,asp,backup:2,local:8.")
     ] = "bsp,ssp:3,asp",
-    workers: flags.Workers = None,
-    speed: flags.Speed = None,
-    slow: flags.Slow = None,
-    jitter: flags.Jitter = None,
-    latency: flags.Latency = None,
-    bandwidth: flags.Bandwidth = None,
-    fail: flags.Fail = None,
-    rejoin: flags.Rejoin = None,
-    scenario: flags.Scenario = None,
-    dataset: flags.DatasetName = None,
-    loss: flags.Loss = None,
-    batch_size: flags.BatchSize = None,
-    epochs: flags.Epochs = None,
-    seed: flags.Seed = None,
     seeds: flags.Seeds = 1,
-    optimizer: flags.Optimizer = None,
-    set_: flags.Set = None,
-    measure_every: flags.MeasureEvery = None,
-    measure_examples: flags.MeasureExamples = None,
-    target_loss: flags.TargetLoss = None,
-    target_accuracy: flags.TargetAccuracy = None,
-    plot: flags.Plot = None,
-    json: JsonFlag = False,
+    **given: Any,
 ) -> None:
     """Simulate several policies on one fleet: a table, and a figure with --plot.
 
@@ -126,8 +86,8 @@ def compare(
         say(f"{policy}, seed {number}")
 
     found = compare_with(configs, fleet, measuring, seeds, progress)
-    _draw(plot, found.runs)
-    if json:
+    _draw(given["plot"], found.runs)
+    if given["json"]:
         print_json(found)
     else:
         show_comparison(found)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from distsgd.cli.output import JsonFlag
 
 __all__ = [
     "Backup", "Bandwidth", "BatchSize", "Consistency", "DatasetName", "Epochs", "Fail", "Jitter",
     "Latency", "LocalSteps", "Loss", "MeasureEvery", "MeasureExamples", "Optimizer", "Plot",
     "Rejoin", "Scenario", "Seed", "Seeds", "Set", "Slow", "Speed", "Staleness",
-    "TargetAccuracy", "TargetLoss", "Workers",
+    "TargetAccuracy", "TargetLoss", "Workers", "with_shared",
 ]  # fmt: skip
 
 _FLEET, _TRAIN, _MEASURE = "The fleet", "The training", "Measuring"
@@ -86,3 +90,35 @@ TargetAccuracy = Annotated[
 ]
 Plot = Annotated[Path | None, _measure("Draw the curves: a .png or .svg file.")]
 Seeds = Annotated[int, _measure("How many seeds, counted up from --seed.")]
+
+_BEFORE: dict[str, Any] = {
+    "workers": Workers, "speed": Speed, "slow": Slow, "jitter": Jitter, "latency": Latency,
+    "bandwidth": Bandwidth, "fail": Fail, "rejoin": Rejoin, "scenario": Scenario,
+    "dataset": DatasetName, "loss": Loss, "batch_size": BatchSize, "epochs": Epochs, "seed": Seed,
+}  # fmt: skip
+_AFTER: dict[str, Any] = {
+    "optimizer": Optimizer, "set_": Set, "measure_every": MeasureEvery,
+    "measure_examples": MeasureExamples, "target_loss": TargetLoss,
+    "target_accuracy": TargetAccuracy, "plot": Plot, "json": JsonFlag,
+}  # fmt: skip
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Put the flags of both commands around those of one; it takes them as ``**given``."""
+
+    def flags(named: dict[str, Any]) -> list[inspect.Parameter]:
+        return [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if kind is JsonFlag else None,
+                annotation=kind,
+            )
+            for name, kind in named.items()
+        ]
+
+    context, *own, _given = inspect.signature(command, eval_str=True).parameters.values()
+    own = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in own]
+    parameters = [context, *flags(_BEFORE), *own, *flags(_AFTER)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command

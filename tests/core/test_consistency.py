@@ -1,4 +1,4 @@
-"""Every policy under random schedules: see `any_schedule` for what is checked, and when.
+"""Every policy under random schedules: `crew_account` has what is checked, and when.
 
 `--schedules N` plays N schedules of each policy. One that fails is named by its seed; it is
 played again by `drive(name, random.Random(seed))`, and found in a shorter form by hypothesis.
@@ -7,12 +7,13 @@ played again by `drive(name, random.Random(seed))`, and found in a shorter form 
 import random
 from collections import Counter
 
-import any_schedule
+import crew_account
 import numpy as np
 import pytest
-from any_schedule import PROMISES, drive
+from any_schedule import drive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from promises import PROMISES
 from toy_fleet import START, Toy, toy_plan
 
 from distsgd.core import parameter_server
@@ -25,7 +26,7 @@ each_policy = pytest.mark.parametrize("name", POLICIES)
 @pytest.fixture(scope="module", autouse=True)
 def trees_are_counted():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parameter_server, "TreeSum", any_schedule.CountedTree)
+        patch.setattr(parameter_server, "TreeSum", crew_account.CountedTree)
         yield
 
 

@@ -240,6 +240,11 @@ class Fleet:
         assert not slots_of(lease) & set(self.used).union(*leased)
 
 
+def granted(decisions):
+    """The leases that were granted, by worker."""
+    return {d.worker: d.lease for d in decisions if isinstance(d, Grant)}
+
+
 def what_was_applied(fleet):
     """The updates of a fleet, without who computed what."""
     return [replace(update, contributions=()) for update in fleet.applied]

@@ -1,0 +1,163 @@
+"""The parameter server: who is given what, and which pushes are used."""
+
+from toy_fleet import START, Fleet, granted, run_alone
+
+from distsgd.core.messages import Applied, Dropped, Grant, Lease, Push
+
+# Shares
+
+
+def test_a_step_is_cut_into_a_share_for_each_worker(toy):
+    server = toy.server()
+    for worker in (5, 6, 7):
+        assert server.joined(worker) == []
+    assert server.pull(6) == [Grant(6, Lease(0, 0, 1, 0))]
+    assert server.pull(5) == [Grant(5, Lease(0, 1, 2, 0))]
+    assert server.pull(7) == [Grant(7, Lease(0, 2, 4, 0))]
+
+
+def test_a_pull_alone_joins(toy):
+    server = toy.server()
+    assert server.pull(3) == [Grant(3, Lease(0, 0, 4, 0))]
+
+
+def test_a_worker_that_comes_in_mid_step_counts_from_the_next(toy):
+    server = toy.server()
+    lease = granted(server.pull(0))[0]
+    assert server.joined(1) == []
+    assert server.pull(1) == []
+    decisions = server.push(0, toy.answer(lease, server.weights))
+    assert isinstance(decisions[0], Applied)
+    assert decisions[1:] == [Grant(1, Lease(1, 0, 2, 1))]
+    assert server.pull(0) == [Grant(0, Lease(1, 2, 4, 1))]
+
+
+def test_who_waits_longest_is_served_first(toy):
+    server = toy.server()
+    lease = granted(server.pull(0))[0]
+    for worker in (3, 1, 2):
+        server.pull(worker)
+    decisions = server.push(0, toy.answer(lease, server.weights))
+    assert list(granted(decisions)) == [3, 1, 2]
+
+
+def test_a_doubled_pull_of_a_waiting_worker_is_one_pull(toy):
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    leases = [granted(server.pull(worker))[worker] for worker in (0, 1)]
+    assert server.push(0, toy.answer(leases[0], START)) == []
+    assert server.pull(0) == server.pull(0) == []
+    decisions = server.push(1, toy.answer(leases[1], START))
+    assert list(granted(decisions)) == [0]
+
+
+def test_who_pulls_again_gets_the_same_lease_again(toy):
+    """As a worker does that was restarted under its old number."""
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    first, again = (granted(server.pull(0))[0] for _ in range(2))
+    assert first == again
+    assert granted(server.pull(1))[1] != first
+
+
+def test_a_push_that_does_not_fit_its_lease_is_dropped_and_loses_nothing(toy):
+    server = toy.server()
+    server.joined(0)
+    lease = granted(server.pull(0))[0]
+    good = toy.answer(lease, START)
+    for bad in (
+        Push(lease, good.losses, good.gradients[:0]),
+        Push(lease, good.losses[:1], good.gradients),
+    ):
+        assert server.push(0, bad) == [Dropped(0, lease)]
+    assert isinstance(server.push(0, good)[0], Applied)
+
+
+# Doubled and late pushes
+
+
+def test_a_doubled_push_is_used_once(toy):
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    lease = granted(server.pull(0))[0]
+    push = toy.answer(lease, server.weights)
+    assert server.push(0, push) == []
+    assert server.push(0, push) == [Dropped(0, lease)]
+
+
+def test_a_push_doubled_after_the_update_is_dropped(toy):
+    server = toy.server()
+    lease = granted(server.pull(0))[0]
+    push = toy.answer(lease, server.weights)
+    server.push(0, push)
+    server.pull(0)
+    after = server.weights.copy()
+    assert server.push(0, push) == [Dropped(0, lease)]
+    assert server.weights.tobytes() == after.tobytes()
+
+
+def test_a_push_that_nobody_was_asked_for_is_dropped(toy):
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    server.pull(0)
+    for lease in (Lease(0, 2, 4, 0), Lease(0, 0, 1, 0), Lease(1, 0, 2, 1)):
+        assert server.push(1, toy.answer(lease, START)) == [Dropped(1, lease)]
+
+
+def test_shares_of_a_lost_worker_go_to_who_waits(toy):
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    lost, kept = granted(server.pull(0))[0], granted(server.pull(1))[1]
+    assert server.push(1, toy.answer(kept, START)) == []
+    assert server.pull(1) == []
+    assert server.lost(0) == [Grant(1, lost)]
+    decisions = server.push(1, toy.answer(lost, START))
+    assert isinstance(decisions[0], Applied)
+    assert server.pull(1) == [Grant(1, Lease(1, 0, 4, 1))], "the lost one still has a share"
+
+
+def test_a_late_push_and_that_of_the_successor_are_used_once(toy):
+    server = toy.server()
+    server.joined(0)
+    server.joined(1)
+    lost, kept = granted(server.pull(0))[0], granted(server.pull(1))[1]
+    server.push(1, toy.answer(kept, START))
+    server.lost(0)
+    assert server.pull(1) == [Grant(1, lost)]
+    decisions = server.push(0, toy.answer(lost, START))
+    assert isinstance(decisions[0], Applied)
+    assert server.push(1, toy.answer(lost, START)) == [Dropped(1, lost)]
+
+
+def test_a_lost_worker_that_waited_is_given_nothing(toy):
+    server = toy.server()
+    lease = granted(server.pull(0))[0]
+    server.pull(1)
+    server.lost(1)
+    assert granted(server.push(0, toy.answer(lease, START))) == {}
+
+
+def test_losing_an_unknown_worker_changes_nothing(toy):
+    server = toy.server()
+    assert server.lost(9) == []
+    assert server.pull(0) == [Grant(0, Lease(0, 0, 4, 0))]
+
+
+def test_a_fleet_that_died_out_is_followed_by_another(toy):
+    fleet = Fleet(toy, toy.server())
+    for worker in range(3):
+        fleet.join(worker)
+    for worker in range(3):
+        fleet.pull(worker)
+    fleet.answer(1)
+    for worker in range(3):
+        fleet.lose(worker)
+    fleet.join(7)
+    fleet.finish(7)
+    assert fleet.server.weights.tobytes() == run_alone(toy).server.weights.tobytes()
+    assert fleet.used == toy.all_slots()
