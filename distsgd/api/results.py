@@ -50,6 +50,8 @@ class TrainResult:
         requeued: slots that were put off to a later update.
         waiting_seconds: worker -> seconds it waited for work.
         bytes_per_update: bytes of gradients pushed to the server, for each update.
+        server_busy_share: part of train_seconds that the (first) server spent on pushes and
+            pulls; 0 without Ray.
         steps: updates applied.
         examples_seen: examples used in them.
         train_loss: of the final W over the whole training set.
@@ -79,6 +81,7 @@ class TrainResult:
     requeued: int
     waiting_seconds: dict[str, float]
     bytes_per_update: float
+    server_busy_share: float
     steps: int
     examples_seen: int
     train_loss: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run
 from distsgd.run.journal import JournalWriter
 from distsgd.run.metrics import MetricsWriter
+from distsgd.run.trace_file import check_trace_file, write_trace_file
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Progress, Updated
 from distsgd.runtime.job import Snapshot
 
@@ -43,6 +44,7 @@ def train(
     sampling: str | None = None,
     run_dir: str | Path | None = None,
     reporter: Reporter | None = None,
+    trace: str | Path | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a linear classifier; the same names and defaults as `distsgd train`.
@@ -57,6 +59,7 @@ def train(
         sampling: "shuffle", "random" or "sequential".
         run_dir: a new folder for the run; None for one in the user's data folder.
         reporter: told how training goes.
+        trace: a file for a timeline of every process, for Perfetto or Chrome.
         **settings: further settings, see `distsgd.run.config.TrainConfig`.
 
     Raises:
@@ -68,19 +71,24 @@ def train(
         "epochs": epochs, "seed": seed, "sampling": sampling,
     }  # fmt: skip
     config = config_from({**named, **settings})
-    return train_with(config, Path(run_dir) if run_dir else None, reporter or Reporter())
+    folder = Path(run_dir) if run_dir else None
+    return train_with(config, folder, reporter or Reporter(), Path(trace) if trace else None)
 
 
-def train_with(config: TrainConfig, run_dir: Path | None, reporter: Reporter) -> TrainResult:
+def train_with(
+    config: TrainConfig, run_dir: Path | None, reporter: Reporter, trace: Path | None = None
+) -> TrainResult:
     """See `train`; takes the settings as one object."""
     began = time.perf_counter()
+    if trace is not None:
+        check_trace_file(trace)
     with threadpool_limits(1), StopSignals() as signals:
         folder = find_dataset(config.dataset)
         dataset = Dataset(folder)
         verify_shards(folder, dataset.manifest)
         _check_sizes(config, dataset)
         run = create_run(run_dir, config, _identity(dataset))
-        training = _Training(config, dataset, run, reporter, signals)
+        training = _Training(config, dataset, run, reporter, signals, trace)
         try:
             result = training.run(began)
         except DistsgdError as error:
@@ -124,10 +132,12 @@ class _Training:
         run: RunFolder,
         reporter: Reporter,
         signals: StopSignals,
+        trace: Path | None,
     ) -> None:
         self._config, self._dataset, self._run = config, dataset, run
         self._reporter, self._signals = reporter, signals
-        self._job = make_job(config, dataset)
+        self._job = replace(make_job(config, dataset), trace=trace is not None)
+        self._trace = trace
         self._metrics = MetricsWriter(run.path / "metrics.jsonl")
         self._journal = JournalWriter(run.path, config, dataset.manifest.digest)
         self._saved = -1
@@ -148,6 +158,8 @@ class _Training:
             stack.callback(events.close)  # type: ignore[attr-defined]
             ended = self._follow(events)
         self._reporter.ended()
+        if self._trace is not None:
+            write_trace_file(self._trace, ended.tracks)
         result = self._result(ended, began)
         self._run.write("report.json", asdict(result))
         return result
@@ -248,6 +260,7 @@ class _Training:
             requeued=ended.statistics.requeued,
             waiting_seconds={str(k): s for k, s in ended.statistics.waiting_seconds.items()},
             bytes_per_update=ended.statistics.bytes_pushed / max(1, ended.statistics.updates),
+            server_busy_share=ended.statistics.busy_seconds / (ended.seconds or 1.0),
             steps=ended.snapshot.version,
             examples_seen=ended.examples_seen,
             train_loss=train_set.loss,

@@ -70,6 +70,9 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any further setting, as name=value.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A file for a timeline of every process, for Perfetto.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a linear classifier with minibatch SGD; the same bits for any number of workers.
@@ -88,7 +91,7 @@ def train(
         "compress": compress, "servers": servers,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    result = train_with(settings, run_dir, make_reporter(json))
+    result = train_with(settings, run_dir, make_reporter(json), trace)
     if json:
         print_json(result)
     else:

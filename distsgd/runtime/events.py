@@ -12,6 +12,7 @@ from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.range_server import SplitServer
 from distsgd.runtime.job import Job, Snapshot, snapshot
 from distsgd.runtime.statistics import Statistics
+from distsgd.runtime.trace import Track
 
 __all__ = [
     "Connected",
@@ -70,6 +71,7 @@ class Ended:
         finished: whether every example of every epoch was applied.
         statistics: what the consistency policy cost.
         diverged: what was found, if the loss was not finite.
+        tracks: the timeline of each process, if they were kept.
     """
 
     snapshot: Snapshot
@@ -78,6 +80,7 @@ class Ended:
     finished: bool
     statistics: Statistics
     diverged: Diverged | None = None
+    tracks: tuple[Track, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from distsgd.core.messages import Dismiss, Grant, Push
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.outbox import Outbox
+from distsgd.runtime.trace import Trace
 
 __all__ = ["FollowerHost"]
 
@@ -29,6 +30,9 @@ class FollowerHost:
         job: what is trained.
         start: where it begins.
         number: of the follower, from 1.
+
+    Attributes:
+        trace: its timeline.
     """
 
     def __init__(self, job: Job, start: Snapshot, number: int) -> None:
@@ -37,6 +41,7 @@ class FollowerHost:
         self._outbox = Outbox(self._changed)
         self._failure: Exception | None = None
         self._received = 0
+        self.trace = Trace(job.trace)
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """See `distsgd.channel.base.ServerPort.exchange`."""
@@ -52,7 +57,9 @@ class FollowerHost:
         """See `distsgd.channel.base.ServerPort.submit`."""
         with self._changed:
             if push is not None:
+                self.trace.start()
                 self._server.put(worker, push)
+                self.trace.lap("put")
                 self._received += size
                 self._changed.notify_all()
             self._outbox.ask(worker)
@@ -73,12 +80,14 @@ class FollowerHost:
             with self._changed:
                 if not self._changed.wait_for(partial(self._server.ready, entry), _PATIENCE):
                     self._fail(RuntimeFailure("a part of an update has not come to its server"))
+                self.trace.start()
                 with np.errstate(all="ignore"):
                     self._server.follow(entry)
                 if isinstance(entry, Grant):
                     self._outbox.put(entry.worker, (entry.lease, self._server.weights))
                 elif isinstance(entry, Dismiss):
                     self._outbox.put(entry.worker, None)
+                self.trace.lap(type(entry).__name__.lower())
                 self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:

@@ -61,6 +61,7 @@ class Job:
         compress: "none", "fp16", "topk:FRACTION" or "onebit".
         error_feedback: whether what compression leaves out is sent later.
         servers: how many servers W is split over.
+        trace: whether everyone keeps a timeline.
     """
 
     folder: str
@@ -78,6 +79,7 @@ class Job:
     compress: str = "none"
     error_feedback: bool = True
     servers: int = 1
+    trace: bool = False
 
     @property
     def features(self) -> int:

@@ -21,6 +21,7 @@ from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.server_host import ServerHost
+from distsgd.runtime.trace import Track
 from distsgd.runtime.worker import Worker, work
 
 __all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
@@ -42,6 +43,7 @@ class _Listening:
         log: Callable[[int], list[Entry]] | None = None,
     ) -> None:
         part = job.ranges()[number]
+        self._trace, self._name = host.trace, f"server {number}"
 
         def decode(payload: bytes, rows: int) -> Floats:
             return job.decode(payload, rows, part)
@@ -49,6 +51,10 @@ class _Listening:
         self._calls = RayPort(host, _part_bytes(job, number), decode)
         own = ray.util.get_node_ip_address()
         self._port = Port(host, _shape(job, number), decode, own, log)
+
+    def track(self) -> Track:
+        """The timeline of this server."""
+        return self._trace.track(self._name)
 
     def address(self) -> tuple[str, Address]:
         """The node this server is on, and where it listens there."""
@@ -148,6 +154,10 @@ class WorkerProcess:
                 if channel == "tcp":
                     raise
         return RayChannel(actor, self._number, _part_bytes(self._job, number))
+
+    def track(self) -> Track:
+        """The timeline of this worker."""
+        return self._worker.trace.track(f"worker {self._number}")
 
     def run(self) -> int:
         """Work until the server has no more."""

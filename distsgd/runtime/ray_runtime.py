@@ -14,11 +14,13 @@ from distsgd.runtime.events import Connected, Ended, EpochEnded, Event
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import ray_session
+from distsgd.runtime.trace import Track
 
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
 _FOLLOWER = -1
+_TRACK_SECONDS = 30.0
 
 
 def _start_followers(job: Job, start: Snapshot, workers: int) -> list[Any]:
@@ -68,7 +70,8 @@ def train_on_ray(
         server, fleet = _start(job, start, workers)
         followers = _start_followers(job, start, workers)
         try:
-            yield from _Driver(server, followers, fleet, channel).events(should_stop)
+            driver = _Driver(server, followers, fleet, channel, job.trace)
+            yield from driver.events(should_stop)
         finally:
             for actor in (*fleet, *followers, server):
                 ray.kill(actor)
@@ -77,7 +80,10 @@ def train_on_ray(
 class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
-    def __init__(self, server: Any, followers: list[Any], fleet: list[Any], channel: str) -> None:
+    def __init__(
+        self, server: Any, followers: list[Any], fleet: list[Any], channel: str, trace: bool
+    ) -> None:
+        self._trace = trace
         self._server, self._fleet, self._channel = server, fleet, channel
         self._followers = followers
         self._running: dict[Any, int] = {}
@@ -111,6 +117,8 @@ class _Driver:
                     self._worker_ended(reference)
                     continue
                 events = [self._whole(event) for event in _get(reference)]
+                if self._trace and events and isinstance(events[-1], Ended):
+                    events[-1] = replace(events[-1], tracks=self._tracks())
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
@@ -130,6 +138,17 @@ class _Driver:
         if isinstance(event, Ended):
             event.statistics.bytes_pushed += sum(received for _, _, received in found)
         return replace(event, snapshot=replace(own, weights=weights, state=state))
+
+    def _tracks(self) -> tuple[Track, ...]:
+        """The timelines of all processes that live."""
+        actors = [self._server, *self._followers, *self._fleet]
+        found = []
+        for reference in [actor.track.remote() for actor in actors]:
+            try:
+                found.append(ray.get(reference, timeout=_TRACK_SECONDS))
+            except (ray.exceptions.RayError, TimeoutError):
+                continue
+        return tuple(found)
 
     def _worker_ended(self, reference: Any) -> None:
         number = self._running.pop(reference)

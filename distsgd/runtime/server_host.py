@@ -18,6 +18,7 @@ from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.outbox import Outbox
+from distsgd.runtime.trace import Trace
 
 __all__ = ["ServerHost"]
 
@@ -29,6 +30,9 @@ class ServerHost:
         job: what is trained.
         start: where it begins.
         workers: how many workers are expected.
+
+    Attributes:
+        trace: its timeline.
     """
 
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
@@ -41,6 +45,7 @@ class ServerHost:
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
+        self.trace = Trace(job.trace)
         self._over = False
         self._failure: Exception | None = None
         for worker in range(workers):
@@ -73,6 +78,12 @@ class ServerHost:
 
     def _submit(self, worker: int, push: Push | None, size: int) -> None:
         self._watch.run()
+        began = perf_counter()
+        self.trace.start()
+        self._take(worker, push, size)
+        self._recorder.statistics.busy_seconds += perf_counter() - began
+
+    def _take(self, worker: int, push: Push | None, size: int) -> None:
         if push is not None and push.lease.step == REPORT:
             self._events.told(worker, push.gradients[0])
             self._changed.notify_all()
@@ -81,9 +92,13 @@ class ServerHost:
         self._outbox.ask(worker)
         if push is not None:
             self._recorder.statistics.bytes_pushed += size
+            version = self._server.version
             with np.errstate(all="ignore"):
-                self._carry_out(self._server.push(worker, push))
+                decisions = self._server.push(worker, push)
+            self.trace.lap("add" if self._server.version == version else "update")
+            self._carry_out(decisions)
         self._carry_out(self._server.pull(worker))
+        self.trace.lap("give")
 
     def _question(self, worker: int) -> Work | None:
         lease = self._events.question(worker)

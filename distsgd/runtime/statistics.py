@@ -20,6 +20,7 @@ class Statistics:
         dropped: pushes that were not used.
         requeued: pieces that were put off to a later update.
         waiting_seconds: worker -> seconds from asking for work to getting it.
+        busy_seconds: time the server spent on pushes and pulls.
         bytes_pushed: bytes of gradients that were sent to the server.
     """
 
@@ -29,6 +30,7 @@ class Statistics:
     requeued: int = 0
     waiting_seconds: dict[int, float] = field(default_factory=dict)
     bytes_pushed: int = 0
+    busy_seconds: float = 0.0
 
     def count(self, decision: Decision) -> None:
         """Take note of a decision of the server."""

@@ -15,6 +15,7 @@ from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
 from distsgd.runtime.job import Job
+from distsgd.runtime.trace import Trace
 
 __all__ = ["Worker", "work"]
 
@@ -29,6 +30,7 @@ class Worker:
 
     def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
         self._job, self.feedback = job, feedback
+        self.trace = Trace(job.trace)
         self._split = Dataset(Path(job.folder)).train
         self._kernel = job.kernel()
         plan, columns = job.plan, job.preprocessing.columns
@@ -87,12 +89,15 @@ class Worker:
             indices = self._indices(step, slot)
             pixels = self._pixels[: len(indices)]
             self._split.gather(indices, pixels)
+            self.trace.lap("gather")
             out = as_matrix(self._gradients[place], self._job.classes)
             losses.append(self._kernel.gradient(weights, pixels, self._split.labels[indices], out))
+            self.trace.lap("compute")
         slots = self._job.plan.slots(step)
         nodes = cover(first, last, slots)
         for node in nodes:
             sum_node(node, self._gradients, first, slots)
+        self.trace.lap("sum")
         return losses, nodes
 
     def _local_steps(self, lease: Lease, flat: Floats) -> Push:
@@ -127,9 +132,12 @@ def work(worker: Worker, channel: Channel) -> int:
     """Answer leases until the server has no more; returns how many."""
     count, push = 0, None
     worker.compute_in(channel.buffer)
+    worker.trace.start()
     while True:
         channel.send(push)
+        worker.trace.lap("push")
         received = channel.receive()
+        worker.trace.lap("wait")
         if received is None:
             return count
         # A diverging W gives infinities, which the server finds; no warnings about them.
