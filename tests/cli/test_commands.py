@@ -75,7 +75,7 @@ def test_predictions_are_those_of_the_evaluation(sample: Dataset, tmp_path: Path
 def test_runs_elsewhere_are_listed_until_they_are_removed(distsgd: Run, tmp_path: Path) -> None:
     import shutil
 
-    assert distsgd(*TRAIN, "--run-dir", "--trace", "elsewhere").returncode == 0
+    assert distsgd(*TRAIN, "--run-dir", "elsewhere").returncode == 0
     assert "elsewhere" in distsgd("runs", "list").stdout
     shutil.rmtree(tmp_path / "elsewhere")
     assert "elsewhere" not in distsgd("runs", "list").stdout
