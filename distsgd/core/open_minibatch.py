@@ -52,27 +52,46 @@ class OpenMinibatch:
             self._place[piece] = leaf
             leaf += piece[2] - piece[1]
         self._leaves = leaf
+        self._given_back = False
 
-    def lease(self, worker: int, version: int, serial: int) -> Lease:
-        """Lease the next free piece."""
-        piece = self.free.popleft()
+    def lease(self, worker: int, version: int, serial: int, place: int = 0) -> Lease:
+        """Lease a free piece.
+
+        Args:
+            worker: to whom.
+            version: version of W that it is to be computed at.
+            serial: see `Lease`.
+            place: which one, counted among all pieces, if it is free and none was given back.
+        """
+        piece = self.free[0]
+        if place < len(self.pieces) and not self._given_back and self.pieces[place] in self.free:
+            piece = self.pieces[place]
+        self.free.remove(piece)
         lease = Lease(*piece, version, self.steps, self.shares, serial)
         self.leased[piece] = worker, lease
         return lease
+
+    def place(self, lease: Lease) -> int:
+        """Which of its pieces a lease is for."""
+        return self.pieces.index((lease.step, lease.first, lease.last))
 
     def release(self, worker: int) -> None:
         """The pieces of a worker that has gone are free again, before the others."""
         for piece in [piece for piece, (owner, _) in self.leased.items() if owner == worker]:
             del self.leased[piece]
             self.free.appendleft(piece)
+            self._given_back = True
 
-    def take(self, worker: int, push: Push, tree: Callable[[], TreeSum]) -> bool:
+    def take(
+        self, worker: int, push: Push, tree: Callable[[], TreeSum], *, borrow: bool = False
+    ) -> bool:
         """Take in a push; False if its piece is not wanted (any more).
 
         Args:
             worker: who pushes.
             push: what.
             tree: gives a place to sum in, when the first piece arrives.
+            borrow: the gradients stay as they are until `settle`.
         """
         lease = push.lease
         piece = (lease.step, lease.first, lease.last)
@@ -91,7 +110,7 @@ class OpenMinibatch:
         self.arrived[piece] = (worker, lease)
         self.losses.extend(push.losses)
         for node, vector in zip(self._nodes(piece), push.gradients, strict=True):
-            self._total.add(node, vector)
+            self._total.add(node, vector, borrow=borrow)
         return True
 
     def _fits(self, push: Push) -> bool:
@@ -105,6 +124,11 @@ class OpenMinibatch:
     def _nodes(self, piece: Piece) -> list[Node]:
         place = self._place[piece]
         return cover(place, place + piece[2] - piece[1], self._leaves)
+
+    def settle(self) -> None:
+        """Copy what is still borrowed, if there is such."""
+        if self._total is not None:
+            self._total.settle()
 
     def missing(self) -> list[tuple[int, int, int, int]]:
         """Place among the leaves, and piece, of all that have not arrived, in order."""

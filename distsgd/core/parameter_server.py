@@ -70,6 +70,8 @@ class ParameterServer:
         self._workers: list[int] = []
         self._waiting: deque[int] = deque()
         self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
+        self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
+        self._places: dict[int, int] = {}  # worker -> which piece of a minibatch it had last
         self._maybe_free = False  # whether an open minibatch may have a free piece
         self._applied: Counter[int] = Counter()
         self._serials: Counter[int] = Counter()  # worker -> serial of its next lease
@@ -122,12 +124,22 @@ class ParameterServer:
             self._waiting.append(worker)
         return self._hand_out()
 
-    def push(self, worker: int, push: Push) -> list[Decision]:
-        """A worker answers a lease. A push that comes twice, or too late, is not used."""
+    def push(self, worker: int, push: Push, *, borrow: bool = False) -> list[Decision]:
+        """A worker answers a lease. A push that comes twice, or too late, is not used.
+
+        Args:
+            worker: who.
+            push: its answer.
+            borrow: its gradients stay as they are until the worker is granted its next lease or
+                pushes again; they may be overwritten here. False has them copied now.
+        """
+        self._settle(worker)
         minibatch = None if self.stopped else self._holder(push.lease)
-        if minibatch is None or not minibatch.take(worker, push, self._tree):
+        if minibatch is None or not minibatch.take(worker, push, self._tree, borrow=borrow):
             return [Dropped(worker, push.lease)]
         self._serials[worker] += 1
+        if borrow:
+            self._lenders[worker] = minibatch
         decisions: list[Decision] = []
         for ready in self._ready(minibatch):
             decisions.append(self._apply(ready))
@@ -157,6 +169,11 @@ class ParameterServer:
             held.release(worker)
             self._maybe_free = True
 
+    def _settle(self, worker: int) -> None:
+        """The gradients of a worker are about to be overwritten."""
+        if (lender := self._lenders.pop(worker, None)) is not None:
+            lender.settle()
+
     def _holder(self, lease: Lease) -> OpenMinibatch | None:
         piece = (lease.step, lease.first, lease.last)
         return next((minibatch for minibatch in self._open if piece in minibatch.leased), None)
@@ -177,7 +194,12 @@ class ParameterServer:
         while self._waiting and not self.stopped and (source := self._source()) is not None:
             worker = self._waiting.popleft()
             self._holding[worker] = source
-            lease = source.lease(worker, self.version, self._serials[worker])
+            self._settle(worker)
+            # The same piece as last time, so that the worker can get its rows ready; but what
+            # was put off comes first.
+            place = 0 if self._policy.requeues else self._places.get(worker, 0)
+            lease = source.lease(worker, self.version, self._serials[worker], place)
+            self._places[worker] = source.place(lease)
             decisions.append(Grant(worker, lease))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)

@@ -97,36 +97,63 @@ class TreeSum:
 
     def __init__(self, most_slots: int, size: int, dtype: str) -> None:
         self._buffers = np.empty((most_slots, size), dtype=dtype)
-        self._present: set[Node] = set()
+        self._parts: dict[Node, Floats] = {}
+        self._borrowed: set[Node] = set()
         self._slots = 0
 
     def start(self, slots: int) -> None:
         """Begin a new sum over ``slots`` leaves."""
-        self._present.clear()
+        self._parts.clear()
+        self._borrowed.clear()
         self._slots = slots
 
-    def add(self, node: Node, vector: Floats) -> None:
-        """Copy in the sum of one node, and combine all that can be combined."""
-        np.copyto(self._buffers[node.first], vector)
+    def add(self, node: Node, vector: Floats, *, borrow: bool = False) -> None:
+        """Take in the sum of one node, and combine all that can be combined.
+
+        Args:
+            node: which.
+            vector: its sum, shape (size,).
+            borrow: use the vector itself, which stays as it is until `settle`, not a copy.
+        """
+        if borrow:
+            self._borrowed.add(node)
+        else:
+            vector = self._own(node, vector)
+        self._parts[node] = vector
         top = root(self._slots)
         while node != top:
             left = Node(node.level, node.index & ~1)
             right = Node(node.level, left.index + 1)
+            parent = Node(node.level + 1, node.index >> 1)
             if right.first < self._slots:
-                sibling = right if node == left else left
-                if sibling not in self._present:
-                    self._present.add(node)
+                if (right if node == left else left) not in self._parts:
                     return
-                self._present.discard(sibling)
                 into = self._buffers[left.first]
-                np.add(into, self._buffers[right.first], out=into)
-            node = Node(node.level + 1, node.index >> 1)
-        self._present.add(node)
+                np.add(self._parts.pop(left), self._parts.pop(right), out=into)
+                self._borrowed -= {left, right}
+                self._parts[parent] = into
+            else:
+                self._parts[parent] = self._parts.pop(node)
+                if node in self._borrowed:
+                    self._borrowed.remove(node)
+                    self._borrowed.add(parent)
+            node = parent
+
+    def settle(self) -> None:
+        """Copy what is still borrowed."""
+        for node in self._borrowed:
+            self._parts[node] = self._own(node, self._parts[node])
+        self._borrowed.clear()
+
+    def _own(self, node: Node, vector: Floats) -> Floats:
+        place: Floats = self._buffers[node.first]
+        np.copyto(place, vector)
+        return place
 
     @property
     def complete(self) -> bool:
         """Whether the sum over all leaves is there."""
-        return root(self._slots) in self._present
+        return root(self._slots) in self._parts
 
     def total(self) -> Floats:
         """The sum over the leaves that are there; valid until the next `start`.
@@ -137,21 +164,21 @@ class TreeSum:
         Raises:
             ValueError: there is none.
         """
-        place = self._sum(root(self._slots))
-        if place is None:
+        total = self._sum(root(self._slots))
+        if total is None:
             raise ValueError("no leaf has been added")
-        total: Floats = self._buffers[place]
         return total
 
-    def _sum(self, node: Node) -> int | None:
-        """Sum what is there below a node; the buffer that holds it, or None."""
-        if node in self._present:
-            return node.first
+    def _sum(self, node: Node) -> Floats | None:
+        """Sum what is there below a node; None if nothing is."""
+        if node in self._parts:
+            return self._parts[node]
         if node.level == 0 or node.first >= self._slots:
             return None
         left = self._sum(Node(node.level - 1, 2 * node.index))
         right = self._sum(Node(node.level - 1, 2 * node.index + 1))
         if left is None or right is None:
             return right if left is None else left
-        np.add(self._buffers[left], self._buffers[right], out=self._buffers[left])
-        return left
+        into: Floats = self._buffers[node.first]
+        np.add(left, right, out=into)
+        return into

@@ -94,7 +94,7 @@ class ServerHost:
             self._recorder.statistics.bytes_pushed += size
             version = self._server.version
             with np.errstate(all="ignore"):
-                decisions = self._server.push(worker, push)
+                decisions = self._server.push(worker, push, borrow=True)
             self.trace.lap("add" if self._server.version == version else "update")
             self._carry_out(decisions)
         self._carry_out(self._server.pull(worker))

@@ -57,7 +57,8 @@ class Crew(Account):
             self._pushed[piece] = worker, lease, push.losses
             self._arrived |= self._slots.of(lease)
             self._serials[worker] += 1
-            decisions = self.server.push(worker, push)
+            decisions = self.server.push(worker, push, borrow=True)
+            self._lent.setdefault(worker, []).append(push.gradients)
             assert not any(isinstance(decision, Dropped) for decision in decisions)
         else:
             self.seen["dropped"] += 1

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from math import fsum
 
+import numpy as np
 from reference_weights import Reference, plain_local, plain_sgd
 from slot_sets import SlotSets, piece_of
 
@@ -45,6 +46,7 @@ class Account:
         self._arrived = self._used = self._put_off = self._freed = 0
         self._open = {}  # first step -> workers that it was cut for
         self._next_step = self._most_workers = 0
+        self._lent = {}  # worker -> gradients that the server may still read
         self._serials = Counter()  # worker -> serial of its next lease
         self._trees_before = CountedTree.made
 
@@ -105,6 +107,8 @@ class Account:
         assert all(worker != holder for holder, _ in self.standing.values())
         assert lease.version == self.server.version
         assert lease.serial == self._serials[worker]
+        for gradients in self._lent.pop(worker, []):
+            gradients[...] = np.nan  # as a worker that computes its next sums in the same place
         assert not self._slots.of(lease) & (self._taken() | self._used)
         self._check_opened(lease)
         freed = self._freed & self._slots.round(lease.step)
