@@ -141,7 +141,7 @@ class _Replayer:
             raise JournalError(
                 number, f"an answer of worker {worker} is not here, and took part in its feedback"
             )
-        engine = engine or Worker(self._job)
+        engine = engine or Worker(self._job, like=self._worker)
         self._fleet[worker] = engine, serial + 1
         return engine
 

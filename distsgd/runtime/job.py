@@ -59,6 +59,7 @@ class Job:
         compress: "none", "fp16", "topk:FRACTION" or "onebit".
         error_feedback: whether what compression leaves out is sent later.
         servers: how many servers W is split over.
+        cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
     """
 
     folder: str
@@ -76,6 +77,7 @@ class Job:
     compress: str = "none"
     error_feedback: bool = True
     servers: int = 1
+    cache: str = "shards"
 
     @property
     def features(self) -> int:

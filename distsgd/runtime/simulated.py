@@ -66,7 +66,8 @@ class Simulation:
         self._job, self._fleet = job, fleet
         self._server = job.server(start)
         # Around the end of an epoch leases of two epochs mix, and a worker keeps one's order.
-        self._workers = (Worker(job), Worker(job))
+        first = Worker(job)
+        self._workers = (first, Worker(job, like=first))
         self._clock, self._copies = VirtualClock(), SharedWeights()
         self._recorder = Recorder(job, self._server, lambda: self._clock.now)
         self._members = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from distsgd.core.messages import Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
+from distsgd.data.row_cache import open_rows
 from distsgd.runtime.job import Job
 
 __all__ = ["Worker", "work"]
@@ -24,20 +26,26 @@ class Worker:
 
     Args:
         job: the job; its dataset is opened here.
+        like: another worker of the same job in this thread, to share its rows of the dataset.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, like: Worker | None = None) -> None:
         self._job = job
-        self._split = Dataset(Path(job.folder)).train
         self._kernel = job.kernel()
         plan, columns = job.plan, job.preprocessing.columns
+        if like is None:
+            split = Dataset(Path(job.folder)).train
+            most = self._kernel.slots * plan.slot_size
+            self._labels = split.labels
+            self._rows = open_rows(split, job.preprocessing, job.cache, most)
+        else:
+            self._labels, self._rows = like._labels, like._rows
         self._gradients = np.empty((plan.most_slots, job.classes * columns), dtype=job.dtype)
-        self._pixels = np.empty((plan.slot_size, job.features), dtype=np.uint8)
         codec = make_codec(job.compress, job.classes)
         self._feedback: ErrorFeedback | None = None
         if codec is not None:
-            like = self._gradients[0]
-            self._feedback = ErrorFeedback(codec, like, feedback=job.error_feedback)
+            shape = self._gradients[0]
+            self._feedback = ErrorFeedback(codec, shape, feedback=job.error_feedback)
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
@@ -65,15 +73,17 @@ class Worker:
         self, step: int, first: int, last: int, flat: Floats
     ) -> tuple[list[SlotLoss], list[Node]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
-        weights = as_matrix(flat, self._job.classes)
-        losses = []
-        for place, slot in enumerate(range(first, last)):
-            indices = self._indices(step, slot)
-            pixels = self._pixels[: len(indices)]
-            self._split.gather(indices, pixels)
-            out = as_matrix(self._gradients[place], self._job.classes)
-            losses.append(self._kernel.gradient(weights, pixels, self._split.labels[indices], out))
-        slots = self._job.plan.slots(step)
+        plan, classes = self._job.plan, self._job.classes
+        weights = as_matrix(flat, classes)
+        losses: list[SlotLoss] = []
+        place = 0
+        for indices in self._slot_examples(step, first, last):
+            slots = len(indices)
+            self._rows.gather(indices, self._kernel.rows(*indices.shape))
+            out = self._gradients[place : place + slots].reshape(slots, classes, -1)
+            losses += self._kernel.gradients(weights, self._labels[indices], out)
+            place += slots
+        slots = plan.slots(step)
         nodes = cover(first, last, slots)
         for node in nodes:
             sum_node(node, self._gradients, first, slots)
@@ -98,13 +108,22 @@ class Worker:
         difference = (flat - replica.weights) * flat.dtype.type(examples)
         return Push(lease, tuple(losses), difference[None])
 
-    def _indices(self, step: int, slot: int) -> NDArray[np.int64]:
-        plan = self._job.plan
+    def _slot_examples(self, step: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of slots [first, last), a few slots of one size at a time.
+
+        Yields:
+            shape (slots, examples of each).
+        """
+        plan, most = self._job.plan, self._kernel.slots
         epoch = plan.epoch_of(step)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, plan.order(epoch)
-        low, high = plan.slot(step, slot)
-        return self._order[low:high]
+        low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]
+        while low < high:
+            slots = min(most, (high - low) // plan.slot_size)
+            after = low + slots * plan.slot_size if slots else high
+            yield self._order[low:after].reshape(max(1, slots), -1)
+            low = after
 
 
 def work(worker: Worker, channel: Channel) -> int:
