@@ -5,6 +5,7 @@ from __future__ import annotations
 from distsgd.core.plan import Plan
 from distsgd.core.schedules import Schedule
 from distsgd.data.dataset import Dataset
+from distsgd.data.row_cache import choose_cache
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.job import Job
 
@@ -30,10 +31,11 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         every=max(1, round(config.step_epochs * plan.steps_per_epoch)),
         factor=config.step_factor,
     )
+    preprocessing = dataset.preprocessing(config.pixel_scale)
     return Job(
         folder=str(dataset.folder.resolve()),
         classes=len(dataset.manifest.classes),
-        preprocessing=dataset.preprocessing(config.pixel_scale),
+        preprocessing=preprocessing,
         loss=config.loss,
         regularization=config.regularization,
         optimizer=config.optimizer,
@@ -46,4 +48,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         compress=config.compress,
         servers=config.servers,
         error_feedback=config.error_feedback,
+        cache=choose_cache(
+            config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
+        ),
     )

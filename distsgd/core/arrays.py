@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bytes", "Floats", "Ints", "as_matrix", "bias_column", "padded_columns"]
+__all__ = ["Bytes", "Floats", "Ints", "as_matrix", "bias_column", "padded", "padded_columns"]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -17,13 +17,18 @@ _ALIGN = 16
 """Floats in a cache line: rows of this multiple are about a quarter faster to multiply."""
 
 
+def padded(columns: int) -> int:
+    """The next multiple of 16."""
+    return -(-columns // _ALIGN) * _ALIGN
+
+
 def padded_columns(features: int) -> int:
     """Columns of W as it is stored: features + 1 (the bias), rounded up to a multiple of 16.
 
     The columns after the bias are zero in the features, hence zero in every gradient, and
     stay zero in W.
     """
-    return -(-(features + 1) // _ALIGN) * _ALIGN
+    return padded(features + 1)
 
 
 def bias_column(features: int) -> int:

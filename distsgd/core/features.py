@@ -39,6 +39,22 @@ class Preprocessing:
         out[:, bias_column(self.features)] = 1
         return out
 
+    def raw_buffer(self, rows: int, dtype: str) -> Floats:
+        """A buffer for pixels as they are, shape (rows, columns): bias = scale, padding 0.
+
+        Features are (row - `centre`) / scale: linear, so that a product with features is had
+        from a product with raw rows, and no pixel is ever centred or scaled.
+        """
+        out = np.zeros((rows, self.columns), dtype=dtype)
+        out[:, bias_column(self.features)] = self.scale
+        return out
+
+    def centre(self, dtype: str) -> Floats:
+        """What is subtracted from raw rows, shape (columns,): the mean, and 0 for the bias."""
+        out = np.zeros(self.columns, dtype=dtype)
+        out[: self.features] = self.mean
+        return out
+
     def fill(self, pixels: Bytes, out: Floats) -> None:
         """Write (pixels - mean) / scale into the first columns of ``out``.
 

@@ -41,7 +41,7 @@ def softmax(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
     np.subtract(scores, scores.max(axis=1, keepdims=True), out=gradient)
     shifted = gradient[rows, labels]
     np.exp(gradient, out=gradient)
-    total = gradient.sum(axis=1, keepdims=True)
+    total = _over_classes(gradient)
     gradient /= total
     gradient[rows, labels] -= 1
     losses: Floats = np.log(total[:, 0]) - shifted
@@ -65,8 +65,21 @@ def svm(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
     np.maximum(margins, 0, out=margins)
     np.greater(margins, 0, out=gradient, casting="unsafe")
     gradient[rows, labels] = -gradient.sum(axis=1)
-    losses: Floats = margins.sum(axis=1)
-    return losses
+    return _over_classes(margins)[:, 0]
+
+
+def _over_classes(values: Floats) -> Floats:
+    """Sum over the classes, shape (examples, 1).
+
+    Where classes lie farther apart than examples, as in a kernel, numpy adds them in order, but
+    those of a single example pairwise; in order too, its bits are the same alone and with others.
+    """
+    total: Floats
+    if len(values) == 1:
+        total = np.add.accumulate(values, axis=1)[:, -1:]
+    else:
+        total = values.sum(axis=1, keepdims=True)
+    return total
 
 
 LOSSES: dict[str, Loss] = {"softmax": softmax, "svm": svm}

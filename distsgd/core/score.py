@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from distsgd.core.arrays import Floats
+from distsgd.core.arrays import Floats, padded
 
-__all__ = ["block_rows", "score"]
+__all__ = ["block_columns", "block_rows", "score"]
 
 _SMALL_PRODUCT = 1_000_000
 """Multiplications up to which OpenBLAS uses its small-matrix kernels, which are twice as fast
@@ -19,6 +19,15 @@ def block_rows(classes: int, columns: int) -> int:
     while rows > 8 and rows * classes * columns > _SMALL_PRODUCT:
         rows //= 2
     return rows
+
+
+def block_columns(rows: int, classes: int, columns: int) -> int:
+    """Columns of a block of a gradient: a multiple of 16, in at most 64 nearly equal blocks."""
+    small = max(1, _SMALL_PRODUCT // (rows * classes))
+    blocks = min(64, -(-columns // small))
+    while blocks < 64 and padded(-(-columns // blocks)) > small:
+        blocks += 1
+    return padded(-(-columns // blocks))
 
 
 def score(weights: Floats, features: Floats, out: Floats) -> Floats:

@@ -10,9 +10,14 @@ import numpy as np
 from distsgd.core.arrays import Bytes, Floats, Ints
 from distsgd.core.features import Preprocessing
 from distsgd.core.losses import LOSSES
-from distsgd.core.score import block_rows, score
+from distsgd.core.score import block_columns, block_rows, score
 
 __all__ = ["SlotKernel", "SlotLoss", "measure"]
+
+
+_EXAMPLES = 256
+"""How many examples are worth computing at once: what is done for many costs few calls, and
+more than that would not stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,16 @@ class SlotLoss:
 
 
 class SlotKernel:
-    """Computes slot gradients in buffers that are made once.
+    """Computes the gradients of a few slots at once, in buffers that are made once.
+
+    The features X are (R - c) / scale, with R the raw rows and c the centre (`Preprocessing`).
+    So the scores are X W' = (R W' - c W') / scale. With G the gradients of the losses with
+    respect to the scores (one row an example) and H = G / scale, the chain rule through s = W x
+    gives dL/dW = G' X = H' R - h c', with h the sum of the rows of H: one product, to which c
+    is a row more, of gradient -h. No pixel is ever centred or scaled.
+
+    Products are a slot's own; the rest is done for each example by itself. So a slot's bits do
+    not depend on the slots that are computed with it.
 
     Args:
         loss: "softmax" or "svm".
@@ -39,51 +53,89 @@ class SlotKernel:
         preprocessing: from pixels to features.
         slot_size: the most examples a slot has.
         dtype: "float32" or "float64".
+
+    Attributes:
+        slots: how many slots of full size may be computed at once.
     """
 
     def __init__(
         self, loss: str, classes: int, preprocessing: Preprocessing, slot_size: int, dtype: str
     ) -> None:
         self._loss = LOSSES[loss]
-        self._preprocessing = preprocessing
-        self._features = preprocessing.buffer(slot_size, dtype)
-        self._scores = np.empty((slot_size, classes), dtype=dtype)
-        self._score_gradient = np.empty((slot_size, classes), dtype=dtype)
-        self._block = self._column_block(classes, slot_size)
+        self._features = preprocessing.features
+        self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
+        self._centre = preprocessing.centre(dtype)
+        self.slots = max(1, _EXAMPLES // slot_size)
+        rows = preprocessing.raw_buffer(self.slots * (slot_size + 1), dtype)
+        self._rows = rows.reshape(self.slots, slot_size + 1, -1)
+        self._rows[:, 0] = self._centre
+        # Class by class, so that numpy goes over examples innermost.
+        self._scores = np.empty((classes, self.slots * slot_size), dtype=dtype)
+        self._gradient = np.empty_like(self._scores)
+        self._weighted = np.empty((classes, self.slots, slot_size + 1), dtype=dtype)
+        self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
 
-    def _column_block(self, classes: int, slot_size: int) -> int:
-        """Columns of a gradient computed in one product, chosen like the rows of a score."""
-        columns = self._preprocessing.columns
-        blocks = 1
-        while slot_size * classes * -(-columns // blocks) > 1_000_000 and blocks < 64:
-            blocks *= 2
-        return -(-columns // blocks)
+    def rows(self, slots: int, examples: int) -> Floats:
+        """Where the raw rows of the next slots belong, shape (slots, examples, columns).
+
+        Args:
+            slots: how many; 1 if they are shorter than ``slot_size``.
+            examples: of each slot.
+        """
+        return self._rows[:slots, 1 : examples + 1]
 
     def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
-        """Write the sum over the slot's examples of dL_i/dW, and return their loss.
-
-        dL/dW = G' X, with G the gradients with respect to the scores (one row an example) and
-        X the features: the chain rule through s = W x.
+        """The gradient of one slot; see `gradients`.
 
         Args:
             weights: W, shape (classes, columns).
             pixels: shape (examples, features), uint8.
             labels: shape (examples,).
             out: shape (classes, columns), overwritten.
+        """
+        np.copyto(self.rows(1, len(labels))[0, :, : self._features], pixels)
+        return self.gradients(weights, labels[None], out[None])[0]
+
+    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+        """Write the sums over each slot's examples of dL_i/dW, and return the slots' losses.
+
+        Args:
+            weights: W, shape (classes, columns).
+            labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
+            out: shape (slots, classes, columns), overwritten.
 
         Source: CS231n notes, "Optimization", analytic gradient.
         """
-        rows = len(labels)
-        features, scores = self._features[:rows], self._scores[:rows]
-        by_score = self._score_gradient[:rows]
-        self._preprocessing.fill(pixels, features)
-        score(weights, features, scores)
-        losses = self._loss(scores, labels, by_score)
-        for low in range(0, features.shape[1], self._block):
+        slots, examples = labels.shape
+        truth = labels.reshape(-1)
+        scores = self._score(weights, slots, examples)
+        gradient = self._gradient[:, : len(truth)]
+        losses = self._loss(scores.T, truth, gradient.T).reshape(labels.shape)
+        weighted = self._weighted[:, :slots, : examples + 1]
+        np.multiply(gradient.reshape(-1, slots, examples), self._shrink, out=weighted[:, :, 1:])
+        np.negative(weighted[:, :, 1:].sum(axis=2), out=weighted[:, :, 0])
+        for slot in range(slots):
+            self._product(weighted[:, slot], self._rows[slot, : examples + 1], out[slot])
+        hits = (scores.argmax(axis=0) == truth).reshape(labels.shape)
+        return [
+            SlotLoss(float(loss.sum(dtype=np.float64)), int(np.count_nonzero(hit)), examples)
+            for loss, hit in zip(losses, hits, strict=True)
+        ]
+
+    def _score(self, weights: Floats, slots: int, examples: int) -> Floats:
+        """The scores of what is in `rows`, shape (classes, slots * examples)."""
+        scores: Floats = self._scores[:, : slots * examples]
+        for slot, rows in enumerate(self.rows(slots, examples)):
+            score(weights, rows, scores[:, slot * examples : (slot + 1) * examples].T)
+        np.subtract(scores, (weights @ self._centre)[:, None], out=scores)
+        np.multiply(scores, self._shrink, out=scores)
+        return scores
+
+    def _product(self, left: Floats, right: Floats, out: Floats) -> None:
+        """The matrix product in blocks of columns."""
+        for low in range(0, out.shape[1], self._block):
             block = slice(low, low + self._block)
-            np.matmul(by_score.T, features[:, block], out=out[:, block])
-        correct = int(np.count_nonzero(scores.argmax(axis=1) == labels))
-        return SlotLoss(float(losses.sum(dtype=np.float64)), correct, rows)
+            np.matmul(left, right[:, block], out=out[:, block])
 
 
 def measure(

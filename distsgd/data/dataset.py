@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def in_memory(self) -> Split:
+        """The same examples, copied out of the shards into one piece of memory.
+
+        A gather then takes a third of the time. One shard is one piece already.
+        """
+        if len(self._pixels) == 1:
+            return self
+        kept = copy(self)
+        kept._pixels = [np.concatenate(self._pixels)]
+        kept._starts = self._starts[[0, -1]]
+        return kept
 
     def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
         """Copy the pixels of the examples at ``indices`` into ``out``, in that order.

@@ -77,6 +77,8 @@ class TrainConfig:
         pixel_scale: what centred pixels are divided by.
         dtype: "float32" or "float64".
         log_every: steps between two records of the metrics.
+        cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
+        cache_budget: MiB of each process for them; with less, rows come from the shards.
     """
 
     dataset: str = "cifar10"
@@ -108,6 +110,8 @@ class TrainConfig:
     pixel_scale: float = 64.0
     dtype: str = "float32"
     log_every: int = 20
+    cache: str = "auto"
+    cache_budget: int = 1024
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -206,6 +210,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "dtype": ("float32", "float64"),
     "channel": ("auto", "shm", "tcp", "ray"),
+    "cache": ("auto", "float32", "uint8"),
 }
 _LEAST: dict[str, tuple[float, str]] = {
     "workers": (0, "a whole number, 0 or more"),
@@ -215,6 +220,7 @@ _LEAST: dict[str, tuple[float, str]] = {
     "seed": (0, "a whole number, 0 or more"),
     "slot_size": (1, "a whole number, 1 or more"),
     "log_every": (1, "a whole number, 1 or more"),
+    "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
     "init_scale": (0, "a number, 0 or more"),
 }

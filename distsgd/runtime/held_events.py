@@ -55,6 +55,13 @@ class HeldEvents:
         """Whether `take` would give something."""
         return bool(self._events) and self._complete(self._events[0], now)
 
+    def urgent(self, now: float) -> bool:
+        """Whether one of them is more than a step of an epoch."""
+        return any(
+            isinstance(held.event, EpochEnded | Ended) and self._complete(held, now)
+            for held in self._events
+        )
+
     def take(self, now: float) -> list[Event]:
         """The events that wait for nothing, in order."""
         found = []

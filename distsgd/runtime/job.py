@@ -62,6 +62,7 @@ class Job:
         error_feedback: whether what compression leaves out is sent later.
         servers: how many servers W is split over.
         trace: whether everyone keeps a timeline.
+        cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
     """
 
     folder: str
@@ -80,6 +81,7 @@ class Job:
     error_feedback: bool = True
     servers: int = 1
     trace: bool = False
+    cache: str = "shards"
 
     @property
     def features(self) -> int:

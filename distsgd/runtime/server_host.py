@@ -105,14 +105,16 @@ class ServerHost:
         return None if lease is None else (lease, self._server.weights)
 
     def events(self, timeout: float) -> list[Event]:
-        """What has happened since the last call; waits up to ``timeout`` seconds for it.
+        """What has happened since the last call.
+
+        Waits ``timeout`` seconds, so that calls are few, or until something does not wait.
 
         Raises:
             Exception: what went wrong in an exchange, for the driver to see.
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._events.ready(perf_counter()) or self._failure, timeout
+                lambda: self._events.urgent(perf_counter()) or self._failure, timeout
             )
             if self._failure is not None:
                 raise self._failure

@@ -65,8 +65,7 @@ class Simulation:
     def __init__(self, job: Job, start: Snapshot, fleet: Fleet, seed: int) -> None:
         self._job, self._fleet = job, fleet
         self._server = job.server(start)
-        # Around the end of an epoch leases of two epochs mix, and a worker keeps one's order.
-        self._workers = (Worker(job), Worker(job))
+        self._worker = Worker(job)
         self._clock, self._copies = VirtualClock(), SharedWeights()
         self._feedback = [job.feedback(start, n, fleet.workers) for n in range(fleet.workers)]
         self._recorder = Recorder(job, self._server, lambda: self._clock.now, self._left_over)
@@ -179,9 +178,8 @@ class Simulation:
         lease = member.lease
         assert lease is not None
         with np.errstate(all="ignore"):  # a diverging W gives infinities, which the server finds
-            answering = self._workers[self._job.plan.epoch_of(lease.step) % 2]
-            answering.feedback = self._feedback[worker]
-            push = answering.answer((lease, self._copies.of(lease.version)))
+            self._worker.feedback = self._feedback[worker]
+            push = self._worker.answer((lease, self._copies.of(lease.version)))
             self._recorder.statistics.bytes_pushed += push.size
             decisions = self._server.push(worker, push)
         self._copies.release(lease.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
+from distsgd.data.row_cache import open_rows
 from distsgd.runtime.job import Job
 from distsgd.runtime.trace import Trace
 
 __all__ = ["Worker", "work"]
+
+Place = tuple[int, int, int]
+"""Step, first slot, one past the last."""
 
 
 class Worker:
@@ -31,18 +36,41 @@ class Worker:
     def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
         self._job, self.feedback = job, feedback
         self.trace = Trace(job.trace)
-        self._split = Dataset(Path(job.folder)).train
         self._kernel = job.kernel()
         plan, columns = job.plan, job.preprocessing.columns
+        split = Dataset(Path(job.folder)).train
+        self._labels = split.labels
+        most = self._kernel.slots * plan.slot_size
+        self._rows = open_rows(split, job.preprocessing, job.cache, most)
         self._gradients = np.empty((plan.most_slots, job.classes * columns), dtype=job.dtype)
-        self._pixels = np.empty((plan.slot_size, job.features), dtype=np.uint8)
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._gathered: Place | None = None
+        self._expected: Place | None = None
+        self._last = Lease(-1, 0, 0, 0)
 
     def compute_in(self, buffer: Floats | None) -> None:
         """Where sums are computed from now on, such as memory that the server shares."""
         if buffer is not None:
             self._gradients = buffer
+
+    def get_ready(self, lease: Lease) -> None:
+        """Gather rows of the lease that is likely to come after this one.
+
+        That is the same piece of a later minibatch, as far on as this one was from the last. If
+        that was wrong the time before, nothing is done.
+        """
+        here = (lease.step, lease.first, lease.last)
+        lucky, plan = self._expected in (None, here), self._job.plan
+        stride = min(max(1, lease.step - self._last.step), 64) if self._last.last else 1
+        step = lease.step + stride
+        self._last, self._expected = lease, (step, lease.first, lease.last)
+        if lease.shares or step >= plan.total_steps or lease.last > plan.slots(step):
+            self._expected = None
+        elif lucky:
+            indices = next(self._slot_examples(*self._expected))
+            self._rows.gather(indices, self._kernel.rows(*indices.shape))
+            self._gathered = self._expected
+            self.trace.lap("gather")
 
     def answer(self, work: Work) -> Push:
         """The push for a lease; its gradients are valid until the next call."""
@@ -83,17 +111,21 @@ class Worker:
         self, step: int, first: int, last: int, flat: Floats
     ) -> tuple[list[SlotLoss], list[Node]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
-        weights = as_matrix(flat, self._job.classes)
-        losses = []
-        for place, slot in enumerate(range(first, last)):
-            indices = self._indices(step, slot)
-            pixels = self._pixels[: len(indices)]
-            self._split.gather(indices, pixels)
+        plan, classes = self._job.plan, self._job.classes
+        weights = as_matrix(flat, classes)
+        losses: list[SlotLoss] = []
+        place = 0
+        gathered, self._gathered = self._gathered == (step, first, last), None
+        for indices in self._slot_examples(step, first, last):
+            slots = len(indices)
+            if place or not gathered:
+                self._rows.gather(indices, self._kernel.rows(*indices.shape))
             self.trace.lap("gather")
-            out = as_matrix(self._gradients[place], self._job.classes)
-            losses.append(self._kernel.gradient(weights, pixels, self._split.labels[indices], out))
+            out = self._gradients[place : place + slots].reshape(slots, classes, -1)
+            losses += self._kernel.gradients(weights, self._labels[indices], out)
             self.trace.lap("compute")
-        slots = self._job.plan.slots(step)
+            place += slots
+        slots = plan.slots(step)
         nodes = cover(first, last, slots)
         for node in nodes:
             sum_node(node, self._gradients, first, slots)
@@ -119,13 +151,30 @@ class Worker:
         difference = (flat - replica.weights) * flat.dtype.type(examples)
         return Push(lease, tuple(losses), difference[None])
 
-    def _indices(self, step: int, slot: int) -> NDArray[np.int64]:
-        plan = self._job.plan
-        epoch = plan.epoch_of(step)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, plan.order(epoch)
-        low, high = plan.slot(step, slot)
-        return self._order[low:high]
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch; those of two are kept, as leases of two mix around an end."""
+        if epoch not in self._orders:
+            for other in [other for other in self._orders if abs(other - epoch) > 1]:
+                del self._orders[other]
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = self._job.plan.order(epoch)
+        return self._orders[epoch]
+
+    def _slot_examples(self, step: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of slots [first, last), a few slots of one size at a time.
+
+        Yields:
+            shape (slots, examples of each).
+        """
+        plan, most = self._job.plan, self._kernel.slots
+        order = self._order(plan.epoch_of(step))
+        low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]
+        while low < high:
+            slots = min(most, (high - low) // plan.slot_size)
+            after = low + slots * plan.slot_size if slots else high
+            yield order[low:after].reshape(max(1, slots), -1)
+            low = after
 
 
 def work(worker: Worker, channel: Channel) -> int:
@@ -136,6 +185,8 @@ def work(worker: Worker, channel: Channel) -> int:
     while True:
         channel.send(push)
         worker.trace.lap("push")
+        if push is not None and push.lease.step != REPORT:
+            worker.get_ready(push.lease)
         received = channel.receive()
         worker.trace.lap("wait")
         if received is None:

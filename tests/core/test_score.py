@@ -5,7 +5,7 @@ import pytest
 
 from distsgd.core.features import Preprocessing
 from distsgd.core.initial import padded_columns
-from distsgd.core.score import block_rows, score
+from distsgd.core.score import block_columns, block_rows, score
 
 
 def random_case(rows, classes, columns, dtype="float32"):
@@ -43,6 +43,24 @@ def test_bits_of_a_row_do_not_depend_on_the_blocks_after_it(classes, columns):
 )
 def test_block_rows_keep_the_product_small(classes, columns, rows):
     assert block_rows(classes, columns) == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "columns", "width"),
+    [(65, 10, 3088, 1040), (64, 10, 3088, 1552), (3, 2, 16, 16), (257, 10, 3088, 352),
+     (10_000, 10, 3088, 64)],
+)  # fmt: skip
+def test_block_columns_are_few_and_small(rows, classes, columns, width):
+    assert block_columns(rows, classes, columns) == width
+
+
+def test_raw_rows_less_the_centre_are_features():
+    preprocessing = Preprocessing(np.array([100.0, 0.5, 255.0]), scale=64.0)
+    pixels = np.array([[0, 1, 2], [255, 254, 253]], dtype=np.uint8)
+    features, raw = preprocessing.buffer(2, "float64"), preprocessing.raw_buffer(2, "float64")
+    preprocessing.fill(pixels, features)
+    raw[:, :3] = pixels
+    np.testing.assert_allclose((raw - preprocessing.centre("float64")) / 64, features, rtol=1e-15)
 
 
 def test_features_are_centred_scaled_and_end_in_a_1():

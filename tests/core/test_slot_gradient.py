@@ -121,6 +121,44 @@ def test_a_slot_has_the_same_bits_whatever_the_kernel_did_before(loss, features,
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("features", "slot_size"),
+    [(SMALL, 1), (SMALL, 2), (SMALL, 7), (CIFAR, 1), (CIFAR, 33), (CIFAR, 64)],
+)
+def test_slots_have_the_same_bits_alone_and_together(loss, dtype, features, slot_size):
+    """At any place among those computed with it, and after others in the same buffers."""
+    problem = Problem(features, 6 * slot_size, dtype)
+    problem.weights *= 3
+    kernel = problem.kernel(loss, slot_size)
+    slots = slots_of(6 * slot_size, slot_size)
+    alone = [problem.gradient(problem.kernel(loss, slot_size), rows) for rows in slots]
+    for first, last in [(0, 3), (1, 4), (2, 4), (3, 6), (5, 6), (2, 5)]:
+        many = slice(first * slot_size, last * slot_size)
+        rows = kernel.rows(last - first, slot_size)
+        rows[:, :, :features] = problem.pixels[many].reshape(last - first, slot_size, -1)
+        out = np.full((last - first, *problem.padded.shape), np.nan, dtype)
+        labels = problem.labels[many].reshape(last - first, slot_size)
+        found = kernel.gradients(problem.padded, labels, out)
+        for place, (gradient, loss_alone) in enumerate(alone[first:last]):
+            assert out[place].tobytes() == gradient.tobytes()
+            assert found[place] == loss_alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bits_do_not_depend_on_where_weights_lie_in_memory(dtype):
+    problem = Problem(CIFAR, 64, dtype)
+    kernel = problem.kernel("softmax", 64)
+    expected, _ = problem.gradient(kernel, slice(0, 64))
+    memory = np.empty(problem.padded.size + 64, dtype)
+    for offset in (1, 2, 3, 5, 16, 33):
+        moved = memory[offset : offset + problem.padded.size].reshape(CLASSES, -1)
+        moved[...] = problem.padded
+        problem.padded = moved
+        assert problem.gradient(kernel, slice(0, 64))[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_slot_after_a_diverged_one_is_clean(loss):
     """No nan or infinity stays behind in the buffers."""
     problem = Problem(SMALL, 40, "float32")

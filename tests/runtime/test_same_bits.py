@@ -79,6 +79,15 @@ def test_runs_repeat_and_seeds_matter() -> None:
     assert sha_of(0, seed=1) != sha_of(0)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_cache_gives_the_same_bits(loss: str) -> None:
+    found = {
+        sha_of(0, loss=loss, batch_size=200, slot_size=30, **settings)
+        for settings in ({"cache": "uint8"}, {"cache": "float32"}, {"cache_budget": 0}, {})
+    }
+    assert len(found) == 1
+
+
 def train_with_threads(workers: int, config: TrainConfig, dataset: Dataset) -> Ended:
     """Training over in-process channels, a thread for each worker."""
     job = make_job(config, dataset)
