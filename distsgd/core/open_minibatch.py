@@ -121,7 +121,7 @@ class OpenMinibatch:
         losses_fit = len(push.losses) == slots or self.shares > 0
         return losses_fit and push.gradients.ndim == 2 and len(push.gradients) == len(nodes)
 
-    def _nodes(self, piece: Piece) -> list[Node]:
+    def _nodes(self, piece: Piece) -> tuple[Node, ...]:
         place = self._place[piece]
         return cover(place, place + piece[2] - piece[1], self._leaves)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +40,12 @@ class Plan:
     slot_size: int
     epochs: int
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Minibatches of an epoch, the short one included."""
         return -(-self.examples // self.batch_size)
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """Updates of the whole run."""
         return self.steps_per_epoch * self.epochs

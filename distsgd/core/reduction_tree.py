@@ -1,13 +1,14 @@
 """Sums along one fixed binary tree, so that the order of arrival cannot change a bit.
 
-The leaves are the slots 0..n-1 of a minibatch. The node (level, index) covers the slots
-[index * 2**level, (index + 1) * 2**level), cut off at n. Its sum is left + right, or left alone
+The leaves are the slots 0..n-1 of a minibatch. The node (level, number) covers the slots
+[number * 2**level, (number + 1) * 2**level), cut off at n. Its sum is left + right, or left alone
 where the right half is empty. A worker that owns every slot of a node may send the node's sum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,34 +17,35 @@ from distsgd.core.arrays import Floats
 __all__ = ["Node", "TreeSum", "cover", "root", "shares", "sum_node"]
 
 
-@dataclass(frozen=True, order=True)
-class Node:
+class Node(NamedTuple):
     """One node of the tree.
 
     Attributes:
         level: 0 for a leaf.
-        index: position among the nodes of its level.
+        number: position among the nodes of its level.
     """
 
     level: int
-    index: int
+    number: int
 
     @property
     def first(self) -> int:
         """The first slot below this node."""
-        return self.index << self.level
+        return self.number << self.level
 
     def last(self, slots: int) -> int:
         """One past the last slot below this node, of a tree of ``slots`` leaves."""
-        return min((self.index + 1) << self.level, slots)
+        return min((self.number + 1) << self.level, slots)
 
 
+@cache
 def root(slots: int) -> Node:
     """The root of a tree of ``slots`` leaves."""
     return Node((slots - 1).bit_length(), 0)
 
 
-def cover(first: int, last: int, slots: int) -> list[Node]:
+@cache
+def cover(first: int, last: int, slots: int) -> tuple[Node, ...]:
     """The fewest nodes that together cover exactly the slots [first, last), left to right."""
     nodes = []
     while first < last:
@@ -55,7 +57,7 @@ def cover(first: int, last: int, slots: int) -> list[Node]:
             level += 1
         nodes.append(Node(level, first >> level))
         first = nodes[-1].last(slots)
-    return nodes
+    return tuple(nodes)
 
 
 def shares(slots: int, workers: int) -> list[tuple[int, int]]:
@@ -122,9 +124,9 @@ class TreeSum:
         self._parts[node] = vector
         top = root(self._slots)
         while node != top:
-            left = Node(node.level, node.index & ~1)
-            right = Node(node.level, left.index + 1)
-            parent = Node(node.level + 1, node.index >> 1)
+            left = Node(node.level, node.number & ~1)
+            right = Node(node.level, left.number + 1)
+            parent = Node(node.level + 1, node.number >> 1)
             if right.first < self._slots:
                 if (right if node == left else left) not in self._parts:
                     return
@@ -175,8 +177,8 @@ class TreeSum:
             return self._parts[node]
         if node.level == 0 or node.first >= self._slots:
             return None
-        left = self._sum(Node(node.level - 1, 2 * node.index))
-        right = self._sum(Node(node.level - 1, 2 * node.index + 1))
+        left = self._sum(Node(node.level - 1, 2 * node.number))
+        right = self._sum(Node(node.level - 1, 2 * node.number + 1))
         if left is None or right is None:
             return right if left is None else left
         into: Floats = self._buffers[node.first]

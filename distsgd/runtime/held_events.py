@@ -40,6 +40,7 @@ class HeldEvents:
 
     def __init__(self) -> None:
         self._events: deque[_Held] = deque()
+        self._wanting = False
 
     def add(self, event: Event, wanted: dict[int, int], now: float) -> None:
         """Append an event.
@@ -50,6 +51,7 @@ class HeldEvents:
             now: the time.
         """
         self._events.append(_Held(event, wanted, now + _PATIENCE))
+        self._wanting |= bool(wanted)
 
     def ready(self, now: float) -> bool:
         """Whether `take` would give something."""
@@ -67,10 +69,13 @@ class HeldEvents:
         found = []
         while self.ready(now):
             found.append(self._events.popleft().whole())
+        self._wanting = any(held.wanted for held in self._events)
         return found
 
     def question(self, worker: int) -> Lease | None:
         """What a worker is asked next, if anything: a lease of step `REPORT`."""
+        if not self._wanting:
+            return None
         for held in self._events:
             if worker in held.wanted:
                 serial = held.wanted[worker]

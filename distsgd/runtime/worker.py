@@ -109,7 +109,7 @@ class Worker:
 
     def _sums(
         self, step: int, first: int, last: int, flat: Floats
-    ) -> tuple[list[SlotLoss], list[Node]]:
+    ) -> tuple[list[SlotLoss], tuple[Node, ...]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
         plan, classes = self._job.plan, self._job.classes
         weights = as_matrix(flat, classes)
