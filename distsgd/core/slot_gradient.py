@@ -79,11 +79,24 @@ class SlotKernel:
         self._preprocessing.fill(pixels, features)
         score(weights, features, scores)
         losses = self._loss(scores, labels, by_score)
+        self._weight_gradient(by_score, features, out)
+        correct = int(np.count_nonzero(scores.argmax(axis=1) == labels))
+        return SlotLoss(float(losses.sum(dtype=np.float64)), correct, rows)
+
+    def _weight_gradient(self, by_score: Floats, features: Floats, out: Floats) -> None:
+        """out = G' X."""
         for low in range(0, features.shape[1], self._block):
             block = slice(low, low + self._block)
             np.matmul(by_score.T, features[:, block], out=out[:, block])
-        correct = int(np.count_nonzero(scores.argmax(axis=1) == labels))
-        return SlotLoss(float(losses.sum(dtype=np.float64)), correct, rows)
+
+    def products(self, weights: Floats, rows: int, out: Floats) -> None:
+        """Only the two products of `gradient`, X W' and G' X, on what its buffers hold.
+
+        For measuring how near they come to the peak of the machine.
+        """
+        features = self._features[:rows]
+        score(weights, features, self._scores[:rows])
+        self._weight_gradient(self._score_gradient[:rows], features, out)
 
 
 def measure(
