@@ -124,7 +124,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
     "command",
     ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
      "data info", "data verify",
-     "runs list", "runs show"],
+     "runs list", "runs show", "bench"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(distsgd: Run, command: str) -> None:
     done = distsgd(*command.split(), "--help")
