@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from distsgd.bench.contenders import choose
-from distsgd.bench.environment import busy, environment
+from distsgd.bench.environment import environment
 from distsgd.bench.lineup import grid, line_up
 from distsgd.bench.markdown import markdown
 from distsgd.bench.report import Report, judged, make_rows
@@ -24,8 +24,8 @@ __all__ = ["Options", "check_output", "run_benchmark", "write_markdown"]
 
 ROUNDS, SECONDS = 3, 2.0
 QUICK_ROUNDS, QUICK_SECONDS = 1, 0.5
-_BUSY = 0.7
-"""Load before the first measurement from which figures are not to be trusted."""
+_BUSY = 0.2
+"""Cores busy with something else, from which figures are not to be trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +80,27 @@ def run_benchmark(options: Options, tell: Callable[[str], None]) -> Report:
         UsageError: an option cannot be used.
         DatasetError: there is no such dataset.
     """
-    began, load = perf_counter(), busy()
+    began = perf_counter()
     channels = choices("channel")
     contenders = choose(options.only, line_up(channels), grid(channels))
     examples = read_manifest(find_dataset(options.dataset)).rows("train")
-    if load > _BUSY:
-        tell(f"the machine is busy (load {load:.1f}): figures will be low, and ratios unsure")
     reasons = {one.name: reason_to_skip(one, examples) for one in contenders}
     rounds, seconds = options.how_long()
-    measured = measure_rounds(
+    measured, others = measure_rounds(
         contenders, {name: why for name, why in reasons.items() if why},
         dataset=options.dataset, rounds=rounds, seconds=seconds, tell=tell,
     )  # fmt: skip
+    if others > _BUSY:
+        tell(
+            f"{others:.1f} cores were busy with something else: these figures are not to be trusted"
+        )
     return Report(
         command=options.command(),
         dataset=options.dataset,
         rounds=rounds,
         seconds=seconds,
         environment=environment(),
-        load=load,
+        others_busy=others,
         rows=make_rows(contenders, measured),
         bars=judged(measured),
         wall_seconds=perf_counter() - began,

@@ -24,10 +24,10 @@ from typing import Any
 
 from distsgd.errors import DistsgdError
 
-__all__ = ["Found", "Task", "parse_results", "rate", "serve", "told"]
+__all__ = ["WARM_UP", "Found", "Task", "parse_results", "rate", "serve", "told"]
 
 _MARK = "RESULT "
-_WARM_UP = 0.3
+WARM_UP = 0.5
 """Seconds of steps before those that count."""
 
 _SECONDS_TO_LEAVE = 15.0
@@ -103,7 +103,7 @@ def rate(step: Callable[[], int], seconds: float) -> float:
         step: makes one step, and returns how many images it used.
         seconds: how long to count.
     """
-    until = perf_counter() + min(_WARM_UP, seconds)
+    until = perf_counter() + min(WARM_UP, seconds)
     while perf_counter() < until:
         step()
     images, began = 0, perf_counter()

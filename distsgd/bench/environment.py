@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from distsgd.version import __version__
 
-__all__ = ["busy", "environment"]
+__all__ = ["busy_cores", "environment"]
 
 _PACKAGES = ("numpy", "ray", "pyarrow", "torch", "scikit-learn")
 
@@ -34,9 +35,20 @@ def environment() -> dict[str, str]:
     return found
 
 
-def busy() -> float:
-    """Processes that wanted a core over the last minute, before anything is measured."""
-    return os.getloadavg()[0]
+def busy_cores(seconds: float = 0.25) -> float:
+    """How many cores were busy, with anything, while this process slept."""
+    before = _jiffies()
+    time.sleep(seconds)
+    busy, total = (b - a for a, b in zip(before, _jiffies(), strict=True))
+    return (os.cpu_count() or 1) * busy / total if total else 0.0
+
+
+def _jiffies() -> tuple[int, int]:
+    """Time that all cores were busy, or lent to somebody else by the host, and all their time."""
+    with Path("/proc/stat").open(encoding="utf-8") as file:
+        spent = [int(word) for word in file.readline().split()[1:9]]
+    idle, waiting = spent[3:5]
+    return sum(spent) - idle - waiting, sum(spent)
 
 
 def _version(package: str) -> str:

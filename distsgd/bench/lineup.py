@@ -59,12 +59,11 @@ def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
     """The forms of ours that are measured if nothing is said."""
     for batch in BATCHES:
         yield _ours(2, batch)
-    yield _ours(2, 256, "asp")
-    for batch in (256, 512):
-        yield _ours(1, batch)
-        yield _ours(2, batch, "ssp")
-    yield _ours(1, 256, "asp")
-    yield _ours(2, 2048, "asp")
+    for consistency, workers, batch in (
+        ("asp", 2, 256), ("asp", 2, 2048), ("ssp", 2, 256), ("ssp", 2, 512),
+        ("bsp", 1, 256), ("bsp", 1, 512), ("asp", 1, 256),
+    ):  # fmt: skip
+        yield _ours(workers, batch, consistency)
     for channel in channels:
         if channel != "auto":
             yield _ours(2, 512, "bsp", channel)

@@ -22,8 +22,8 @@ def _method(report: Report) -> str:
     return (
         f"Dataset {report.dataset}; {rounds}, interleaved, {report.seconds:g} s of steps each; "
         f"one BLAS thread a process; {report.wall_seconds:.0f} s in all. Figures are medians over "
-        "the rounds; ratios are medians of the ratios within a round. Load of the machine in the "
-        f"minute before: {report.load:.1f}."
+        "the rounds; ratios are medians of the ratios within a round. Cores busy with "
+        f"something else meanwhile: {report.others_busy:.1f}."
     )
 
 

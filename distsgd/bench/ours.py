@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from distsgd.api.jobs import make_job
 from distsgd.api.reporter import Reporter
 from distsgd.api.training import train_with
-from distsgd.bench.child import Found, Task, serve, told
+from distsgd.bench.child import WARM_UP, Found, Task, serve, told
 from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
@@ -31,8 +31,6 @@ __all__ = ["Window", "main", "measure"]
 _EPOCHS = 100_000
 """More than there is time for."""
 
-_WARM_UP = 0.3
-
 
 class Window:
     """Images a second between two reports of progress: the first after a warm-up, and the last.
@@ -42,7 +40,7 @@ class Window:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._warm_up, self._until = min(_WARM_UP, seconds), min(_WARM_UP, seconds) + seconds
+        self._warm_up, self._until = min(WARM_UP, seconds), min(WARM_UP, seconds) + seconds
         self._first: tuple[float, int] | None = None
         self._last = (0.0, 0)
 

@@ -60,7 +60,7 @@ class Report:
         rounds: how many.
         seconds: how long each contender was measured in a round.
         environment: hardware and versions.
-        load: processes that wanted a core in the minute before.
+        others_busy: cores that were busy with something else between the measurements.
         rows: of every contender, in order.
         bars: of those that there are.
         wall_seconds: how long all of it took.
@@ -71,7 +71,7 @@ class Report:
     rounds: int
     seconds: float
     environment: dict[str, str]
-    load: float
+    others_busy: float
     rows: tuple[Row, ...]
     bars: tuple[Outcome, ...]
     wall_seconds: float

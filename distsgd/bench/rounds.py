@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from distsgd.bench.child import parse_results
 from distsgd.bench.contenders import Contender
+from distsgd.bench.environment import busy_cores
 from distsgd.bench.measurement import Measurement
 from distsgd.bench.processes import Finished, run_process
 
@@ -55,7 +57,7 @@ def measure_rounds(
     rounds: int,
     seconds: float,
     tell: Callable[[str], None],
-) -> dict[str, Measurement]:
+) -> tuple[dict[str, Measurement], float]:
     """Measure all contenders in interleaved rounds: A B C, A B C, ...
 
     Args:
@@ -65,6 +67,10 @@ def measure_rounds(
         rounds: how many.
         seconds: how long each is measured in a round.
         tell: told what is going on.
+
+    Returns:
+        what was measured, by name; and how many cores were busy between the processes, when
+        nothing of ours ran, on average.
     """
     measured = {
         one.name: Measurement(name=one.name, skipped=skipped.get(one.name, ""))
@@ -73,12 +79,14 @@ def measure_rounds(
     for name, why in skipped.items():
         tell(f"{name}: skipped, {why}")
     present = [one for one in contenders if one.name not in skipped]
+    others: list[float] = []
     for number in range(rounds):
         for together in in_processes(present):
             names = ", ".join(one.name for one in together)
+            others.append(busy_cores())
             tell(f"round {number + 1} of {rounds}: {names}")
             _measure_process(together, number, dataset, seconds, measured)
-    return measured
+    return measured, fmean(others or [0.0])
 
 
 def _measure_process(
