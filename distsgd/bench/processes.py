@@ -16,8 +16,6 @@ __all__ = ["ONE_THREAD", "Finished", "run_process"]
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS")}
 """One BLAS thread a process, in the environment: for ours as for all others."""
 
-_SECONDS_TO_LEAVE = 10.0
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -37,7 +35,10 @@ class Finished:
 
 
 def run_process(
-    command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    limit: float,
+    environment: Mapping[str, str] | None = None,
+    leave: float = 12.0,
 ) -> Finished:
     """Run a command to its end.
 
@@ -45,6 +46,7 @@ def run_process(
         command: what to run. Its stdin stays open, and closes when this process ends.
         limit: seconds after which it is ended, with its process group.
         environment: variables besides this process's own and `ONE_THREAD`.
+        leave: seconds that it gets to end by itself, once it is asked to.
     """
     variables = {**os.environ, **ONE_THREAD, **(environment or {})}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -59,7 +61,7 @@ def run_process(
                 code = process.wait(limit)
             seconds = perf_counter() - began
         finally:
-            _end(process)
+            _end(process, leave)
         texts = []
         for file in (output, errors):
             file.seek(0)
@@ -68,12 +70,12 @@ def run_process(
     return Finished(code, texts[0], complaints[-1] if complaints else "", seconds)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], leave: float) -> None:
     """End the process if it runs, and what it left in its group: by request, then by force."""
     if process.poll() is None:
         _signal(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_TO_LEAVE)
+            process.wait(leave)
     _signal(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdin is not None

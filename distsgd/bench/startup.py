@@ -19,6 +19,9 @@ from distsgd.runtime.session_guard import clear_session
 __all__ = ["measure"]
 
 _LIMIT = 80.0
+_LEAVE = 3.0
+"""Seconds that a process gets to end; twice this is less than what this process itself gets."""
+
 _EPOCHS, _LEARNING_RATE = 3, 0.03
 """What brings a minibatch of 512 to the target with something to spare."""
 
@@ -55,7 +58,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
 
 
 def _seconds(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
-    finished = run_process(command, _LIMIT, environment)
+    finished = run_process(command, _LIMIT, environment, _LEAVE)
     if finished.code != 0:
         why = finished.complaint or f"exit code {finished.code}"
         raise RuntimeFailure("it took too long" if finished.code is None else why)
@@ -82,7 +85,7 @@ def _bare_ray(command: Sequence[str]) -> Found:
     try:
         return Found(_seconds(command, {**_PRIVATE, **token}).seconds, {})
     finally:
-        clear_session(folder, 10.0)
+        clear_session(folder, _LEAVE)
 
 
 if __name__ == "__main__":
