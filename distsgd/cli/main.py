@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distsgd.cli import (
+    bench_command,
     data_commands,
     journal_commands,
     model_commands,
@@ -53,6 +54,7 @@ train_command.add_to(app)
 model_commands.add_to(app)
 journal_commands.add_to(app)
 simulate_commands.add_to(app)
+bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 

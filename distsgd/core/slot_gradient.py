@@ -137,6 +137,14 @@ class SlotKernel:
             block = slice(low, low + self._block)
             np.matmul(left, right[:, block], out=out[:, block])
 
+    def products(self, weights: Floats, rows: int, out: Floats) -> None:
+        """Only the two products of `gradients` for one slot, on what its buffers hold.
+
+        For measuring how near they come to the peak of the machine.
+        """
+        score(weights, self.rows(1, rows)[0], self._scores[:, :rows].T)
+        self._product(self._weighted[:, 0, : rows + 1], self._rows[0, : rows + 1], out)
+
 
 def measure(
     weights: Floats,

@@ -20,6 +20,7 @@ __all__ = [
     "LEARNING_RATES",
     "REGULARIZATION",
     "TrainConfig",
+    "choices",
     "setting",
 ]
 
@@ -229,6 +230,11 @@ _FLAGS = {
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
     "compress", "servers",
 }  # fmt: skip
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values that a setting with a fixed set of them can have."""
+    return tuple(_CHOICES[name])
 
 
 def setting(name: str) -> str:

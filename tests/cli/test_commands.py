@@ -123,7 +123,8 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
 @pytest.mark.parametrize(
     "command",
     ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
-     "data info", "data verify", "runs list", "runs show", "simulate", "simulate compare"],
+     "data info", "data verify", "runs list", "runs show", "simulate", "simulate compare",
+     "bench"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(distsgd: Run, command: str) -> None:
     done = distsgd(*command.split(), "--help")

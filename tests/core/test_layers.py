@@ -11,7 +11,7 @@ import distsgd
 
 PACKAGE = Path(distsgd.__file__).parent
 
-LAYERS = ("core", "data", "channel", "runtime", "run", "api", "study", "cli")
+LAYERS = ("core", "data", "channel", "runtime", "run", "api", "study", "bench", "cli")
 """From the bottom up."""
 
 BOTTOM = ("errors", "version")
@@ -25,7 +25,15 @@ ONLY_IN = {
     "typer": {"cli"},
     "rich": {"cli"},
     "pyarrow": {"data", "run", "channel"},
+    "torch": set(),
+    "sklearn": set(),
 }
+
+PEERS = "distsgd.bench.peers"
+"""What ours is compared with: scripts, run as processes of their own, that no module imports.
+They may import what they show."""
+
+OF_PEERS = ("ray", "torch", "sklearn")
 
 
 def module_name(path):
@@ -49,6 +57,10 @@ def imports(source, package):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def is_peer(module):
+    return f"{module}.".startswith(f"{PEERS}.")
+
+
 def allowed_layers(module):
     layer = layer_of(module)
     if module in ROOTS:
@@ -64,6 +76,10 @@ def complaints(module, package, source):
         top = name.split(".")[0]
         if top == "distsgd" and layer_of(name) not in allowed_layers(module):
             yield f"{module} imports {name}, which is not below it"
+        if top == "distsgd" and f"{name}.".startswith(f"{PEERS}.") and not is_peer(module):
+            yield f"{module} imports {name}, which is run, not imported"
+        if top in OF_PEERS and is_peer(module):
+            continue
         if layer_of(module) not in ONLY_IN.get(top, {layer_of(module)}):
             yield f"{module} imports {top}, which belongs in {sorted(ONLY_IN[top])}"
         if layer_of(module) == "core" and top not in {"distsgd", "numpy", *sys.stdlib_module_names}:
@@ -117,6 +133,14 @@ def test_the_scan_finds_the_package():
         ("distsgd.api.training", "from rich.console import Console"),
         ("distsgd.study.report", "import typer"),
         ("distsgd.cli.main", "def late():\n    import ray"),
+        ("distsgd.bench.report", "from distsgd.cli.output import say"),
+        ("distsgd.bench.ours", "import ray"),
+        ("distsgd.bench.rounds", "def late():\n    from sklearn.linear_model import SGDClassifier"),
+        ("distsgd.bench.rounds", "from distsgd.bench.peers import images"),
+        ("distsgd.bench.rounds", "from distsgd.bench import peers"),
+        ("distsgd.api.training", "from distsgd.bench.report import Report"),
+        ("distsgd.runtime.job", "import torch"),
+        ("distsgd.bench.peers.torch_ddp", "import typer"),
         ("distsgd.errors", "from distsgd.core import plan"),
         ("distsgd.version", "from distsgd.errors import DistsgdError"),
         ("distsgd", "from distsgd.cli import main"),
@@ -139,6 +163,9 @@ def test_a_wrong_import_is_found(module, source):
         ("distsgd.runtime.job", "import ray\nfrom distsgd.errors import DistsgdError"),
         ("distsgd.run.config", "from distsgd.runtime.job import Job"),
         ("distsgd.study.report", "from distsgd.api import train"),
+        ("distsgd.bench.startup", "from distsgd.runtime.session_guard import clear_session"),
+        ("distsgd.bench.peers.torch_ddp", "import torch\nfrom torch.nn import Linear"),
+        ("distsgd.bench.peers.ray_parameter_server", "import ray\nimport distsgd.bench.peers"),
         ("distsgd.cli.main", "import typer\nfrom distsgd.study import report"),
         ("distsgd", "from distsgd import api"),
         ("distsgd.__main__", "from distsgd.cli.main import main"),

@@ -1,0 +1,1 @@
+"""Measuring: ours beside others, on the same data, in one session, as ratios."""

@@ -1,0 +1,150 @@
+"""The line-up: ours in its forms, one plain loop, the peers, and the floor of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+from distsgd.bench.contenders import GFLOPS, GIGABYTES, SECONDS, Contender
+
+__all__ = ["BATCHES", "TARGET", "grid", "line_up"]
+
+BATCHES = (64, 256, 512, 2048)
+"""Global minibatches that ours is measured with."""
+
+TARGET = 0.40
+"""Test accuracy that is timed."""
+
+_PEERS = "distsgd.bench.peers"
+
+
+def _ours(
+    workers: int, batch: int, consistency: str = "bsp", channel: str = "auto", **more: Any
+) -> Contender:
+    end = "" if channel == "auto" else f"-{channel}"
+    if workers == 0:
+        name, what = f"inline-{batch}", f"ours, inline, {batch}"
+    else:
+        name = f"{consistency}-{workers}-{batch}{end}"
+        each = " a worker" if consistency == "asp" else ""
+        by = "" if channel == "auto" else f", channel {channel}"
+        fleet = "1 worker" if workers == 1 else f"{workers} workers"
+        what = f"ours, {fleet}, {consistency}, {batch}{each}{by}"
+    settings = {
+        "workers": workers, "batch_size": batch, "consistency": consistency, "channel": channel,
+    }  # fmt: skip
+    return Contender(
+        name=more.get("name", name), what=more.get("what", what), module="distsgd.bench.ours",
+        batch=batch, settings={**settings, **more.get("settings", {})},
+        shares="ray" if workers else "",
+    )  # fmt: skip
+
+
+def _inline() -> list[Contender]:
+    return [_ours(0, batch) for batch in BATCHES]
+
+
+def grid(channels: Sequence[str]) -> list[Contender]:
+    """Every form of ours on Ray; `--only` may name any of them."""
+    return [
+        _ours(workers, batch, consistency, channel)
+        for consistency, workers, batch, channel in product(
+            ("bsp", "ssp", "asp"), (1, 2), BATCHES, channels
+        )
+    ]
+
+
+def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
+    """The forms of ours that are measured if nothing is said."""
+    for batch in BATCHES:
+        yield _ours(2, batch)
+    for consistency, workers, batch in (
+        ("asp", 2, 256), ("asp", 2, 2048), ("ssp", 2, 256), ("ssp", 2, 512),
+        ("bsp", 1, 256), ("bsp", 1, 512), ("asp", 1, 256),
+    ):  # fmt: skip
+        yield _ours(workers, batch, consistency)
+    for channel in channels:
+        if channel != "auto":
+            yield _ours(2, 512, "bsp", channel)
+    yield _ours(
+        2, 512, name="train-2-512", settings={"whole": True},
+        what="ours, 2 workers, bsp, 512, with journal, checkpoints and evaluation",
+    )  # fmt: skip
+
+
+def _floor() -> list[Contender]:
+    names = {
+        "sgemm": ("sgemm of 1024 x 1024 x 1024, one thread: the peak", GFLOPS),
+        "memory": ("memory read, one thread", GIGABYTES),
+        "slot-products": ("ours, the two products of a slot alone", GFLOPS),
+        "slot-kernel": ("ours, the whole slot gradient, without gathering rows", GFLOPS),
+    }
+    return [
+        Contender(name=name, what=what, unit=unit, module="distsgd.bench.floor", shares="floor")
+        for name, (what, unit) in names.items()
+    ]
+
+
+def _plain() -> Contender:
+    return Contender(
+        name="numpy", what="one plain numpy loop, 256", batch=256, module=f"{_PEERS}.numpy_loop"
+    )
+
+
+def _peers() -> list[Contender]:
+    learn: dict[str, Any] = {
+        "module": f"{_PEERS}.sklearn_sgd", "batch": 256, "needs": "sklearn",
+    }  # fmt: skip
+    return [
+        Contender(
+            name="ray-docs", what="Ray docs' parameter server, 2 workers, 256 each", batch=512,
+            module=f"{_PEERS}.ray_parameter_server",
+        ),
+        Contender(
+            name="torch-ddp", what="PyTorch DDP gloo, 2 processes, 256 each", batch=512,
+            module=f"{_PEERS}.torch_ddp", needs="torch",
+        ),
+        Contender(
+            name="torch", what="PyTorch, one process, 256", batch=256,
+            module=f"{_PEERS}.torch_single", needs="torch",
+        ),
+        Contender(
+            name="sklearn-log", what="scikit-learn partial_fit, log loss, 256",
+            settings={"loss": "log_loss"}, **learn,
+        ),
+        Contender(
+            name="sklearn-hinge", what="scikit-learn partial_fit, hinge, 256",
+            settings={"loss": "hinge"}, **learn,
+        ),
+    ]  # fmt: skip
+
+
+def _startup() -> list[Contender]:
+    names = {
+        "import": "import distsgd",
+        "help": "distsgd --help",
+        "ray": "import ray, ray.init(), ray.shutdown()",
+        "ray-light": "the same without Ray's dashboard",
+        "train-1-epoch": "distsgd train --epochs 1 --workers 2",
+        "accuracy": f"ours, 2 workers, to {TARGET:.0%} test accuracy".replace("%", " %"),
+        "accuracy-ddp": f"PyTorch DDP, 2 processes, to {TARGET:.0%}".replace("%", " %"),
+    }
+    return [
+        Contender(
+            name=name, what=what, unit=SECONDS, module="distsgd.bench.startup",
+            needs="torch" if name == "accuracy-ddp" else "",
+        )
+        for name, what in names.items()
+    ]  # fmt: skip
+
+
+def line_up(channels: Sequence[str]) -> list[Contender]:
+    """All that are measured in a round if nothing is said, in order.
+
+    Args:
+        channels: the values of the setting "channel".
+    """
+    return [
+        _plain(), *_inline(), *_on_ray(channels), *_peers(), *_floor(), *_startup(),
+    ]  # fmt: skip

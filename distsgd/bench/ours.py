@@ -1,0 +1,125 @@
+"""Ours, measured: throughput of the steps, without start-up. A process of its own; see `child`.
+
+The steps are those of `distsgd train`, driven by the same runtimes; nobody evaluates, writes a
+journal or a checkpoint meanwhile, as none of the peers does. With the setting "whole", all of
+`distsgd train` is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from distsgd.api.jobs import make_job
+from distsgd.api.reporter import Reporter
+from distsgd.api.training import train_with
+from distsgd.bench.child import WARM_UP, Found, Task, serve, told
+from distsgd.core.initial import initial_weights
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
+from distsgd.errors import RuntimeFailure
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.events import Connected, Ended, Progress
+from distsgd.runtime.job import Job, Snapshot
+
+__all__ = ["Window", "main", "measure"]
+
+_EPOCHS = 100_000
+"""More than there is time for."""
+
+
+class Window:
+    """Images a second between two reports of progress: the first after a warm-up, and the last.
+
+    Args:
+        seconds: how long the window is open.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._warm_up, self._until = min(WARM_UP, seconds), min(WARM_UP, seconds) + seconds
+        self._first: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+
+    def add(self, seconds: float, images: int) -> None:
+        """A report: so many images in so many seconds of steps, from the beginning."""
+        if self._first is None and seconds >= self._warm_up:
+            self._first = (seconds, images)
+        self._last = (seconds, images)
+
+    def over(self) -> bool:
+        """Whether it has been open for long enough."""
+        return self._last[0] >= self._until
+
+    def rate(self) -> float:
+        """Images a second.
+
+        Raises:
+            RuntimeFailure: there was too little to see.
+        """
+        if self._first is None or self._last[0] <= self._first[0]:
+            raise RuntimeFailure("training ended before it could be measured")
+        spent, images = (b - a for a, b in zip(self._first, self._last, strict=True))
+        return images / spent
+
+
+def measure(task: Task, run: dict[str, Any]) -> Found:
+    """Measure one form of ours."""
+    settings = {key: value for key, value in run.items() if key not in ("name", "whole")}
+    if run.get("whole"):
+        return _whole(task, settings)
+    config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
+    job = make_job(config, Dataset(find_dataset(config.dataset)))
+    with threadpool_limits(1):
+        return _steps(job, config, Window(task.seconds))
+
+
+def _steps(job: Job, config: TrainConfig, window: Window) -> Found:
+    first = initial_weights(config.seed, job.classes, job.features, config.init_scale, job.dtype)
+    start, details = Snapshot(0, first, {}), dict[str, Any]()
+    if config.workers == 0:
+        from distsgd.runtime.inline import train_inline
+
+        events = train_inline(job, start, window.over)
+    else:
+        from distsgd.runtime.ray_runtime import train_on_ray
+
+        events = train_on_ray(job, start, config.workers, window.over, config.channel)
+    for event in events:
+        if isinstance(event, Connected):
+            details["channel"] = "+".join(sorted(set(event.channels)))
+        elif isinstance(event, Progress):
+            window.add(event.seconds, event.examples_seen)
+        elif isinstance(event, Ended):
+            busy = event.statistics.busy_seconds / (event.seconds or 1.0)
+            details.update({"server_busy": busy} if busy else {})
+    return Found(window.rate(), details)
+
+
+def _whole(task: Task, settings: dict[str, Any]) -> Found:
+    """As the user runs it, for some epochs."""
+    config = TrainConfig(dataset=task.dataset, epochs=max(1, round(5 * task.seconds)), **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train_with(config, Path(folder) / "run", Reporter())
+    return Found(result.examples_per_second, {"channel": result.channel, **_of_server(result)})
+
+
+def main() -> None:
+    """Measure what this process is told, all of it in one Ray session if one is needed."""
+    task = told()
+    workers = max(run["workers"] for run in task.runs)
+    if workers == 0:
+        session: Any = nullcontext()
+    else:
+        from distsgd.runtime.ray_session import ray_session
+
+        session = ray_session(cpus=workers + 1)
+    with session:
+        serve(task, measure)
+
+
+if __name__ == "__main__":
+    main()

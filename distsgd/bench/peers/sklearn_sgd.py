@@ -1,0 +1,35 @@
+"""The SGDClassifier of scikit-learn, given minibatches with partial_fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import SGDClassifier
+
+from distsgd.bench.child import Found, Task, rate, serve, told
+from distsgd.bench.peers.images import SCALE, load_images
+from distsgd.bench.peers.numpy_loop import BATCH, minibatches
+
+__all__: list[str] = []
+
+
+def _measure(task: Task, run: dict[str, Any]) -> Found:
+    images = load_images(task.dataset)
+    classes = np.unique(images.labels)
+    model = SGDClassifier(
+        loss=run["loss"], alpha=0.01, learning_rate="constant", eta0=1e-4, shuffle=False
+    )
+    batches = minibatches(len(images.labels), BATCH, 0)
+
+    def step() -> int:
+        rows = next(batches)
+        x = (images.pixels[rows].astype(np.float32) - images.mean) / np.float32(SCALE)
+        model.partial_fit(x, images.labels[rows], classes=classes)
+        return len(rows)
+
+    return Found(rate(step, task.seconds), {})
+
+
+if __name__ == "__main__":
+    serve(told(), _measure)

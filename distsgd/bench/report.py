@@ -1,0 +1,184 @@
+"""What a benchmark came to: rows, bars, and how they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distsgd.bench.bars import BARS, Outcome, judge
+from distsgd.bench.contenders import IMAGES, Contender
+from distsgd.bench.measurement import Measurement, ratio
+
+__all__ = ["Report", "Row", "Table", "bar_table", "judged", "make_rows", "tables"]
+
+_PLAIN = "numpy"
+_DECIMALS = {IMAGES: 0, "s": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender.
+
+    Attributes:
+        name: what `--only` calls it.
+        what: what it is.
+        unit: of the figures.
+        median: over the rounds; None if it was not measured.
+        least: the least of the rounds.
+        most: the most of the rounds.
+        over_plain: how many times the plain numpy loop; None where that says nothing.
+        over_inline: how many times ours inline, with the same minibatch; likewise.
+        rounds: the figure of every round.
+        skipped: why it was not measured, or not in every round.
+        channel: how gradients travelled, where the contender says.
+        server_busy: share of the time that our server was busy, where it is known.
+        test_accuracy: what training reached, where that counts.
+    """
+
+    name: str
+    what: str
+    unit: str
+    median: float | None
+    least: float | None
+    most: float | None
+    over_plain: float | None
+    over_inline: float | None
+    rounds: tuple[float, ...]
+    skipped: str
+    channel: str | None = None
+    server_busy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A benchmark.
+
+    Attributes:
+        command: the command line that repeats it.
+        dataset: name or path.
+        rounds: how many.
+        seconds: how long each contender was measured in a round.
+        environment: hardware and versions.
+        others_busy: cores that were busy with something else between the measurements.
+        rows: of every contender, in order.
+        bars: of those that there are.
+        wall_seconds: how long all of it took.
+    """
+
+    command: str
+    dataset: str
+    rounds: int
+    seconds: float
+    environment: dict[str, str]
+    others_busy: float
+    rows: tuple[Row, ...]
+    bars: tuple[Outcome, ...]
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column is words, the others are figures."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def make_rows(
+    contenders: Sequence[Contender], measured: Mapping[str, Measurement]
+) -> tuple[Row, ...]:
+    """One row a contender."""
+    return tuple(_row(contender, measured) for contender in contenders)
+
+
+def _row(contender: Contender, measured: Mapping[str, Measurement]) -> Row:
+    found, trains = measured[contender.name], contender.unit == IMAGES
+    return Row(
+        name=contender.name,
+        what=contender.what,
+        unit=contender.unit,
+        median=found.median,
+        least=found.least,
+        most=found.most,
+        over_plain=ratio(measured, contender.name, _PLAIN) if trains else None,
+        over_inline=(
+            ratio(measured, contender.name, f"inline-{contender.batch}") if trains else None
+        ),
+        rounds=tuple(found.values.values()),
+        skipped=found.skipped,
+        **found.details,
+    )
+
+
+def judged(measured: Mapping[str, Measurement]) -> tuple[Outcome, ...]:
+    """The bars whose contenders were wanted."""
+    return tuple(
+        judge(bar, measured) for bar in BARS if {bar.of, bar.over or bar.of} <= measured.keys()
+    )
+
+
+def tables(report: Report) -> list[Table]:
+    """The report as tables; one without rows is left out."""
+    throughput = [row for row in report.rows if row.unit == IMAGES]
+    floor = [row for row in report.rows if row.unit.startswith("G")]
+    processes = [row for row in report.rows if row.unit == "s"]
+    all_tables = [
+        Table(
+            "Training, in images a second",
+            ("what", "images/s (median, least to most)", "over numpy loop", "over our inline"),
+            tuple((_what(row), _figure(row), _times(row.over_plain), _times(row.over_inline))
+                  for row in throughput),
+        ),
+        Table(
+            "The floor, one thread",
+            ("what", "median, least to most"),
+            tuple((_what(row), _figure(row, with_unit=True)) for row in floor),
+        ),
+        Table(
+            "Whole processes",
+            ("what", "seconds (median, least to most)"),
+            tuple((_what(row), _figure(row)) for row in processes),
+        ),
+        bar_table(report.bars),
+    ]  # fmt: skip
+    return [table for table in all_tables if table.rows]
+
+
+def bar_table(bars: Sequence[Outcome]) -> Table:
+    """The bars: target, what was got, and whether it is met."""
+    words = {True: "met", False: "not met", None: "not measured"}
+    return Table(
+        "Bars",
+        ("what", "target", "got", ""),
+        tuple((bar.what, bar.target, _got(bar), words[bar.met]) for bar in bars),
+    )
+
+
+def _got(bar: Outcome) -> str:
+    return "" if bar.got is None else f"{bar.got:.2f} {bar.unit}"
+
+
+def _what(row: Row) -> str:
+    notes = []
+    if row.channel and row.channel not in row.what:
+        notes.append(row.channel)
+    if row.server_busy is not None:
+        notes.append(f"server busy {row.server_busy:.0%}".replace("%", " %"))
+    if row.test_accuracy is not None:
+        notes.append(f"reached {row.test_accuracy:.1%}".replace("%", " %"))
+    return f"{row.what} ({', '.join(notes)})" if notes else row.what
+
+
+def _figure(row: Row, with_unit: bool = False) -> str:
+    if row.median is None:
+        return f"skipped: {row.skipped}"
+    digits = _DECIMALS.get(row.unit, 1)
+    median, least, most = (f"{n:,.{digits}f}" for n in (row.median, row.least, row.most))
+    text = median if len(row.rounds) == 1 else f"{median} ({least} to {most})"
+    return f"{text} {row.unit}" if with_unit else text
+
+
+def _times(share: float | None) -> str:
+    return "" if share is None else f"{share:.2f}"

@@ -1,0 +1,71 @@
+"""Processes that are measured end, with what they started, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support import processes_with
+
+from distsgd.bench.child import parse_results
+from distsgd.bench.measurement import Measurement
+from distsgd.bench.processes import run_process
+from distsgd.bench.rounds import _take
+
+SLEEP = "import time; time.sleep({})"
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def gone(text: str, seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while processes_with(text) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not processes_with(text)
+
+
+def test_output_and_the_last_complaint_are_kept() -> None:
+    code = "import sys; print('one'); print('a', file=sys.stderr); sys.exit('b')"
+    finished = run_process(python(code), 30)
+    assert (finished.code, finished.output, finished.complaint) == (1, "one\n", "b")
+
+
+def test_one_blas_thread() -> None:
+    found = run_process(python("import os; print(os.environ['OMP_NUM_THREADS'])"), 30)
+    assert found.output == "1\n"
+
+
+def test_what_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    inner = SLEEP.format(60)
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}, sys.argv[1]])"
+    finished = run_process(python(code, str(tmp_path)), 1)
+    assert finished.code is None
+    assert gone(str(tmp_path))
+
+
+def test_a_measuring_process_ends_with_its_parent(tmp_path: Path) -> None:
+    code = "from distsgd.bench.child import told; told(); " + SLEEP.format(60)
+    task = json.dumps({"dataset": str(tmp_path), "seconds": 1, "runs": []})
+    child = subprocess.Popen(python(code, task), stdin=subprocess.PIPE)
+    time.sleep(1)
+    assert child.poll() is None and child.stdin is not None
+    child.stdin.close()
+    assert child.wait(10) != 0
+
+
+def test_a_failure_is_a_row_and_not_an_end(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    task = {"dataset": str(tmp_path), "seconds": 1, "runs": [{"name": "numpy"}]}
+    module = "distsgd.bench.peers.numpy_loop"
+    finished = run_process([sys.executable, "-m", module, json.dumps(task)], 30, environment)
+    (said,) = parse_results(finished.output)
+    assert "no dataset" in said["error"]
+    measurement = Measurement(name="numpy")
+    _take(measurement, said, finished, 0)
+    assert measurement.median is None and "no dataset" in measurement.skipped
