@@ -104,7 +104,9 @@ def _whole(task: Task, settings: dict[str, Any]) -> Found:
     config = TrainConfig(dataset=task.dataset, epochs=max(1, round(5 * task.seconds)), **settings)
     with tempfile.TemporaryDirectory() as folder:
         result = train_with(config, Path(folder) / "run", Reporter())
-    return Found(result.examples_per_second, {"channel": result.channel, **_of_server(result)})
+    busy = result.server_busy_share
+    details = {"channel": result.channel, **({"server_busy": busy} if busy else {})}
+    return Found(result.examples_per_second, details)
 
 
 def main() -> None:
