@@ -115,9 +115,10 @@ class TreeSum:
         Args:
             node: which.
             vector: its sum, shape (size,).
-            borrow: use the vector itself, which stays as it is until `settle`, not a copy.
+            borrow: use the vector itself, which stays as it is until `settle`, if it may be
+                overwritten; else a copy.
         """
-        if borrow:
+        if borrow and vector.flags.writeable:
             self._borrowed.add(node)
         else:
             vector = self._own(node, vector)

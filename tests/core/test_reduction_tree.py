@@ -86,14 +86,28 @@ def test_cover_is_minimal(case):
 
 @pytest.mark.parametrize("slots", range(1, MOST_SLOTS + 1))
 def test_cover_of_everything_is_the_root(slots):
-    assert cover(0, slots, slots) == [root(slots)]
+    assert list(cover(0, slots, slots)) == [root(slots)]
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_what_is_borrowed_is_used_where_it_lies_until_it_is_settled(writeable):
+    """What must not be written to is copied."""
+    tree = TreeSum(2, 3, "float32")
+    vector = np.ones(3, np.float32)
+    vector.flags.writeable = writeable
+    tree.start(1)
+    tree.add(Node(0, 0), vector, borrow=True)
+    assert np.shares_memory(tree.total(), vector) == writeable
+    tree.settle()
+    tree.total()[:] = 7
+    assert vector.tolist() == [1, 1, 1]
 
 
 def test_cover_of_known_ranges():
-    assert cover(1, 7, 8) == [Node(0, 1), Node(1, 1), Node(1, 2), Node(0, 6)]
-    assert cover(4, 7, 7) == [Node(2, 1)]
-    assert cover(4, 7, 8) == [Node(1, 2), Node(0, 6)]
-    assert cover(3, 3, 8) == []
+    assert list(cover(1, 7, 8)) == [Node(0, 1), Node(1, 1), Node(1, 2), Node(0, 6)]
+    assert list(cover(4, 7, 7)) == [Node(2, 1)]
+    assert list(cover(4, 7, 8)) == [Node(1, 2), Node(0, 6)]
+    assert list(cover(3, 3, 8)) == []
 
 
 @pytest.mark.parametrize(("slots", "level"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (8, 3)])
