@@ -11,6 +11,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from distsgd.api.background import Background
 from distsgd.api.jobs import make_job
 from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
@@ -140,6 +141,7 @@ class _Training:
         self._trace = trace
         self._metrics = MetricsWriter(run.path / "metrics.jsonl")
         self._journal = JournalWriter(run.path, config, dataset.manifest.digest)
+        self._background = Background()
         self._saved = -1
         self._channel = "inline"
 
@@ -154,6 +156,7 @@ class _Training:
         with ExitStack() as stack:
             stack.callback(self._metrics.close)
             stack.callback(self._journal.close)
+            stack.callback(self._background.close)
             events = self._events(start)
             stack.callback(events.close)  # type: ignore[attr-defined]
             ended = self._follow(events)
@@ -205,7 +208,7 @@ class _Training:
     def _epoch_ended(self, event: EpochEnded) -> None:
         self._save(event.snapshot)
         model = self._model(event.snapshot)
-        test = self._measure(model, "test")
+        test = self._background.run(lambda: self._measure(model, "test"))
         row = EpochRow(
             epoch=event.epoch + 1,
             train_loss=event.loss + test.penalty,

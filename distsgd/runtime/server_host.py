@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 
@@ -39,8 +39,13 @@ class ServerHost:
         self._server = job.coordinator(start)
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
-        self._changed = threading.Condition()
-        self._outbox = Outbox(self._changed, self._question)
+        # One lock. Who waits for what is told apart, as to wake somebody for nothing costs time.
+        lock = threading.RLock()
+        self._answered = threading.Condition(lock)  # workers whose calls wait for work
+        self._decided = threading.Condition(lock)  # followers
+        self._news = threading.Condition(lock)  # the driver
+        self._lock = lock
+        self._outbox = Outbox(self._answered, self._question)
         self._events = HeldEvents()
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
@@ -48,26 +53,27 @@ class ServerHost:
         self.trace = Trace(job.trace)
         self._over = False
         self._failure: Exception | None = None
-        for worker in range(workers):
-            self._carry_out(self._server.joined(worker))
+        with lock:
+            for worker in range(workers):
+                self._carry_out(self._server.joined(worker))
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`."""
         self.submit(worker, push, size)
-        with self._changed:
+        with self._lock:
             while (found := self._outbox.fetch(worker)) is None:
-                self._changed.wait()
+                self._answered.wait()
             return found[0]
 
     def submit(self, worker: int, push: Push | None, size: int) -> None:
         """See `distsgd.channel.base.ServerPort.submit`."""
         try:
-            with self._changed:
+            with self._lock:
                 self._submit(worker, push, size)
         except Exception as error:
-            with self._changed:
+            with self._lock:
                 self._failure = error
-                self._changed.notify_all()
+                self._news.notify_all()
             raise
 
     def attached(
@@ -86,19 +92,18 @@ class ServerHost:
     def _take(self, worker: int, push: Push | None, size: int) -> None:
         if push is not None and push.lease.step == REPORT:
             self._events.told(worker, push.gradients[0])
-            self._changed.notify_all()
+            self._news.notify_all()
             self._outbox.ask(worker)
             return
         self._outbox.ask(worker)
+        decisions: list[Decision] = []
         if push is not None:
             self._recorder.statistics.bytes_pushed += size
             version = self._server.version
             with np.errstate(all="ignore"):
                 decisions = self._server.push(worker, push, borrow=True)
             self.trace.lap("add" if self._server.version == version else "update")
-            self._carry_out(decisions)
-        self._carry_out(self._server.pull(worker))
-        self.trace.lap("give")
+        self._carry_out(decisions + self._server.pull(worker))
 
     def _question(self, worker: int) -> Work | None:
         lease = self._events.question(worker)
@@ -112,8 +117,8 @@ class ServerHost:
         Raises:
             Exception: what went wrong in an exchange, for the driver to see.
         """
-        with self._changed:
-            self._changed.wait_for(
+        with self._lock:
+            self._news.wait_for(
                 lambda: self._events.urgent(perf_counter()) or self._failure, timeout
             )
             if self._failure is not None:
@@ -122,21 +127,21 @@ class ServerHost:
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
         """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._log.news(follower - 1), timeout)
+        with self._lock:
+            self._decided.wait_for(lambda: self._log.news(follower - 1), timeout)
             return self._log.take(follower - 1)
 
     def lost(self, worker: int) -> None:
         """A worker has gone; its slots go to the others."""
-        with self._changed:
+        with self._lock:
             self._gone.add(worker)
             self._events.lost(worker)
             self._carry_out(self._server.lost(worker))
-            self._changed.notify_all()
+            self._news.notify_all()
 
     def stop(self) -> None:
         """Hand out no more work; the last event follows."""
-        with self._changed:
+        with self._lock:
             self._carry_out(self._server.stop())
             self._end(self._recorder.ended())
 
@@ -146,12 +151,12 @@ class ServerHost:
             self._watch.pause()
             self._recorder.statistics.waiting_seconds = self._outbox.waited
             self._emit(event)
-            self._changed.notify_all()
 
     def _emit(self, event: Event) -> None:
         wanted: dict[int, int] = {}
         if isinstance(event, EpochEnded | Ended):
-            self._log.add([Keep(event.snapshot.version)])
+            self._news.notify_all()
+            self._tell([Keep(event.snapshot.version)])
             if self._remembers:
                 wanted = self._server.used
         wanted = {worker: serial for worker, serial in wanted.items() if worker not in self._gone}
@@ -160,16 +165,31 @@ class ServerHost:
             self._outbox.flush_all()
 
     def _carry_out(self, decisions: list[Decision]) -> None:
-        self._log.add(decisions)
+        """Give out work first, as somebody waits for it, and then take note of everything.
+
+        But what a worker has left over is asked for before it gets more work.
+        """
+        if not self._remembers:
+            self._grant(decisions)
+        self._tell(decisions)
         for decision in decisions:
-            if isinstance(decision, Grant):
-                self._outbox.put(decision.worker, (decision.lease, self._server.weights))
-            elif isinstance(decision, Dismiss):
-                self._outbox.put(decision.worker, None)
             for event in self._recorder.record(decision):
                 if isinstance(event, Ended):
                     self._end(event)
                 else:
                     self._emit(event)
-        if decisions:
-            self._changed.notify_all()
+            if isinstance(decision, Dismiss):
+                self._outbox.put(decision.worker, None)
+        self.trace.lap("record")
+        if self._remembers:
+            self._grant(decisions)
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        self._log.add(entries)
+        self._decided.notify_all()
+
+    def _grant(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                self._outbox.put(decision.worker, (decision.lease, self._server.weights))
+        self.trace.lap("give")
