@@ -22,6 +22,7 @@ from distsgd.errors import ChannelClosed
 __all__ = ["PushReader", "Shape", "receive", "receive_work", "send", "send_push", "send_work"]
 
 _PUSH = struct.Struct("<7qIII")
+_LOSS = struct.Struct("<3d")
 _WORK = struct.Struct("<7q")
 _NOTHING = -1
 _PLAIN = 0xFFFFFFFF  # in the place of a size: the sums themselves
@@ -91,14 +92,14 @@ def send_push(connection: socket.socket, push: Push | None, shared: Floats | Non
     if push is None:
         send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         return
-    losses = np.array([(one.loss, one.correct, one.examples) for one in push.losses], "<f8")
+    losses = b"".join([_LOSS.pack(one.loss, one.correct, one.examples) for one in push.losses])
     payload, size = push.encoded, _PLAIN
     if push.lease.step == REPORT:
         payload = push.gradients.tobytes()  # all of W is reported, to a server of a range too
     if payload is not None:
         size = len(payload)
     header = _PUSH.pack(*push.lease.as_tuple(), len(push.losses), len(push.gradients), size)
-    words = header + losses.tobytes()
+    words = header + losses
     if payload is not None:
         send(connection, words + payload)
     elif shared is None:
@@ -139,8 +140,8 @@ class PushReader:
     """
 
     def __init__(self, shape: Shape, decode: Decode, shared: Floats | None = None) -> None:
-        self._shape, self._decode, self._shared = shape, decode, shared is not None
-        self._losses = np.empty((shape.most_losses, 3), dtype="<f8")
+        self._decode, self._shared, self._dtype = decode, shared is not None, shape.dtype
+        self._most_losses = shape.most_losses
         if shared is None:
             shared = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
         self._sums = shared
@@ -152,24 +153,43 @@ class PushReader:
         Raises:
             ChannelClosed: the peer has gone, or sends what cannot be.
         """
-        *fields, slots, nodes, size = _receive_struct(connection, _PUSH)
+        content = bytearray(_PUSH.size)
+        receive(connection, memoryview(content))
+        content.extend(bytes(self.length(content) - _PUSH.size))
+        receive(connection, memoryview(content)[_PUSH.size :])
+        push, size = self.parse(content)
+        if push is not None and push.encoded is None and push.lease.step != REPORT:
+            if not self._shared:
+                receive(connection, _bytes_of(push.gradients))
+        return push, size
+
+    def length(self, content: bytearray) -> int:
+        """How long a message is without sums that are sent plain, as far as can be told.
+
+        Raises:
+            ChannelClosed: it is longer than any.
+        """
+        if len(content) < _PUSH.size:
+            return _PUSH.size
+        *_, slots, nodes, size = _PUSH.unpack_from(content)
+        payload = 0 if size == _PLAIN else size
+        if slots > self._most_losses or nodes > len(self._sums) or payload > self._most:
+            raise ChannelClosed("a message larger than any push")
+        return _PUSH.size + slots * _LOSS.size + payload
+
+    def parse(self, content: bytearray) -> tuple[Push | None, int]:
+        """A whole message, and how many bytes it is with its sums; see `read`."""
+        *fields, slots, nodes, size = _PUSH.unpack_from(content)
         if fields[0] == _NOTHING:
             return None, _PUSH.size
-        encoded = size != _PLAIN
-        too_long = slots > len(self._losses) or nodes > len(self._sums)
-        if too_long or (encoded and size > self._most):
-            raise ChannelClosed("a message larger than any push")
-        rows, gradients = self._losses[:slots], self._sums[:nodes]
-        receive(connection, _bytes_of(rows))
-        losses = tuple(SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows)
-        lease, total = Lease(*fields), _PUSH.size + rows.nbytes
-        if not encoded:
-            if not self._shared:
-                receive(connection, _bytes_of(gradients))
-            return Push(lease, losses, gradients), total + gradients.nbytes
-        payload, total = bytearray(size), total + size
-        receive(connection, memoryview(payload))
-        whole = bytes(payload)
+        after = _PUSH.size + slots * _LOSS.size
+        rows = _LOSS.iter_unpack(memoryview(content)[_PUSH.size : after])
+        losses = tuple([SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows])
+        lease = Lease(*fields)
+        if size == _PLAIN:
+            gradients = self._sums[:nodes]
+            return Push(lease, losses, gradients), len(content) + gradients.nbytes
+        payload = bytes(memoryview(content)[after:])
         if lease.step == REPORT:
-            return Push(lease, losses, np.frombuffer(whole, self._shape.dtype)[None]), total
-        return Push(lease, losses, self._decode(whole, nodes), whole), total
+            return Push(lease, losses, np.frombuffer(payload, self._dtype)[None]), len(content)
+        return Push(lease, losses, self._decode(payload, nodes), payload), len(content)

@@ -19,7 +19,7 @@ from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
 from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
-from distsgd.channel.shared_memory import SharedMemory
+from distsgd.channel.shared_loop import SharedLoop
 from distsgd.channel.tls import secured
 from distsgd.errors import ChannelClosed, UsageError
 
@@ -44,7 +44,9 @@ class Address:
 
 
 class Port:
-    """The server's end of its workers' channels: a thread for each worker that connects.
+    """The server's end of its workers' channels.
+
+    One thread serves all workers of this node; a worker of another has a thread to itself.
 
     Args:
         server: where the messages go.
@@ -68,6 +70,7 @@ class Port:
         unix.bind(f"\0{name}")
         tcp = socket.create_server((host, 0))
         self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
+        self._shared = SharedLoop(server, shape, decode)
         self._listeners = (unix, tcp)
         for listener in self._listeners:
             listener.listen()
@@ -80,6 +83,7 @@ class Port:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
+        self._shared.close()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -110,7 +114,10 @@ class Port:
                 self._tell(connection, worker - FOLLOWER)
                 return
             try:
-                (self._share if near else self._stream)(connection, worker)
+                if near:
+                    self._shared.add(connection.dup(), worker)
+                else:
+                    self._stream(connection, worker)
             except ChannelClosed:
                 self._server.lost(worker)
 
@@ -130,28 +137,3 @@ class Port:
             send_work(connection, work)
             if work is None:
                 return
-
-    def _share(self, connection: socket.socket, worker: int) -> None:
-        """Answer a worker that shares memory; whichever thread has its work, gives it."""
-        memory = SharedMemory.offer(connection, self._shape)
-        reader = PushReader(self._shape, self._decode, memory.sums)
-        dismissed = False
-
-        def give(work: Work | None) -> None:
-            nonlocal dismissed
-            if work is None:
-                dismissed = True
-            else:
-                memory.weights[...] = work[1]
-            with suppress(ChannelClosed):  # the thread that reads notices
-                send_work(connection, work, shared=True)
-
-        with self._server.attached(worker, give):
-            while True:
-                try:
-                    push, size = reader.read(connection)
-                except ChannelClosed:
-                    if dismissed:
-                        return
-                    raise
-                self._server.submit(worker, push, size)
