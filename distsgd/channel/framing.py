@@ -22,6 +22,7 @@ from distsgd.errors import ChannelClosed
 __all__ = ["PushReader", "Shape", "receive", "receive_work", "send", "send_push", "send_work"]
 
 _PUSH = struct.Struct("<7qIII")
+_SIZES = struct.Struct("<III")  # the end of a push's header
 _LOSS = struct.Struct("<3d")
 _WORK = struct.Struct("<7q")
 _NOTHING = -1
@@ -98,7 +99,7 @@ def send_push(connection: socket.socket, push: Push | None, shared: Floats | Non
         payload = push.gradients.tobytes()  # all of W is reported, to a server of a range too
     if payload is not None:
         size = len(payload)
-    header = _PUSH.pack(*push.lease.as_tuple(), len(push.losses), len(push.gradients), size)
+    header = _PUSH.pack(*push.lease, len(push.losses), len(push.gradients), size)
     words = header + losses
     if payload is not None:
         send(connection, words + payload)
@@ -115,9 +116,9 @@ def send_work(connection: socket.socket, work: Work | None, *, shared: bool = Fa
     if work is None:
         send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
     elif shared:
-        send(connection, _WORK.pack(*work[0].as_tuple()))
+        send(connection, _WORK.pack(*work[0]))
     else:
-        send(connection, _WORK.pack(*work[0].as_tuple()), _bytes_of(work[1]))
+        send(connection, _WORK.pack(*work[0]), _bytes_of(work[1]))
 
 
 def receive_work(connection: socket.socket, weights: Floats, shared: bool) -> Work | None:
@@ -158,12 +159,12 @@ class PushReader:
         content.extend(bytes(self.length(content) - _PUSH.size))
         receive(connection, memoryview(content)[_PUSH.size :])
         push, size = self.parse(content)
-        if push is not None and push.encoded is None and push.lease.step != REPORT:
-            if not self._shared:
-                receive(connection, _bytes_of(push.gradients))
+        plain = push is not None and push.encoded is None and push.lease.step != REPORT
+        if push is not None and plain and not self._shared:
+            receive(connection, _bytes_of(push.gradients))
         return push, size
 
-    def length(self, content: bytearray) -> int:
+    def length(self, content: bytes | bytearray) -> int:
         """How long a message is without sums that are sent plain, as far as can be told.
 
         Raises:
@@ -171,13 +172,13 @@ class PushReader:
         """
         if len(content) < _PUSH.size:
             return _PUSH.size
-        *_, slots, nodes, size = _PUSH.unpack_from(content)
+        slots, nodes, size = _SIZES.unpack_from(content, _PUSH.size - _SIZES.size)
         payload = 0 if size == _PLAIN else size
         if slots > self._most_losses or nodes > len(self._sums) or payload > self._most:
             raise ChannelClosed("a message larger than any push")
-        return _PUSH.size + slots * _LOSS.size + payload
+        return int(_PUSH.size + slots * _LOSS.size + payload)
 
-    def parse(self, content: bytearray) -> tuple[Push | None, int]:
+    def parse(self, content: bytes | bytearray) -> tuple[Push | None, int]:
         """A whole message, and how many bytes it is with its sums; see `read`."""
         *fields, slots, nodes, size = _PUSH.unpack_from(content)
         if fields[0] == _NOTHING:

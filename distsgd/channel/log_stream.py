@@ -27,15 +27,15 @@ _LENGTH = struct.Struct("<I")
 
 def _plain(entry: Entry) -> list[Any] | None:
     if isinstance(entry, Grant):
-        return ["grant", entry.worker, entry.lease.as_tuple()]
+        return ["grant", entry.worker, tuple(entry.lease)]
     if isinstance(entry, Dropped):
-        return ["dropped", entry.worker, entry.lease.as_tuple()]
+        return ["dropped", entry.worker, tuple(entry.lease)]
     if isinstance(entry, Dismiss):
         return ["dismiss", entry.worker]
     if isinstance(entry, Keep):
         return ["keep", entry.version]
     if isinstance(entry, Applied):
-        answers = [(worker, lease.as_tuple()) for worker, lease in entry.contributions]
+        answers = [(worker, tuple(lease)) for worker, lease in entry.contributions]
         return ["applied", entry.step, entry.version, entry.examples, answers, entry.requeued]
     return None
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
@@ -133,7 +135,8 @@ class Port:
         work: Work | None
         while True:
             push, size = reader.read(connection)
-            work = self._server.exchange(worker, push, size)
+            with np.errstate(all="ignore"):  # the server finds what is not finite
+                work = self._server.exchange(worker, push, size)
             send_work(connection, work)
             if work is None:
                 return

@@ -59,11 +59,12 @@ class RayPort:
         """Answer one call: the lease, then the chunks of W; all None when training is over."""
         sizes = [len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks]
         size = sum(sizes) + len(pickle.dumps(meta))
-        work = self._server.exchange(worker, self._unpack(meta, chunks), size)
+        with np.errstate(all="ignore"):  # the server finds what is not finite
+            work = self._server.exchange(worker, self._unpack(meta, chunks), size)
         if work is None:
             return self._dismissal
         lease, weights = work
-        return [lease.as_tuple(), *_cut(weights)]
+        return [tuple(lease), *_cut(weights)]
 
     def _unpack(self, meta: Any, chunks: Sequence[Any]) -> Push | None:
         if meta is None:
@@ -98,7 +99,7 @@ class RayChannel:
             self._call = self._exchange.remote(self._worker, None)
         else:
             meta = (
-                push.lease.as_tuple(),
+                tuple(push.lease),
                 tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
                 len(push.gradients),
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -51,7 +50,7 @@ class ShardedChannel:
         encoded = push.encoded
         if encoded is not None and self._codec is not None:
             encoded = self._codec.cut(encoded, part)
-        return replace(push, gradients=gradients, encoded=encoded)
+        return push._replace(gradients=gradients, encoded=encoded)
 
     def receive(self) -> Work | None:
         """See `Channel.receive`."""

@@ -12,6 +12,8 @@ import socket
 import threading
 from contextlib import ExitStack, suppress
 
+import numpy as np
+
 from distsgd.channel.base import Decode, ServerPort, Work
 from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.shared_memory import SharedMemory
@@ -31,7 +33,7 @@ class _Guest:
         self.connection, self.worker = connection, worker
         self._memory = SharedMemory.offer(connection, shape)
         self.reader = PushReader(shape, decode, self._memory.sums)
-        self.content = bytearray()
+        self.content = b""
         self.dismissed = False
         connection.setblocking(False)
 
@@ -58,7 +60,7 @@ class _Guest:
             found = b""
         if not found:
             raise ChannelClosed("the peer of a channel has gone")
-        self.content += found
+        self.content = self.content + found if self.content else found
         return len(self.content) >= self.reader.length(self.content)
 
 
@@ -97,12 +99,19 @@ class SharedLoop:
         os.eventfd_write(self._over, 1)
 
     def _run(self) -> None:
-        while True:
-            for number, _ in self._poll.poll():
-                if number == self._over:
-                    self._end()
-                    return
-                self._serve(number)
+        # A diverging W gives infinities, which the server finds; no warnings about them.
+        with np.errstate(all="ignore"):
+            while self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        """Serve who has sent something; False when it is over."""
+        for number, _ in self._poll.poll():
+            if number == self._over:
+                self._end()
+                return False
+            self._serve(number)
+        return True
 
     def _serve(self, number: int) -> None:
         guest, stack = self._guests[number]
@@ -110,7 +119,7 @@ class SharedLoop:
             if not guest.read():
                 return
             push, size = guest.reader.parse(guest.content)
-            guest.content.clear()
+            guest.content = b""
             self._server.submit(guest.worker, push, size)
         except Exception as error:  # of the server it is told to the driver by the server
             self._poll.unregister(number)

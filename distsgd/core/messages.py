@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from distsgd.core.arrays import Floats
 from distsgd.core.slot_gradient import SlotLoss
@@ -27,8 +28,7 @@ REPORT = -2
 """The step of a lease that asks for no gradient, but for what error feedback has left over."""
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """Slots that one worker has been asked to compute.
 
     Attributes:
@@ -49,15 +49,15 @@ class Lease:
     version: int
     steps: int = 1
     shares: int = 0
-    serial: int = field(default=0, compare=False)
+    serial: int = 0
 
-    def as_tuple(self) -> tuple[int, ...]:
-        """The fields in order; `Lease(*fields)` is the way back."""
-        return tuple(vars(self).values())
+    @property
+    def task(self) -> tuple[int, ...]:
+        """All but the serial: a gradient does not depend on who computes it."""
+        return self[:-1]
 
 
-@dataclass(frozen=True, eq=False)
-class Push:
+class Push(NamedTuple):
     """The answer to a lease.
 
     Attributes:
@@ -104,8 +104,7 @@ class Dropped:
     lease: Lease
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """An update of W.
 
     Attributes:

@@ -101,7 +101,7 @@ class OpenMinibatch:
         owner, leased = self.leased[piece]
         # With compression it does: what a worker sends depends on what it has sent before.
         its_own = (owner, leased.serial) == (worker, lease.serial)
-        if leased != lease or not (its_own or push.encoded is None):
+        if leased.task != lease.task or not (its_own or push.encoded is None):
             return False
         if self._total is None:
             self._total = tree()

@@ -108,7 +108,7 @@ class ParameterServer:
     @property
     def stopped(self) -> bool:
         """Whether no more work is handed out."""
-        return self._stopping or self.finished
+        return self._stopping or not (self._open or not self._queue.empty)
 
     def joined(self, worker: int) -> list[Decision]:
         """A worker has come; minibatches opened from now on are cut for it too."""
@@ -176,7 +176,10 @@ class ParameterServer:
 
     def _holder(self, lease: Lease) -> OpenMinibatch | None:
         piece = (lease.step, lease.first, lease.last)
-        return next((minibatch for minibatch in self._open if piece in minibatch.leased), None)
+        for minibatch in self._open:
+            if piece in minibatch.leased:
+                return minibatch
+        return None
 
     def _ready(self, minibatch: OpenMinibatch) -> list[OpenMinibatch]:
         """The minibatches that a push has made ready, in the order of their updates."""

@@ -10,7 +10,7 @@ elementwise, so the bits of W do not depend on the number of servers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +87,7 @@ class RangeServer:
 
     def put(self, worker: int, push: Push) -> None:
         """This range of a push, until the coordinator has decided about it. Twice is once."""
-        self._pushes[_key(worker, push.lease)] = replace(push, gradients=push.gradients.copy())
+        self._pushes[_key(worker, push.lease)] = push._replace(gradients=push.gradients.copy())
 
     def ready(self, decision: Decision | Keep) -> bool:
         """Whether all is here that `follow` needs."""
@@ -129,7 +129,7 @@ class RangeServer:
 
 def _key(worker: int, lease: Lease) -> _Key:
     """Names one answer of one worker."""
-    return (worker, *lease.as_tuple())
+    return (worker, *lease)
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ class SplitServer:
         """See `ParameterServer.push`."""
         first, *others = self._ranges
         for follower, part in zip(self._followers, others, strict=True):
-            follower.put(worker, replace(push, gradients=push.gradients[:, part]))
-        own = replace(push, gradients=push.gradients[:, first])
+            follower.put(worker, push._replace(gradients=push.gradients[:, part]))
+        own = push._replace(gradients=push.gradients[:, first])
         decisions = self._coordinator.push(worker, own)
         for follower in self._followers:
             for decision in decisions:

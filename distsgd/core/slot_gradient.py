@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ _EXAMPLES = 256
 more than that would not stay in the cache."""
 
 
-@dataclass(frozen=True)
-class SlotLoss:
+class SlotLoss(NamedTuple):
     """Loss and hits of some examples.
 
     Attributes:

@@ -88,7 +88,7 @@ class JournalWriter(LineFile):
 
 
 def _contribution(worker: int, lease: Lease) -> list[int]:
-    return [worker, *lease.as_tuple()]
+    return [worker, *lease]
 
 
 def read_journal(folder: Path, config: TrainConfig, dataset_digest: str) -> Iterator[Record]:

@@ -175,6 +175,12 @@ class Recorder:
         self._examples_seen = 0
         self.statistics = Statistics()
 
+    def due(self, decision: Decision) -> bool:
+        """Whether a decision gives rise to an event that tells of now: it is to be recorded now."""
+        if isinstance(decision, Applied):
+            return decision.ends_epoch or decision.version % self._job.log_every == 0
+        return isinstance(decision, Diverged)
+
     def record(self, decision: Decision) -> list[Event]:
         """The events that a decision gives rise to."""
         self.statistics.count(decision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +29,7 @@ from distsgd.runtime.worker import Worker, work
 __all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
 
 _POLL_SECONDS = 0.25
+_SWITCH_SECONDS = 0.0005
 
 Contact = tuple[Any, str, Address]
 """How a worker reaches a server: its actor, its node, and where it listens there."""
@@ -42,6 +45,7 @@ class _Listening:
         number: int,
         log: Callable[[int], list[Entry]] | None = None,
     ) -> None:
+        _settle_down()
         part = job.ranges()[number]
         self._trace, self._name = host.trace, f"server {number}"
 
@@ -129,6 +133,7 @@ class WorkerProcess:
     def open(self) -> None:
         """Open the data. Not done on creation: errors of calls come through, of creation not."""
         self._worker = Worker(self._job, self._feedback)
+        _settle_down()
 
     def connect(self, servers: list[Contact], channel: str) -> str:
         """Connect to the servers by the named channel, or the best there is; returns its name."""
@@ -162,6 +167,16 @@ class WorkerProcess:
     def run(self) -> int:
         """Work until the server has no more."""
         return work(self._worker, self._channel)
+
+
+def _settle_down() -> None:
+    """What is there now stays: the garbage collector need not look through it again and again.
+
+    And no thread keeps the interpreter for long, as workers wait for one that packs events.
+    """
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _shape(job: Job, server: int) -> Shape:

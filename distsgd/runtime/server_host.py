@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 
-import numpy as np
-
 from distsgd.channel.base import Work
 from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
@@ -21,6 +19,9 @@ from distsgd.runtime.outbox import Outbox
 from distsgd.runtime.trace import Trace
 
 __all__ = ["ServerHost"]
+
+_MOST = 64
+"""Decisions that are kept before events are made of them."""
 
 
 class ServerHost:
@@ -47,6 +48,7 @@ class ServerHost:
         self._lock = lock
         self._outbox = Outbox(self._answered, self._question)
         self._events = HeldEvents()
+        self._unrecorded: list[Decision] = []
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
@@ -100,8 +102,7 @@ class ServerHost:
         if push is not None:
             self._recorder.statistics.bytes_pushed += size
             version = self._server.version
-            with np.errstate(all="ignore"):
-                decisions = self._server.push(worker, push, borrow=True)
+            decisions = self._server.push(worker, push, borrow=True)
             self.trace.lap("add" if self._server.version == version else "update")
         self._carry_out(decisions + self._server.pull(worker))
 
@@ -123,6 +124,7 @@ class ServerHost:
             )
             if self._failure is not None:
                 raise self._failure
+            self._record()
             return self._events.take(perf_counter())
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
@@ -142,8 +144,10 @@ class ServerHost:
     def stop(self) -> None:
         """Hand out no more work; the last event follows."""
         with self._lock:
-            self._carry_out(self._server.stop())
-            self._end(self._recorder.ended())
+            decisions = self._server.stop()
+            self._record()
+            self._end(self._recorder.ended())  # asks for what is left over, then dismisses
+            self._carry_out(decisions)
 
     def _end(self, event: Ended) -> None:
         if not self._over:
@@ -172,17 +176,25 @@ class ServerHost:
         if not self._remembers:
             self._grant(decisions)
         self._tell(decisions)
+        self._unrecorded += decisions
+        if len(self._unrecorded) >= _MOST or any(map(self._recorder.due, decisions)):
+            self._record()
+        for decision in decisions:
+            if isinstance(decision, Dismiss):
+                self._outbox.put(decision.worker, None)
+        self.trace.lap("record")
+        if self._remembers:
+            self._grant(decisions)
+
+    def _record(self) -> None:
+        """Make events of the decisions since the last time: a few at once take less time."""
+        decisions, self._unrecorded = self._unrecorded, []
         for decision in decisions:
             for event in self._recorder.record(decision):
                 if isinstance(event, Ended):
                     self._end(event)
                 else:
                     self._emit(event)
-            if isinstance(decision, Dismiss):
-                self._outbox.put(decision.worker, None)
-        self.trace.lap("record")
-        if self._remembers:
-            self._grant(decisions)
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self._log.add(entries)

@@ -182,16 +182,16 @@ def work(worker: Worker, channel: Channel) -> int:
     count, push = 0, None
     worker.compute_in(channel.buffer)
     worker.trace.start()
-    while True:
-        channel.send(push)
-        worker.trace.lap("push")
-        if push is not None and push.lease.step != REPORT:
-            worker.get_ready(push.lease)
-        received = channel.receive()
-        worker.trace.lap("wait")
-        if received is None:
-            return count
-        # A diverging W gives infinities, which the server finds; no warnings about them.
-        with np.errstate(all="ignore"):
+    # A diverging W gives infinities, which the server finds; no warnings about them.
+    with np.errstate(all="ignore"):
+        while True:
+            channel.send(push)
+            worker.trace.lap("push")
+            if push is not None and push.lease.step != REPORT:
+                worker.get_ready(push.lease)
+            received = channel.receive()
+            worker.trace.lap("wait")
+            if received is None:
+                return count
             push = worker.answer(received)
-        count += 1
+            count += 1

@@ -39,7 +39,7 @@ class Recording:
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         self.sizes.append(size)
         self.pushes.append(
-            (worker, replace(push, gradients=push.gradients.copy()) if push else None)
+            (worker, push._replace(gradients=push.gradients.copy()) if push else None)
         )
         if len(self.pushes) > 2:
             return None
@@ -101,7 +101,7 @@ def test_sums_that_are_computed_in_shared_memory_are_there(server: Recording, po
     exchange(channel, None)
     assert channel.buffer is not None
     channel.buffer[:2] = push.gradients
-    exchange(channel, replace(push, gradients=channel.buffer[:2]))
+    exchange(channel, push._replace(gradients=channel.buffer[:2]))
     received = server.pushes[1][1]
     assert received is not None and np.array_equal(received.gradients, push.gradients)
     channel.close()
@@ -112,7 +112,7 @@ def test_sums_that_are_computed_in_shared_memory_are_there(server: Recording, po
 def test_encoded_gradients(kind: Channels, encoded: bytes, server: Recording, port: Port) -> None:
     channel = kind(port.address, 0, SHAPE)
     exchange(channel, None)
-    exchange(channel, replace(a_push(), encoded=encoded))
+    exchange(channel, a_push()._replace(encoded=encoded))
     received = server.pushes[1][1]
     assert received is not None and received.encoded == encoded
     assert (received.gradients == len(encoded)).all()

@@ -46,11 +46,11 @@ class Crew(Account):
 
     def push(self, worker, lease):
         """An answer comes, wanted or not."""
-        self.log.append(("push", worker, lease.as_tuple()))
+        self.log.append(("push", worker, tuple(lease)))
         piece = piece_of(lease)
         push = self.toy.answer(lease, self.reference.versions[lease.version])
         self.sent.append((worker, lease))
-        if self.standing.get(piece, (None, None))[1] == lease:
+        if piece in self.standing and self.standing[piece][1].task == lease.task:
             holder, _ = self.standing.pop(piece)
             if holder != worker:
                 self.given_up.append((holder, lease))

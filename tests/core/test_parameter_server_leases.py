@@ -29,7 +29,7 @@ def test_a_worker_that_comes_in_mid_step_counts_from_the_next(toy):
     decisions = server.push(0, toy.answer(lease, server.weights))
     assert isinstance(decisions[0], Applied)
     assert decisions[1:] == [Grant(1, Lease(1, 0, 2, 1))]
-    assert server.pull(0) == [Grant(0, Lease(1, 2, 4, 1))]
+    assert server.pull(0) == [Grant(0, Lease(1, 2, 4, 1, serial=1))]
 
 
 def test_who_waits_longest_is_served_first(toy):
@@ -115,10 +115,12 @@ def test_shares_of_a_lost_worker_go_to_who_waits(toy):
     lost, kept = granted(server.pull(0))[0], granted(server.pull(1))[1]
     assert server.push(1, toy.answer(kept, START)) == []
     assert server.pull(1) == []
-    assert server.lost(0) == [Grant(1, lost)]
+    assert server.lost(0) == [Grant(1, lost._replace(serial=1))]
     decisions = server.push(1, toy.answer(lost, START))
     assert isinstance(decisions[0], Applied)
-    assert server.pull(1) == [Grant(1, Lease(1, 0, 4, 1))], "the lost one still has a share"
+    assert server.pull(1) == [Grant(1, Lease(1, 0, 4, 1, serial=2))], (
+        "the lost one still has a share"
+    )
 
 
 def test_a_late_push_and_that_of_the_successor_are_used_once(toy):
@@ -128,7 +130,7 @@ def test_a_late_push_and_that_of_the_successor_are_used_once(toy):
     lost, kept = granted(server.pull(0))[0], granted(server.pull(1))[1]
     server.push(1, toy.answer(kept, START))
     server.lost(0)
-    assert server.pull(1) == [Grant(1, lost)]
+    assert server.pull(1) == [Grant(1, lost._replace(serial=1))]
     decisions = server.push(0, toy.answer(lost, START))
     assert isinstance(decisions[0], Applied)
     assert server.push(1, toy.answer(lost, START)) == [Dropped(1, lost)]

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,7 +96,7 @@ def test_the_learning_rate_does_not_depend_on_workers_or_cuts(workers, batch_siz
     applied = run_one_step(server, plan, workers, value=6.0)
     assert server.weights[0] == pytest.approx(-0.5 * 6.0, rel=1e-15)
     expected = Applied(0, 0, 1, 1.0, plan.slots(0), batch_size, 0.5, (), (), batch_size == 32)
-    assert replace(applied, contributions=()) == expected
+    assert applied._replace(contributions=()) == expected
 
 
 def test_the_penalty_is_not_divided_by_the_examples():

@@ -5,7 +5,7 @@ server is checked as it is made.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -247,7 +247,7 @@ def granted(decisions):
 
 def what_was_applied(fleet):
     """The updates of a fleet, without who computed what."""
-    return [replace(update, contributions=()) for update in fleet.applied]
+    return [update._replace(contributions=()) for update in fleet.applied]
 
 
 def run_alone(toy):

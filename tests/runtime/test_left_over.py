@@ -104,7 +104,7 @@ def test_a_snapshot_waits_for_its_workers_but_not_for_ever() -> None:
     held.add(event, {0: 4, 1: 2}, 10.0)
     held.add(Progress(1, 0, 1.0, 0.1, 0.1, 1, 1.0), {}, 10.0)
     assert not held.ready(10.1) and held.take(10.1) == []
-    assert held.question(0) == Lease(REPORT, 0, 1, 0) and held.question(2) is None
+    assert held.question(0) == Lease(REPORT, 0, 1, 0, serial=4) and held.question(2) is None
     held.told(0, left)
     assert held.question(0) is None and not held.ready(10.1)
     held.lost(1)
