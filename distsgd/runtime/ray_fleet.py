@@ -13,6 +13,7 @@ from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLo
 __all__ = ["Fleet", "cause_of"]
 
 _MOST_FAILURES = 5
+_SECONDS_UNSAID = 5.0
 _HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
 
 
@@ -51,6 +52,7 @@ class Fleet:
         self._running: dict[Any, int] = {}
         self._failures = 0
         self._alone_since: float | None = None
+        self._said = False
         for worker in range(workers):
             self._actors[worker] = make(worker)
 
@@ -122,15 +124,17 @@ class Fleet:
         Raises:
             RuntimeFailure: nobody has for too long.
         """
-        if self._running or not self._connecting or not self.names:
-            self._alone_since = None
+        if self._running or not self._connecting:
+            self._alone_since, self._said = None, False
             return None
-        if self._alone_since is None:
-            self._alone_since = monotonic()
-            return f"no worker is there; waiting up to {self._patience:.0f} s for one"
-        if monotonic() - self._alone_since > self._patience:
+        self._alone_since = self._alone_since or monotonic()
+        alone = monotonic() - self._alone_since
+        if alone > self._patience:
             raise RuntimeFailure(f"no worker has come for {self._patience:.0f} s", _HINT)
-        return None
+        if self._said or alone < _SECONDS_UNSAID:
+            return None
+        self._said = True
+        return f"no worker is there; waiting up to {self._patience:.0f} s for one"
 
     def kill(self) -> None:
         """End every actor."""
