@@ -159,6 +159,11 @@ class ParameterServer:
         self._release(worker)
         return self._hand_out()
 
+    def overdue(self, worker: int) -> list[Decision]:
+        """A worker has had its lease for too long: others may have it too. Who is first counts."""
+        self._release(worker)
+        return self._hand_out()
+
     def stop(self) -> list[Decision]:
         """Hand out no more work; W stays at the last whole update."""
         self._stopping = True

@@ -32,7 +32,7 @@ class WorkQueue:
         self._put_off: deque[Piece] = deque()
         self._following: deque[Piece] = deque()
         self._holes: deque[Piece] = deque()  # whole steps
-        (self._put_off if policy.requeues else self._holes).extend(position.holes)
+        (self._following if policy.requeues else self._holes).extend(position.holes)
         # Examples of the epoch that have been handed out for good.
         self._used = position.examples.get(plan.epoch_of(position.step - 1), 0)
 

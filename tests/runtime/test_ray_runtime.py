@@ -95,6 +95,20 @@ def test_when_all_workers_die_others_take_their_places(
     assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
 
 
+def test_a_worker_that_hangs_is_not_waited_for(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample, epochs=60)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 2, never)
+    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    os.kill(ids.workers[1], signal.SIGSTOP)
+    ended = last(events)
+    undisturbed = last(train_inline(job, start, never))
+    assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
+    assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
+
+
 def test_workers_that_die_again_and_again_are_given_up(
     sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
