@@ -24,6 +24,7 @@ __all__ = [
     "JournalError",
     "RunError",
     "RuntimeFailure",
+    "ServerLost",
     "SourceError",
     "StorageError",
     "UsageError",
@@ -110,6 +111,16 @@ class DivergedError(DistsgdError):
         self.hint = (
             f"Lower the learning rate (it was {learning_rate:g}): --set learning_rate="
             f"{learning_rate / 10:.3g}"
+        )
+
+
+class ServerLost(DistsgdError):
+    """A parameter server has died; training can go on from its last update."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"a parameter server died: {problem}",
+            "Look for a lack of memory; `distsgd resume` goes on from the last update",
         )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from distsgd.api.jobs import make_job
+from distsgd.api.replayer import records_of, settings_after
 from distsgd.core.arrays import Bytes
 from distsgd.core.messages import Lease
 from distsgd.core.plan import Plan
-from distsgd.core.reduction_tree import shares
+from distsgd.core.position import slots_of_lease
 from distsgd.data.dataset import Dataset
 from distsgd.errors import JournalError, RunError
 from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
@@ -21,7 +21,7 @@ from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.journal import Record, read_journal
 
-__all__ = ["Audit", "audit", "open_run", "slots_of_lease"]
+__all__ = ["Audit", "audit", "open_run"]
 
 _STALENESS = {"bsp": 0, "backup": 0, "local": 0}
 
@@ -73,16 +73,6 @@ def open_run(run: str | Path) -> tuple[RunFolder, TrainConfig, Dataset]:
     return folder, config, dataset
 
 
-def slots_of_lease(lease: Lease, plan: Plan) -> Iterator[tuple[int, int]]:
-    """(step, slot) of every slot of a lease, local steps included."""
-    for step in range(lease.step, lease.step + lease.steps):
-        first, last = lease.first, lease.last
-        if lease.shares:
-            parts = shares(plan.slots(step), lease.shares)
-            first, last = parts[first] if first < len(parts) else (0, 0)
-        yield from ((step, slot) for slot in range(first, last))
-
-
 def audit(run: str | Path) -> Audit:
     """Check the journal of a run against its plan.
 
@@ -94,8 +84,9 @@ def audit(run: str | Path) -> Audit:
         RunError: there is no such run, or it is damaged.
     """
     folder, config, dataset = open_run(run)
-    checker = _Checker(config, make_job(config, dataset).plan)
-    for record in read_journal(folder.path, config, dataset.manifest.digest):
+    entries = list(read_journal(folder.path, config, dataset.manifest.digest))
+    checker = _Checker(config, make_job(settings_after(config, entries), dataset).plan)
+    for record in records_of(entries):
         checker.check(record)
     _check_end(folder, checker)
     labels = dataset.train.labels

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from distsgd.api.audit import open_run
-from distsgd.api.jobs import make_job
-from distsgd.core.arrays import Floats
-from distsgd.core.compression import ErrorFeedback
+from distsgd.api.replayer import Replayer, records_of
 from distsgd.core.initial import pad, unpad
-from distsgd.core.messages import LIFE, Lease, Push
-from distsgd.core.optimizers import make_optimizer
-from distsgd.core.range_server import rebuilt
-from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.update import Updater
 from distsgd.errors import JournalError
 from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint, weights_sha256
-from distsgd.run.folder import RunFolder
-from distsgd.run.journal import Record, read_journal
-from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.worker import Worker
+from distsgd.run.journal import read_journal
+from distsgd.runtime.job import Snapshot
 
 __all__ = ["Replay", "replay"]
 
@@ -60,12 +48,14 @@ def replay(run: str | Path) -> Replay:
         RunError: there is no such run, or it is damaged.
     """
     folder, config, dataset = open_run(run)
-    records = list(read_journal(folder.path, config, dataset.manifest.digest))
-    job = make_job(config, dataset)
+    entries = list(read_journal(folder.path, config, dataset.manifest.digest))
+    records = records_of(entries)
+    first = read_checkpoint(folder.checkpoints / "step-000000000.npz").weights
     checked, found, before = 0, None, 0
     with threadpool_limits(1):
-        for version, weights in _Replayer(job, folder).versions(records):
-            found = unpad(weights, job.classes, job.features)
+        replayer = Replayer(config, dataset, Snapshot(0, pad(first), {}))
+        for version, weights in replayer.versions(entries):
+            found = unpad(weights, len(first), dataset.manifest.features)
             path = folder.checkpoints / f"step-{version:09d}.npz"
             if path.exists():
                 checked += 1
@@ -86,111 +76,3 @@ def replay(run: str | Path) -> Replay:
         same_bits=True,
         checkpoints=checked,
     )
-
-
-class _Replayer:
-    """Makes every update of a journal, keeping each W for as long as it is read."""
-
-    def __init__(self, job: Job, folder: RunFolder) -> None:
-        self._job, self._worker = job, Worker(job)
-        self._compressed = _CompressedAnswers(job, self._worker)
-        weights = pad(read_checkpoint(folder.checkpoints / "step-000000000.npz").weights)
-        self._updater = Updater(
-            weights,
-            decay=job.decay(),
-            optimizer=make_optimizer(job.optimizer, weights, job.momentum),
-            schedule=job.schedule,
-        )
-
-    def versions(self, records: list[Record]) -> Iterator[tuple[int, Floats]]:
-        """Every version and its W, from 0; W is valid until the next is asked for."""
-        last_read = {
-            lease.version: number
-            for number, record in enumerate(records)
-            for _, lease in record.contributions
-        }
-        kept: dict[int, Floats] = {}
-        if self._job.compress != "none":
-            self._compressed.expect(records)
-        for number, record in enumerate(records):
-            yield number, self._updater.weights
-            if last_read.get(number, -1) >= number:
-                kept[number] = self._updater.weights.copy()
-            with np.errstate(all="ignore"):
-                self._update(number + 1, record, kept)
-            for version in [version for version in kept if last_read[version] <= number]:
-                del kept[version]
-        yield len(records), self._updater.weights
-
-    def _update(self, number: int, record: Record, kept: dict[int, Floats]) -> None:
-        minibatch = rebuilt(record)
-        for worker, lease in record.contributions:
-            push = self._answer(number, worker, lease, kept)
-            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
-            if not minibatch.take(worker, push, self._tree):
-                raise JournalError(number, "its contributions do not go together")
-        _, _, examples = minibatch.loss()
-        update = self._updater.average if minibatch.shares else self._updater.apply
-        update(minibatch.gradient(), examples, record.step)
-
-    def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
-        if self._job.compress != "none":
-            return self._compressed.answer(number, worker, lease, kept)
-        return self._worker.answer((lease, _weights(number, lease, kept)))
-
-    def _tree(self) -> TreeSum:
-        return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
-
-
-class _CompressedAnswers:
-    """The answers of workers with error feedback: each depends on those that it gave before.
-
-    An update may use a worker's answers in another order than they were given; they are computed
-    in the order in which they were given.
-    """
-
-    def __init__(self, job: Job, worker: Worker) -> None:
-        self._job, self._worker = job, worker
-        self._feedback: dict[tuple[int, int], ErrorFeedback | None] = {}
-        self._expected: dict[tuple[int, int], deque[tuple[int, Lease]]] = {}
-        self._early: dict[tuple[int, int], Push] = {}
-
-    def expect(self, records: list[Record]) -> None:
-        """What is to come, whole."""
-        for number, record in enumerate(records, 1):
-            for worker, lease in record.contributions:
-                life = (worker, lease.serial // LIFE)
-                self._expected.setdefault(life, deque()).append((number, lease))
-        for life, leases in self._expected.items():
-            self._expected[life] = deque(sorted(leases, key=lambda entry: entry[1].serial))
-
-    def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
-        """The answer to a lease; those before it are computed first, and kept."""
-        expected = self._expected[worker, lease.serial // LIFE]
-        while (worker, lease.serial) not in self._early:
-            found, earlier = expected.popleft()
-            self._early[worker, earlier.serial] = self._next(found, worker, earlier, kept)
-        return self._early.pop((worker, lease.serial))
-
-    def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
-        life = (worker, lease.serial // LIFE)
-        if life not in self._feedback:
-            workers = max(1, worker + 1)
-            self._feedback[life] = self._job.feedback(Snapshot(0, _NONE, {}), worker, workers)
-        self._worker.feedback = self._feedback[life]
-        try:
-            return self._worker.answer((lease, _weights(number, lease, kept)))
-        except KeyError:
-            raise JournalError(
-                number, f"an answer of worker {worker} is not here, and took part in its feedback"
-            ) from None
-
-
-_NONE = np.empty(0, dtype=np.float32)
-
-
-def _weights(number: int, lease: Lease, kept: dict[int, Floats]) -> Floats:
-    """W as a lease has read it."""
-    if lease.version not in kept:
-        raise JournalError(number, f"it reads version {lease.version}, which is not there")
-    return kept[lease.version]

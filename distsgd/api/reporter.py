@@ -23,5 +23,8 @@ class Reporter:
     def epoch(self, row: EpochRow) -> None:
         """An epoch is over."""
 
+    def notice(self, text: str) -> None:
+        """Something has happened that does not end the training, such as a server's death."""
+
     def ended(self) -> None:
         """No more steps; the final evaluation follows."""

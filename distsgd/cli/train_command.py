@@ -1,4 +1,4 @@
-"""``distsgd train``."""
+"""``distsgd train`` and ``distsgd resume``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def train(
         bool | None,
         typer.Option("--scale-lr", help="Learning rate times batch size / 256, with a warm-up."),
     ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(help="How pushes travel: auto, shm, tcp or ray. (default: auto)"),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Rows in memory: auto, uint8 or float32. (default: auto)")
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
     ] = None,
@@ -88,10 +95,43 @@ def train(
         "epochs": epochs, "seed": seed, "sampling": sampling,
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
-        "compress": compress, "servers": servers,
+        "compress": compress, "servers": servers, "channel": channel, "cache": cache,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    result = train_with(settings, run_dir, make_reporter(json), trace)
+    _show(train_with(settings, run_dir, make_reporter(json), trace), json)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")],
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes from here on. (default: as before)")
+    ] = None,
+    servers: Annotated[
+        int | None, typer.Option(help="Parameter servers from here on. (default: as before)")
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="auto, shm, tcp or ray. (default: as before)")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of the whole run, to go on longer. (default: as before)")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Go on with a run that was interrupted or killed, from its last update.
+
+    Example: distsgd resume latest --workers 3
+    """
+    from distsgd.api.training import resume as resume_run
+    from distsgd.cli.train_reporter import make_reporter
+
+    result = resume_run(
+        run, workers=workers, servers=servers, channel=channel, epochs=epochs,
+        reporter=make_reporter(json),
+    )  # fmt: skip
+    _show(result, json)
+
+
+def _show(result: TrainResult, json: bool) -> None:
     if json:
         print_json(result)
     else:
@@ -108,7 +148,7 @@ def train(
             ("run", result.run_dir),
         ])  # fmt: skip
     if result.status == "interrupted":
-        say(f"interrupted after step {result.steps}; W is kept in {result.run_dir}")
+        say(f"interrupted after step {result.steps}; to go on: distsgd resume {result.run_dir}")
         raise typer.Exit(130)
 
 
@@ -127,3 +167,4 @@ def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(train)
+    app.command()(resume)

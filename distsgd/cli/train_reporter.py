@@ -47,6 +47,9 @@ class _PlainReporter(Reporter):
     def epoch(self, row: EpochRow) -> None:
         print(_row(row), file=self._file, flush=True)
 
+    def notice(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
 
 class _LiveReporter(Reporter):
     """An epoch table above a line that shows the step, the loss, the speed, the time left."""
@@ -81,6 +84,9 @@ class _LiveReporter(Reporter):
 
     def epoch(self, row: EpochRow) -> None:
         self._console.print(_row(row), highlight=False)
+
+    def notice(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, style="yellow")
 
     def ended(self) -> None:
         self._bar.stop()

@@ -190,13 +190,14 @@ class ErrorFeedback:
         start: what is left over from before, shape (values,), in the dtype of the gradients.
         feedback: False forgets the error each time, to show what the feedback is good for.
         depth: how many answers may be used by the server before they are in W.
+        serial: that of the first lease.
     """
 
     def __init__(
-        self, codec: Codec, start: Floats, *, feedback: bool = True, depth: int = 1
+        self, codec: Codec, start: Floats, *, feedback: bool = True, depth: int = 1, serial: int = 0
     ) -> None:
         self._codec, self._feedback, self._depth = codec, feedback, depth
-        self._left: dict[int, Floats] = {0: start}
+        self._left: dict[int, Floats] = {serial: start}
 
     def left(self, serial: int) -> Floats:
         """What is left over after so many answers, shape (values,).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from distsgd.core.arrays import Floats
 from distsgd.core.slot_gradient import SlotLoss
@@ -19,6 +19,7 @@ __all__ = [
     "Grant",
     "Lease",
     "Push",
+    "Update",
 ]
 
 LIFE = 1 << 32
@@ -137,6 +138,22 @@ class Applied(NamedTuple):
     def staleness(self) -> list[int]:
         """How many updates each contribution is old: version when applied - version read."""
         return [self.version - 1 - lease.version for _, lease in self.contributions]
+
+
+class Update(Protocol):
+    """What makes an update, without its outcome: `Applied`, or a record of the journal."""
+
+    @property
+    def step(self) -> int:
+        """Step of the plan that its learning rate belongs to."""
+
+    @property
+    def contributions(self) -> tuple[tuple[int, Lease], ...]:
+        """Worker and lease of each piece, in order."""
+
+    @property
+    def requeued(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Place and piece of those that were put off."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from distsgd.core.messages import (
 from distsgd.core.open_minibatch import OpenMinibatch
 from distsgd.core.optimizers import Optimizer
 from distsgd.core.plan import Plan
+from distsgd.core.position import Position
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.schedules import Schedule
 from distsgd.core.update import Updater
@@ -46,7 +47,8 @@ class ParameterServer:
         schedule: learning rate of each step.
         plan: the slots of each step.
         policy: when a worker may go on, and which pushes make an update.
-        version: updates already applied to ``weights``.
+        version: updates already applied to ``weights``, of one step of the plan each.
+        position: the same in full, for a policy that applies them in another order.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class ParameterServer:
         plan: Plan,
         policy: Policy | None = None,
         version: int = 0,
+        position: Position | None = None,
     ) -> None:
+        position = position or Position.of_step(plan, version)
         self._updater = Updater(
-            weights, decay=decay, optimizer=optimizer, schedule=schedule, version=version
+            weights, decay=decay, optimizer=optimizer, schedule=schedule, version=position.version
         )
         self._plan, self._policy = plan, policy or BulkSynchronous()
-        self._queue = WorkQueue(plan, self._policy, version)
+        self._queue = WorkQueue(plan, self._policy, position)
         self._open: deque[OpenMinibatch] = deque()
         self._spare: list[TreeSum] = []
         self._workers: list[int] = []
@@ -73,11 +77,9 @@ class ParameterServer:
         self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
         self._places: dict[int, int] = {}  # worker -> which piece of a minibatch it had last
         self._maybe_free = False  # whether an open minibatch may have a free piece
-        self._applied: Counter[int] = Counter()
-        self._serials: Counter[int] = Counter()  # worker -> serial of its next lease
-        self._used: dict[int, int] = {}
-        if version < plan.total_steps:
-            self._applied[plan.epoch_of(version)] = plan.minibatch(version)[0]
+        self._applied = Counter(position.examples)
+        self._serials = Counter(position.serials)  # worker -> serial of its next lease
+        self._used = dict(position.serials)
         self._stopping = False
 
     @property
@@ -154,6 +156,11 @@ class ParameterServer:
             self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
         if worker in self._waiting:
             self._waiting.remove(worker)
+        self._release(worker)
+        return self._hand_out()
+
+    def overdue(self, worker: int) -> list[Decision]:
+        """A worker has had its lease for too long: others may have it too. Who is first counts."""
         self._release(worker)
         return self._hand_out()
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push
+from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push, Update
 from distsgd.core.open_minibatch import OpenMinibatch, Piece
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
@@ -26,22 +25,6 @@ from distsgd.core.update import Updater
 __all__ = ["Keep", "MergedState", "RangeServer", "SplitServer", "rebuilt"]
 
 _Key = tuple[int, ...]
-
-
-class Update(Protocol):
-    """What `rebuilt` needs to know of an update; `Applied`, or a record of the journal."""
-
-    @property
-    def step(self) -> int:
-        """Step of the plan that its learning rate belongs to."""
-
-    @property
-    def contributions(self) -> tuple[tuple[int, Lease], ...]:
-        """Worker and lease of each piece, in order."""
-
-    @property
-    def requeued(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Place and piece of those that were put off."""
 
 
 def rebuilt(update: Update) -> OpenMinibatch:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from distsgd.core.consistency.base import Policy
 from distsgd.core.open_minibatch import OpenMinibatch, Piece
 from distsgd.core.plan import Plan
+from distsgd.core.position import Position
 
 __all__ = ["WorkQueue"]
 
@@ -22,20 +23,24 @@ class WorkQueue:
     Args:
         plan: the slots of each step.
         policy: how a minibatch is cut.
-        step: the first step.
+        position: where to begin.
     """
 
-    def __init__(self, plan: Plan, policy: Policy, step: int = 0) -> None:
+    def __init__(self, plan: Plan, policy: Policy, position: Position) -> None:
         self._plan, self._policy = plan, policy
-        self._step = step
+        self._step = position.step
         self._put_off: deque[Piece] = deque()
         self._following: deque[Piece] = deque()
-        self._used = 0  # examples of the epoch that have been handed out for good
+        self._holes: deque[Piece] = deque()  # whole steps
+        (self._following if policy.requeues else self._holes).extend(position.holes)
+        # Examples of the epoch that have been handed out for good.
+        self._used = position.examples.get(plan.epoch_of(position.step - 1), 0)
 
     @property
     def empty(self) -> bool:
         """Whether nothing is left to open."""
-        return not (self._put_off or self._following or self._step < self._plan.total_steps)
+        waiting = self._put_off or self._following or self._holes
+        return not (waiting or self._step < self._plan.total_steps)
 
     def open(self, workers: int) -> OpenMinibatch:
         """The next minibatch.
@@ -45,10 +50,16 @@ class WorkQueue:
         """
         if self._policy.requeues:
             return self._open_mixed()
+        if self._holes:
+            return self._cut(self._holes.popleft()[0], 1, workers)
         plan, step = self._plan, self._step
         left = plan.steps_per_epoch - step % plan.steps_per_epoch
         steps = self._policy.steps(left)
         self._step += steps
+        return self._cut(step, steps, workers)
+
+    def _cut(self, step: int, steps: int, workers: int) -> OpenMinibatch:
+        plan = self._plan
         ranges = self._policy.pieces(plan.slots(step), workers)
         shares = len(ranges) if self._policy.local else 0
         pieces = [(step, *part) for part in ranges]

@@ -102,6 +102,10 @@ class RunFolder:
         except OSError as error:
             raise storage_error(error, path) from None
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
     def settings(self) -> TrainConfig:
         """The settings of the run.
 

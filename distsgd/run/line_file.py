@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ class LineFile:
         """
         try:
             self._file.flush()
+        except OSError as error:
+            raise storage_error(error, self._path) from None
+
+    def sync(self) -> None:
+        """Hand what has been written to the disk.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self.flush()
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(error, self._path) from None
 

@@ -19,6 +19,7 @@ __all__ = [
     "Ended",
     "EpochEnded",
     "Event",
+    "Notice",
     "Progress",
     "Recorder",
     "Stopwatch",
@@ -105,7 +106,14 @@ class Updated:
     update: Applied
 
 
-Event = Connected | Updated | Progress | EpochEnded | Ended
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know of, and that does not end the training."""
+
+    text: str
+
+
+Event = Notice | Connected | Updated | Progress | EpochEnded | Ended
 
 
 class Stopwatch:

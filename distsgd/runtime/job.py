@@ -16,6 +16,7 @@ from distsgd.core.initial import decay_factors
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
+from distsgd.core.position import Position
 from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
@@ -33,12 +34,15 @@ class Snapshot:
         weights: flat padded parameters, shape (parameters,).
         state: state of the optimiser, arrays of the same shape by name.
         left_over: worker -> what its error feedback has not sent yet, of the same shape.
+        position: which slots of the plan have been applied; None for those of as many steps as
+            ``version`` says.
     """
 
     version: int
     weights: Floats
     state: dict[str, Floats]
     left_over: dict[int, Floats] = field(default_factory=dict)
+    position: Position | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +135,8 @@ class Job:
         # As many answers as may be open at once: only those of other policies than asp wait.
         pieces = len(self.policy.pieces(self.plan.most_slots, workers))
         depth = self.policy.window(workers) * pieces if self.policy.in_order else 1
-        return ErrorFeedback(codec, left, feedback=self.error_feedback, depth=depth)
+        serial = start.position.serials.get(worker, 0) if start.position else 0
+        return ErrorFeedback(codec, left, feedback=self.error_feedback, depth=depth, serial=serial)
 
     def push_bytes(self, nodes: int) -> int:
         """Bytes of a push of so many nodes, without what is told about it."""
@@ -173,6 +178,7 @@ class Job:
             plan=self.plan,
             policy=self.policy,
             version=start.version,
+            position=start.position,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

@@ -128,15 +128,24 @@ class WorkerProcess:
         threadpool_limits(1)
         self._job, self._number = job, number
         self._channel: Channel
+        self._worker: Worker | None = None
         self._feedback = job.feedback(start, number, workers)
 
     def open(self) -> None:
-        """Open the data. Not done on creation: errors of calls come through, of creation not."""
-        self._worker = Worker(self._job, self._feedback)
-        _settle_down()
+        """Open the data, once; called ahead, while the servers are being started."""
+        if self._worker is None:
+            self._worker = Worker(self._job, self._feedback)
+            _settle_down()
 
     def connect(self, servers: list[Contact], channel: str) -> str:
-        """Connect to the servers by the named channel, or the best there is; returns its name."""
+        """Open the data, and connect to the servers by the named channel, or the best there is.
+
+        The data is not opened on creation: errors of calls come through, of creation not.
+
+        Returns:
+            the name of the channel.
+        """
+        self.open()
         channels = [
             self._connect(number, contact, channel) for number, contact in enumerate(servers)
         ]
@@ -162,10 +171,12 @@ class WorkerProcess:
 
     def track(self) -> Track:
         """The timeline of this worker."""
+        assert self._worker is not None
         return self._worker.trace.track(f"worker {self._number}")
 
     def run(self) -> int:
         """Work until the server has no more."""
+        assert self._worker is not None
         return work(self._worker, self._channel)
 
 

@@ -1,17 +1,19 @@
-"""Training on Ray: one server actor, N worker actors, and a driver off the path of a step."""
+"""Training on Ray: server actors, worker actors, and a driver off the path of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
-from distsgd.errors import DistsgdError, RuntimeFailure
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event
+from distsgd.errors import ServerLost
+from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Updated
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.ray_fleet import Fleet, cause_of
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import ray_session
 from distsgd.runtime.trace import Track
@@ -19,30 +21,25 @@ from distsgd.runtime.trace import Track
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
-_FOLLOWER = -1
 _TRACK_SECONDS = 30.0
+PATIENCE = 120.0
+"""Seconds to wait for a worker when there is none."""
 
 
-def _start_followers(job: Job, start: Snapshot, workers: int) -> list[Any]:
-    return [
+def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
+    """The coordinator and its followers."""
+    coordinator = (
+        ray.remote(ServerProcess)
+        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + 4)
+        .remote(job, start, workers)
+    )
+    followers = [
         ray.remote(FollowerProcess)
         .options(num_cpus=1, max_concurrency=2 * workers + 4)
         .remote(job, start, number)
         for number in range(1, job.servers)
     ]
-
-
-def _start(job: Job, start: Snapshot, workers: int) -> tuple[Any, list[Any]]:
-    server = (
-        ray.remote(ServerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + 4)
-        .remote(job, start, workers)
-    )
-    fleet = [
-        ray.remote(WorkerProcess).options(num_cpus=1).remote(job, start, number, workers)
-        for number in range(workers)
-    ]
-    return server, fleet
+    return [coordinator, *followers]
 
 
 def train_on_ray(
@@ -54,6 +51,8 @@ def train_on_ray(
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
+    A worker that dies is replaced, and its slots go to the others at once.
+
     Args:
         job: what to train.
         start: where to begin.
@@ -63,66 +62,95 @@ def train_on_ray(
             of "shm", "tcp", "ray".
 
     Raises:
-        RuntimeFailure: the server, or every worker, has died.
+        ServerLost: a server has died; training can go on from its last update.
+        RuntimeFailure: workers die again and again, or none has come for long.
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
     with ray_session(cpus=workers + job.servers):
-        server, fleet = _start(job, start, workers)
-        followers = _start_followers(job, start, workers)
+        driver = _Driver(job, start, workers, channel)
         try:
-            driver = _Driver(server, followers, fleet, channel, job.trace)
             yield from driver.events(should_stop)
         finally:
-            for actor in (*fleet, *followers, server):
-                ray.kill(actor)
+            driver.kill()
 
 
 class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
-    def __init__(
-        self, server: Any, followers: list[Any], fleet: list[Any], channel: str, trace: bool
-    ) -> None:
-        self._trace = trace
-        self._server, self._fleet, self._channel = server, fleet, channel
-        self._followers = followers
-        self._running: dict[Any, int] = {}
+    def __init__(self, job: Job, start: Snapshot, workers: int, channel: str) -> None:
+        self._job, self._start, self._workers = job, start, workers
+        self._channel = channel
+        self._servers = _start_servers(job, start, workers)
+        self._server, *self._followers = self._servers
+        self._fleet: Fleet | None = None
+        self._following: dict[Any, int] = {}
 
-    def _begin(self) -> Event:
+    def kill(self) -> None:
+        """End all actors."""
+        if self._fleet is not None:
+            self._fleet.kill()
+        for actor in self._servers:
+            ray.kill(actor)
+
+    def _make_worker(self, number: int, again: set[int]) -> Any:
+        """Who replaces another has nothing left over."""
+        start = replace(self._start, left_over={}) if number in again else self._start
+        again.add(number)
+        actor = (
+            ray.remote(WorkerProcess).options(num_cpus=1)
+            .remote(self._job, start, number, self._workers)
+        )  # fmt: skip
+        actor.open.remote()  # what goes wrong, `connect` says
+        return actor
+
+    def _begin(self) -> Fleet:
         """Open the data everywhere, connect everyone, and set the workers to work."""
-        servers = [self._server, *self._followers]
-        addresses = [server.address.remote() for server in servers]
-        opened = [actor.open.remote() for actor in self._fleet]
-        found = _get(addresses)
-        _get(opened)
-        contacts = [(server, *at) for server, at in zip(servers, found, strict=True)]
-        names = _get([actor.connect.remote(contacts, self._channel) for actor in self._fleet])
-        for follower in self._followers:
-            self._running[follower.follow.remote(contacts[0], self._channel)] = _FOLLOWER
-        for number, actor in enumerate(self._fleet):
-            self._running[actor.run.remote()] = number
-        return Connected(tuple(names))
+        make = partial(self._make_worker, again=set())
+        waiting = [server.address.remote() for server in self._servers]
+        self._fleet = fleet = Fleet(
+            make, self._channel, self._server.lost.remote, self._workers, PATIENCE
+        )
+        found = _get(waiting)
+        contacts = [(server, *at) for server, at in zip(self._servers, found, strict=True)]
+        fleet.connect_all(contacts)
+        for number, follower in enumerate(self._followers, 1):
+            self._following[follower.follow.remote(contacts[0], self._channel)] = number
+        fleet.set_to_work()
+        return fleet
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         stopping = False
-        yield self._begin()
+        fleet = self._begin()
+        yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
         waiting = self._server.events.remote(_POLL_SECONDS)
         while True:
             if should_stop() and not stopping:
                 stopping = True
                 self._server.stop.remote()
-            done, _ = ray.wait([waiting, *self._running], timeout=_POLL_SECONDS)
+            every = [waiting, *self._following, *fleet.pending]
+            done, _ = ray.wait(every, timeout=_POLL_SECONDS)
             for reference in done:
-                if reference != waiting:
-                    self._worker_ended(reference)
-                    continue
-                events = [self._whole(event) for event in _get(reference)]
-                if self._trace and events and isinstance(events[-1], Ended):
-                    events[-1] = replace(events[-1], tracks=self._tracks())
+                if reference in self._following:
+                    _get(reference)
+                elif reference != waiting:
+                    fleet.ended(reference)
+            if (said := fleet.check()) is not None:
+                yield Notice(said)
+            if waiting in done:
+                events = self._taken(_get(waiting))
+                if any(isinstance(event, Updated) for event in events):
+                    fleet.progressed()
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
                 waiting = self._server.events.remote(_POLL_SECONDS)
+
+    def _taken(self, events: list[Event]) -> list[Event]:
+        """The events with what the coordinator alone does not know."""
+        events = [self._whole(event) for event in events]
+        if self._job.trace and events and isinstance(events[-1], Ended):
+            events[-1] = replace(events[-1], tracks=self._tracks())
+        return events
 
     def _whole(self, event: Event) -> Event:
         """The event with the whole of W, where a snapshot has the coordinator's range alone."""
@@ -141,7 +169,7 @@ class _Driver:
 
     def _tracks(self) -> tuple[Track, ...]:
         """The timelines of all processes that live."""
-        actors = [self._server, *self._followers, *self._fleet]
+        actors = [*self._servers, *(self._fleet.actors if self._fleet else ())]
         found = []
         for reference in [actor.track.remote() for actor in actors]:
             try:
@@ -150,39 +178,12 @@ class _Driver:
                 continue
         return tuple(found)
 
-    def _worker_ended(self, reference: Any) -> None:
-        number = self._running.pop(reference)
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise _ours(error) from error
-        except ray.exceptions.RayActorError as error:
-            if number == _FOLLOWER:
-                raise _died(error) from error
-            self._server.lost.remote(number)
-            if not any(worker != _FOLLOWER for worker in self._running.values()):
-                raise RuntimeFailure(
-                    "every worker has died",
-                    "Look for a lack of memory; the run folder holds the last whole checkpoint",
-                ) from None
-
 
 def _get(references: Any) -> Any:
+    """What servers answer."""
     try:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
-        raise _ours(error) from error
+        raise cause_of(error) from error
     except ray.exceptions.RayActorError as error:
-        raise _died(error) from error
-
-
-def _died(error: Exception) -> RuntimeFailure:
-    return RuntimeFailure(
-        f"a process of the training died: {str(error).splitlines()[0]}",
-        "Look for a lack of memory; the run folder holds the last whole checkpoint",
-    )
-
-
-def _ours(error: Any) -> Exception:
-    """Our own error inside Ray's, or Ray's if there is none."""
-    return error.cause if isinstance(error.cause, DistsgdError) else error
+        raise ServerLost(str(error).splitlines()[0]) from error

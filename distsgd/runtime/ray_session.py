@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import tempfile
@@ -40,6 +41,8 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",
     # A full disk of the user's is reported by us, where it matters, and not by Ray all the time.
     "RAY_local_fs_capacity_threshold": "1",
+    # What calls nobody waits for say is known from the others.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Despite its name: take the loopback address for this node, whatever the system. Ray then
     # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
@@ -102,6 +105,15 @@ def _reread_environment() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def _keep_stdout() -> None:
+    """Ray prints deaths of workers to stdout, where our results belong; we tell of them."""
+    try:
+        from ray._private.ray_logging import stdout_deduplicator
+    except ImportError:
+        return
+    stdout_deduplicator.skip_re = re.compile("")
+
+
 @contextmanager
 def _session_folder() -> Iterator[Path]:
     sweep_dead_sessions()
@@ -136,6 +148,7 @@ def ray_session(cpus: int) -> Iterator[None]:
     settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _environment(**settings), _session_folder() as folder:
         try:
+            _keep_stdout()
             _start(cpus, folder)
             yield
         finally:

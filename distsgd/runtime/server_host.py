@@ -15,6 +15,7 @@ from distsgd.runtime.decision_log import DecisionLog
 from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.lease_times import LeaseTimes
 from distsgd.runtime.outbox import Outbox
 from distsgd.runtime.trace import Trace
 
@@ -52,6 +53,7 @@ class ServerHost:
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
+        self._times = LeaseTimes()
         self.trace = Trace(job.trace)
         self._over = False
         self._failure: Exception | None = None
@@ -86,6 +88,7 @@ class ServerHost:
 
     def _submit(self, worker: int, push: Push | None, size: int) -> None:
         self._watch.run()
+        self._gone.discard(worker)
         began = perf_counter()
         self.trace.start()
         self._take(worker, push, size)
@@ -102,6 +105,7 @@ class ServerHost:
         if push is not None:
             self._recorder.statistics.bytes_pushed += size
             version = self._server.version
+            self._times.answered(worker, perf_counter())
             decisions = self._server.push(worker, push, borrow=True)
             self.trace.lap("add" if self._server.version == version else "update")
         self._carry_out(decisions + self._server.pull(worker))
@@ -124,6 +128,8 @@ class ServerHost:
             )
             if self._failure is not None:
                 raise self._failure
+            for worker in self._times.overdue(perf_counter()):
+                self._carry_out(self._server.overdue(worker))
             self._record()
             return self._events.take(perf_counter())
 
@@ -137,6 +143,7 @@ class ServerHost:
         """A worker has gone; its slots go to the others."""
         with self._lock:
             self._gone.add(worker)
+            self._times.lost(worker)
             self._events.lost(worker)
             self._carry_out(self._server.lost(worker))
             self._news.notify_all()
@@ -204,4 +211,5 @@ class ServerHost:
         for decision in decisions:
             if isinstance(decision, Grant):
                 self._outbox.put(decision.worker, (decision.lease, self._server.weights))
+                self._times.granted(decision.worker, decision.lease, perf_counter())
         self.trace.lap("give")

@@ -83,6 +83,11 @@ def someone_is_lost(crew, random):
     crew.lose(random.randrange(NAMES))
 
 
+def someone_is_too_slow(crew, random):
+    """Whether or not it has a lease."""
+    crew.overdue(random.randrange(NAMES))
+
+
 def someone_pulls(crew, random):
     crew.pull(random.randrange(NAMES))
 
@@ -100,6 +105,7 @@ def an_answer_comes_again(crew, random):
 UNRULY = (
     someone_joins,
     someone_is_lost,
+    someone_is_too_slow,
     someone_pulls,
     a_late_answer_comes,
     an_answer_comes_again,

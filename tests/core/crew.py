@@ -34,6 +34,12 @@ class Crew(Account):
         self._give_up(worker)
         self._carry_out(self.server.lost(worker))
 
+    def overdue(self, worker):
+        """What it holds is offered to others; it stays."""
+        self.log.append(("overdue", worker))
+        self._give_up(worker)
+        self._carry_out(self.server.overdue(worker))
+
     def pull(self, worker):
         """Also while waiting, while holding a lease, and without having joined."""
         self.log.append(("pull", worker))

@@ -1,0 +1,221 @@
+"""Makes the updates of a journal anew, one after another: for `replay`, and to go on with a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distsgd.api.jobs import make_job
+from distsgd.core.arrays import Floats
+from distsgd.core.compression import ErrorFeedback
+from distsgd.core.messages import LIFE, Lease, Push
+from distsgd.core.optimizers import make_optimizer
+from distsgd.core.position import Position, position_after
+from distsgd.core.range_server import rebuilt
+from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.update import Updater
+from distsgd.data.dataset import Dataset
+from distsgd.errors import JournalError
+from distsgd.run.config import TrainConfig
+from distsgd.run.journal import Entry, Record, Resumed
+from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.worker import Worker
+
+__all__ = ["Replayer", "records_of", "settings_after"]
+
+
+def records_of(entries: Sequence[Entry]) -> list[Record]:
+    """The updates among the lines of a journal."""
+    return [entry for entry in entries if isinstance(entry, Record)]
+
+
+def settings_after(config: TrainConfig, entries: Sequence[Entry]) -> TrainConfig:
+    """The settings of a run as they are after all lines of its journal."""
+    for entry in entries:
+        if isinstance(entry, Resumed):
+            config = replace(config, epochs=entry.epochs)
+    return config
+
+
+class Replayer:
+    """Makes every update of a journal, keeping each W for as long as it is read.
+
+    Args:
+        config: the settings of the run, as in its config.json.
+        dataset: what it was trained on.
+        start: where to begin; with compression only at version 0.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
+        self._config, self._dataset = config, dataset
+        self._job = make_job(replace(config, servers=1), dataset)
+        self._worker = Worker(self._job)
+        self._compressed = _CompressedAnswers(self._job, self._worker)
+        weights = start.weights.copy()
+        optimizer = make_optimizer(self._job.optimizer, weights, self._job.momentum)
+        for name, array in start.state.items():
+            optimizer.state[name][...] = array
+        self._updater = Updater(
+            weights, decay=self._job.decay(), optimizer=optimizer, schedule=self._job.schedule,
+            version=start.version,
+        )  # fmt: skip
+
+    def versions(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Floats]]:
+        """Every version from the start on, and its W, which is valid until the next is asked for.
+
+        Args:
+            entries: all lines of the journal, from its beginning.
+
+        Raises:
+            JournalError: names the first line that cannot be made anew.
+        """
+        records, start = records_of(entries), self._updater.version
+        last_read = {
+            lease.version: record.version
+            for record in records[start:]
+            for _, lease in record.contributions
+        }
+        kept: dict[int, Floats] = {}
+        if self._job.compress != "none":
+            self._compressed.expect(records)
+        for entry in entries:
+            if isinstance(entry, Resumed):
+                self._resumed(entry)
+                continue
+            before = self._updater.version
+            if entry.version <= start:
+                continue
+            if entry.version != before + 1:
+                raise JournalError(before + 1, f"it makes version {entry.version}")
+            yield before, self._updater.weights
+            if last_read.get(before, -1) > before:
+                kept[before] = self._updater.weights.copy()
+            with np.errstate(all="ignore"):
+                self._update(entry, kept)
+            for version in [version for version in kept if last_read[version] <= entry.version]:
+                del kept[version]
+        yield self._updater.version, self._updater.weights
+
+    def snapshot(self, entries: Sequence[Entry]) -> Snapshot:
+        """All that training goes on from, after all of `versions` has been taken."""
+        updater, job = self._updater, self._job
+        state = {name: array.copy() for name, array in updater.optimizer.state.items()}
+        position = position_after(job.plan, job.policy, records_of(entries))
+        left = self._compressed.left_over()
+        return Snapshot(updater.version, updater.weights.copy(), state, left, position)
+
+    def _resumed(self, entry: Resumed) -> None:
+        """The schedule may be another from here on, and what was left over was shared out."""
+        if entry.epochs != self._job.plan.epochs:
+            self._job = make_job(
+                replace(self._config, servers=1, epochs=entry.epochs), self._dataset
+            )
+            self._updater.schedule = self._job.schedule
+            self._worker = Worker(self._job)
+        self._compressed.resumed(self._job, self._worker, entry.workers)
+
+    def _update(self, record: Record, kept: dict[int, Floats]) -> None:
+        minibatch, number = rebuilt(record), record.version
+        for worker, lease in record.contributions:
+            push = self._answer(number, worker, lease, kept)
+            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
+            if not minibatch.take(worker, push, self._tree):
+                raise JournalError(number, "its contributions do not go together")
+        _, _, examples = minibatch.loss()
+        update = self._updater.average if minibatch.shares else self._updater.apply
+        update(minibatch.gradient(), examples, record.step)
+
+    def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        if self._job.compress != "none":
+            return self._compressed.answer(number, worker, lease, kept)
+        return self._worker.answer((lease, _weights(number, lease, kept)))
+
+    def _tree(self) -> TreeSum:
+        return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
+
+
+class _CompressedAnswers:
+    """The answers of workers with error feedback: each depends on those that it gave before.
+
+    An update may use a worker's answers in another order than they were given; they are computed
+    in the order in which they were given.
+    """
+
+    def __init__(self, job: Job, worker: Worker) -> None:
+        self._job, self._worker = job, worker
+        self._start, self._workers = Snapshot(0, _NONE, {}), 1
+        self._feedback: dict[tuple[int, int], ErrorFeedback | None] = {}
+        self._serials: dict[tuple[int, int], int] = {}
+        self._expected: dict[tuple[int, int], deque[tuple[int, Lease]]] = {}
+        self._early: dict[tuple[int, int], Push] = {}
+        self._lost: set[int] = set()
+
+    def expect(self, records: list[Record]) -> None:
+        """What is to come, whole."""
+        for record in records:
+            for worker, lease in record.contributions:
+                life = (worker, lease.serial // LIFE)
+                self._expected.setdefault(life, deque()).append((record.version, lease))
+        for life, leases in self._expected.items():
+            self._expected[life] = deque(sorted(leases, key=lambda entry: entry[1].serial))
+
+    def resumed(self, job: Job, worker: Worker, workers: int) -> None:
+        """From here on there are so many workers, who share what was left over."""
+        self._start = Snapshot(0, _NONE, {}, self.left_over())
+        self._job, self._worker, self._workers = job, worker, workers
+        self._feedback.clear()
+        self._serials.clear()
+        self._lost.clear()
+
+    def left_over(self) -> dict[int, Floats]:
+        """What each worker has left over after its last answer, and what nobody has taken yet."""
+        found: dict[int, Floats] = {}
+        for life in sorted(self._serials):  # of several lives of a worker the last counts
+            feedback = self._feedback[life]
+            if feedback is not None:
+                found[life[0]] = feedback.left(self._serials[life]).copy()
+        for worker in range(self._workers):
+            unused = self._job.feedback(self._start, worker, self._workers)
+            if worker not in found and unused is not None and self._start.left_over:
+                found[worker] = unused.left(0).copy()
+        return found
+
+    def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        """The answer to a lease; those before it are computed first, and kept."""
+        expected = self._expected[worker, lease.serial // LIFE]
+        while (worker, lease.serial) not in self._early:
+            found, earlier = expected.popleft()
+            self._early[worker, earlier.serial] = self._next(found, worker, earlier, kept)
+        return self._early.pop((worker, lease.serial))
+
+    def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        life = (worker, lease.serial // LIFE)
+        if life not in self._feedback:
+            # Who comes back after it was lost has nothing left over.
+            left = {} if worker in self._lost else self._start.left_over
+            first = Position(0, 0, serials={worker: life[1] * LIFE})
+            start = Snapshot(0, _NONE, {}, left, first)
+            workers = max(self._workers, worker + 1)
+            self._feedback[life] = self._job.feedback(start, worker, workers)
+            self._lost.add(worker)
+        self._worker.feedback = self._feedback[life]
+        self._serials[life] = lease.serial + 1
+        try:
+            return self._worker.answer((lease, _weights(number, lease, kept)))
+        except KeyError:
+            raise JournalError(
+                number, f"an answer of worker {worker} is not here, and took part in its feedback"
+            ) from None
+
+
+_NONE = np.empty(0, dtype=np.float32)
+
+
+def _weights(number: int, lease: Lease, kept: dict[int, Floats]) -> Floats:
+    """W as a lease has read it."""
+    if lease.version not in kept:
+        raise JournalError(number, f"it reads version {lease.version}, which is not there")
+    return kept[lease.version]

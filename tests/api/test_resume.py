@@ -1,0 +1,151 @@
+"""Going on with a run that was cut short, at any byte of its journal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from distsgd.api.audit import audit
+from distsgd.api.replay import replay
+from distsgd.api.reporter import Reporter
+from distsgd.api.training import resume, train
+from distsgd.errors import JournalError, RunError, UsageError
+from distsgd.run.folder import RunFolder
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "bsp": {},
+    "ssp": {"consistency": "ssp"},
+    "asp": {"consistency": "asp"},
+    "backup": {"consistency": "backup", "backup": 1},
+    "local": {"consistency": "local", "local_steps": 4},
+    "adam": {"optimizer": "adam"},
+    "onebit": {"compress": "onebit"},
+    "topk": {"compress": "topk:0.01", "consistency": "ssp"},
+    "float64": {"dtype": "float64", "optimizer": "momentum"},
+}
+
+
+def a_run(folder: Path, **settings: Any) -> str:
+    """A whole run; returns the SHA-256 of its W."""
+    given = {"workers": 0, "epochs": 3, "batch_size": 128, **settings}
+    return train("sample", run_dir=folder, **given).weights_sha256
+
+
+def cut(run: Path, into: Path, random: Random) -> Path:
+    """What is left of a run that was killed when its journal was at a random byte."""
+    shutil.copytree(run, into)
+    journal = into / "journal.jsonl"
+    content = journal.read_bytes()
+    content = content[: random.randrange(len(content))]
+    journal.write_bytes(content)
+    for checkpoint in (into / "checkpoints").iterdir():
+        if int(checkpoint.stem.removeprefix("step-")) > content.count(b"\n"):
+            checkpoint.unlink()
+    (into / "report.json").unlink()
+    return into
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_end_is_that_of_a_run_that_was_not_cut(policy: str, tmp_path: Path) -> None:
+    whole = a_run(tmp_path / "whole", **POLICIES[policy])
+    for number in range(4):
+        random = Random(f"{policy} {number}")
+        run = cut(tmp_path / "whole", tmp_path / str(number), random)
+        assert resume(run).weights_sha256 == whole
+        assert audit(run).complete
+        assert replay(run).weights_sha256 == whole
+
+
+@pytest.mark.parametrize("policy", ["bsp", "asp", "backup", "onebit"])
+def test_it_may_be_cut_again(policy: str, tmp_path: Path) -> None:
+    whole = a_run(tmp_path / "0", **POLICIES[policy])
+    for number in range(3):
+        cut(tmp_path / str(number), tmp_path / str(number + 1), Random(number))
+        result = resume(tmp_path / str(number + 1))
+        assert result.weights_sha256 == whole
+        assert result.examples_seen == 4500
+    assert replay(tmp_path / "3").weights_sha256 == whole
+
+
+@pytest.mark.ray
+def test_with_another_fleet(tmp_path: Path, shared_ray: None) -> None:
+    whole = a_run(tmp_path / "whole")
+    for number, fleet in enumerate(
+        [{"workers": 3}, {"workers": 2, "channel": "tcp"}, {"workers": 2, "servers": 2}]
+    ):
+        run = cut(tmp_path / "whole", tmp_path / str(number), Random(number))
+        assert resume(run, **fleet).weights_sha256 == whole  # type: ignore[arg-type]
+        assert replay(run).weights_sha256 == whole
+
+
+def test_more_epochs_are_those_of_a_longer_run(tmp_path: Path) -> None:
+    """With a constant learning rate; others depend on the number of steps."""
+    longer = a_run(tmp_path / "longer", epochs=5, schedule="constant")
+    a_run(tmp_path / "run", schedule="constant")
+    result = resume(tmp_path / "run", epochs=5)
+    assert result.weights_sha256 == longer and result.epochs == 5
+    assert replay(tmp_path / "run").weights_sha256 == longer
+    assert audit(tmp_path / "run").epochs == 5
+    with pytest.raises(UsageError, match="fewer"):
+        resume(tmp_path / "run", epochs=4)
+
+
+def test_a_schedule_changes_where_epochs_were_added(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", epochs=2)
+    result = resume(tmp_path / "run", epochs=4)
+    assert replay(tmp_path / "run").weights_sha256 == result.weights_sha256
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path) -> None:
+    class Listening(Reporter):
+        heard = ""
+
+        def notice(self, text: str) -> None:
+            self.heard = text
+
+    whole, reporter = a_run(tmp_path / "run"), Listening()
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    assert resume(tmp_path / "run", reporter=reporter).weights_sha256 == whole
+    assert "has finished already" in reporter.heard
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_running_run_is_left_alone(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    folder = RunFolder(tmp_path / "run")
+    folder.hold()
+    with pytest.raises(RunError, match="is running"):
+        resume(tmp_path / "run")
+    folder.release()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = a_run(tmp_path / "whole")
+    run = cut(tmp_path / "whole", tmp_path / "cut", Random(3))
+    newest = max((run / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    for other in (run / "checkpoints").iterdir():
+        assert other == newest or int(other.stem[5:]) < int(newest.stem[5:])
+    if len(list((run / "checkpoints").iterdir())) > 1:
+        assert resume(run).weights_sha256 == whole
+    else:
+        with pytest.raises(RunError, match="cannot be gone on with"):
+            resume(run)
+
+
+def test_a_journal_that_was_altered_is_refused(tmp_path: Path) -> None:
+    a_run(tmp_path / "whole")
+    run = cut(tmp_path / "whole", tmp_path / "cut", Random(5))
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    lines[0] = json.dumps({**first, "s": first["s"] + 1}) + "\n"
+    (run / "journal.jsonl").write_text("".join(lines))
+    with pytest.raises(JournalError):
+        resume(run)
+    assert "".join(lines) == (run / "journal.jsonl").read_text()
