@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainResult,
         evaluate,
         predict,
+        resume,
         train,
     )
 
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "predict",
+    "resume",
     "train",
 ]
 

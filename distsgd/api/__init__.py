@@ -1,9 +1,9 @@
-"""What Python users call: `train`, `evaluate`, `predict`."""
+"""What Python users call: `train`, `resume`, `evaluate`, `predict`."""
 
 from distsgd.api.evaluation import Evaluation, Prediction, evaluate, predict
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
-from distsgd.api.training import train
+from distsgd.api.training import resume, train
 
 __all__ = [
     "EpochRow",
@@ -13,5 +13,6 @@ __all__ = [
     "TrainResult",
     "evaluate",
     "predict",
+    "resume",
     "train",
 ]
