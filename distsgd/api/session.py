@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from distsgd.api.background import Background
@@ -17,7 +18,7 @@ from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.initial import unpad
 from distsgd.data.dataset import Dataset
-from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
+from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost, StorageError
 from distsgd.run.checkpoint import Model, shaped, weights_sha256, write_checkpoint
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder
@@ -80,7 +81,7 @@ class Session:
         self._saved = -1
         self._channel = "inline"
         self._seconds, self._seen_before = 0.0, _examples(start)
-        self._losses = 0
+        self._losses, self._told_of_storage = 0, False
 
     def run(self, began: float) -> TrainResult:
         """Train to the end, or until a signal comes.
@@ -168,7 +169,7 @@ class Session:
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
             elif isinstance(event, Updated):
-                self._journal.add(event.update)
+                self._if_there_is_room(partial(self._journal.add, event.update))
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -186,8 +187,8 @@ class Session:
         raise RunError("training ended without a last word", "This is a fault; please report it")
 
     def _progress(self, event: Progress) -> None:
-        self._journal.flush()
-        self._metrics.write({"kind": "progress", **asdict(event)})
+        self._if_there_is_room(self._journal.flush)
+        self._if_there_is_room(lambda: self._metrics.write({"kind": "progress", **asdict(event)}))
         self._reporter.progress(event)
 
     def _ended(self, event: Ended) -> Ended:
@@ -197,8 +198,17 @@ class Session:
         self._save(event.snapshot)
         return event
 
+    def _if_there_is_room(self, write: Callable[[], None]) -> None:
+        """Training does not end for a full disk: the user is told, and it is tried again later."""
+        try:
+            write()
+        except StorageError as error:
+            if not self._told_of_storage:
+                self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
+            self._told_of_storage = True
+
     def _epoch_ended(self, event: EpochEnded) -> None:
-        self._save(event.snapshot)
+        self._if_there_is_room(lambda: self._save(event.snapshot))
         model = self._model(event.snapshot)
         test = self._background.run(lambda: self._measure(model, "test"))
         row = EpochRow(
@@ -209,7 +219,7 @@ class Session:
             test_accuracy=test.accuracy,
             seconds=event.seconds,
         )
-        self._metrics.write({"kind": "epoch", **asdict(row)})
+        self._if_there_is_room(lambda: self._metrics.write({"kind": "epoch", **asdict(row)}))
         self._reporter.epoch(row)
 
     def _measure(self, model: Model, split: str) -> Measured:

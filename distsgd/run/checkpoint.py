@@ -84,6 +84,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     np.savez(buffer, **everything, **arrays)
     path = folder / f"step-{model.version:09d}.npz"
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
         replace_file(path, buffer.getvalue())
     except OSError as error:
         raise storage_error(error, path) from None

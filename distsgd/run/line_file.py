@@ -8,13 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.errors import storage_error
+from distsgd.errors import StorageError, storage_error
 
 __all__ = ["LineFile"]
+
+_MOST_LINES = 1000
 
 
 class LineFile:
     """Appends lines; what goes wrong names the file.
+
+    Lines that a full disk refuses are kept in memory, and go out when there is room again: the
+    file always ends with a whole line.
 
     Args:
         path: made if it is not there, readable by the user alone.
@@ -25,9 +30,10 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._pending: list[str] = []
         try:
-            path.touch(mode=0o600)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._size = os.fstat(self._file).st_size
         except OSError as error:
             raise storage_error(error, path) from None
 
@@ -35,23 +41,29 @@ class LineFile:
         """Append one object; it may stay in memory until `flush`.
 
         Raises:
-            StorageError: the disk is full.
+            StorageError: the disk is full; the object is kept.
         """
-        try:
-            self._file.write(json.dumps(content) + "\n")
-        except OSError as error:
-            raise storage_error(error, self._path) from None
+        self._pending.append(json.dumps(content) + "\n")
+        if len(self._pending) % _MOST_LINES == 0:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what has been written to the system.
 
         Raises:
-            StorageError: the disk is full.
+            StorageError: the disk is full; what has been written is kept.
         """
+        content = "".join(self._pending).encode()
         try:
-            self._file.flush()
+            sent = 0
+            while sent < len(content):
+                sent += os.write(self._file, content[sent:])
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
             raise storage_error(error, self._path) from None
+        self._size += len(content)
+        self._pending.clear()
 
     def sync(self) -> None:
         """Hand what has been written to the disk.
@@ -61,11 +73,13 @@ class LineFile:
         """
         self.flush()
         try:
-            os.fsync(self._file.fileno())
+            os.fsync(self._file)
         except OSError as error:
             raise storage_error(error, self._path) from None
 
     def close(self) -> None:
         """Close the file; what a full disk refuses has been reported before."""
+        with suppress(StorageError):
+            self.flush()
         with suppress(OSError):
-            self._file.close()
+            os.close(self._file)

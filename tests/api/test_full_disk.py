@@ -1,0 +1,59 @@
+"""A disk that is full for a while, or a folder that is gone, does not end a training."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+from distsgd.api.audit import audit
+from distsgd.api.replay import replay
+from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow
+from distsgd.api.training import train
+from distsgd.run.config import TrainConfig
+
+
+class Trouble(Reporter):
+    """From the second epoch to the fourth no file may grow; then the checkpoints are removed."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.run = Path()
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self.run = run_dir
+
+    def epoch(self, row: EpochRow) -> None:
+        if row.epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, self._limits[1]))
+        if row.epoch == 4:
+            self.relieve()
+        if row.epoch == 6:
+            shutil.copytree(self.run / "checkpoints", self.run / "before")
+            shutil.rmtree(self.run / "checkpoints")
+
+    def relieve(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def test_training_goes_on_and_nothing_is_missing(tmp_path: Path) -> None:
+    undisturbed = train("sample", workers=0, epochs=8).weights_sha256
+    trouble = Trouble()
+    try:
+        result = train("sample", workers=0, epochs=8, run_dir=tmp_path / "run", reporter=trouble)
+    finally:
+        trouble.relieve()
+    assert result.weights_sha256 == undisturbed
+    (notice,) = trouble.notices
+    assert "cannot write" in notice and "training goes on" in notice
+    run = tmp_path / "run"
+    kept = sorted(path.name for path in (run / "before").iterdir())
+    assert kept == [f"step-{6 * epoch:09d}.npz" for epoch in (0, 1, 2, 5, 6)]
+    shutil.copytree(run / "before", run / "checkpoints", dirs_exist_ok=True)
+    assert audit(run).complete
+    assert replay(run).weights_sha256 == undisturbed
