@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from distsgd.api.background import Background
 from distsgd.api.jobs import make_job
+from distsgd.api.keeper import Keeper, Task
 from distsgd.api.measuring import Measured, measure_split
-from distsgd.api.recovery import recover
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.core.initial import unpad
-from distsgd.data.dataset import Dataset
-from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost, StorageError
-from distsgd.run.checkpoint import Model, shaped, weights_sha256, write_checkpoint
-from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder
-from distsgd.run.journal import JournalWriter, Resumed, read_journal
-from distsgd.run.metrics import MetricsWriter
+from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
+from distsgd.run.checkpoint import Model, weights_sha256
+from distsgd.run.journal import JournalWriter
 from distsgd.run.trace_file import write_trace_file
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Progress, Updated
 from distsgd.runtime.job import Snapshot
 
-__all__ = ["Session", "Task"]
+__all__ = ["Session"]
 
 _MOST_LOSSES = 3
 """Servers that may die one after the other without an update between."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a session is to do.
-
-    Attributes:
-        config: the settings, as they are from here on.
-        origin: as they are in the config.json of the run; its journal is chained to them.
-        dataset: what is trained on.
-        run: the run folder.
-        trace: a file for a timeline, if one is wanted.
-    """
-
-    config: TrainConfig
-    origin: TrainConfig
-    dataset: Dataset
-    run: RunFolder
-    trace: Path | None = None
 
 
 class Session:
@@ -76,12 +50,11 @@ class Session:
         self._dataset, self._run = task.dataset, task.run
         self._start, self._reporter, self._signals = start, reporter, signals
         self._job = replace(make_job(task.config, task.dataset), trace=task.trace is not None)
-        self._metrics = MetricsWriter(task.run.path / "metrics.jsonl")
-        self._journal, self._background = journal, Background()
-        self._saved = -1
+        self._keeper = Keeper(task, self._job, journal, reporter)
+        self._background = Background()
         self._channel = "inline"
         self._seconds, self._seen_before = 0.0, _examples(start)
-        self._losses, self._told_of_storage = 0, False
+        self._losses = 0
 
     def run(self, began: float) -> TrainResult:
         """Train to the end, or until a signal comes.
@@ -89,10 +62,10 @@ class Session:
         Args:
             began: when the user's command began, by `time.perf_counter`.
         """
-        self._save(self._start)
+        self._keeper.save(self._start)
         self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
         with ExitStack() as stack:
-            for opened in (self._metrics, self._journal, self._background):
+            for opened in (self._keeper, self._background):
                 stack.callback(opened.close)
             stack.enter_context(self._processes())
             ended = self._until_the_end()
@@ -130,20 +103,10 @@ class Session:
                 if self._losses == _MOST_LOSSES:
                     raise
                 version = start.version
-                start = self._recovered(error)
+                start = self._keeper.recovered()
+                self._reporter.notice(f"{error.problem}; going on after update {start.version}")
             finally:
                 events.close()  # type: ignore[attr-defined]
-
-    def _recovered(self, error: ServerLost) -> Snapshot:
-        self._journal.flush()
-        task = self._task
-        entries = list(read_journal(self._run.path, task.origin, self._dataset.manifest.digest))
-        start = recover(self._run, task.origin, self._dataset, entries)
-        self._journal.resumed(
-            Resumed(start.version, self._config.epochs, max(1, self._config.workers))
-        )
-        self._reporter.notice(f"{error.problem}; going on after update {start.version}")
-        return start
 
     def _events(self, start: Snapshot) -> Iterator[Event]:
         if self._config.workers == 0:
@@ -169,7 +132,7 @@ class Session:
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
             elif isinstance(event, Updated):
-                self._if_there_is_room(partial(self._journal.add, event.update))
+                self._keeper.updated(event.update)
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -187,29 +150,19 @@ class Session:
         raise RunError("training ended without a last word", "This is a fault; please report it")
 
     def _progress(self, event: Progress) -> None:
-        self._if_there_is_room(self._journal.flush)
-        self._if_there_is_room(lambda: self._metrics.write({"kind": "progress", **asdict(event)}))
+        self._keeper.progress(event)
         self._reporter.progress(event)
 
     def _ended(self, event: Ended) -> Ended:
         if event.diverged is not None:
             found = event.diverged
             raise DivergedError(found.step, found.loss, found.learning_rate)
-        self._save(event.snapshot)
+        self._keeper.save(event.snapshot)
         return event
 
-    def _if_there_is_room(self, write: Callable[[], None]) -> None:
-        """Training does not end for a full disk: the user is told, and it is tried again later."""
-        try:
-            write()
-        except StorageError as error:
-            if not self._told_of_storage:
-                self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
-            self._told_of_storage = True
-
     def _epoch_ended(self, event: EpochEnded) -> None:
-        self._if_there_is_room(lambda: self._save(event.snapshot))
-        model = self._model(event.snapshot)
+        self._keeper.try_to_save(event.snapshot)
+        model = self._keeper.model(event.snapshot)
         test = self._background.run(lambda: self._measure(model, "test"))
         row = EpochRow(
             epoch=event.epoch + 1,
@@ -219,33 +172,14 @@ class Session:
             test_accuracy=test.accuracy,
             seconds=event.seconds,
         )
-        self._if_there_is_room(lambda: self._metrics.write({"kind": "epoch", **asdict(row)}))
+        self._keeper.epoch(row)
         self._reporter.epoch(row)
 
     def _measure(self, model: Model, split: str) -> Measured:
         return measure_split(model, self._dataset, split, self._job.regularization)
 
-    def _model(self, snapshot: Snapshot) -> Model:
-        job, manifest = self._job, self._dataset.manifest
-        return Model(
-            weights=unpad(snapshot.weights, job.classes, job.features),
-            state=shaped(snapshot.state, job.classes, job.features),
-            left_over=shaped(snapshot.left_over, job.classes, job.features),
-            version=snapshot.version,
-            loss=job.loss,
-            classes=manifest.classes,
-            shape=manifest.shape,
-            preprocessing=job.preprocessing,
-        )
-
-    def _save(self, snapshot: Snapshot) -> None:
-        if snapshot.version != self._saved:
-            self._journal.sync()  # a checkpoint is never ahead of the journal
-            write_checkpoint(self._run.checkpoints, self._model(snapshot))
-            self._saved = snapshot.version
-
     def _result(self, ended: Ended, began: float) -> TrainResult:
-        model = self._model(ended.snapshot)
+        model = self._keeper.model(ended.snapshot)
         train_set, test_set = self._measure(model, "train"), self._measure(model, "test")
         config = self._config
         return TrainResult(

@@ -10,11 +10,12 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.api.audit import open_run
 from distsgd.api.jobs import make_job
+from distsgd.api.keeper import Task
 from distsgd.api.recovery import recover, settings_to_go_on
 from distsgd.api.replayer import settings_after
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import TrainResult
-from distsgd.api.session import Session, Task
+from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset, verify_shards
