@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from distsgd.core.initial import unpad
 from distsgd.core.messages import Applied
 from distsgd.data.dataset import Dataset
 from distsgd.errors import StorageError
-from distsgd.run.checkpoint import Model, shaped, write_checkpoint
+from distsgd.run.checkpoint import Model, remove_checkpoints, shaped, write_checkpoint
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder
 from distsgd.run.journal import JournalWriter, Resumed, read_journal
@@ -61,6 +62,7 @@ class Keeper:
         self._task, self._job, self._journal, self._reporter = task, job, journal, reporter
         self._metrics = MetricsWriter(task.run.path / "metrics.jsonl")
         self._saved, self._told = -1, False
+        self._best = (-1.0, 0)
 
     def updated(self, update: Applied) -> None:
         """An update goes to the journal."""
@@ -71,9 +73,18 @@ class Keeper:
         self._if_there_is_room(self._journal.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
 
-    def epoch(self, row: EpochRow) -> None:
-        """An epoch goes to the metrics."""
+    def epoch(self, row: EpochRow, version: int) -> None:
+        """An epoch goes to the metrics; checkpoints that are not to be kept are removed.
+
+        Args:
+            row: what is known of it.
+            version: of W at its end.
+        """
         self._if_there_is_room(partial(self._metrics.write, {"kind": "epoch", **asdict(row)}))
+        self._best = max(self._best, (row.test_accuracy, version))
+        if newest := self._task.config.keep_checkpoints:
+            with suppress(OSError):
+                remove_checkpoints(self._task.run.checkpoints, newest, {0, self._best[1]})
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, unless there is one of that version.

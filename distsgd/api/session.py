@@ -172,7 +172,7 @@ class Session:
             test_accuracy=test.accuracy,
             seconds=event.seconds,
         )
-        self._keeper.epoch(row)
+        self._keeper.epoch(row, event.snapshot.version)
         self._reporter.epoch(row)
 
     def _measure(self, model: Model, split: str) -> Measured:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from distsgd.core.initial import pad, unpad
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RunError, storage_error
 
-__all__ = ["Model", "latest_checkpoint", "read_checkpoint", "weights_sha256", "write_checkpoint"]
+__all__ = [
+    "Model",
+    "latest_checkpoint",
+    "read_checkpoint",
+    "remove_checkpoints",
+    "shaped",
+    "weights_sha256",
+    "write_checkpoint",
+]
 
 _FORMAT = "distsgd checkpoint 1"
 _STATE, _LEFT_OVER = "state.", "left-over."
@@ -154,6 +163,13 @@ def latest_checkpoint(folder: Path) -> Path:
     if not found:
         raise RunError(f"there is no checkpoint in {folder}", "Train again")
     return found[-1]
+
+
+def remove_checkpoints(folder: Path, newest: int, besides: Container[int]) -> None:
+    """Remove all but the newest checkpoints, and those of versions that are kept besides."""
+    for path in sorted(folder.glob("step-*.npz"))[:-newest]:
+        if int(path.stem.removeprefix("step-")) not in besides:
+            path.unlink(missing_ok=True)
 
 
 def shaped(flat: dict[Any, Floats], classes: int, features: int) -> dict[Any, Floats]:

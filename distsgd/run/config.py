@@ -80,6 +80,7 @@ class TrainConfig:
         log_every: steps between two records of the metrics.
         cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
         cache_budget: MiB of each process for them; with less, rows come from the shards.
+        keep_checkpoints: how many of the newest to keep, with the first and the best; 0 for all.
     """
 
     dataset: str = "cifar10"
@@ -113,6 +114,7 @@ class TrainConfig:
     log_every: int = 20
     cache: str = "auto"
     cache_budget: int = 1024
+    keep_checkpoints: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -221,6 +223,7 @@ _LEAST: dict[str, tuple[float, str]] = {
     "seed": (0, "a whole number, 0 or more"),
     "slot_size": (1, "a whole number, 1 or more"),
     "log_every": (1, "a whole number, 1 or more"),
+    "keep_checkpoints": (0, "a whole number, 0 or more"),
     "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
     "init_scale": (0, "a number, 0 or more"),

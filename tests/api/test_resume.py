@@ -149,3 +149,15 @@ def test_a_journal_that_was_altered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JournalError):
         resume(run)
     assert "".join(lines) == (run / "journal.jsonl").read_text()
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    """The newest, the first (a replay begins with it), and the best."""
+    settings: dict[str, Any] = {"epochs": 9, "keep_checkpoints": 2, "learning_rate": 0.1}
+    whole = a_run(tmp_path / "run", **settings)
+    kept = [int(path.stem[5:]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
+    best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))["epoch"]
+    assert kept == sorted({0, 12 * best, 12 * 8, 12 * 9})
+    assert replay(tmp_path / "run").weights_sha256 == whole
