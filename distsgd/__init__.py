@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         predict,
         resume,
+        scale,
         train,
     )
 
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate",
     "predict",
     "resume",
+    "scale",
     "train",
 ]
 

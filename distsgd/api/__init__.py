@@ -1,9 +1,9 @@
-"""What Python users call: `train`, `resume`, `evaluate`, `predict`."""
+"""What Python users call: `train`, `resume`, `scale`, `evaluate`, `predict`."""
 
 from distsgd.api.evaluation import Evaluation, Prediction, evaluate, predict
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
-from distsgd.api.training import resume, train
+from distsgd.api.training import resume, scale, train
 
 __all__ = [
     "EpochRow",
@@ -14,5 +14,6 @@ __all__ = [
     "evaluate",
     "predict",
     "resume",
+    "scale",
     "train",
 ]

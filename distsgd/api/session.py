@@ -18,6 +18,7 @@ from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
 from distsgd.run.checkpoint import Model, weights_sha256
 from distsgd.run.journal import JournalWriter
 from distsgd.run.trace_file import write_trace_file
+from distsgd.run.wanted_workers import WantedWorkers
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Progress, Updated
 from distsgd.runtime.job import Snapshot
 
@@ -53,6 +54,7 @@ class Session:
         self._keeper = Keeper(task, self._job, journal, reporter)
         self._background = Background()
         self._channel = "inline"
+        self._wanted = WantedWorkers(task.run)
         self._seconds, self._seen_before = 0.0, _examples(start)
         self._losses = 0
 
@@ -116,7 +118,9 @@ class Session:
         from distsgd.runtime.ray_runtime import train_on_ray
 
         config = self._config
-        return train_on_ray(self._job, start, config.workers, self._signals, config.channel)
+        return train_on_ray(
+            self._job, start, config.workers, self._signals, config.channel, self._wanted
+        )
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.

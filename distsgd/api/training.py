@@ -23,12 +23,13 @@ from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
-from distsgd.run.folder import RunFolder, create_run
+from distsgd.run.folder import RunFolder, create_run, find_run
 from distsgd.run.journal import JournalWriter, Resumed, repair_journal
 from distsgd.run.trace_file import check_trace_file
+from distsgd.run.wanted_workers import want_workers
 from distsgd.runtime.job import Snapshot
 
-__all__ = ["resume", "train", "train_with"]
+__all__ = ["resume", "scale", "train", "train_with"]
 
 
 def train(
@@ -162,6 +163,33 @@ def resume(
         task = Task(config=config, origin=origin, dataset=dataset, run=folder)
         session = Session(task, start, journal, reporter or Reporter(), signals)
         return _carried_out(session, folder, began)
+
+
+def scale(run: str | Path, workers: int) -> None:
+    """Give a run that is training another number of workers, without a restart.
+
+    Args:
+        run: path or name of a run, or "latest".
+        workers: how many from here on, at least 1.
+
+    Raises:
+        UsageError: that is no number of workers, or the run trains in one process.
+        RunError: there is no such run, or it is not running.
+    """
+    folder = find_run(run)
+    if workers < 1:
+        raise UsageError(f"--workers {workers} is not possible", "Give a whole number, 1 or more")
+    if folder.status() != "running":
+        raise RunError(
+            f"{folder.path} is not running",
+            f"`distsgd resume {folder.path.name} --workers {workers}` goes on with it",
+        )
+    if folder.settings().workers == 0:
+        raise UsageError(
+            f"{folder.path} trains in one process, without workers",
+            "Stop it, and `distsgd resume` it with --workers",
+        )
+    want_workers(folder, workers)
 
 
 def _check_not_running(folder: RunFolder) -> None:

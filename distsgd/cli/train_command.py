@@ -1,4 +1,4 @@
-"""``distsgd train`` and ``distsgd resume``."""
+"""``distsgd train``, ``resume`` and ``scale``."""
 
 from __future__ import annotations
 
@@ -131,6 +131,24 @@ def resume(
     _show(result, json)
 
 
+def scale(
+    run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")],
+    workers: Annotated[int, typer.Option(help="Worker processes from here on, 1 or more.")],
+    json: JsonFlag = False,
+) -> None:
+    """Give a run that is training another number of workers, without a restart.
+
+    Example: distsgd scale latest --workers 4
+    """
+    from distsgd.api.training import scale as scale_run
+
+    scale_run(run, workers)
+    if json:
+        print_json({"run": run, "workers": workers})
+    else:
+        say(f"{run} is told to go on with {workers} workers")
+
+
 def _show(result: TrainResult, json: bool) -> None:
     if json:
         print_json(result)
@@ -168,3 +186,4 @@ def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(train)
     app.command()(resume)
+    app.command()(scale)

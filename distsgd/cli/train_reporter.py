@@ -27,7 +27,8 @@ def _row(row: EpochRow) -> str:
 
 
 def _title(config: TrainConfig) -> str:
-    workers = f"{config.workers} workers on Ray" if config.workers else "one process"
+    fleet = "1 worker" if config.workers == 1 else f"{config.workers} workers"
+    workers = f"{fleet} on Ray" if config.workers else "one process"
     return (
         f"{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
         f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, seed {config.seed}"

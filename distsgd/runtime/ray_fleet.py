@@ -114,6 +114,22 @@ class Fleet:
                 if again:
                     self._running[self._actors[worker].run.remote()] = worker
 
+    def resize(self, workers: int) -> str | None:
+        """Add workers, or take the last ones away; returns what there is to say, if anything."""
+        before = len(self._actors)
+        for worker in range(before, workers):
+            self._actors[worker] = self._make(worker)
+            self.names.setdefault(worker, "")
+            self._connect(worker)
+        for worker in range(workers, before):
+            for calls in (self._connecting, self._running):
+                for reference in [call for call, number in calls.items() if number == worker]:
+                    del calls[reference]
+            ray.kill(self._actors.pop(worker))
+            self.names.pop(worker, None)
+            self._lost(worker)
+        return None if workers == before else f"{workers} workers from here on"
+
     def progressed(self) -> None:
         """An update has been applied: whoever fails from now on may be replaced again."""
         self._failures = 0

@@ -22,6 +22,7 @@ __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
 _TRACK_SECONDS = 30.0
+_SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
 PATIENCE = 120.0
 """Seconds to wait for a worker when there is none."""
 
@@ -30,12 +31,12 @@ def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
     """The coordinator and its followers."""
     coordinator = (
         ray.remote(ServerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + 4)
+        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + _SPARE)
         .remote(job, start, workers)
     )
     followers = [
         ray.remote(FollowerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + 4)
+        .options(num_cpus=1, max_concurrency=2 * workers + _SPARE)
         .remote(job, start, number)
         for number in range(1, job.servers)
     ]
@@ -48,6 +49,7 @@ def train_on_ray(
     workers: int,
     should_stop: Callable[[], bool],
     channel: str = "auto",
+    wanted: Callable[[], int | None] = lambda: None,
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
@@ -60,6 +62,8 @@ def train_on_ray(
         should_stop: asked several times a second.
         channel: "auto" (shared memory on the server's node, else TCP, else actor calls), or one
             of "shm", "tcp", "ray".
+        wanted: asked several times a second for how many workers there are to be, if that has
+            changed.
 
     Raises:
         ServerLost: a server has died; training can go on from its last update.
@@ -69,7 +73,7 @@ def train_on_ray(
     with ray_session(cpus=workers + job.servers):
         driver = _Driver(job, start, workers, channel)
         try:
-            yield from driver.events(should_stop)
+            yield from driver.events(should_stop, wanted)
         finally:
             driver.kill()
 
@@ -96,8 +100,10 @@ class _Driver:
         """Who replaces another has nothing left over."""
         start = replace(self._start, left_over={}) if number in again else self._start
         again.add(number)
+        # A Ray of our own has room for the first workers alone.
+        room = number < self._workers or ray.available_resources().get("CPU", 0) >= 1
         actor = (
-            ray.remote(WorkerProcess).options(num_cpus=1)
+            ray.remote(WorkerProcess).options(num_cpus=int(room))
             .remote(self._job, start, number, self._workers)
         )  # fmt: skip
         actor.open.remote()  # what goes wrong, `connect` says
@@ -118,7 +124,9 @@ class _Driver:
         fleet.set_to_work()
         return fleet
 
-    def events(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+    def events(
+        self, should_stop: Callable[[], bool], wanted: Callable[[], int | None]
+    ) -> Iterator[Event]:
         stopping = False
         fleet = self._begin()
         yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
@@ -134,6 +142,8 @@ class _Driver:
                     _get(reference)
                 elif reference != waiting:
                     fleet.ended(reference)
+            if (workers := wanted()) is not None and (said := fleet.resize(workers)):
+                yield Notice(said)
             if (said := fleet.check()) is not None:
                 yield Notice(said)
             if waiting in done:

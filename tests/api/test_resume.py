@@ -13,7 +13,7 @@ import pytest
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
 from distsgd.api.reporter import Reporter
-from distsgd.api.training import resume, train
+from distsgd.api.training import resume, scale, train
 from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.run.folder import RunFolder
 
@@ -161,3 +161,17 @@ def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))["epoch"]
     assert kept == sorted({0, 12 * best, 12 * 8, 12 * 9})
     assert replay(tmp_path / "run").weights_sha256 == whole
+
+
+def test_only_a_running_run_on_ray_can_be_scaled(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    with pytest.raises(RunError, match="is not running"):
+        scale(tmp_path / "run", 2)
+    with pytest.raises(UsageError, match="--workers 0"):
+        scale(tmp_path / "run", 0)
+    (tmp_path / "run" / "report.json").unlink()
+    folder = RunFolder(tmp_path / "run")
+    folder.hold()
+    with pytest.raises(UsageError, match="trains in one process"):
+        scale(tmp_path / "run", 2)
+    folder.release()

@@ -1,0 +1,47 @@
+"""How many workers a live run is to have: a file in its folder that the user's command writes."""
+
+from __future__ import annotations
+
+from distsgd.errors import RunError
+from distsgd.run.folder import RunFolder
+
+__all__ = ["WantedWorkers", "want_workers"]
+
+_NAME = "workers.json"
+
+
+def want_workers(run: RunFolder, workers: int) -> None:
+    """Leave word for the process that trains.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    run.write(_NAME, {"workers": workers})
+
+
+class WantedWorkers:
+    """What the process that trains reads of it.
+
+    Args:
+        run: the run folder; word that was left before is forgotten.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._path = run, run.path / _NAME
+        self._seen = 0
+        run.remove(_NAME)
+
+    def __call__(self) -> int | None:
+        """How many, if there is new word."""
+        try:
+            now = self._path.stat().st_mtime_ns
+        except OSError:
+            return None
+        if now == self._seen:
+            return None
+        self._seen = now
+        try:
+            found = self._run.read(_NAME)["workers"]
+        except (RunError, KeyError):
+            return None
+        return found if isinstance(found, int) and found > 0 else None
