@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -32,6 +33,12 @@ UPDATES = EPOCHS * 6  # of the sample, in minibatches of 256
 POLICIES = ("bsp", "bsp", "bsp", "bsp", "ssp", "asp", "backup", "local")
 PROCESSES = {"worker": "ray::WorkerProc", "server": ("ray::ServerProc", "ray::FollowerPr")}
 SECONDS = 180.0
+STOPPED_SECONDS = 3.0
+
+
+def awaken(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
 
 
 def command(*arguments: object) -> list[str]:
@@ -104,12 +111,14 @@ class Disturbed:
             self.done[kind] += 1
             return True
         found = self.processes(PROCESSES["worker" if kind == "stop" else kind])
-        if found:
-            with suppress(ProcessLookupError):
-                os.kill(
-                    self.random.choice(found), signal.SIGSTOP if kind == "stop" else signal.SIGKILL
-                )
-                self.done[kind] += 1
+        if not found:
+            return False
+        chosen = self.random.choice(found)
+        self.done[kind] += 1
+        with suppress(ProcessLookupError):
+            os.kill(chosen, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+        if kind == "stop":
+            threading.Timer(STOPPED_SECONDS, awaken, (chosen,)).start()
         return False
 
     def processes(self, names: str | tuple[str, ...]) -> list[int]:
