@@ -18,6 +18,7 @@ from distsgd.cli import (
     train_command,
 )
 from distsgd.errors import DistsgdError, storage_error
+from distsgd.runtime.ray_session import sweep_dead_sessions
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -48,6 +49,7 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
+    sweep_dead_sessions()
 
 
 train_command.add_to(app)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 
-from distsgd.errors import DistsgdError, RuntimeFailure
+from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
-from distsgd.runtime.ray_session import ray_session
+from distsgd.runtime.ray_session import check_ray, ray_session
 from distsgd.runtime.trace import Track
 
 __all__ = ["train_on_ray"]
@@ -72,6 +73,8 @@ def train_on_ray(
         try:
             driver = _Driver(server, followers, fleet, channel, job.trace)
             yield from driver.events(should_stop)
+        except (OSError, ray.exceptions.RayError, RuntimeFailure) as error:
+            raise _cause(error) from error
         finally:
             for actor in (*fleet, *followers, server):
                 ray.kill(actor)
@@ -111,6 +114,7 @@ class _Driver:
             if should_stop() and not stopping:
                 stopping = True
                 self._server.stop.remote()
+            check_ray()
             done, _ = ray.wait([waiting, *self._running], timeout=_POLL_SECONDS)
             for reference in done:
                 if reference != waiting:
@@ -161,26 +165,39 @@ class _Driver:
                 raise _died(error) from error
             self._server.lost.remote(number)
             if not any(worker != _FOLLOWER for worker in self._running.values()):
-                raise RuntimeFailure(
-                    "every worker has died",
-                    "Look for a lack of memory; the run folder holds the last whole checkpoint",
-                ) from None
+                raise RuntimeFailure("every worker has died", _REMEDY) from None
 
 
 def _get(references: Any) -> Any:
     try:
-        return ray.get(references)
+        while True:
+            check_ray()
+            with suppress(ray.exceptions.GetTimeoutError):
+                return ray.get(references, timeout=_POLL_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise _ours(error) from error
     except ray.exceptions.RayActorError as error:
         raise _died(error) from error
 
 
+_REMEDY = "Look for a lack of memory; the run folder holds the last whole checkpoint"
+
+
+def _cause(error: Exception) -> Exception:
+    """What to tell: when Ray itself has died, everything else is a consequence."""
+    try:
+        check_ray()
+    except RuntimeFailure as found:
+        return found
+    if isinstance(error, RuntimeFailure) and not isinstance(error, ChannelClosed):
+        return error
+    what = "a parameter server" if isinstance(error, ChannelClosed) else "Ray"
+    return RuntimeFailure(f"{what} can no longer be reached: {error}".rstrip("."), _REMEDY)
+
+
 def _died(error: Exception) -> RuntimeFailure:
-    return RuntimeFailure(
-        f"a process of the training died: {str(error).splitlines()[0]}",
-        "Look for a lack of memory; the run folder holds the last whole checkpoint",
-    )
+    why = str(error).splitlines()[0].rstrip(".")
+    return RuntimeFailure(f"a process of the training died: {why}", _REMEDY)
 
 
 def _ours(error: Any) -> Exception:
