@@ -3,8 +3,8 @@
     python scripts/kill_runs.py [RUNS] [--seed N] [--channel any|shm|tcp|ray]
 
 Each run is a `distsgd train` on Ray, in a temporary folder of its own that names all its processes:
-by their environment, their command line or a file that they have open. At a random moment, start-up
-included, one process of it is killed. Exits with 1 if a run hangs or anything is left.
+by their environment, command line or open files. At a random moment, start-up included, one process
+of it is killed. Exits with 1 if a run hangs or anything is left.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# What is sent, and what the command line of the process has in it; nothing: the driver.
 TARGETS: dict[str, tuple[signal.Signals, tuple[bytes, ...]]] = {
     "driver": (signal.SIGKILL, ()),
     "driver, SIGTERM": (signal.SIGTERM, ()),
@@ -34,37 +35,22 @@ TARGETS: dict[str, tuple[signal.Signals, tuple[bytes, ...]]] = {
     "raylet": (signal.SIGKILL, (b"/raylet/raylet",)),
     "gcs_server": (signal.SIGKILL, (b"/gcs/gcs_server",)),
 }
-"""What is sent, and what the command line of the process has in it; nothing: the driver."""
-
-LATEST = 5.0
-"""The last moment of a kill, in seconds."""
-LIVES_ON = 3.0
-"""A driver that still lives so many seconds after the kill goes on, and is asked to end."""
-HANGS = 60.0
-"""A driver that still lives so many seconds after that hangs."""
-GONE_WITHIN = 20.0
-"""So many seconds after the driver's end all of its processes have to be gone."""
+# Seconds: the last moment of a kill; until a driver that lives on is asked to end; until it is
+# said to hang after that; and for its processes to be gone after its end.
+LATEST, LIVES_ON, HANGS, GONE_WITHIN = 5.0, 3.0, 60.0, 20.0
+INTERRUPTED = 130  # exit code of a driver that ended as it was asked to
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one run.
-
-    Attributes:
-        target: a key of `TARGETS`.
-        delay: seconds from the start of the driver, or of the target if that is later.
-        from_target: count the delay from the moment when the target is there.
-        channel: how workers reach the server.
-        servers: how many there are.
-        which: of several such processes, as a share of their number.
-    """
+    """What happens to one run."""
 
     target: str
-    delay: float
-    from_target: bool
+    delay: float  # seconds from the start of the driver; a target that comes later is hit at birth
+    from_target: bool  # or seconds from when the target is there
     channel: str
     servers: int
-    which: float
+    which: float  # of several such processes, as a share of their number
 
     @classmethod
     def of(cls, seed: int, number: int, channel: str) -> Plan:
@@ -81,13 +67,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it: exit code (None for one that hung), processes that were left, whether
-    folders were, standard error."""
+    """What became of it."""
 
-    code: int | None
-    seconds: float
-    left: tuple[str, ...]
-    to_sweep: bool
+    code: int | None  # None for one that hung
+    seconds: float  # from the kill, or if it lived on from the SIGINT, until all was gone
+    left: tuple[str, ...]  # processes
+    to_sweep: bool  # whether it left a folder
     errors: str
 
 
@@ -124,24 +109,19 @@ def wait_for(condition: Callable[[], object], seconds: float) -> bool:
 
 
 class Killer:
-    """Runs and kills, one after the other, in one temporary folder.
-
-    Args:
-        folder: has a short name, as the sockets of Ray need, and nothing in it.
-    """
+    """Runs and kills in one temporary folder; its name is short, as sockets of Ray need."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._marker = folder, str(folder).encode()
-        self._environment = {
-            **os.environ, "TMPDIR": str(folder), "DISTSGD_HOME": str(folder / "home")
-        }  # fmt: skip
+        own = {"TMPDIR": str(folder), "DISTSGD_HOME": str(folder / "home")}
+        self._environment = {**os.environ, **own}
 
     def distsgd(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._folder / "stderr").open("wb") as errors:
+            null, command = subprocess.DEVNULL, [sys.executable, "-m", "distsgd", *arguments]
             return subprocess.Popen(
-                [sys.executable, "-m", "distsgd", *arguments], env=self._environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-            )  # fmt: skip
+                command, env=self._environment, stdin=null, stdout=null, stderr=errors
+            )
 
     def run(self, plan: Plan) -> Outcome:
         shutil.rmtree(self._folder / "home", ignore_errors=True)
@@ -150,37 +130,35 @@ class Killer:
             "--servers", str(plan.servers), "--set", f"channel={plan.channel}",
         )  # fmt: skip
         self._kill(driver, plan)
-        sent = time.monotonic()
-        code = driver.poll()
+        killed = asked = time.monotonic()
         if not wait_for(lambda: driver.poll() is not None, LIVES_ON):
             driver.send_signal(signal.SIGINT)
-            sent = time.monotonic()
-        if wait_for(lambda: driver.poll() is not None, HANGS):
-            code = driver.returncode
+            asked = time.monotonic()
+        wait_for(lambda: driver.poll() is not None, HANGS)
+        code = driver.returncode
         wait_for(lambda: not living(self._marker), GONE_WITHIN if code is not None else 0)
-        seconds, left = time.monotonic() - sent, self._end_all()
-        driver.wait()
+        seconds = time.monotonic() - (asked if code == INTERRUPTED else killed)
+        left = self._end_all()
         errors = (self._folder / "stderr").read_text(encoding="utf-8", errors="replace")
         return Outcome(code, seconds, left, bool(self.folders()), errors)
 
     def _kill(self, driver: subprocess.Popen[bytes], plan: Plan) -> None:
         """Send the signal at its moment; a target that never comes is left alone."""
         number, names = TARGETS[plan.target]
+
+        def found() -> list[int]:
+            if not names:
+                return [] if driver.poll() is not None else [driver.pid]
+            ours = living(self._marker).items()
+            return sorted(pid for pid, line in ours if any(name in line for name in names))
+
         if not plan.from_target:
             time.sleep(plan.delay)
-        found = [driver.pid]
-        if names:
-            wait_for(lambda: self._processes(names) or driver.poll() is not None, HANGS)
-            found = self._processes(names)
+        wait_for(lambda: found() or driver.poll() is not None, HANGS)
         if plan.from_target:
             time.sleep(plan.delay)
-        if found and (names or driver.poll() is None):
-            with suppress(ProcessLookupError):
-                os.kill(found[int(plan.which * len(found))], number)
-
-    def _processes(self, names: tuple[bytes, ...]) -> list[int]:
-        ours = living(self._marker).items()
-        return sorted(pid for pid, line in ours if any(name in line for name in names))
+        with suppress(ProcessLookupError, IndexError):  # it is over
+            os.kill((pids := found())[int(plan.which * len(pids))], number)
 
     def _end_all(self) -> tuple[str, ...]:
         """By force, so that the next run is not blamed; returns the command lines."""
@@ -188,11 +166,12 @@ class Killer:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not living(self._marker), GONE_WITHIN)
         return tuple(line.replace(b"\0", b" ").decode()[:100] for line in left.values())
 
-    def folders(self) -> set[str]:
+    def folders(self) -> list[str]:
         """Of sessions of ours under the temporary folder."""
-        return {f"folder {path}" for path in self._folder.glob("*distsgd-*")}
+        return [str(path) for path in self._folder.glob("*distsgd-*")]
 
 
 def held_by_somebody() -> set[str]:
@@ -200,9 +179,9 @@ def held_by_somebody() -> set[str]:
     held = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            held |= set(open_files(entry))
             lines = (entry / "maps").read_text(encoding="utf-8").splitlines()
             held |= {line.split(maxsplit=5)[5] for line in lines if "/dev/shm" in line}
+            held |= set(open_files(entry))
     return held
 
 
@@ -219,40 +198,31 @@ def shared_things() -> dict[str, str]:
 def report(done: list[tuple[Plan, Outcome]]) -> None:
     print("| killed | runs | exit codes | seconds until all is gone: median | most |")
     print("| --- | --- | --- | --- | --- |")
-    for target in (*TARGETS, "all"):
+    for target in [*(name for name in TARGETS if any(p.target == name for p, _ in done)), "all"]:
         outcomes = [outcome for plan, outcome in done if target in (plan.target, "all")]
-        if not outcomes:
-            continue
         codes = Counter("hung" if one.code is None else str(one.code) for one in outcomes)
+        shown = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
         seconds = [one.seconds for one in outcomes]
-        print(
-            f"| {target} | {len(outcomes)} | "
-            + ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
-            + f" | {statistics.median(seconds):.2f} | {max(seconds):.2f} |"
-        )
+        print(f"| {target} | {len(outcomes)} | {shown} | {statistics.median(seconds):.2f} "
+              f"| {max(seconds):.2f} |")  # fmt: skip
 
 
-def kill_runs(killer: Killer, numbers: range, seed: int, channel: str) -> list[str]:
+def kill_runs(killer: Killer, arguments: argparse.Namespace) -> list[str]:
     """All runs, and the table; returns what is wrong with them."""
-    done: list[tuple[Plan, Outcome]] = []
-    problems = []
-    for number in numbers:
-        plan = Plan.of(seed, number, channel)
+    done, problems = [], []
+    for number in range(arguments.first, arguments.first + arguments.runs):
+        plan = Plan.of(arguments.seed, number, arguments.channel)
         outcome = killer.run(plan)
         done.append((plan, outcome))
-        found = [f"left: {line}" for line in outcome.left]
-        found += ["it hung"] if outcome.code is None else []
+        found = [f"left: {line}" for line in outcome.left] + ["it hung"] * (outcome.code is None)
         problems += [f"run {number}: {problem}; {plan}" for problem in found]
-        if "Traceback" in outcome.errors or found:
-            print(outcome.errors, file=sys.stderr)
-        last = (outcome.errors.strip().splitlines() or [""])[-1]
+        print(outcome.errors if found else "", end="", file=sys.stderr)
+        last = outcome.errors.strip().rpartition("\n")[2][:110]
         print(f"run {number}: {plan.target}, {plan.channel}, {plan.servers} servers, "
-              f"{plan.delay:.2f} s{' from there' * plan.from_target}: exit {outcome.code}, "
-              f"{outcome.seconds:.2f} s {found or ''} {last[:110]}",
-              file=sys.stderr, flush=True)  # fmt: skip
+              f"{plan.delay:.2f} s{' from its start' * plan.from_target}: exit {outcome.code}, "
+              f"{outcome.seconds:.2f} s {last}", file=sys.stderr, flush=True)  # fmt: skip
     report(done)
-    swept = sum(outcome.to_sweep for _, outcome in done)
-    print(f"\n{swept} of {len(done)} left a folder, for the next command to remove")
+    print(f"\nleft a folder for the next command to remove: {sum(o.to_sweep for _, o in done)}")
     return problems
 
 
@@ -261,19 +231,17 @@ def main() -> None:
     parser.add_argument("runs", nargs="?", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channel", choices=["any", "shm", "tcp", "ray"], default="any")
-    parser.add_argument("--first", type=int, default=0, help="number of the first run")
+    parser.add_argument("--first", type=int, default=0)
     arguments = parser.parse_args()
-    before = shared_things()
+    before = set(shared_things())
     with tempfile.TemporaryDirectory(prefix="kill-", dir="/tmp") as name:
         killer = Killer(Path(name))
-        numbers = range(arguments.first, arguments.first + arguments.runs)
-        problems = kill_runs(killer, numbers, arguments.seed, arguments.channel)
+        problems = kill_runs(killer, arguments)
         killer.distsgd("runs", "list").wait()
         problems += [f"left: {line.decode()}" for line in living(name.encode()).values()]
         problems += [f"left: {path}" for path in killer.folders()]
-    held = held_by_somebody()
-    new = {what: held_as for what, held_as in shared_things().items() if what not in before}
-    problems += [f"left: {what}" for what, held_as in new.items() if held_as not in held]
+    held, now = held_by_somebody(), shared_things()
+    problems += [f"left: {what}" for what in now.keys() - before if now[what] not in held]
     print("left: nothing" if not problems else "\n".join(problems))
     sys.exit(1 if problems else 0)
 
