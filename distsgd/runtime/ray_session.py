@@ -32,6 +32,9 @@ _SECONDS_TO_LEAVE = 2.0
 
 _VITAL = {"raylet", "gcs_server"}
 
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
+
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 _SETTINGS = {
@@ -53,9 +56,9 @@ _SETTINGS = {
 
 
 def _root() -> Path:
-    """A short path: the sockets of Ray must fit into 107 bytes."""
+    """A short path: those of Ray's sockets must fit."""
     chosen = Path(tempfile.gettempdir())
-    return chosen if len(str(chosen)) <= 24 else Path("/tmp")
+    return chosen if len(os.fsencode(chosen)) <= _MOST_BYTES else Path("/tmp")
 
 
 def sweep_dead_sessions() -> None:

@@ -17,7 +17,7 @@ from support import Run
 
 from distsgd.errors import ChannelClosed
 from distsgd.runtime.ray_runtime import _cause
-from distsgd.runtime.ray_session import sweep_dead_sessions
+from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
 from distsgd.runtime.session_guard import LOCK, clear_session, processes_of
 
 
@@ -112,6 +112,19 @@ threading.Thread(target=churn, daemon=True).start()
         process.stdin.flush()
         process.stdout.readline()
         assert all(process.pid in processes_of(str(folder)) for _ in range(50))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("more", [0, 1])
+def test_ray_starts_under_a_temporary_folder_with_a_long_name(
+    temporary: Path, more: int, distsgd: Run
+) -> None:
+    """One in which the sockets of Ray just fit, and one in which they do not."""
+    chosen = temporary / ("x" * (_MOST_BYTES + more - len(f"{temporary}/")))
+    chosen.mkdir()
+    done = distsgd("train", "--dataset", "sample", "--workers", 1, "--epochs", 1,
+                   env={"TMPDIR": str(chosen)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
