@@ -1,6 +1,6 @@
 """Kill trainings at random moments, and show what is left of them.
 
-    python scripts/kill_runs.py [RUNS] [--seed N] [--channel any|shm|tcp|ray]
+    python scripts/kill_runs.py [RUNS] [--minutes N] [--seed N] [--channel any|shm|tcp|ray]
 
 Each run is a `distsgd train` on Ray, in a temporary folder of its own that names all its processes:
 by their environment, command line or open files. At a random moment, start-up included, one process
@@ -43,8 +43,6 @@ INTERRUPTED = 130  # exit code of a driver that ended as it was asked to
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one run."""
-
     target: str
     delay: float  # seconds from the start of the driver; a target that comes later is hit at birth
     from_target: bool  # or seconds from when the target is there
@@ -67,8 +65,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it."""
-
     code: int | None  # None for one that hung
     seconds: float  # from the kill, or if it lived on from the SIGINT, until all was gone
     left: tuple[str, ...]  # processes
@@ -209,8 +205,10 @@ def report(done: list[tuple[Plan, Outcome]]) -> None:
 
 def kill_runs(killer: Killer, arguments: argparse.Namespace) -> list[str]:
     """All runs, and the table; returns what is wrong with them."""
-    done, problems = [], []
+    done, problems, until = [], [], time.monotonic() + 60 * arguments.minutes
     for number in range(arguments.first, arguments.first + arguments.runs):
+        if time.monotonic() > until:
+            break
         plan = Plan.of(arguments.seed, number, arguments.channel)
         outcome = killer.run(plan)
         done.append((plan, outcome))
@@ -229,6 +227,7 @@ def kill_runs(killer: Killer, arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="?", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=60, help="start no run after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channel", choices=["any", "shm", "tcp", "ray"], default="any")
     parser.add_argument("--first", type=int, default=0)
