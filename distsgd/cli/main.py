@@ -18,7 +18,6 @@ from distsgd.cli import (
     train_command,
 )
 from distsgd.errors import DistsgdError, storage_error
-from distsgd.runtime.ray_session import sweep_dead_sessions
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -49,6 +48,8 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
+    from distsgd.runtime.ray_session import sweep_dead_sessions
+
     sweep_dead_sessions()
 
 
