@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -166,7 +167,8 @@ def check_ray() -> None:
     import ray
 
     node = getattr(ray._private.worker, "_global_node", None)  # there is no public call for it
-    dead = {str(name) for name, _ in node.dead_processes()} if node is not None else set()
+    found = getattr(node, "dead_processes", list)
+    dead = {str(name) for name, _ in found()}
     for name in sorted(dead & _VITAL):
         raise RuntimeFailure(
             f"a process of Ray died: {name}",
@@ -179,13 +181,17 @@ def _own_signals() -> Iterator[None]:
     """Keep `ray.init` from putting its own handler of SIGTERM, which exits, over the caller's."""
     import ray
 
-    install = ray._private.utils.set_sigterm_handler
+    # Private: another version may have no such thing.
+    place: Any = getattr(ray._private, "utils", None)
+    install = getattr(place, "set_sigterm_handler", None)
     before = signal.getsignal(signal.SIGTERM)
-    ray._private.utils.set_sigterm_handler = lambda handler: None
+    if install is not None:
+        place.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
-        ray._private.utils.set_sigterm_handler = install
+        if install is not None:
+            place.set_sigterm_handler = install
         # Wherever else Ray may do so.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
