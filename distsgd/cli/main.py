@@ -48,6 +48,9 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
+    from distsgd.runtime.ray_session import sweep_dead_sessions
+
+    sweep_dead_sessions()
 
 
 train_command.add_to(app)

@@ -10,11 +10,11 @@ import ray
 
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
 
-__all__ = ["Fleet", "cause_of"]
+__all__ = ["HINT", "Fleet", "cause_of"]
 
 _MOST_FAILURES = 5
 _SECONDS_UNSAID = 5.0
-_HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
+HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
 
 
 def cause_of(error: Any) -> Exception:
@@ -146,7 +146,7 @@ class Fleet:
         self._alone_since = self._alone_since or monotonic()
         alone = monotonic() - self._alone_since
         if alone > self._patience:
-            raise RuntimeFailure(f"no worker has come for {self._patience:.0f} s", _HINT)
+            raise RuntimeFailure(f"no worker has come for {self._patience:.0f} s", HINT)
         if self._said or alone < _SECONDS_UNSAID:
             return None
         self._said = True
@@ -166,7 +166,7 @@ class Fleet:
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
             problem = str(error).strip().splitlines()[-1]
-            raise RuntimeFailure(f"workers die again and again: {problem}", _HINT) from error
+            raise RuntimeFailure(f"workers die again and again: {problem}", HINT) from error
         self.names.setdefault(worker, "")
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make(worker)
@@ -178,4 +178,4 @@ class Fleet:
             try:
                 ray.get(server.address.remote())
             except ray.exceptions.RayActorError as error:
-                raise ServerLost(str(error).splitlines()[0]) from error
+                raise ServerLost(str(error).splitlines()[0].rstrip(".")) from error

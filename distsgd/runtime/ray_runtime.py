@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from distsgd.errors import ServerLost
+from distsgd.errors import ChannelClosed, RuntimeFailure, ServerLost
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Updated
 from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.ray_fleet import Fleet, cause_of
+from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
-from distsgd.runtime.ray_session import ray_session
+from distsgd.runtime.ray_session import check_ray, ray_session
 from distsgd.runtime.trace import Track
 
 __all__ = ["train_on_ray"]
@@ -74,6 +75,8 @@ def train_on_ray(
         driver = _Driver(job, start, workers, channel)
         try:
             yield from driver.events(should_stop, wanted)
+        except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
+            raise _cause(error) from error
         finally:
             driver.kill()
 
@@ -135,6 +138,7 @@ class _Driver:
             if should_stop() and not stopping:
                 stopping = True
                 self._server.stop.remote()
+            check_ray()
             every = [waiting, *self._following, *fleet.pending]
             done, _ = ray.wait(every, timeout=_POLL_SECONDS)
             for reference in done:
@@ -192,8 +196,24 @@ class _Driver:
 def _get(references: Any) -> Any:
     """What servers answer."""
     try:
-        return ray.get(references)
+        while True:
+            check_ray()
+            with suppress(ray.exceptions.GetTimeoutError):
+                return ray.get(references, timeout=_POLL_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from error
     except ray.exceptions.RayActorError as error:
-        raise ServerLost(str(error).splitlines()[0]) from error
+        raise ServerLost(str(error).splitlines()[0].rstrip(".")) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """What to tell: when Ray itself has died, everything else is a consequence."""
+    try:
+        check_ray()
+    except RuntimeFailure as found:
+        return found
+    if isinstance(error, ChannelClosed):
+        return ServerLost(error.problem)
+    if isinstance(error, RuntimeFailure | ServerLost):
+        return error
+    return RuntimeFailure(f"Ray can no longer be reached: {error}".rstrip("."), HINT)

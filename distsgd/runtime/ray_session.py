@@ -11,24 +11,31 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.session_guard import clear_session, guarded
+from distsgd.runtime.session_guard import LOCK, clear_session, guarded
 
-__all__ = ["ray_session", "sweep_dead_sessions"]
+__all__ = ["check_ray", "ray_session", "sweep_dead_sessions"]
 
 _PREFIX = "distsgd-ray-"
-_LOCK = "owner.lock"
+_UNLOCKED = ".distsgd-"
 _OBJECT_STORE_BYTES = 100 * 2**20
-_SECONDS_TO_LEAVE = 10.0
+_SECONDS_TO_LEAVE = 2.0
+
+_VITAL = {"raylet", "gcs_server"}
+
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -43,6 +50,8 @@ _SETTINGS = {
     "RAY_local_fs_capacity_threshold": "1",
     # What calls nobody waits for say is known from the others.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Ours is not started again: where we do not notice first, Ray ends us after so long, not 60 s.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Despite its name: take the loopback address for this node, whatever the system. Ray then
     # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
@@ -51,15 +60,15 @@ _SETTINGS = {
 
 
 def _root() -> Path:
-    """A short path: the sockets of Ray must fit into 107 bytes."""
+    """A short path: those of Ray's sockets must fit."""
     chosen = Path(tempfile.gettempdir())
-    return chosen if len(str(chosen)) <= 24 else Path("/tmp")
+    return chosen if len(os.fsencode(chosen)) <= _MOST_BYTES else Path("/tmp")
 
 
 def sweep_dead_sessions() -> None:
     """End what is left of sessions whose owner was killed, and remove their folders."""
     for folder in _root().glob(f"{_PREFIX}*"):
-        lock = FileLock(folder / _LOCK)
+        lock = FileLock(folder / LOCK)
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
@@ -68,6 +77,10 @@ def sweep_dead_sessions() -> None:
             continue
         clear_session(folder)
         lock.release()
+    for folder in _root().glob(f"{_UNLOCKED}*-*"):
+        owner = folder.name.removeprefix(_UNLOCKED).partition("-")[0]
+        if not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -118,10 +131,11 @@ def _keep_stdout() -> None:
 def _session_folder() -> Iterator[Path]:
     sweep_dead_sessions()
     # It takes its final name when it is locked already: another sweep never sees it without.
-    unlocked = Path(tempfile.mkdtemp(prefix=".distsgd-", dir=_root()))
-    lock = FileLock(unlocked / _LOCK)
+    # Until then its name says who is to be alive.
+    unlocked = Path(tempfile.mkdtemp(prefix=f"{_UNLOCKED}{os.getpid()}-", dir=_root()))
+    lock = FileLock(unlocked / LOCK)
     lock.acquire()
-    folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name[9:]}")
+    folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name.rpartition('-')[2]}")
     try:
         with guarded(folder):
             yield folder
@@ -155,28 +169,66 @@ def ray_session(cpus: int) -> Iterator[None]:
             ray.shutdown()
 
 
+def check_ray() -> None:
+    """See that the processes live that Ray cannot do without, if this process has started them.
+
+    Ray itself waits for them to come back, or ends this process without a word of ours.
+
+    Raises:
+        RuntimeFailure: one of them has died.
+    """
+    import ray
+
+    node = getattr(ray._private.worker, "_global_node", None)  # there is no public call for it
+    found = getattr(node, "dead_processes", list)
+    dead = {str(name) for name, _ in found()}
+    for name in sorted(dead & _VITAL):
+        raise RuntimeFailure(
+            f"a process of Ray died: {name}",
+            "Look for a lack of memory; the run folder holds the last whole checkpoint",
+        )
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep `ray.init` from putting its own handler of SIGTERM, which exits, over the caller's."""
+    import ray
+
+    # Private: another version may have no such thing.
+    place: Any = getattr(ray._private, "utils", None)
+    install = getattr(place, "set_sigterm_handler", None)
+    before = signal.getsignal(signal.SIGTERM)
+    if install is not None:
+        place.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        if install is not None:
+            place.set_sigterm_handler = install
+        # Wherever else Ray may do so.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _start(cpus: int, folder: Path) -> None:
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            # Within our folder, which is ours alone: Ray opens its own to everyone.
-            _temp_dir=str(folder / "ray"),
-            _node_ip_address="127.0.0.1",
-        )
-    except (OSError, RuntimeError, ValueError) as error:
+        with _own_signals():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                # Within our folder, which is ours alone: Ray opens its own to everyone.
+                _temp_dir=str(folder / "ray"),
+                _node_ip_address="127.0.0.1",
+            )
+    except Exception as error:  # Ray raises this very class when a process of it does not come up
+        why = str(error).partition("\n")[0].rstrip(".")
         raise RuntimeFailure(
-            f"Ray did not start: {error}", "Train in this process instead: --workers 0"
+            f"Ray did not start: {why}", "Train in this process instead: --workers 0"
         ) from error
-    finally:
-        # ray.init puts its own handler over the caller's.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["clear_session", "guarded", "processes_of"]
+__all__ = ["LOCK", "clear_session", "guarded", "processes_of"]
+
+LOCK = "owner.lock"
+"""In the folder of a session; its owner holds it, and whoever clears up after a dead one."""
+
+_SECONDS_TO_DIE = 10.0
 
 
 def processes_of(folder: str) -> list[int]:
@@ -29,22 +34,49 @@ def processes_of(folder: str) -> list[int]:
         with suppress(OSError):
             if int(entry.name) != os.getpid() and (
                 folder.encode() in (entry / "cmdline").read_bytes()
-                or any(folder in str(link.readlink()) for link in (entry / "fd").iterdir())
+                or any(folder in file for file in _open_files(entry))
             ):
                 found.append(int(entry.name))
     return found
 
 
+def _open_files(process: Path) -> list[str]:
+    found = []
+    for link in (process / "fd").iterdir():
+        with suppress(OSError):  # it is closed by now; the others count all the same
+            found.append(str(link.readlink()))
+    return found
+
+
 def clear_session(folder: Path, seconds: float = 0.0) -> None:
-    """End the processes of a session, after so many seconds by force; remove its folder."""
+    """End the processes of a session, after so many seconds by force; remove its folder.
+
+    The folder of processes that cannot be ended stays, for a later command.
+    """
     until = time.monotonic() + seconds
     while pids := [pid for pid in processes_of(str(folder)) if not _is_guard(pid)]:
-        if time.monotonic() > until:
-            for pid in pids:
+        now = time.monotonic()
+        if now > until + _SECONDS_TO_DIE:
+            return
+        for pid in pids:
+            if now > until and not _only_looks(pid, folder):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _only_looks(pid: int, folder: Path) -> bool:
+    """Whether it is another command, which has the lock open to see if somebody holds it.
+
+    A child of the owner that is not yet another program looks the same; it will not for long.
+    """
+    with suppress(OSError):
+        process = Path(f"/proc/{pid}")
+        ours = {file for file in _open_files(process) if str(folder) in file}
+        named = str(folder).encode() in (process / "cmdline").read_bytes()
+        return not named and ours <= {str(folder / LOCK)}
+    return True
 
 
 def _is_guard(pid: int) -> bool:

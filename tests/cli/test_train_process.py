@@ -167,6 +167,37 @@ def test_after_a_kill_no_process_stays_and_the_next_run_sweeps(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_the_death_of_ray_itself_is_a_clear_error_soon(name: str, tmp_path: Path) -> None:
+    before = shared_memory(), ray_folders()
+    folder = tmp_path / "run"
+    with training(folder) as process:
+        wait_for_epochs(folder, 1)
+        (session,) = ray_folders() - before[1]
+        (pid,) = [
+            pid for pid in processes_with(session)
+            if f"/{name}\0" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+        ]  # fmt: skip
+        os.kill(pid, signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"error: a process of Ray died: {name}. Look for" in errors
+    assert (shared_memory(), ray_folders()) == before
+    assert not processes_with(session)
+
+
+@pytest.mark.ray
+def test_a_signal_while_ray_starts_is_not_taken_by_ray(tmp_path: Path) -> None:
+    with training(tmp_path / "run") as process:
+        wait_for(lambda: any(processes_with(f"{name}/ray") for name in ray_folders()))
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted after step" in errors
+    assert not ray_folders()
+
+
+@pytest.mark.ray
 def test_two_runs_side_by_side_do_not_disturb_each_other(tmp_path: Path, distsgd: Run) -> None:
     with training(tmp_path / "long") as other:
         wait_for_epochs(tmp_path / "long", 1)

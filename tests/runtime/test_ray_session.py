@@ -1,0 +1,133 @@
+"""Sessions of our own Ray whose owner is dead: what is left goes, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import Run
+
+from distsgd.errors import ChannelClosed
+from distsgd.runtime.ray_runtime import _cause
+from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
+from distsgd.runtime.session_guard import LOCK, clear_session, processes_of
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The system's temporary folder, of this test alone."""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(folder)
+
+
+@contextmanager
+def a_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Runs the code, which prints a line when it is ready, until its input is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(flush=True)\nsys.stdin.read()"]
+        + [str(argument) for argument in arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+
+
+def a_session(temporary: Path) -> Path:
+    folder = temporary / "distsgd-ray-abc"
+    (folder / "ray").mkdir(parents=True)
+    (folder / LOCK).touch()
+    return folder
+
+
+def test_any_command_cleans_up(temporary: Path, distsgd: Run) -> None:
+    folder = a_session(temporary)
+    with a_process("", folder) as process:
+        assert distsgd("runs", "list").returncode == 0
+        assert process.wait() == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_a_folder_that_never_got_its_name_is_removed(temporary: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    for owner in (dead.pid, os.getpid()):
+        (temporary / f".distsgd-{owner}-abc").mkdir()
+    sweep_dead_sessions()
+    assert [path.name for path in temporary.iterdir()] == [f".distsgd-{os.getpid()}-abc"]
+
+
+def test_a_session_whose_owner_lives_stays(temporary: Path) -> None:
+    folder = a_session(temporary)
+    locked = "from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
+    with a_process(locked, folder / LOCK) as process:
+        sweep_dead_sessions()
+        assert folder.exists() and process.poll() is None
+
+
+def test_another_command_that_looks_at_the_lock_is_not_ended(temporary: Path) -> None:
+    folder = a_session(temporary)
+    with a_process(f"file = open({str(folder)[:9]!r} + {str(folder / LOCK)[9:]!r})") as other:
+        # Its command line does not name the folder, as that of a command does not.
+        assert other.pid in processes_of(str(folder))
+        clearing = threading.Thread(target=clear_session, args=(folder,))
+        clearing.start()
+        clearing.join(0.2)
+        assert clearing.is_alive() and other.poll() is None
+        assert other.stdin is not None
+        other.stdin.close()
+        clearing.join()
+        assert other.wait() == 0
+    assert not folder.exists()
+
+
+def test_a_process_is_found_while_it_closes_other_files(temporary: Path) -> None:
+    busy = """
+import threading
+def churn():
+    while True:
+        for file in [open("/dev/null") for _ in range(100)]:
+            file.close()
+file = open(sys.stdin.readline().strip(), "w")
+threading.Thread(target=churn, daemon=True).start()
+"""
+    folder = a_session(temporary)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys{busy}print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{folder / 'ray' / 'log'}\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert all(process.pid in processes_of(str(folder)) for _ in range(50))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("more", [0, 1])
+def test_ray_starts_under_a_temporary_folder_with_a_long_name(
+    temporary: Path, more: int, distsgd: Run
+) -> None:
+    """One in which the sockets of Ray just fit, and one in which they do not."""
+    chosen = temporary / ("x" * (_MOST_BYTES + more - len(f"{temporary}/")))
+    chosen.mkdir()
+    done = distsgd("train", "--dataset", "sample", "--workers", 1, "--epochs", 1,
+                   env={"TMPDIR": str(chosen)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
+    found = str(_cause(ChannelClosed("the peer of a channel has gone")))
+    assert found.startswith("a parameter server can no longer be reached: the peer")
+    assert "last whole checkpoint" in found
