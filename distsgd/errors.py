@@ -117,12 +117,6 @@ class DivergedError(DistsgdError):
 class ServerLost(DistsgdError):
     """A parameter server has died; training can go on from its last update."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"a parameter server died: {problem}",
-            "Look for a lack of memory; `distsgd resume` goes on from the last update",
-        )
-
 
 class RuntimeFailure(DistsgdError):
     """The workers or servers could not do their work."""

@@ -10,7 +10,7 @@ import ray
 
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
 
-__all__ = ["HINT", "Fleet", "cause_of"]
+__all__ = ["HINT", "Fleet", "cause_of", "server_lost"]
 
 _MOST_FAILURES = 5
 _SECONDS_UNSAID = 5.0
@@ -20,6 +20,12 @@ HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update
 def cause_of(error: Any) -> Exception:
     """Our own error inside Ray's, or Ray's if there is none."""
     return error.cause if isinstance(error.cause, DistsgdError) else error
+
+
+def server_lost(error: Exception) -> ServerLost:
+    """What there is to say of a server that has died."""
+    why = str(error).splitlines()[0].rstrip(".")
+    return ServerLost(f"a parameter server died: {why}", HINT)
 
 
 class Fleet:
@@ -178,4 +184,4 @@ class Fleet:
             try:
                 ray.get(server.address.remote())
             except ray.exceptions.RayActorError as error:
-                raise ServerLost(str(error).splitlines()[0].rstrip(".")) from error
+                raise server_lost(error) from error

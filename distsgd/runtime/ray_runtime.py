@@ -14,7 +14,7 @@ import ray
 from distsgd.errors import ChannelClosed, RuntimeFailure, ServerLost
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Updated
 from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of
+from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of, server_lost
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import check_ray, ray_session
 from distsgd.runtime.trace import Track
@@ -203,7 +203,7 @@ def _get(references: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from error
     except ray.exceptions.RayActorError as error:
-        raise ServerLost(str(error).splitlines()[0].rstrip(".")) from error
+        raise server_lost(error) from error
 
 
 def _cause(error: Exception) -> Exception:
@@ -213,7 +213,7 @@ def _cause(error: Exception) -> Exception:
     except RuntimeFailure as found:
         return found
     if isinstance(error, ChannelClosed):
-        return ServerLost(error.problem)
+        return ServerLost(f"a parameter server can no longer be reached: {error.problem}", HINT)
     if isinstance(error, RuntimeFailure | ServerLost):
         return error
     return RuntimeFailure(f"Ray can no longer be reached: {error}".rstrip("."), HINT)

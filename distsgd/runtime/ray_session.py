@@ -185,7 +185,7 @@ def check_ray() -> None:
     for name in sorted(dead & _VITAL):
         raise RuntimeFailure(
             f"a process of Ray died: {name}",
-            "Look for a lack of memory; the run folder holds the last whole checkpoint",
+            "Look for a lack of memory; `distsgd resume` goes on from the last update",
         )
 
 
