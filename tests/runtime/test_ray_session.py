@@ -130,4 +130,4 @@ def test_ray_starts_under_a_temporary_folder_with_a_long_name(
 def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
     found = str(_cause(ChannelClosed("the peer of a channel has gone")))
     assert found.startswith("a parameter server can no longer be reached: the peer")
-    assert "last whole checkpoint" in found
+    assert "distsgd resume" in found
