@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import Run, command_line
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
+
+# How long one example takes says more of the machine than of the code.
+settings.register_profile("distsgd", deadline=None)
+settings.load_profile("distsgd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
