@@ -73,6 +73,23 @@ def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
     )  # fmt: skip
 
 
+def _limits() -> list[Contender]:
+    """What two workers of ours could come to on this machine."""
+    limits = [
+        (f"limit-{batch}", "server", batch, f"limit: 2 workers and the least of servers, {batch}")
+        for batch in (256, 512)
+    ]
+    what = "limit: 2 loops that share nothing, 512 each"
+    limits.append(("limit-independent-512", "independent", 512, what))
+    return [
+        Contender(
+            name=name, what=what, batch=batch, module="distsgd.bench.limits",
+            settings={"limit": limit, "batch_size": batch}, shares="limits",
+        )
+        for name, limit, batch, what in limits
+    ]  # fmt: skip
+
+
 def _floor() -> list[Contender]:
     names = {
         "sgemm": ("sgemm of 1024 x 1024 x 1024, one thread: the peak", GFLOPS),
@@ -146,5 +163,5 @@ def line_up(channels: Sequence[str]) -> list[Contender]:
         channels: the values of the setting "channel".
     """
     return [
-        _plain(), *_inline(), *_on_ray(channels), *_peers(), *_floor(), *_startup(),
+        _plain(), *_inline(), *_on_ray(channels), *_limits(), *_peers(), *_floor(), *_startup(),
     ]  # fmt: skip

@@ -1,0 +1,192 @@
+"""How fast two workers could be on this machine: what any server of ours is to be held against.
+
+"independent": two training loops at once that share nothing. "server": our workers and our shared
+memory, and a server that only adds, applies and answers. It keeps no leases, checks nothing, locks
+nothing and remembers nothing, and loses all if anyone dies.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.queues import Queue
+from time import perf_counter, sleep
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from distsgd.api.jobs import make_job
+from distsgd.bench.child import WARM_UP, Found, Task, rate, serve, told
+from distsgd.channel.base import Work
+from distsgd.channel.connections import SharedMemoryChannel
+from distsgd.channel.framing import Shape
+from distsgd.channel.port import Address, Port
+from distsgd.core.initial import initial_weights
+from distsgd.core.messages import Lease, Push
+from distsgd.core.reduction_tree import shares
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
+from distsgd.errors import ChannelClosed, RuntimeFailure
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.job import Job
+from distsgd.runtime.worker import Worker, work
+
+__all__ = ["LeastServer"]
+
+_WORKERS = 2
+_SWITCH_SECONDS = 0.0005
+_PATIENCE = 30.0
+
+
+class LeastServer:
+    """The arithmetic of `bsp` for workers that never fail; see `distsgd.channel.base.ServerPort`.
+
+    Args:
+        job: what is trained.
+        workers: how many there are, at most as many as a minibatch has slots.
+
+    Attributes:
+        images: used so far.
+    """
+
+    def __init__(self, job: Job, workers: int) -> None:
+        first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
+        self._updater = job.replica(first)
+        self._plan, self._parts = job.plan, shares(job.plan.most_slots, workers)
+        self._givers: dict[int, Callable[[Work | None], None]] = {}
+        self._pushes: dict[int, Push | None] = {}
+        self._step, self.images = 0, 0
+
+    @contextmanager
+    def attached(self, worker: int, give: Callable[[Work | None], None]) -> Iterator[None]:
+        """See `ServerPort.attached`."""
+        self._givers[worker] = give
+        yield
+
+    def lost(self, worker: int) -> None:
+        """It is the end."""
+
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """There are only workers that are attached."""
+        raise ChannelClosed("only shared memory is measured")
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """Wait for all; add, apply, and give W to all."""
+        self._pushes[worker] = push
+        if len(self._pushes) < len(self._parts):
+            return
+        rows = [push.gradients[0] for _, push in sorted(self._pushes.items()) if push is not None]
+        if rows:
+            total = rows[0]
+            for row in rows[1:]:
+                total += row
+            self._updater.apply(total, self._plan.batch_size, self._step)
+            self.images += self._plan.batch_size
+            self._step += 1
+            if self._plan.ends_epoch(self._step):  # which may be short
+                self._step += 1
+        self._pushes.clear()
+        for number, part in enumerate(self._parts):
+            lease = Lease(self._step, *part, self._updater.version)
+            self._givers[number]((lease, self._updater.weights))
+
+
+def _job(task: Task, batch: int) -> Job:
+    config = TrainConfig(
+        dataset=task.dataset, workers=_WORKERS, batch_size=batch, epochs=100_000, optimizer="sgd"
+    )
+    return make_job(config, Dataset(find_dataset(config.dataset)))
+
+
+def _shape(job: Job) -> Shape:
+    slots = job.plan.most_slots
+    return Shape(job.parameters, job.dtype, slots, slots, job.parameters)
+
+
+def _work(job: Job, number: int, address: Address) -> None:
+    """A process: one of the workers."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with threadpool_limits(1), suppress(ChannelClosed):
+        work(Worker(job), SharedMemoryChannel(address, number, _shape(job)))
+
+
+def _with_server(task: Task, batch: int) -> Found:
+    job = _job(task, batch)
+    server = LeastServer(job, _WORKERS)
+    everything = slice(0, job.parameters)
+    port = Port(server, _shape(job), partial(job.decode, part=everything))
+    spawn = multiprocessing.get_context("spawn")
+    workers = [
+        spawn.Process(target=_work, args=(job, number, port.address), daemon=True)
+        for number in range(_WORKERS)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        _until(lambda: server.images > 0)
+        sleep(WARM_UP)
+        images, began = server.images, perf_counter()
+        sleep(task.seconds)
+        return Found((server.images - images) / (perf_counter() - began), {"channel": "shm"})
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+        port.close()
+
+
+def _until(reached: Callable[[], bool]) -> None:
+    until = perf_counter() + _PATIENCE
+    while not reached():
+        if perf_counter() > until:
+            raise RuntimeFailure("the workers have not begun")
+        sleep(0.01)
+
+
+def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
+    """A process: minibatches computed and applied, alone."""
+    with threadpool_limits(1):
+        worker, plan, step = Worker(job), job.plan, 0
+        first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
+        replica, slots = job.replica(first), job.plan.most_slots
+
+        def one_step() -> int:
+            nonlocal step
+            if plan.ends_epoch(step):
+                step += 1
+            push = worker.answer((Lease(step, 0, slots, 0), replica.weights))
+            replica.apply(push.gradients[0], plan.batch_size, step)
+            step += 1
+            return plan.batch_size
+
+        barrier.wait(_PATIENCE)
+        found.put(rate(one_step, seconds))
+
+
+def _independent(task: Task, batch: int) -> Found:
+    job, spawn = _job(task, batch), multiprocessing.get_context("spawn")
+    barrier, found = spawn.Barrier(_WORKERS), spawn.Queue()
+    loops = [
+        spawn.Process(target=_loop, args=(job, task.seconds, barrier, found), daemon=True)
+        for _ in range(_WORKERS)
+    ]
+    for loop in loops:
+        loop.start()
+    rates = [found.get(timeout=_PATIENCE + task.seconds) for _ in loops]
+    for loop in loops:
+        loop.join()
+    return Found(sum(rates), {})
+
+
+def _measure(task: Task, run: dict[str, Any]) -> Found:
+    measure = {"independent": _independent, "server": _with_server}[run["limit"]]
+    with threadpool_limits(1):
+        return measure(task, run["batch_size"])
+
+
+if __name__ == "__main__":
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    serve(told(), _measure)
