@@ -96,12 +96,13 @@ class OpenMinibatch:
         lease = push.lease
         piece = (lease.step, lease.first, lease.last)
         # Whoever answers a lease that stands: a gradient does not depend on who computed it.
-        if piece not in self.leased or not self._fits(push):
+        if piece not in self.leased:
             return False
+        nodes = self._nodes(piece)
         owner, leased = self.leased[piece]
         # With compression it does: what a worker sends depends on what it has sent before.
-        its_own = (owner, leased.serial) == (worker, lease.serial)
-        if leased.task != lease.task or not (its_own or push.encoded is None):
+        its_own = push.encoded is None or (owner, leased.serial) == (worker, lease.serial)
+        if not (its_own and leased.task == lease.task and self._fits(push, len(nodes))):
             return False
         if self._total is None:
             self._total = tree()
@@ -109,17 +110,14 @@ class OpenMinibatch:
         del self.leased[piece]
         self.arrived[piece] = (worker, lease)
         self.losses.extend(push.losses)
-        for node, vector in zip(self._nodes(piece), push.gradients, strict=True):
+        for node, vector in zip(nodes, push.gradients, strict=True):
             self._total.add(node, vector, borrow=borrow)
         return True
 
-    def _fits(self, push: Push) -> bool:
+    def _fits(self, push: Push, nodes: int) -> bool:
         """Whether a push has as many losses and gradients as its lease asks for."""
-        lease = push.lease
-        nodes = self._nodes((lease.step, lease.first, lease.last))
-        slots = lease.last - lease.first
-        losses_fit = len(push.losses) == slots or self.shares > 0
-        return losses_fit and push.gradients.ndim == 2 and len(push.gradients) == len(nodes)
+        losses_fit = len(push.losses) == push.lease.last - push.lease.first or self.shares > 0
+        return losses_fit and push.gradients.ndim == 2 and len(push.gradients) == nodes
 
     def _nodes(self, piece: Piece) -> tuple[Node, ...]:
         place = self._place[piece]
@@ -132,6 +130,8 @@ class OpenMinibatch:
 
     def missing(self) -> list[tuple[int, int, int, int]]:
         """Place among the leaves, and piece, of all that have not arrived, in order."""
+        if len(self.arrived) == len(self.pieces):
+            return []
         return [(self._place[at], *at) for at in self.pieces if at not in self.arrived]
 
     def contributions(self) -> tuple[tuple[int, Lease], ...]:

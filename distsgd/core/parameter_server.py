@@ -126,6 +126,10 @@ class ParameterServer:
             self._waiting.append(worker)
         return self._hand_out()
 
+    def exchange(self, worker: int, push: Push) -> list[Decision]:
+        """`push`, borrowing its gradients, and `pull` in one."""
+        return [*self._take(worker, push, borrow=True), *self.pull(worker)]
+
     def push(self, worker: int, push: Push, *, borrow: bool = False) -> list[Decision]:
         """A worker answers a lease. A push that comes twice, or too late, is not used.
 
@@ -135,6 +139,10 @@ class ParameterServer:
             borrow: its gradients stay as they are until the worker is granted its next lease or
                 pushes again; they may be overwritten here. False has them copied now.
         """
+        return [*self._take(worker, push, borrow=borrow), *self._hand_out()]
+
+    def _take(self, worker: int, push: Push, *, borrow: bool) -> list[Decision]:
+        """Use a push, if it is wanted; and apply what it makes ready."""
         self._settle(worker)
         minibatch = None if self.stopped else self._holder(push.lease)
         if minibatch is None or not minibatch.take(worker, push, self._tree, borrow=borrow):
@@ -147,7 +155,7 @@ class ParameterServer:
             decisions.append(self._apply(ready))
             if self._stopping:
                 break
-        return [*decisions, *self._hand_out()]
+        return decisions
 
     def lost(self, worker: int) -> list[Decision]:
         """A worker has gone: its pieces are free again."""
@@ -242,15 +250,13 @@ class ParameterServer:
     def _apply(self, minibatch: OpenMinibatch) -> Decision:
         """Apply what has arrived of a minibatch, and close it."""
         loss, correct, examples = minibatch.loss()
-        gradient, step = minibatch.gradient(), minibatch.step
-        rate = self._updater.schedule.at(step)
+        gradient, step, updater = minibatch.gradient(), minibatch.step, self._updater
         if not (math.isfinite(loss) and _finite(gradient)):
             self._stopping = True
-            return Diverged(step, loss / examples, rate)
-        (self._updater.average if minibatch.shares else self._updater.apply)(
-            gradient, examples, step
-        )
-        if not _finite(self.weights):
+            return Diverged(step, loss / examples, updater.schedule.at(step))
+        apply = updater.average if minibatch.shares else updater.apply
+        rate = apply(gradient, examples, step)
+        if not _finite(updater.weights):
             self._stopping = True
             return Diverged(step, math.inf, rate)
         missing = minibatch.missing()

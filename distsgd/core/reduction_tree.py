@@ -60,10 +60,30 @@ def cover(first: int, last: int, slots: int) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def shares(slots: int, workers: int) -> list[tuple[int, int]]:
+@cache
+def shares(slots: int, workers: int) -> tuple[tuple[int, int], ...]:
     """Cut the slots into at most ``workers`` contiguous ranges of nearly equal length."""
     parts = min(slots, workers)
-    return [(slots * i // parts, slots * (i + 1) // parts) for i in range(parts)]
+    return tuple((slots * i // parts, slots * (i + 1) // parts) for i in range(parts))
+
+
+class _Step(NamedTuple):
+    """The way up from a node: its parent, and the two halves of that; None for an empty one."""
+
+    parent: Node
+    left: Node
+    right: Node | None
+
+
+@cache
+def _up(node: Node, slots: int) -> _Step | None:
+    """The way up from a node of a tree of ``slots`` leaves; None from the root."""
+    if node == root(slots):
+        return None
+    left = Node(node.level, node.number & ~1)
+    right = Node(node.level, left.number + 1)
+    parent = Node(node.level + 1, node.number >> 1)
+    return _Step(parent, left, right if right.first < slots else None)
 
 
 def sum_node(node: Node, gradients: Floats, first: int, slots: int) -> Floats:
@@ -122,25 +142,22 @@ class TreeSum:
             self._borrowed.add(node)
         else:
             vector = self._own(node, vector)
-        self._parts[node] = vector
-        top = root(self._slots)
-        while node != top:
-            left = Node(node.level, node.number & ~1)
-            right = Node(node.level, left.number + 1)
-            parent = Node(node.level + 1, node.number >> 1)
-            if right.first < self._slots:
-                if (right if node == left else left) not in self._parts:
-                    return
-                into = self._buffers[left.first]
-                np.add(self._parts.pop(left), self._parts.pop(right), out=into)
-                self._borrowed -= {left, right}
-                self._parts[parent] = into
-            else:
-                self._parts[parent] = self._parts.pop(node)
+        parts = self._parts
+        parts[node] = vector
+        while (step := _up(node, self._slots)) is not None:
+            if step.right is None:
+                parts[step.parent] = parts.pop(node)
                 if node in self._borrowed:
                     self._borrowed.remove(node)
-                    self._borrowed.add(parent)
-            node = parent
+                    self._borrowed.add(step.parent)
+            elif step.left not in parts or step.right not in parts:
+                return
+            else:
+                into = self._buffers[step.left.first]
+                np.add(parts.pop(step.left), parts.pop(step.right), out=into)
+                self._borrowed -= {step.left, step.right}
+                parts[step.parent] = into
+            node = step.parent
 
     def settle(self) -> None:
         """Copy what is still borrowed."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class FollowerHost:
                 self.trace.lap("put")
                 self._received += size
                 self._changed.notify_all()
-            self._outbox.ask(worker)
+            self._outbox.ask(worker, perf_counter())
 
     def attached(
         self, worker: int, give: Callable[[Work | None], None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from distsgd.core.messages import Lease
 
 __all__ = ["LeaseTimes"]
@@ -13,12 +11,6 @@ _TIMES_LONGER = 20.0
 _SHARE_OF_NEW = 0.1
 
 
-@dataclass
-class _Out:
-    since: float
-    slots: int
-
-
 class LeaseTimes:
     """Measures the time of a slot, and bounds that of a lease by a multiple of it.
 
@@ -26,19 +18,20 @@ class LeaseTimes:
     """
 
     def __init__(self) -> None:
-        self._out: dict[int, _Out] = {}
+        self._out: dict[int, tuple[float, int]] = {}  # since when, and how many slots
         self._slot_seconds: float | None = None
 
     def granted(self, worker: int, lease: Lease, now: float) -> None:
         """A worker has been given a lease."""
-        self._out[worker] = _Out(now, max(1, lease.last - lease.first) * lease.steps)
+        self._out[worker] = now, max(1, lease.last - lease.first) * lease.steps
 
     def answered(self, worker: int, now: float) -> None:
         """It has come back; the mean moves a little towards what it took."""
         out = self._out.pop(worker, None)
         if out is None:
             return
-        took = (now - out.since) / out.slots
+        since, slots = out
+        took = (now - since) / slots
         before = took if self._slot_seconds is None else self._slot_seconds
         self._slot_seconds = before + _SHARE_OF_NEW * (took - before)
 
@@ -51,7 +44,9 @@ class LeaseTimes:
         if self._slot_seconds is None:
             return []
         found = [
-            worker for worker, out in self._out.items() if now - out.since > self.bound(out.slots)
+            worker
+            for worker, (since, slots) in self._out.items()
+            if now - since > self.bound(slots)
         ]
         for worker in found:
             del self._out[worker]

@@ -46,9 +46,9 @@ class Outbox:
                 if self._givers.get(worker) is give:
                     del self._givers[worker]
 
-    def ask(self, worker: int) -> None:
-        """A worker wants work."""
-        self._asking[worker] = perf_counter()
+    def ask(self, worker: int, now: float) -> None:
+        """A worker wants work, from this time on (of `time.perf_counter`)."""
+        self._asking[worker] = now
         self.flush(worker)
 
     def put(self, worker: int, work: Work | None) -> None:

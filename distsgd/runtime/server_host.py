@@ -50,7 +50,8 @@ class ServerHost:
         self._outbox = Outbox(self._answered, self._question)
         self._events = HeldEvents()
         self._unrecorded: list[Decision] = []
-        self._log = DecisionLog(job.servers - 1)
+        self._followers = job.servers - 1
+        self._log = DecisionLog(self._followers)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
         self._times = LeaseTimes()
@@ -89,26 +90,28 @@ class ServerHost:
     def _submit(self, worker: int, push: Push | None, size: int) -> None:
         self._watch.run()
         self._gone.discard(worker)
-        began = perf_counter()
+        now = perf_counter()
         self.trace.start()
-        self._take(worker, push, size)
-        self._recorder.statistics.busy_seconds += perf_counter() - began
-
-    def _take(self, worker: int, push: Push | None, size: int) -> None:
-        if push is not None and push.lease.step == REPORT:
+        if push is None:
+            self._outbox.ask(worker, now)
+            self._carry_out(self._server.pull(worker))
+        elif push.lease.step == REPORT:
             self._events.told(worker, push.gradients[0])
             self._news.notify_all()
-            self._outbox.ask(worker)
-            return
-        self._outbox.ask(worker)
-        decisions: list[Decision] = []
-        if push is not None:
-            self._recorder.statistics.bytes_pushed += size
-            version = self._server.version
-            self._times.answered(worker, perf_counter())
-            decisions = self._server.push(worker, push, borrow=True)
-            self.trace.lap("add" if self._server.version == version else "update")
-        self._carry_out(decisions + self._server.pull(worker))
+            self._outbox.ask(worker, now)
+        else:
+            self._take(worker, push, size, now)
+        self._recorder.statistics.busy_seconds += perf_counter() - now
+
+    def _take(self, worker: int, push: Push, size: int, now: float) -> None:
+        self._outbox.ask(worker, now)
+        self._recorder.statistics.bytes_pushed += size
+        self._times.answered(worker, now)
+        version = self._server.version
+        decisions = self._server.exchange(worker, push)
+        self.trace.lap("add" if self._server.version == version else "update")
+        if decisions:
+            self._carry_out(decisions)
 
     def _question(self, worker: int) -> Work | None:
         lease = self._events.question(worker)
@@ -204,12 +207,14 @@ class ServerHost:
                     self._emit(event)
 
     def _tell(self, entries: Sequence[Entry]) -> None:
-        self._log.add(entries)
-        self._decided.notify_all()
+        if self._followers:
+            self._log.add(entries)
+            self._decided.notify_all()
 
     def _grant(self, decisions: list[Decision]) -> None:
+        now = perf_counter()
         for decision in decisions:
             if isinstance(decision, Grant):
                 self._outbox.put(decision.worker, (decision.lease, self._server.weights))
-                self._times.granted(decision.worker, decision.lease, perf_counter())
+                self._times.granted(decision.worker, decision.lease, now)
         self.trace.lap("give")

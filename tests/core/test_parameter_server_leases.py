@@ -1,7 +1,13 @@
 """The parameter server: who is given what, and which pushes are used."""
 
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
 from toy_fleet import START, Fleet, granted, run_alone
 
+from distsgd.core.consistency import make_policy
 from distsgd.core.messages import Applied, Dropped, Grant, Lease, Push
 
 # Shares
@@ -163,3 +169,23 @@ def test_a_fleet_that_died_out_is_followed_by_another(toy):
     fleet.finish(7)
     assert fleet.server.weights.tobytes() == run_alone(toy).server.weights.tobytes()
     assert fleet.used == toy.all_slots()
+
+
+@pytest.mark.parametrize("policy", [None, make_policy("asp"), make_policy("ssp", staleness=1)])
+def test_an_exchange_is_a_push_and_a_pull(toy, policy):
+    """Whoever waits is served in the same order."""
+    apart, at_once = (replace(toy, policy=policy).server() for _ in range(2))
+    order = random.Random(3)
+    held: dict[int, Lease] = {}
+    for worker in (0, 1, 2):
+        at_once.pull(worker)
+        held |= granted(apart.pull(worker))
+    while held:
+        worker = order.choice(sorted(held))
+        lease = held.pop(worker)
+        answer = toy.answer(lease, apart.weights)
+        decisions = apart.push(worker, answer) + apart.pull(worker)
+        assert at_once.exchange(worker, answer) == decisions
+        held |= granted(decisions)
+    assert apart.finished and at_once.finished
+    np.testing.assert_array_equal(apart.weights, at_once.weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distsgd.core.consistency.base import Policy, Range
 
 __all__ = ["Asynchronous"]
@@ -20,6 +22,6 @@ class Asynchronous(Policy):
         """One for each worker."""
         return max(1, workers)
 
-    def pieces(self, slots: int, workers: int) -> list[Range]:
+    def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """One piece: the whole minibatch."""
         return [(0, slots)]

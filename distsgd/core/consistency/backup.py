@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distsgd.core.consistency.base import Policy, Range
@@ -25,7 +26,7 @@ class BackupWorkers(Policy):
     name = "backup"
     requeues = True
 
-    def pieces(self, slots: int, workers: int) -> list[Range]:
+    def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """Each slot is a piece."""
         return [(slot, slot + 1) for slot in range(slots)]
 

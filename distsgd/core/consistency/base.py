@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distsgd.core.reduction_tree import shares
@@ -35,7 +36,7 @@ class Policy:
         """How many minibatches may be open at once."""
         return 1
 
-    def pieces(self, slots: int, workers: int) -> list[Range]:
+    def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """How a minibatch of so many slots is cut, as ranges [first, last) of slots."""
         return shares(slots, max(1, workers))
 

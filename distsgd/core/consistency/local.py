@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distsgd.core.consistency.base import Policy, Range
@@ -31,7 +32,7 @@ class LocalSteps(Policy):
     replicas: int = 1
     name = "local"
 
-    def pieces(self, slots: int, workers: int) -> list[Range]:
+    def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """Shares of the replicas; for H > 1 ranges of replicas, not of slots."""
         if not self.local:
             return shares(slots, self.replicas)
