@@ -150,6 +150,7 @@ def resume(
         _check_not_running(folder)
         folder.hold()
         try:
+            folder.sweep()
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             if folder.status() == "finished" and config.epochs == tail.settings.epochs:

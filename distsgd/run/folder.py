@@ -81,6 +81,13 @@ class RunFolder:
         except OSError as error:
             raise storage_error(error, self.path / _LOCK) from None
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left beside its files."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*.tmp"):
+                with suppress(OSError):
+                    path.unlink()
+
     def release(self) -> None:
         """The run is no longer running."""
         self._lock.release()
