@@ -94,7 +94,7 @@ class Session:
 
     def _processes(self) -> AbstractContextManager[None]:
         """One Ray for all that happens, also when a server dies."""
-        if self._config.workers == 0:
+        if self._in_one_process(self._start):
             return nullcontext()
         from distsgd.runtime.ray_session import ray_session
 
@@ -117,8 +117,14 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
 
+    def _in_one_process(self, start: Snapshot) -> bool:
+        """Whether no Ray is needed: so it was wished, or nothing is left to do."""
+        position = start.position
+        left = position is None or position.holes or position.step < self._job.plan.total_steps
+        return self._config.workers == 0 or not left
+
     def _events(self, start: Snapshot) -> Iterator[Event]:
-        if self._config.workers == 0:
+        if self._in_one_process(start):
             from distsgd.runtime.inline import train_inline
 
             return train_inline(self._job, start, self._signals)

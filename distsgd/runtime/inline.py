@@ -50,7 +50,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                 if should_stop():
                     following += server.stop()
                 following += server.pull(_WORKER)
-            elif isinstance(decision, Dismiss) and not server.finished:
+            elif isinstance(decision, Dismiss):  # stopped, or there was nothing left to do
                 yield replace(recorder.ended(), tracks=tracks())
             for event in recorder.record(decision):
                 watch.pause()

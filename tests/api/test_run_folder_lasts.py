@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from distsgd.api.recovery import find_tail
 from distsgd.api.replay import replay
 from distsgd.api.training import resume, train
 from distsgd.errors import JournalError, RunError, UsageError
-from distsgd.run.checkpoint import checkpoint_versions
+from distsgd.run.checkpoint import checkpoint_versions, read_checkpoint, write_checkpoint
 from distsgd.run.folder import RunFolder
 from distsgd.run.journal import JOURNAL, JournalWriter, Mark, first_digest
 from distsgd.run.journal_reader import read_journal
@@ -61,6 +63,8 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
     for path in (run / "checkpoints").glob("*.npz"):
         if path.stem != "step-000000000":
             path.unlink()
+    model = read_checkpoint(run / "checkpoints" / "step-000000000.npz")
+    write_checkpoint(run / "checkpoints", replace(model, place=None))
     lines_left = (run / JOURNAL).read_bytes().splitlines(keepends=True)[:17]
     (run / JOURNAL).write_bytes(b"".join(lines_left))
     (run / "report.json").unlink()
@@ -158,7 +162,11 @@ def test_a_bounded_journal_says_where_it_begins(distsgd: Run, tmp_path: Path) ->
     again = replay(run)
     assert (again.updates, again.weights_sha256) == (12, whole)
     assert "after update 96" in distsgd("audit", run).stdout
-    cut(run, 5)
+    shutil.copytree(run / "checkpoints", tmp_path / "copy")
+    (tmp_path / "copy" / "step-000000108.npz").unlink()
+    cut(run, 5)  # a line that says what was dropped, and four updates
+    for path in (tmp_path / "copy").glob("*"):
+        (run / "checkpoints" / path.name).write_bytes(path.read_bytes())
     assert resume(run).weights_sha256 == whole and replay(run).weights_sha256 == whole
     with pytest.raises(UsageError, match="journal=bounded"):
         a_run(tmp_path / "other", journal="bounded", compress="onebit")
@@ -180,9 +188,11 @@ def test_lines_before_a_mark_can_be_dropped(tmp_path: Path) -> None:
 def test_who_comes_second_is_told(tmp_path: Path) -> None:
     """Even if the run was free when its status was looked at."""
     a_run(tmp_path / "run", epochs=1)
-    RunFolder(tmp_path / "run").hold()
+    first = RunFolder(tmp_path / "run")
+    first.hold()
     with pytest.raises(RunError, match="is running"):
         RunFolder(tmp_path / "run").hold()
+    first.release()
 
 
 def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd: Run, tmp_path: Path) -> None:

@@ -30,16 +30,14 @@ def updates_of(random: Random, mixed: bool) -> list[Applied]:
         pieces = [[piece] for step in pieces for piece in step]
     order = sorted(range(len(pieces)), key=lambda place: place + random.uniform(0, 4))
     chosen = order[: random.randrange(len(order) + 1)]
-    return [
-        an_update(
-            version,
-            [
-                (random.randrange(3), Lease(step, slot, slot + 1, 0, serial=random.choice((0, LIFE))))
-                for step, slot in pieces[place]
-            ],
-        )
-        for version, place in enumerate(chosen, 1)
-    ]  # fmt: skip
+    updates = []
+    for version, place in enumerate(chosen, 1):
+        leases = [
+            Lease(step, slot, slot + 1, 0, serial=random.choice((0, LIFE)))
+            for step, slot in pieces[place]
+        ]
+        updates.append(an_update(version, [(random.randrange(3), lease) for lease in leases]))
+    return updates
 
 
 @pytest.mark.parametrize("policy", ["asp", "backup"])
