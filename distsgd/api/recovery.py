@@ -90,7 +90,9 @@ def find_tail(run: OpenedRun) -> Tail:
 def _tail(run: OpenedRun, model: Model) -> Tail | None:
     """What follows a checkpoint; None if the journal has no such place."""
     place, ledger = model.place, Ledger()
-    if place is not None and (_is_pure(run.origin) or model.version == 0):
+    if model.version > 0 and not _is_pure(run.origin):
+        return None  # what is left over belongs to answers, not to updates
+    if place is not None:
         config, begin, ledger = place.config(run.origin), place.mark, Ledger.from_json(place.ledger)
     else:
         config, begin = run.origin, Mark(run.first)
