@@ -73,14 +73,20 @@ class Ledger:
     def add(self, plan: Plan, update: Update) -> None:
         """The next update of the run."""
         self.version += 1
+        here, slots = self._whole, 0
         for worker, lease in update.contributions:
-            following = (lease.serial // LIFE + 1) * LIFE
-            if following > self._serials.get(worker, 0):
-                self._serials[worker] = following
-            for step, slot in slots_of_lease(lease, plan):
-                self._begun.setdefault(step, set()).add(slot)
-        self._next = max(self._next, 1 + max(self._begun, default=-1))
-        while len(self._begun.get(self._whole, ())) == plan.slots(self._whole):
+            if lease.serial >= self._serials.get(worker, 0):
+                self._serials[worker] = (lease.serial // LIFE + 1) * LIFE
+            slots += lease.last - lease.first if lease.step == here and not lease.shares else 0
+        if slots == plan.slots(here) and here not in self._begun:  # as nearly always in `bsp`
+            self._whole += 1
+            self._next = max(self._next, self._whole)
+        else:
+            for _, lease in update.contributions:
+                for step, slot in slots_of_lease(lease, plan):
+                    self._begun.setdefault(step, set()).add(slot)
+                    self._next = max(self._next, step + 1)
+        while self._begun and len(self._begun.get(self._whole, ())) == plan.slots(self._whole):
             del self._begun[self._whole]
             self._whole += 1
 
