@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.api.jobs import make_job
+from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.replayer import records_of, settings_after
 from distsgd.core.arrays import Bytes
 from distsgd.core.messages import Lease
 from distsgd.core.plan import Plan
-from distsgd.core.position import slots_of_lease
+from distsgd.core.position import Ledger, slots_of_lease
 from distsgd.data.dataset import Dataset
-from distsgd.errors import JournalError, RunError
+from distsgd.errors import JournalError
 from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder, find_run
-from distsgd.run.journal import Record, read_journal
+from distsgd.run.folder import RunFolder
+from distsgd.run.journal import Mark, Record
 
-__all__ = ["Audit", "audit", "open_run"]
+__all__ = ["Audit", "audit"]
 
 _STALENESS = {"bsp": 0, "backup": 0, "local": 0}
 
@@ -32,7 +33,9 @@ class Audit:
 
     Attributes:
         run_dir: the run folder.
-        updates: records of the journal, one an update.
+        updates: of the run.
+        begins_after: the update after which the journal begins, if the setting `journal` has had
+            its beginning dropped; of what was before, a checkpoint tells. Else 0.
         complete: whether every example of every epoch was applied (else the run was cut short).
         epochs: epochs of which every example was applied exactly once.
         examples: examples applied.
@@ -43,34 +46,13 @@ class Audit:
 
     run_dir: str
     updates: int
+    begins_after: int
     complete: bool
     epochs: int
     examples: int
     largest_staleness: int
     class_examples: dict[str, int]
     class_delays: dict[str, int]
-
-
-def open_run(run: str | Path) -> tuple[RunFolder, TrainConfig, Dataset]:
-    """A run, its settings, and the dataset it was trained on.
-
-    Raises:
-        RunError: the run or its dataset cannot be found, or is another than it was.
-    """
-    folder = find_run(run)
-    config = folder.settings()
-    try:
-        recorded = folder.read("config.json")["dataset"]
-        dataset = Dataset(Path(recorded["folder"]))
-        digest = str(recorded["digest"])
-    except (KeyError, TypeError):
-        raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
-    if dataset.manifest.digest != digest:
-        raise RunError(
-            f"{dataset.folder} is no longer the dataset that the run was trained on",
-            "Put the old one back",
-        )
-    return folder, config, dataset
 
 
 def audit(run: str | Path) -> Audit:
@@ -83,9 +65,13 @@ def audit(run: str | Path) -> Audit:
         JournalError: the journal does not hold; names the first record that is wrong.
         RunError: there is no such run, or it is damaged.
     """
-    folder, config, dataset = open_run(run)
-    entries = list(read_journal(folder.path, config, dataset.manifest.digest))
-    checker = _Checker(config, make_job(settings_after(config, entries), dataset).plan)
+    opened = open_run(run)
+    folder, dataset = opened.folder, opened.dataset
+    begin = opened.begin()
+    entries = [entry for entry, _ in opened.entries(begin)]
+    config, ledger = _before(opened, begin)
+    plan = make_job(settings_after(config, entries), dataset).plan
+    checker = _Checker(config, plan, ledger)
     for record in records_of(entries):
         checker.check(record)
     _check_end(folder, checker)
@@ -93,6 +79,7 @@ def audit(run: str | Path) -> Audit:
     return Audit(
         run_dir=str(folder.path),
         updates=checker.updates,
+        begins_after=ledger.version,
         complete=checker.complete,
         epochs=checker.whole_epochs(),
         examples=checker.examples,
@@ -100,6 +87,14 @@ def audit(run: str | Path) -> Audit:
         class_examples=_by_class(checker.used, checker.plan, dataset, labels),
         class_delays=_by_class(checker.delayed, checker.plan, dataset, labels),
     )
+
+
+def _before(run: OpenedRun, begin: Mark) -> tuple[TrainConfig, Ledger]:
+    """The settings where a journal begins, and what was applied before."""
+    place = run.base(begin).place if begin.lines else None
+    if place is None:
+        return run.origin, Ledger()
+    return place.config(run.origin), Ledger.from_json(place.ledger)
 
 
 def _check_end(folder: RunFolder, checker: _Checker) -> None:
@@ -116,12 +111,14 @@ def _check_end(folder: RunFolder, checker: _Checker) -> None:
 class _Checker:
     """Goes through the records of a journal."""
 
-    def __init__(self, config: TrainConfig, plan: Plan) -> None:
-        self.plan = plan
-        self.updates = self.examples = self.largest_staleness = 0
+    def __init__(self, config: TrainConfig, plan: Plan, before: Ledger) -> None:
+        self.plan, self.updates = plan, before.version
+        self.examples = self.largest_staleness = 0
         self.used: Counter[tuple[int, int]] = Counter()
         self.delayed: Counter[tuple[int, int]] = Counter()
         self._bound = _STALENESS.get(config.consistency, config.staleness)
+        for slot in before.applied(plan):
+            self._use(before.version, *slot)
 
     def check(self, record: Record) -> None:
         number = self.updates + 1

@@ -15,15 +15,23 @@ from distsgd.core.score import score
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
-from distsgd.run.checkpoint import Model, latest_checkpoint, read_checkpoint, weights_sha256
+from distsgd.errors import RunError
+from distsgd.run.checkpoint import (
+    Model,
+    checkpoint_path,
+    latest_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+)
 from distsgd.run.folder import RunFolder, find_run
+from distsgd.run.metrics import best_epoch
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good the newest checkpoint of a run is.
+    """How good a checkpoint of a run is.
 
     Attributes:
         run_dir: the run folder.
@@ -69,17 +77,25 @@ class Prediction:
         return self.classes[0]
 
 
-def _newest(run: RunFolder) -> Model:
-    return read_checkpoint(latest_checkpoint(run.checkpoints))
+def _model(run: RunFolder, best: bool) -> Model:
+    if not best:
+        return read_checkpoint(latest_checkpoint(run.checkpoints))
+    found = best_epoch(run.path)
+    if found is None:
+        raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
+    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]))
 
 
-def evaluate(run: str | Path, *, dataset: str | None = None, split: str = "test") -> Evaluation:
+def evaluate(
+    run: str | Path, *, dataset: str | None = None, split: str = "test", best: bool = False
+) -> Evaluation:
     """Measure the newest checkpoint of a run.
 
     Args:
         run: path or name of a run, or "latest".
         dataset: None for the one it was trained on.
         split: "test" or "train".
+        best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
         RunError: there is no such run, or it is damaged.
@@ -90,7 +106,7 @@ def evaluate(run: str | Path, *, dataset: str | None = None, split: str = "test"
     chosen = dataset or settings.dataset
     opened = Dataset(find_dataset(chosen))
     verify_shards(opened.folder, opened.manifest)
-    model = _newest(folder)
+    model = _model(folder, best)
     with threadpool_limits(1):
         found = measure_split(model, opened, split, settings.regularization or 0.0)
     counts = found.confusion.sum(axis=1)
@@ -111,7 +127,7 @@ def evaluate(run: str | Path, *, dataset: str | None = None, split: str = "test"
 
 
 def predict(
-    run: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 3
+    run: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 3, best: bool = False
 ) -> list[Prediction]:
     """Classify image files with the newest checkpoint of a run.
 
@@ -119,12 +135,13 @@ def predict(
         run: path or name of a run, or "latest".
         images: one file or several, of any format and size; resized to the model's shape.
         top: how many classes to name.
+        best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
         RunError: there is no such run, or it is damaged.
         UsageError: a file is missing or is no image.
     """
-    model = _newest(find_run(run))
+    model = _model(find_run(run), best)
     files = [images] if isinstance(images, str | Path) else list(images)
     pixels = np.stack([read_image(Path(file), model.shape) for file in files])
     weights = model.padded()

@@ -8,22 +8,32 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from distsgd.api.recovery import recover
+from distsgd.api.logbook import Logbook
+from distsgd.api.opened_run import OpenedRun
+from distsgd.api.recovery import find_tail
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
 from distsgd.core.initial import unpad
 from distsgd.core.messages import Applied
-from distsgd.data.dataset import Dataset
 from distsgd.errors import StorageError
-from distsgd.run.checkpoint import Model, remove_checkpoints, shaped, write_checkpoint
+from distsgd.run.checkpoint import (
+    Model,
+    checkpoint_versions,
+    remove_checkpoints,
+    shaped,
+    write_checkpoint,
+)
 from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder
-from distsgd.run.journal import JournalWriter, Resumed, read_journal
-from distsgd.run.metrics import MetricsWriter
+from distsgd.run.journal import Mark
+from distsgd.run.metrics import Best, MetricsWriter, best_epoch
+from distsgd.run.place import Place
 from distsgd.runtime.events import Progress
 from distsgd.runtime.job import Job, Snapshot
 
 __all__ = ["Keeper", "Task"]
+
+_USABLE = 2
+"""Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +42,12 @@ class Task:
 
     Attributes:
         config: the settings, as they are from here on.
-        origin: as they are in the config.json of the run; its journal is chained to them.
-        dataset: what is trained on.
-        run: the run folder.
+        run: the run.
         trace: a file for a timeline, if one is wanted.
     """
 
     config: TrainConfig
-    origin: TrainConfig
-    dataset: Dataset
-    run: RunFolder
+    run: OpenedRun
     trace: Path | None = None
 
 
@@ -54,23 +60,30 @@ class Keeper:
     Args:
         task: what is trained.
         job: the same for the runtime.
-        journal: where updates are written.
+        logbook: where updates are written.
         reporter: told of trouble.
     """
 
-    def __init__(self, task: Task, job: Job, journal: JournalWriter, reporter: Reporter) -> None:
-        self._task, self._job, self._journal, self._reporter = task, job, journal, reporter
-        self._metrics = MetricsWriter(task.run.path / "metrics.jsonl")
+    def __init__(self, task: Task, job: Job, logbook: Logbook, reporter: Reporter) -> None:
+        self._task, self._job, self._logbook, self._reporter = task, job, logbook, reporter
+        self._folder = task.run.folder.checkpoints
+        self._metrics = MetricsWriter(task.run.folder.path / "metrics.jsonl")
         self._saved, self._told = -1, False
-        self._best = (-1.0, 0)
+        self._best: Best = best_epoch(task.run.folder.path) or (-1.0, 0.0, 0)
+        self._begin = 0  # of the journal
+        self._waiting: Snapshot | None = None
+        self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can be gone on from
+        self._passing: set[int] = set()  # versions of checkpoints within an epoch
 
     def updated(self, update: Applied) -> None:
         """An update goes to the journal."""
-        self._if_there_is_room(partial(self._journal.add, update))
+        self._if_there_is_room(partial(self._logbook.add, update))
+        if self._waiting is not None and self._waiting.version == update.version:
+            self.try_to_save(self._waiting)
 
     def progress(self, event: Progress) -> None:
         """Some updates go to the metrics."""
-        self._if_there_is_room(self._journal.flush)
+        self._if_there_is_room(self._logbook.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
 
     def epoch(self, row: EpochRow, version: int) -> None:
@@ -80,46 +93,81 @@ class Keeper:
             row: what is known of it.
             version: of W at its end.
         """
-        self._if_there_is_room(partial(self._metrics.write, {"kind": "epoch", **asdict(row)}))
-        self._best = max(self._best, (row.test_accuracy, version))
-        if newest := self._task.config.keep_checkpoints:
-            with suppress(OSError):
-                remove_checkpoints(self._task.run.checkpoints, newest, {0, self._best[1]})
+        content = {"kind": "epoch", "version": version, **asdict(row)}
+        self._if_there_is_room(partial(self._metrics.write, content))
+        self._best = max(self._best, (row.test_accuracy, -row.test_loss, version))
+        self._tidy()
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
         """Write a checkpoint, unless there is one of that version.
+
+        Args:
+            snapshot: of the server.
+            passing: whether it is removed when there are two newer ones to go on from.
 
         Raises:
             StorageError: it cannot be written.
         """
-        if snapshot.version != self._saved:
-            self._journal.sync()  # a checkpoint is never ahead of the journal
-            write_checkpoint(self._task.run.checkpoints, self.model(snapshot))
-            self._saved = snapshot.version
+        self._waiting = None
+        if snapshot.version == self._saved:
+            self._passing -= set() if passing else {snapshot.version}
+            return
+        place = self._logbook.place(snapshot.usable)  # never ahead of the journal
+        known = place if snapshot.version == self._logbook.version else None
+        write_checkpoint(self._folder, self.model(snapshot, known))
+        self._saved = snapshot.version
+        if passing:
+            self._passing.add(snapshot.version)
+        if snapshot.usable and known:
+            self._marks[snapshot.version] = known.mark
+        self._tidy()
 
-    def try_to_save(self, snapshot: Snapshot) -> None:
-        """The same, if there is room."""
-        self._if_there_is_room(partial(self.save, snapshot))
+    def try_to_save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
+        """The same, if there is room; or as soon as the journal has come as far."""
+        if snapshot.version > self._logbook.version:
+            self._waiting = snapshot
+            self._passing |= {snapshot.version} if passing else set()
+        else:
+            self._if_there_is_room(partial(self.save, snapshot, passing=passing))
 
     def recovered(self) -> Snapshot:
         """The server after the last update of the journal, from which the run goes on."""
-        self._journal.flush()
-        task = self._task
-        digest = task.dataset.manifest.digest
-        entries = list(read_journal(task.run.path, task.origin, digest))
-        start = recover(task.run, task.origin, task.dataset, entries)
-        config = task.config
-        self._journal.resumed(Resumed(start.version, config.epochs, max(1, config.workers)))
-        return start
+        self._logbook.flush()
+        found = find_tail(self._task.run).recovered(self._task.run)
+        self._logbook.gone_on()
+        return found.snapshot
+
+    def _tidy(self) -> None:
+        """Remove the checkpoints, and the beginning of the journal, that are not to be kept."""
+        usable = sorted(self._marks)[-_USABLE:]
+        self._marks = {version: self._marks[version] for version in usable}
+        if len(usable) == _USABLE and self._task.config.journal == "bounded":
+            begin = self._marks[usable[0]]
+            if begin.offset > self._begin:  # first the journal, so that it always has its beginning
+                if not self._if_there_is_room(partial(self._logbook.drop_before, begin)):
+                    return
+                self._begin = begin.offset
+        with suppress(OSError):
+            remove_checkpoints(self._folder, self._superfluous(set(usable)))
+        self._passing &= set(usable)
+
+    def _superfluous(self, usable: set[int]) -> set[int]:
+        """The versions of checkpoints that are not to be kept."""
+        found = set(self._passing) if len(usable) == _USABLE else set()
+        if newest := self._task.config.keep_checkpoints:
+            found |= set(checkpoint_versions(self._folder)[:-newest]) - {self._best[2]}
+            if self._task.config.journal == "keep":
+                found.discard(0)  # where a replay begins
+        return found - usable
 
     def close(self) -> None:
         """Close the files."""
         self._metrics.close()
-        self._journal.close()
+        self._logbook.close()
 
-    def model(self, snapshot: Snapshot) -> Model:
+    def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
         """A snapshot as it is kept."""
-        job, manifest = self._job, self._task.dataset.manifest
+        job, manifest = self._job, self._task.run.dataset.manifest
         return Model(
             weights=unpad(snapshot.weights, job.classes, job.features),
             state=shaped(snapshot.state, job.classes, job.features),
@@ -129,12 +177,17 @@ class Keeper:
             classes=manifest.classes,
             shape=manifest.shape,
             preprocessing=job.preprocessing,
+            reads=shaped(snapshot.reads, job.classes, job.features),
+            place=place,
         )
 
-    def _if_there_is_room(self, write: Callable[[], None]) -> None:
+    def _if_there_is_room(self, write: Callable[[], None]) -> bool:
+        """Whether it has been written."""
         try:
             write()
         except StorageError as error:
             if not self._told:
                 self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
             self._told = True
+            return False
+        return True

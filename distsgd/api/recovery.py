@@ -2,69 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from distsgd.api.replayer import Replayer, records_of
-from distsgd.core.initial import pad
-from distsgd.data.dataset import Dataset
+from distsgd.api.jobs import make_job
+from distsgd.api.opened_run import OpenedRun
+from distsgd.api.replayer import Replayer, records_of, settings_after, start_of
+from distsgd.core.position import Ledger
 from distsgd.errors import RunError, UsageError
-from distsgd.run.checkpoint import Model, read_checkpoint
+from distsgd.run.checkpoint import Model
 from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder
-from distsgd.run.journal import Entry, Record
+from distsgd.run.journal import Entry, Mark
+from distsgd.run.journal_reader import MarkMissing
 from distsgd.runtime.job import Snapshot
 
-__all__ = ["recover", "settings_to_go_on"]
+__all__ = ["Recovered", "Tail", "find_tail", "settings_to_go_on"]
 
 
-def recover(
-    folder: RunFolder, config: TrainConfig, dataset: Dataset, entries: Sequence[Entry]
-) -> Snapshot:
-    """The server after the last update of a journal: no update is lost.
+@dataclass(frozen=True)
+class Recovered:
+    """A run after the last update of its journal.
 
-    Args:
-        folder: the run folder.
-        config: its settings, as in its config.json.
-        dataset: what it is trained on.
-        entries: all lines of its journal.
+    Attributes:
+        snapshot: the server.
+        ledger: what has been applied.
+    """
+
+    snapshot: Snapshot
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A checkpoint, and all lines of the journal that are needed to go on from it.
+
+    Attributes:
+        model: the checkpoint.
+        before: the settings at the first of the lines.
+        entries: the lines.
+        ledger: what has been applied before the first of them.
+        end: where the journal ends.
+    """
+
+    model: Model
+    before: TrainConfig
+    entries: list[Entry]
+    ledger: Ledger
+    end: Mark
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The settings after the last line."""
+        return settings_after(self.before, self.entries)
+
+    def recovered(self, run: OpenedRun) -> Recovered:
+        """The server after the last update: none is lost.
+
+        Raises:
+            JournalError: an update cannot be made anew.
+        """
+        replayer = Replayer(self.before, run.dataset, start_of(self.model))
+        for _ in replayer.versions(self.entries):
+            pass
+        job = make_job(self.settings, run.dataset)
+        for record in records_of(self.entries):
+            self.ledger.add(job.plan, record)
+        position = self.ledger.position(job.plan, job.policy)
+        return Recovered(replayer.snapshot(position), self.ledger)
+
+
+def find_tail(run: OpenedRun) -> Tail:
+    """From the newest checkpoint that will do, with all that comes after it.
 
     Raises:
         RunError: there is no checkpoint that will do.
-        JournalError: the journal cannot be made anew.
+        JournalError: the journal does not hold.
     """
-    start = _start(folder, config, records_of(entries))
-    replayer = Replayer(config, dataset, start)
-    for _ in replayer.versions(entries):
-        pass
-    return replayer.snapshot(entries)
+    problem = "it has no checkpoint that can be read"
+    for model in run.checkpoints():
+        tail = _tail(run, model)
+        if tail is not None and _will_do(tail):
+            return tail
+        problem = "its checkpoints and its journal do not go together"
+    raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
 
 
-def _start(folder: RunFolder, config: TrainConfig, records: list[Record]) -> Snapshot:
-    """The newest checkpoint from which all later updates can be made.
+def _tail(run: OpenedRun, model: Model) -> Tail | None:
+    """What follows a checkpoint; None if the journal has no such place."""
+    place, ledger = model.place, Ledger()
+    if model.version > 0 and not _is_pure(run.origin):
+        return None  # what is left over belongs to answers, not to updates
+    if place is not None:
+        config, begin, ledger = place.config(run.origin), place.mark, Ledger.from_json(place.ledger)
+    else:
+        config, begin = run.origin, Mark(run.first)
+    try:
+        lines = list(run.entries(begin))
+    except MarkMissing:
+        return None
+    end = lines[-1][1] if lines else begin
+    return Tail(model, config, [entry for entry, _ in lines], ledger, end)
 
-    What they read must not be older than it; and what is left over from compression belongs to
-    answers, not to updates, and is made anew from the beginning.
+
+def _is_pure(config: TrainConfig) -> bool:
+    """Whether an answer depends on nothing but W: no error feedback, that is."""
+    return config.compress == "none" or not config.error_feedback
+
+
+def _will_do(tail: Tail) -> bool:
+    """Whether all later updates can be made from a checkpoint.
+
+    What they read must be in it, or not be older than it.
     """
-    problem = "it has no checkpoint"
-    for path in sorted(folder.checkpoints.glob("step-*.npz"), reverse=True):
-        try:
-            model = read_checkpoint(path)
-        except RunError as error:
-            problem = error.problem
-            continue
-        later = records[model.version :]
-        reads = [lease.version for record in later for _, lease in record.contributions]
-        within = model.version <= len(records) and min(reads, default=len(records)) >= model.version
-        if within and (config.compress == "none" or model.version == 0):
-            return _snapshot(model)
-    raise RunError(f"{folder.path} cannot be gone on with: {problem}", "Train again")
-
-
-def _snapshot(model: Model) -> Snapshot:
-    state = {name: pad(array) for name, array in model.state.items()}
-    return Snapshot(model.version, pad(model.weights), state)
+    model, known = tail.model, tail.ledger.version
+    records = records_of(tail.entries)
+    later = records[model.version - known :]
+    within = model.version <= known + len(records)
+    reads = {lease.version for record in later for _, lease in record.contributions}
+    return within and all(read >= model.version or read in model.reads for read in reads)
 
 
 def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from distsgd.api.audit import open_run
-from distsgd.api.replayer import Replayer, records_of
-from distsgd.core.initial import pad, unpad
+from distsgd.api.opened_run import open_run
+from distsgd.api.replayer import Replayer, records_of, start_of
+from distsgd.core.initial import unpad
 from distsgd.errors import JournalError
-from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint, weights_sha256
-from distsgd.run.journal import read_journal
-from distsgd.runtime.job import Snapshot
+from distsgd.run.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+)
 
 __all__ = ["Replay", "replay"]
 
@@ -25,6 +28,7 @@ class Replay:
     Attributes:
         run_dir: the run folder.
         updates: updates that were made anew.
+        begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
         same_bits: whether each checkpoint of the run has the bits of the replay.
         checkpoints: how many were compared.
@@ -32,6 +36,7 @@ class Replay:
 
     run_dir: str
     updates: int
+    begins_after: int
     weights_sha256: str
     same_bits: bool
     checkpoints: int
@@ -40,6 +45,8 @@ class Replay:
 def replay(run: str | Path) -> Replay:
     """Compute a run anew from its first W and its journal, and compare its checkpoints.
 
+    Where the beginning of the journal was dropped, it begins with the checkpoint that is there.
+
     Args:
         run: path or name of a run, or "latest".
 
@@ -47,16 +54,18 @@ def replay(run: str | Path) -> Replay:
         JournalError: the journal does not hold, or a checkpoint has other bits than the replay.
         RunError: there is no such run, or it is damaged.
     """
-    folder, config, dataset = open_run(run)
-    entries = list(read_journal(folder.path, config, dataset.manifest.digest))
-    records = records_of(entries)
-    first = read_checkpoint(folder.checkpoints / "step-000000000.npz").weights
-    checked, found, before = 0, None, 0
+    opened = open_run(run)
+    folder, dataset = opened.folder, opened.dataset
+    begin = opened.begin()
+    entries = [entry for entry, _ in opened.entries(begin)]
+    first = opened.base(begin)
+    config = first.place.config(opened.origin) if first.place else opened.origin
+    checked, found, before = 0, None, first.version
     with threadpool_limits(1):
-        replayer = Replayer(config, dataset, Snapshot(0, pad(first), {}))
+        replayer = Replayer(config, dataset, start_of(first))
         for version, weights in replayer.versions(entries):
-            found = unpad(weights, len(first), dataset.manifest.features)
-            path = folder.checkpoints / f"step-{version:09d}.npz"
+            found = unpad(weights, len(first.weights), dataset.manifest.features)
+            path = checkpoint_path(folder.checkpoints, version)
             if path.exists():
                 checked += 1
                 if read_checkpoint(path).weights.tobytes() != found.tobytes():
@@ -65,13 +74,17 @@ def replay(run: str | Path) -> Replay:
                         f"the bits of W differ from version {before + 1} to {version} on",
                     )
                 before = version
-    last = read_checkpoint(latest_checkpoint(folder.checkpoints)).version
-    if last > len(records):
-        raise JournalError(len(records) + 1, f"it is missing: a checkpoint has version {last}")
+    last, known = (
+        read_checkpoint(latest_checkpoint(folder.checkpoints)).version,
+        first.version + len(records_of(entries)),
+    )
+    if last > known:
+        raise JournalError(known + 1, f"it is missing: a checkpoint has version {last}")
     assert found is not None
     return Replay(
         run_dir=str(folder.path),
-        updates=len(records),
+        updates=known - first.version,
+        begins_after=first.version,
         weights_sha256=weights_sha256(found),
         same_bits=True,
         checkpoints=checked,

@@ -11,20 +11,23 @@ import numpy as np
 from distsgd.api.jobs import make_job
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import ErrorFeedback
+from distsgd.core.initial import pad
 from distsgd.core.messages import LIFE, Lease, Push
 from distsgd.core.optimizers import make_optimizer
-from distsgd.core.position import Position, position_after
+from distsgd.core.position import Position
 from distsgd.core.range_server import rebuilt
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.update import Updater
 from distsgd.data.dataset import Dataset
 from distsgd.errors import JournalError
+from distsgd.run.checkpoint import Model
 from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Entry, Record, Resumed
+from distsgd.run.place import resumed_settings
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.worker import Worker
 
-__all__ = ["Replayer", "records_of", "settings_after"]
+__all__ = ["Replayer", "records_of", "settings_after", "start_of"]
 
 
 def records_of(entries: Sequence[Entry]) -> list[Record]:
@@ -36,17 +39,24 @@ def settings_after(config: TrainConfig, entries: Sequence[Entry]) -> TrainConfig
     """The settings of a run as they are after all lines of its journal."""
     for entry in entries:
         if isinstance(entry, Resumed):
-            config = replace(config, epochs=entry.epochs)
+            config = resumed_settings(config, entry)
     return config
+
+
+def start_of(model: Model) -> Snapshot:
+    """The server as it was at a checkpoint."""
+    state = {name: pad(array) for name, array in model.state.items()}
+    reads = {version: pad(array) for version, array in model.reads.items()}
+    return Snapshot(model.version, pad(model.weights), state, reads=reads)
 
 
 class Replayer:
     """Makes every update of a journal, keeping each W for as long as it is read.
 
     Args:
-        config: the settings of the run, as in its config.json.
+        config: the settings of the run, as they are before the first line.
         dataset: what it was trained on.
-        start: where to begin; with compression only at version 0.
+        start: where to begin; with error feedback only at version 0.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
@@ -54,6 +64,7 @@ class Replayer:
         self._job = make_job(replace(config, servers=1), dataset)
         self._worker = Worker(self._job)
         self._compressed = _CompressedAnswers(self._job, self._worker)
+        self._reads = start.reads
         weights = start.weights.copy()
         optimizer = make_optimizer(self._job.optimizer, weights, self._job.momentum)
         for name, array in start.state.items():
@@ -67,7 +78,7 @@ class Replayer:
         """Every version from the start on, and its W, which is valid until the next is asked for.
 
         Args:
-            entries: all lines of the journal, from its beginning.
+            entries: lines of the journal, from the start on at the latest.
 
         Raises:
             JournalError: names the first line that cannot be made anew.
@@ -75,12 +86,13 @@ class Replayer:
         records, start = records_of(entries), self._updater.version
         last_read = {
             lease.version: record.version
-            for record in records[start:]
+            for record in records
+            if record.version > start
             for _, lease in record.contributions
         }
-        kept: dict[int, Floats] = {}
+        kept = dict(self._reads)
         if self._job.compress != "none":
-            self._compressed.expect(records)
+            self._compressed.expect([record for record in records if record.version > start])
         for entry in entries:
             if isinstance(entry, Resumed):
                 self._resumed(entry)
@@ -95,15 +107,16 @@ class Replayer:
                 kept[before] = self._updater.weights.copy()
             with np.errstate(all="ignore"):
                 self._update(entry, kept)
-            for version in [version for version in kept if last_read[version] <= entry.version]:
+            for version in [
+                version for version in kept if last_read.get(version, -1) <= entry.version
+            ]:
                 del kept[version]
         yield self._updater.version, self._updater.weights
 
-    def snapshot(self, entries: Sequence[Entry]) -> Snapshot:
-        """All that training goes on from, after all of `versions` has been taken."""
-        updater, job = self._updater, self._job
+    def snapshot(self, position: Position) -> Snapshot:
+        """All that training goes on from at a position, after all of `versions` has been taken."""
+        updater = self._updater
         state = {name: array.copy() for name, array in updater.optimizer.state.items()}
-        position = position_after(job.plan, job.policy, records_of(entries))
         left = self._compressed.left_over()
         return Snapshot(updater.version, updater.weights.copy(), state, left, position)
 
@@ -115,7 +128,7 @@ class Replayer:
             )
             self._updater.schedule = self._job.schedule
             self._worker = Worker(self._job)
-        self._compressed.resumed(self._job, self._worker, entry.workers)
+        self._compressed.resumed(self._job, self._worker, max(1, entry.workers))
 
     def _update(self, record: Record, kept: dict[int, Floats]) -> None:
         minibatch, number = rebuilt(record), record.version

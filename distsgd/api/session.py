@@ -10,16 +10,25 @@ from dataclasses import asdict, replace
 from distsgd.api.background import Background
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Keeper, Task
+from distsgd.api.logbook import Logbook
 from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
-from distsgd.run.checkpoint import Model, weights_sha256
-from distsgd.run.journal import JournalWriter
+from distsgd.errors import DivergedError, RunError, ServerLost
+from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Progress, Updated
+from distsgd.runtime.events import (
+    Connected,
+    Ended,
+    EpochEnded,
+    Event,
+    Notice,
+    Progress,
+    Saved,
+    Updated,
+)
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["Session"]
@@ -34,7 +43,7 @@ class Session:
     Args:
         task: what to do.
         start: where to begin.
-        journal: where updates are written.
+        logbook: where updates are written.
         reporter: told how training goes.
         signals: whether to stop.
     """
@@ -43,18 +52,22 @@ class Session:
         self,
         task: Task,
         start: Snapshot,
-        journal: JournalWriter,
+        logbook: Logbook,
         reporter: Reporter,
         signals: StopSignals,
     ) -> None:
         self._task, self._config = task, task.config
-        self._dataset, self._run = task.dataset, task.run
+        self._dataset, self._run = task.run.dataset, task.run.folder
         self._start, self._reporter, self._signals = start, reporter, signals
-        self._job = replace(make_job(task.config, task.dataset), trace=task.trace is not None)
-        self._keeper = Keeper(task, self._job, journal, reporter)
+        self._job = replace(
+            make_job(task.config, self._dataset),
+            policy=task.run.origin.policy(),  # the number of replicas is that of the beginning
+            trace=task.trace is not None,
+        )
+        self._keeper = Keeper(task, self._job, logbook, reporter)
         self._background = Background()
         self._channel = "inline"
-        self._wanted = WantedWorkers(task.run)
+        self._wanted = WantedWorkers(self._run)
         self._seconds, self._seen_before = 0.0, _examples(start)
         self._losses = 0
 
@@ -64,11 +77,12 @@ class Session:
         Args:
             began: when the user's command began, by `time.perf_counter`.
         """
-        self._keeper.save(self._start)
-        self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
         with ExitStack() as stack:
             for opened in (self._keeper, self._background):
                 stack.callback(opened.close)
+            known = checkpoint_path(self._run.checkpoints, self._start.version).exists()
+            self._keeper.save(self._start, passing=self._start.version > 0 and not known)
+            self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
             stack.enter_context(self._processes())
             ended = self._until_the_end()
         self._reporter.ended()
@@ -78,16 +92,9 @@ class Session:
         self._run.write("report.json", asdict(result))
         return result
 
-    def failed(self, status: str, error: BaseException) -> None:
-        """Leave word in the run folder, if the disk still takes it."""
-        try:
-            self._run.write("report.json", {"status": status, "problem": str(error)})
-        except DistsgdError:
-            return
-
     def _processes(self) -> AbstractContextManager[None]:
         """One Ray for all that happens, also when a server dies."""
-        if self._config.workers == 0:
+        if self._in_one_process(self._start):
             return nullcontext()
         from distsgd.runtime.ray_session import ray_session
 
@@ -110,8 +117,14 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
 
+    def _in_one_process(self, start: Snapshot) -> bool:
+        """Whether no Ray is needed: so it was wished, or nothing is left to do."""
+        position = start.position
+        left = position is None or position.holes or position.step < self._job.plan.total_steps
+        return self._config.workers == 0 or not left
+
     def _events(self, start: Snapshot) -> Iterator[Event]:
-        if self._config.workers == 0:
+        if self._in_one_process(start):
             from distsgd.runtime.inline import train_inline
 
             return train_inline(self._job, start, self._signals)
@@ -144,6 +157,8 @@ class Session:
                 )
             elif isinstance(event, EpochEnded):
                 self._epoch_ended(replace(event, seconds=before + event.seconds))
+            elif isinstance(event, Saved):
+                self._keeper.try_to_save(event.snapshot, passing=True)
             else:
                 return self._ended(
                     replace(

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from distsgd.api.audit import open_run
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Task
-from distsgd.api.recovery import recover, settings_to_go_on
-from distsgd.api.replayer import settings_after
+from distsgd.api.logbook import Logbook
+from distsgd.api.opened_run import OpenedRun, open_run
+from distsgd.api.recovery import find_tail, settings_to_go_on
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import TrainResult
 from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.initial import initial_weights
+from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run, find_run
-from distsgd.run.journal import JournalWriter, Resumed, repair_journal
+from distsgd.run.journal import Mark
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import want_workers
 from distsgd.runtime.job import Snapshot
@@ -86,26 +89,28 @@ def train_with(
         dataset = Dataset(folder)
         verify_shards(folder, dataset.manifest)
         _check_sizes(config, dataset)
-        run = create_run(run_dir, config, _identity(dataset))
-        job = make_job(config, dataset)
-        first = initial_weights(
-            config.seed, job.classes, job.features, config.init_scale, job.dtype
-        )
-        journal = JournalWriter(run.path, config, dataset.manifest.digest)
-        task = Task(config=config, origin=config, dataset=dataset, run=run, trace=trace)
-        session = Session(task, Snapshot(0, first, {}), journal, reporter, signals)
-        return _carried_out(session, run, began)
+        run = OpenedRun(create_run(run_dir, config, _identity(dataset)), config, dataset)
+
+        def session() -> Session:
+            job = make_job(config, dataset)
+            first = initial_weights(
+                config.seed, job.classes, job.features, config.init_scale, job.dtype
+            )
+            logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
+            task = Task(config=config, run=run, trace=trace)
+            return Session(task, Snapshot(0, first, {}), logbook, reporter, signals)
+
+        return _carried_out(session, run.folder, began)
 
 
-def _carried_out(session: Session, run: RunFolder, began: float) -> TrainResult:
+def _carried_out(session: Callable[[], Session], run: RunFolder, began: float) -> TrainResult:
     """The result; whatever happens, the run folder tells of it."""
     try:
-        return session.run(began)
-    except DistsgdError as error:
-        session.failed("diverged" if isinstance(error, DivergedError) else "failed", error)
-        raise
+        return session().run(began)
     except BaseException as error:
-        session.failed("failed", error)
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        with suppress(DistsgdError):  # the disk may not take it
+            run.write("report.json", {"status": status, "problem": str(error)})
         raise
     finally:
         run.release()
@@ -140,28 +145,35 @@ def resume(
     began = time.perf_counter()
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
     with threadpool_limits(1), StopSignals() as signals:
-        folder, origin, dataset = open_run(run)
+        opened = open_run(run)
+        folder, dataset = opened.folder, opened.dataset
         _check_not_running(folder)
         folder.hold()
         try:
-            entries, digest = repair_journal(folder.path, origin, dataset.manifest.digest)
-            before = settings_after(origin, entries)
-            config = settings_to_go_on(before, given)
-            if folder.status() == "finished" and config.epochs == before.epochs:
+            folder.sweep()
+            tail = find_tail(opened)
+            config = settings_to_go_on(tail.settings, given)
+            if folder.status() == "finished" and config.epochs == tail.settings.epochs:
                 (reporter or Reporter()).notice(
                     f"{folder.path} has finished already; --epochs makes it longer"
                 )
+                folder.release()
                 return TrainResult(**folder.read("report.json"))
             verify_shards(dataset.folder, dataset.manifest)
-            start = recover(folder, origin, dataset, entries)
+            found = tail.recovered(opened)
         except BaseException:
             folder.release()
             raise
-        folder.remove("report.json")
-        journal = JournalWriter(folder.path, origin, dataset.manifest.digest, digest)
-        journal.resumed(Resumed(start.version, config.epochs, max(1, config.workers)))
-        task = Task(config=config, origin=origin, dataset=dataset, run=folder)
-        session = Session(task, start, journal, reporter or Reporter(), signals)
+
+        def session() -> Session:
+            logbook = Logbook(
+                folder, tail.end, found.ledger, config, make_job(config, dataset).plan
+            )
+            folder.remove("report.json")
+            logbook.gone_on()
+            task = Task(config=config, run=opened)
+            return Session(task, found.snapshot, logbook, reporter or Reporter(), signals)
+
         return _carried_out(session, folder, began)
 
 

@@ -31,6 +31,7 @@ def audit(run: Run = "latest", json: JsonFlag = False) -> None:
     print_pairs([
         ("run", found.run_dir),
         ("updates", count(found.updates)),
+        *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
         ("oldest gradient", f"{found.largest_staleness} updates"),
@@ -62,9 +63,16 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
     print_pairs([
         ("run", found.run_dir),
         ("updates", count(found.updates)),
+        *_beginning(found.begins_after),
         ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
         ("weights", f"sha256 {found.weights_sha256}"),
     ])  # fmt: skip
+
+
+def _beginning(update: int) -> list[tuple[str, str]]:
+    """What is told of a journal whose beginning was dropped."""
+    words = f"after update {count(update)}; of what was before, the checkpoint there tells"
+    return [("journal begins", words)] if update else []
 
 
 @contextmanager

@@ -14,6 +14,10 @@ from distsgd.errors import UsageError
 
 __all__ = ["add_to"]
 
+Best = Annotated[
+    bool, typer.Option("--best", help="The epoch that was best on the test set, not the newest.")
+]
+
 
 def evaluate(
     run: Run,
@@ -21,6 +25,7 @@ def evaluate(
         str | None, typer.Option(help="Another dataset than the one it was trained on.")
     ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    best: Best = False,
     json: JsonFlag = False,
 ) -> None:
     """Measure the newest checkpoint of a run.
@@ -31,7 +36,7 @@ def evaluate(
 
     if split not in ("test", "train"):
         raise UsageError(f"--split cannot be {split}", "Give test or train")
-    found = measure(run, dataset=dataset, split=split)
+    found = measure(run, dataset=dataset, split=split, best=best)
     if json:
         print_json(found)
         return
@@ -53,6 +58,7 @@ def predict(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="Image files of any format and size.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    best: Best = False,
     json: JsonFlag = False,
 ) -> None:
     """Classify images with the newest checkpoint of a run.
@@ -61,7 +67,7 @@ def predict(
     """
     from distsgd.api.evaluation import predict as classify
 
-    found = classify(run, images, top=top)
+    found = classify(run, images, top=top, best=best)
     if json:
         print_json({"predictions": [asdict(one) for one in found]})
         return

@@ -59,7 +59,10 @@ def _summary(run: Any) -> dict[str, Any]:
         "run_dir": str(run.path),
         "created": config.get("created"),
         "status": run.status(),
-        **{name: settings.get(name) for name in ("dataset", "loss", "workers", "epochs")},
+        **{
+            name: report.get(name, settings.get(name))
+            for name in ("dataset", "loss", "workers", "epochs")
+        },
         "test_accuracy": report.get("test_accuracy"),
     }
 
@@ -75,7 +78,8 @@ def show(
     """
     from distsgd.errors import RunError
     from distsgd.run.folder import find_run
-    from distsgd.run.metrics import read_metrics
+    from distsgd.run.journal_reader import resumptions
+    from distsgd.run.metrics import best_epoch, epoch_rows
 
     found = find_run(run)
     config = found.read("config.json")
@@ -83,13 +87,14 @@ def show(
         report = found.read("report.json")
     except RunError:
         report = {}
-    epochs = [
-        record for record in read_metrics(found.path / "metrics.jsonl")
-        if record.get("kind") == "epoch"
-    ]  # fmt: skip
+    metrics = found.path / "metrics.jsonl"
+    epochs = epoch_rows(metrics) if metrics.exists() else []
+    best = best_epoch(found.path)
+    again = resumptions(found.path)
     if json:
         print_json({"run_dir": str(found.path), "status": found.status(), **config,
-                    "epochs": epochs, "report": report})  # fmt: skip
+                    "epochs": epochs, "best": _best(best, epochs),
+                    "resumed": [vars(entry) for entry in again], "report": report})  # fmt: skip
         return
     settings = config.get("settings", {})
     print_pairs([
@@ -98,6 +103,7 @@ def show(
         ("created", str(config.get("created"))),
         *((name, str(value)) for name, value in settings.items()),
         *((name, str(value)) for name, value in config.get("versions", {}).items()),
+        *(("resumed", _resumed(entry)) for entry in again),
     ])  # fmt: skip
     if "problem" in report:
         print_pairs([("problem", str(report["problem"]))])
@@ -107,6 +113,9 @@ def show(
             ("throughput", f"{count(report['examples_per_second'])} images/s"),
             ("weights", f"sha256 {report['weights_sha256']}"),
         ])  # fmt: skip
+    if (row := _best(best, epochs)) is not None:
+        share = percent(row["test_accuracy"])
+        print_pairs([("best", f"epoch {row['epoch']} (update {row['version']}), test {share}")])
     print_table(
         ("epoch", "train loss", "train", "test", "seconds"),
         [
@@ -115,3 +124,17 @@ def show(
             for row in epochs
         ],
     )  # fmt: skip
+
+
+def _best(best: Any, epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the best epoch."""
+    rows = [row for row in epochs if best is not None and row.get("version") == best[-1]]
+    return rows[-1] if rows else None
+
+
+def _resumed(entry: Any) -> str:
+    """With what a run was gone on with."""
+    fleet = [f"workers {entry.workers}", f"epochs {entry.epochs}"]
+    if entry.servers is not None:
+        fleet += [f"servers {entry.servers}", f"channel {entry.channel}"]
+    return f"after update {entry.version}: {', '.join(fleet)}"

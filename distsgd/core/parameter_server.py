@@ -112,6 +112,14 @@ class ParameterServer:
         """Whether no more work is handed out."""
         return self._stopping or not (self._open or not self._queue.empty)
 
+    def reads(self) -> set[int]:
+        """The versions of W that were read for what is leased, or has come, and is not applied."""
+        found = set()
+        for minibatch in self._open:
+            for _, lease in (*minibatch.leased.values(), *minibatch.arrived.values()):
+                found.add(lease.version)
+        return found
+
     def joined(self, worker: int) -> list[Decision]:
         """A worker has come; minibatches opened from now on are cut for it too."""
         if worker not in self._workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from distsgd.core.consistency import Policy
 from distsgd.core.messages import LIFE, Lease, Update
@@ -12,7 +13,7 @@ from distsgd.core.open_minibatch import Piece
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import shares
 
-__all__ = ["Position", "position_after", "slots_of_lease"]
+__all__ = ["Ledger", "Position", "position_after", "slots_of_lease"]
 
 
 @dataclass(frozen=True)
@@ -52,40 +53,103 @@ def slots_of_lease(lease: Lease, plan: Plan) -> Iterator[tuple[int, int]]:
         yield from ((step, slot) for slot in range(first, last))
 
 
+class Ledger:
+    """Which slots have been applied, update after update.
+
+    It keeps no more than what is not yet whole, so it is small however long the run is, and goes
+    into checkpoints.
+
+    Attributes:
+        version: updates so far.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._whole = 0  # every step before this one has been applied whole
+        self._begun: dict[int, set[int]] = {}  # of the steps from there on: slots applied
+        self._next = 0  # one past the last step of which anything has been applied
+        self._serials: dict[int, int] = {}
+
+    def add(self, plan: Plan, update: Update) -> None:
+        """The next update of the run."""
+        self.version += 1
+        here, slots = self._whole, 0
+        for worker, lease in update.contributions:
+            if lease.serial >= self._serials.get(worker, 0):
+                self._serials[worker] = (lease.serial // LIFE + 1) * LIFE
+            slots += lease.last - lease.first if lease.step == here and not lease.shares else 0
+        if slots == plan.slots(here) and here not in self._begun:  # as nearly always in `bsp`
+            self._whole += 1
+            self._next = max(self._next, self._whole)
+        else:
+            for _, lease in update.contributions:
+                for step, slot in slots_of_lease(lease, plan):
+                    self._begun.setdefault(step, set()).add(slot)
+                    self._next = max(self._next, step + 1)
+        while self._begun and len(self._begun.get(self._whole, ())) == plan.slots(self._whole):
+            del self._begun[self._whole]
+            self._whole += 1
+
+    def position(self, plan: Plan, policy: Policy) -> Position:
+        """What a server has to know to go on from here."""
+        step = self._next
+        if policy.requeues:  # the slots of an epoch are handed out one by one
+            step = -(-step // plan.steps_per_epoch) * plan.steps_per_epoch
+        holes = tuple(self._holes(plan, policy, step))
+        return Position(self.version, step, holes, self._examples(plan), dict(self._serials))
+
+    def _holes(self, plan: Plan, policy: Policy, before: int) -> Iterator[Piece]:
+        for step in range(self._whole, before):
+            missing = set(range(plan.slots(step))) - self._begun.get(step, set())
+            if not missing:
+                continue
+            if policy.requeues:
+                yield from ((step, slot, slot + 1) for slot in sorted(missing))
+            else:
+                yield (step, 0, plan.slots(step))
+
+    def _examples(self, plan: Plan) -> dict[int, int]:
+        epochs, steps = divmod(self._whole, plan.steps_per_epoch)
+        found = Counter(dict.fromkeys(range(epochs), plan.examples))
+        if steps:
+            found[epochs] += plan.minibatch(self._whole - 1)[1]
+        for step, slots in self._begun.items():
+            for slot in slots:
+                low, high = plan.slot(step, slot)
+                found[plan.epoch_of(step)] += high - low
+        return dict(found)
+
+    def applied(self, plan: Plan) -> Iterator[tuple[int, int]]:
+        """(step, slot) of all that have been applied."""
+        for step in range(self._whole):
+            yield from ((step, slot) for slot in range(plan.slots(step)))
+        for step, slots in sorted(self._begun.items()):
+            yield from ((step, slot) for slot in sorted(slots))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "version": self.version,
+            "whole": self._whole,
+            "next": self._next,
+            "begun": [[step, *sorted(slots)] for step, slots in sorted(self._begun.items())],
+            "serials": sorted(self._serials.items()),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Ledger:
+        """What `to_json` gave."""
+        ledger = cls()
+        ledger.version, ledger._whole = int(content["version"]), int(content["whole"])
+        ledger._next = int(content["next"])
+        ledger._begun = {step: set(slots) for step, *slots in content["begun"]}
+        ledger._serials = {int(worker): int(serial) for worker, serial in content["serials"]}
+        return ledger
+
+
 def position_after(plan: Plan, policy: Policy, updates: Iterable[Update]) -> Position:
     """The position after all updates of a run, in their order."""
-    done: dict[int, set[int]] = {}
-    serials: Counter[int] = Counter()
-    version = 0
+    ledger = Ledger()
     for update in updates:
-        version += 1
-        for worker, lease in update.contributions:
-            serials[worker] = max(serials[worker], (lease.serial // LIFE + 1) * LIFE)
-            for step, slot in slots_of_lease(lease, plan):
-                done.setdefault(step, set()).add(slot)
-    step = max(done, default=-1) + 1
-    if policy.requeues:  # the slots of an epoch are handed out one by one
-        step = -(-step // plan.steps_per_epoch) * plan.steps_per_epoch
-    return Position(
-        version, step, tuple(_holes(plan, policy, done, step)), _examples(plan, done), dict(serials)
-    )
-
-
-def _holes(plan: Plan, policy: Policy, done: dict[int, set[int]], before: int) -> Iterator[Piece]:
-    for step in range(before):
-        missing = set(range(plan.slots(step))) - done.get(step, set())
-        if not missing:
-            continue
-        if policy.requeues:
-            yield from ((step, slot, slot + 1) for slot in sorted(missing))
-        else:
-            yield (step, 0, plan.slots(step))
-
-
-def _examples(plan: Plan, done: dict[int, set[int]]) -> dict[int, int]:
-    found: Counter[int] = Counter()
-    for step, slots in done.items():
-        for slot in slots:
-            low, high = plan.slot(step, slot)
-            found[plan.epoch_of(step)] += high - low
-    return dict(found)
+        ledger.add(plan, update)
+    return ledger.position(plan, policy)

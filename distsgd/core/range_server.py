@@ -87,12 +87,12 @@ class RangeServer:
         elif isinstance(decision, Applied):
             self._apply(decision)
 
-    def kept(self, version: int) -> tuple[Floats, dict[str, Floats]] | None:
+    def kept(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats]] | None:
         """W and the state of the optimiser at a version that was to be kept, or None.
 
-        Versions before it are forgotten.
+        Versions below ``floor`` are forgotten.
         """
-        for older in [older for older in self._kept if older < version]:
+        for older in [older for older in self._kept if older < floor]:
             del self._kept[older]
         return self._kept.get(version)
 
@@ -139,7 +139,7 @@ class SplitServer:
     ) -> None:
         self._coordinator, self._followers, self._ranges = coordinator, followers, ranges
         self.joined, self.pull = coordinator.joined, coordinator.pull
-        self.lost, self.stop = coordinator.lost, coordinator.stop
+        self.lost, self.stop, self.reads = coordinator.lost, coordinator.stop, coordinator.reads
 
     @property
     def version(self) -> int:

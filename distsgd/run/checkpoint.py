@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from distsgd.core.features import Preprocessing
 from distsgd.core.initial import pad, unpad
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RunError, storage_error
+from distsgd.run.place import Place
 
 __all__ = [
     "Model",
+    "checkpoint_path",
+    "checkpoint_versions",
     "latest_checkpoint",
     "read_checkpoint",
     "remove_checkpoints",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 _FORMAT = "distsgd checkpoint 1"
-_STATE, _LEFT_OVER = "state.", "left-over."
+_STATE, _LEFT_OVER, _READ = "state.", "left-over.", "read."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +52,8 @@ class Model:
         shape: shape of an example, (channels, rows, columns).
         preprocessing: from pixels to features.
         left_over: worker -> what its error feedback has not sent yet, of the same shape.
+        reads: older version -> W, of the same shape, where a later update reads it.
+        place: where in its run it stands; None if that is not known.
     """
 
     weights: Floats
@@ -59,6 +64,8 @@ class Model:
     shape: tuple[int, ...]
     preprocessing: Preprocessing
     left_over: dict[int, Floats] = field(default_factory=dict)
+    reads: dict[int, Floats] = field(default_factory=dict)
+    place: Place | None = None
 
     def padded(self) -> Floats:
         """W as the core computes with it, shape (classes, columns)."""
@@ -79,6 +86,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     arrays: dict[str, Any] = {"weights": model.weights, "mean": model.preprocessing.mean}
     arrays.update({f"{_STATE}{name}": array for name, array in model.state.items()})
     arrays.update({f"{_LEFT_OVER}{worker}": array for worker, array in model.left_over.items()})
+    arrays.update({f"{_READ}{version}": array for version, array in model.reads.items()})
     meta = {
         "format": _FORMAT,
         "version": model.version,
@@ -87,11 +95,12 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
         "shape": model.shape,
         "scale": model.preprocessing.scale,
         "sha256": _digest(arrays),
+        "place": model.place.to_json() if model.place else None,
     }
     buffer = io.BytesIO()
     everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     np.savez(buffer, **everything, **arrays)
-    path = folder / f"step-{model.version:09d}.npz"
+    path = checkpoint_path(folder, model.version)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
         replace_file(path, buffer.getvalue())
@@ -122,7 +131,8 @@ def read_checkpoint(path: Path) -> Model:
 
 
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
-    left_over = _named(arrays, _LEFT_OVER).items()
+    left_over, reads = _named(arrays, _LEFT_OVER).items(), _named(arrays, _READ).items()
+    place = meta.get("place")
     return Model(
         weights=arrays["weights"],
         state=_named(arrays, _STATE),
@@ -132,6 +142,8 @@ def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
         shape=tuple(meta["shape"]),
         preprocessing=Preprocessing(arrays["mean"], float(meta["scale"])),
         left_over={int(worker): array for worker, array in left_over},
+        reads={int(version): array for version, array in reads},
+        place=Place.from_json(place) if place else None,
     )
 
 
@@ -153,23 +165,33 @@ def _digest(arrays: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_path(folder: Path, version: int) -> Path:
+    """The file of the checkpoint of a version."""
+    return folder / f"step-{version:09d}.npz"
+
+
+def checkpoint_versions(folder: Path) -> list[int]:
+    """The versions that there are checkpoints of, oldest first."""
+    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.npz"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run.
 
     Raises:
         RunError: there is none.
     """
-    found = sorted(folder.glob("step-*.npz"))
+    found = checkpoint_versions(folder)
     if not found:
         raise RunError(f"there is no checkpoint in {folder}", "Train again")
-    return found[-1]
+    return checkpoint_path(folder, found[-1])
 
 
-def remove_checkpoints(folder: Path, newest: int, besides: Container[int]) -> None:
-    """Remove all but the newest checkpoints, and those of versions that are kept besides."""
-    for path in sorted(folder.glob("step-*.npz"))[:-newest]:
-        if int(path.stem.removeprefix("step-")) not in besides:
-            path.unlink(missing_ok=True)
+def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
+    """Remove the checkpoints of these versions, those that are there."""
+    for version in versions:
+        checkpoint_path(folder, version).unlink(missing_ok=True)
 
 
 def shaped(flat: dict[Any, Floats], classes: int, features: int) -> dict[Any, Floats]:

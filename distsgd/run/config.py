@@ -81,6 +81,10 @@ class TrainConfig:
         cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
         cache_budget: MiB of each process for them; with less, rows come from the shards.
         keep_checkpoints: how many of the newest to keep, with the first and the best; 0 for all.
+        checkpoint_seconds: seconds of work after which there is a checkpoint within an epoch too,
+            kept until there are two newer ones to go on from; 0 for none.
+        journal: "keep" all of it, or "bounded": drop what comes before the older of the two
+            newest checkpoints to go on from.
     """
 
     dataset: str = "cifar10"
@@ -115,6 +119,8 @@ class TrainConfig:
     cache: str = "auto"
     cache_budget: int = 1024
     keep_checkpoints: int = 0
+    checkpoint_seconds: float = 30.0
+    journal: str = "keep"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -186,6 +192,12 @@ class TrainConfig:
             make_codec(self.compress, 1, 1)
         except ValueError:
             _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
+        if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
+            raise UsageError(
+                f"--set journal=bounded does not go with --compress {self.compress}",
+                "What error feedback has left over is made anew from the whole journal: give "
+                "--set journal=keep, or --set error_feedback=false",
+            )
 
     def policy(self) -> Policy:
         """The consistency policy."""
@@ -214,6 +226,7 @@ _CHOICES = {
     "dtype": ("float32", "float64"),
     "channel": ("auto", "shm", "tcp", "ray"),
     "cache": ("auto", "float32", "uint8"),
+    "journal": ("keep", "bounded"),
 }
 _LEAST: dict[str, tuple[float, str]] = {
     "workers": (0, "a whole number, 0 or more"),
@@ -224,6 +237,7 @@ _LEAST: dict[str, tuple[float, str]] = {
     "slot_size": (1, "a whole number, 1 or more"),
     "log_every": (1, "a whole number, 1 or more"),
     "keep_checkpoints": (0, "a whole number, 0 or more"),
+    "checkpoint_seconds": (0, "a number of seconds, 0 or more"),
     "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
     "init_scale": (0, "a number, 0 or more"),

@@ -14,7 +14,7 @@ import platform
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -66,8 +66,27 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def hold(self) -> None:
-        """Mark the run as running for as long as this process lives, or until `release`."""
-        self._lock.acquire(timeout=0)
+        """Mark the run as running for as long as this process lives, or until `release`.
+
+        Raises:
+            RunError: another process has done so.
+            StorageError: the folder cannot be written.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{self.path} is running", "Wait for its end, or stop it first"
+            ) from None
+        except OSError as error:
+            raise storage_error(error, self.path / _LOCK) from None
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left beside its files."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*.tmp"):
+                with suppress(OSError):
+                    path.unlink()
 
     def release(self) -> None:
         """The run is no longer running."""
@@ -113,7 +132,15 @@ class RunFolder:
             RunError: config.json is missing or damaged.
         """
         try:
-            return TrainConfig(**self.read("config.json")["settings"])
+            settings = self.read("config.json")["settings"]
+            known = {field.name for field in fields(TrainConfig)}
+            if strange := sorted(set(settings) - known):
+                raise RunError(
+                    f"{self.path / 'config.json'} has settings that this version does not know: "
+                    + ", ".join(strange),
+                    "Use the version of distsgd that made the run, or a later one",
+                )
+            return TrainConfig(**settings)
         except (KeyError, TypeError, UsageError) as error:
             raise RunError(
                 f"{self.path / 'config.json'} is damaged: {error}", "Train again"

@@ -15,26 +15,43 @@ Where a run was gone on with after an interruption, there is a line instead that
 
     r   version of W from which it went on
     e   epochs asked for from there on
-    n   number of workers, at least 1
+    n   worker processes from there on
+    s   servers from there on
+    h   channel from there on
     d   digest
+
+Lines of version 0.1.0 have no s and h there, and n is at least 1. A journal whose beginning was
+dropped (the setting `journal`) begins with a line that has
+
+    o   bytes of the lines that were dropped
+    l   how many they were
+    d   digest of the last of them
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Applied, Lease
-from distsgd.errors import JournalError, storage_error
-from distsgd.run.config import TrainConfig
+from distsgd.data.atomic import replace_file
+from distsgd.errors import storage_error
 from distsgd.run.line_file import LineFile
 
-__all__ = ["JOURNAL", "JournalWriter", "Record", "Resumed", "read_journal", "repair_journal"]
+__all__ = [
+    "JOURNAL",
+    "Entry",
+    "JournalWriter",
+    "Mark",
+    "Record",
+    "Resumed",
+    "chained",
+    "first_digest",
+]
 
 JOURNAL = "journal.jsonl"
 
@@ -63,23 +80,50 @@ class Resumed:
     Attributes:
         version: version of W from which it went on.
         epochs: epochs asked for from there on.
-        workers: how many there are from there on, at least 1.
+        workers: worker processes from there on; 0 for one process without Ray.
+        servers: parameter servers from there on; None for as many as before.
+        channel: from there on; None for that of before.
     """
 
     version: int
     epochs: int
     workers: int
+    servers: int | None = None
+    channel: str | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place between two lines of a journal.
+
+    Attributes:
+        digest: of the line before; the first digest, if there is none.
+        offset: bytes of all lines before, also of those that have been dropped since.
+        lines: how many they are.
+    """
+
+    digest: str
+    offset: int = 0
+    lines: int = 0
 
 
 Entry = Record | Resumed
 
 
-def _first_digest(config: TrainConfig, dataset_digest: str) -> str:
-    text = json.dumps([asdict(config), dataset_digest], sort_keys=True)
+def first_digest(settings: Mapping[str, Any], dataset_digest: str) -> str:
+    """The digest before the first line.
+
+    Args:
+        settings: as they are in the run's config.json, and no others: a later version may have
+            more of them.
+        dataset_digest: digest of the dataset's manifest.
+    """
+    text = json.dumps([dict(settings), dataset_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _chained(before: str, content: dict[str, Any]) -> str:
+def chained(before: str, content: dict[str, Any]) -> str:
+    """The digest of a line, from that of the line before and its content."""
     text = before + json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -89,16 +133,13 @@ class JournalWriter(LineFile):
 
     Args:
         folder: the run folder.
-        config: its settings, as in its config.json.
-        dataset_digest: digest of the dataset's manifest.
-        digest: of the last line, if there are some already.
+        end: where its journal ends; a line that was cut short after it is removed.
     """
 
-    def __init__(
-        self, folder: Path, config: TrainConfig, dataset_digest: str, digest: str | None = None
-    ) -> None:
+    def __init__(self, folder: Path, end: Mark) -> None:
         super().__init__(folder / JOURNAL)
-        self._digest = digest or _first_digest(config, dataset_digest)
+        self._digest, self._lines = end.digest, end.lines
+        self._moved = end.offset - self._size  # from a place in the file to one in the journal
 
     def add(self, update: Applied) -> None:
         """Append one update.
@@ -119,80 +160,38 @@ class JournalWriter(LineFile):
         Raises:
             StorageError: the disk is full.
         """
-        self._append({"r": entry.version, "e": entry.epochs, "n": entry.workers})
+        self._append({
+            "r": entry.version, "e": entry.epochs, "n": entry.workers, "s": entry.servers,
+            "h": entry.channel,
+        })  # fmt: skip
+
+    def mark(self) -> Mark:
+        """Where the journal ends now; everything is handed to the disk.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self.sync()
+        return Mark(self._digest, self._size + self._moved, self._lines)
+
+    def drop_before(self, mark: Mark) -> None:
+        """Drop all lines before a mark, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full; the journal is as it was.
+        """
+        self.sync()
+        line = json.dumps({"o": mark.offset, "l": mark.lines, "d": mark.digest}) + "\n"
+        try:
+            with self.path.open("rb") as file:
+                file.seek(mark.offset - self._moved)
+                replace_file(self.path, line.encode() + file.read())
+        except OSError as error:
+            raise storage_error(error, self.path) from None
+        self._moved = mark.offset - len(line)
+        self.reopen()
 
     def _append(self, content: dict[str, Any]) -> None:
-        self._digest = _chained(self._digest, content)
+        self._digest = chained(self._digest, content)
+        self._lines += 1
         self.write({**content, "d": self._digest})
-
-
-def read_journal(folder: Path, config: TrainConfig, dataset_digest: str) -> Iterator[Entry]:
-    """The lines of a run's journal, each checked against the chain.
-
-    Args:
-        folder: the run folder.
-        config: its settings, as in its config.json.
-        dataset_digest: digest of the dataset's manifest.
-
-    Raises:
-        JournalError: names the first line that does not hold.
-    """
-    try:
-        content = (folder / JOURNAL).read_bytes()
-    except OSError as error:
-        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
-    for entry, _, _ in _checked(content, _first_digest(config, dataset_digest)):
-        yield entry
-
-
-def repair_journal(
-    folder: Path, config: TrainConfig, dataset_digest: str
-) -> tuple[list[Entry], str | None]:
-    """The lines of a journal whose run was killed; a last line that was cut short is removed.
-
-    Returns:
-        the lines, and the digest of the last of them, if there is one.
-
-    Raises:
-        JournalError: a line that was not cut short does not hold.
-        StorageError: the file cannot be written.
-    """
-    path, entries = folder / JOURNAL, list[Entry]()
-    digest: str | None = None
-    end = 0
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        for entry, found, after in _checked(whole, _first_digest(config, dataset_digest)):
-            entries.append(entry)
-            digest, end = found, after
-        if end < len(content):
-            os.truncate(path, end)
-    except OSError as error:
-        raise storage_error(error, path) from None
-    return entries, digest
-
-
-def _checked(content: bytes, digest: str) -> Iterator[tuple[Entry, str, int]]:
-    """Each line, its digest, and where it ends."""
-    end = 0
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        end += len(line)
-        try:
-            fields = json.loads(line)
-            found = fields.pop("d")
-            digest = _chained(digest, fields)
-            entry = _parse(fields)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise JournalError(number, "it is not a record") from None
-        if found != digest:
-            raise JournalError(number, "its digest does not follow from the records before it")
-        yield entry, digest, end
-
-
-def _parse(content: dict[str, Any]) -> Entry:
-    if "r" in content:
-        return Resumed(int(content["r"]), int(content["e"]), int(content["n"]))
-    contributions = tuple((int(worker), Lease(*map(int, lease))) for worker, *lease in content["c"])
-    requeued = tuple((int(p), int(s), int(f), int(e)) for p, s, f, e in content["q"])
-    return Record(int(content["v"]), int(content["s"]), contributions, requeued)

@@ -13,6 +13,7 @@ from distsgd.errors import StorageError, storage_error
 __all__ = ["LineFile"]
 
 _MOST_LINES = 1000
+_BLOCK = 1 << 16
 
 
 class LineFile:
@@ -22,20 +23,41 @@ class LineFile:
     file always ends with a whole line.
 
     Args:
-        path: made if it is not there, readable by the user alone.
+        path: made if it is not there, readable by the user alone. A last line without an end, as
+            of a process that was killed while it wrote, is removed.
 
     Raises:
         StorageError: the file cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._pending: list[str] = []
+        self._file, self._size = self._opened()
+
+    def _opened(self) -> tuple[int, int]:
+        """The file, and how many bytes of whole lines it has."""
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._size = os.fstat(self._file).st_size
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            size = end = os.fstat(file).st_size
+            while end > 0 and os.pread(file, 1, end - 1) != b"\n":
+                low = max(0, end - _BLOCK)
+                end = low + os.pread(file, end - low, low).rfind(b"\n") + 1
+            if end < size:
+                os.ftruncate(file, end)
         except OSError as error:
-            raise storage_error(error, path) from None
+            raise storage_error(error, self.path) from None
+        return file, end
+
+    def reopen(self) -> None:
+        """Another file has taken its place.
+
+        Raises:
+            StorageError: that cannot be opened; the old one is gone on with.
+        """
+        old = self._file
+        self._file, self._size = self._opened()
+        os.close(old)
 
     def write(self, content: dict[str, Any]) -> None:
         """Append one object; it may stay in memory until `flush`.
@@ -61,7 +83,7 @@ class LineFile:
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
-            raise storage_error(error, self._path) from None
+            raise storage_error(error, self.path) from None
         self._size += len(content)
         self._pending.clear()
 
@@ -75,7 +97,7 @@ class LineFile:
         try:
             os.fsync(self._file)
         except OSError as error:
-            raise storage_error(error, self._path) from None
+            raise storage_error(error, self.path) from None
 
     def close(self) -> None:
         """Close the file; what a full disk refuses has been reported before."""

@@ -22,6 +22,7 @@ __all__ = [
     "Notice",
     "Progress",
     "Recorder",
+    "Saved",
     "Stopwatch",
     "Updated",
 ]
@@ -58,6 +59,13 @@ class EpochEnded:
     loss: float
     accuracy: float
     seconds: float
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The server within an epoch, for a checkpoint."""
+
     snapshot: Snapshot
 
 
@@ -113,7 +121,7 @@ class Notice:
     text: str
 
 
-Event = Notice | Connected | Updated | Progress | EpochEnded | Ended
+Event = Notice | Connected | Updated | Progress | EpochEnded | Saved | Ended
 
 
 class Stopwatch:

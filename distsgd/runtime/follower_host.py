@@ -99,13 +99,14 @@ class FollowerHost:
     def lost(self, worker: int) -> None:
         """A worker has gone; what becomes of its work, the coordinator decides."""
 
-    def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats], int]:
+    def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """W and the state of the optimiser at a version that was to be kept, when it is there.
 
-        Also the bytes that have come from the workers until now.
+        Versions below ``floor`` will not be asked for any more. Also the bytes that have come from
+        the workers until now.
         """
         with self._changed:
-            while (found := self._server.kept(version)) is None:
+            while (found := self._server.kept(version, floor)) is None:
                 if not self._changed.wait(_PATIENCE):
                     self._fail(RuntimeFailure("a parameter server does not keep up"))
             return *found, self._received

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease
-from distsgd.runtime.events import Ended, EpochEnded, Event
+from distsgd.runtime.events import Ended, EpochEnded, Event, Saved
 
 __all__ = ["HeldEvents"]
 
@@ -30,7 +30,7 @@ class _Held:
     def whole(self) -> Event:
         """The event with what was found."""
         event = self.event
-        if not (self.found and isinstance(event, EpochEnded | Ended)):
+        if not (self.found and isinstance(event, EpochEnded | Saved | Ended)):
             return event
         return replace(event, snapshot=replace(event.snapshot, left_over=self.found))
 
@@ -60,7 +60,7 @@ class HeldEvents:
     def urgent(self, now: float) -> bool:
         """Whether one of them is more than a step of an epoch."""
         return any(
-            isinstance(held.event, EpochEnded | Ended) and self._complete(held, now)
+            isinstance(held.event, EpochEnded | Saved | Ended) and self._complete(held, now)
             for held in self._events
         )
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from distsgd.core.messages import Decision, Dismiss, Grant
-from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
+from distsgd.runtime.events import Ended, Event, Recorder, Saved, Stopwatch
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.timed_snapshots import TimedSnapshots
 from distsgd.runtime.trace import Track
 from distsgd.runtime.worker import Worker
 
@@ -29,6 +30,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
     worker = Worker(job, job.feedback(start, _WORKER, 1))
     server, watch = job.server(start), Stopwatch()
     recorder = Recorder(job, server, watch.seconds, worker.left_over)
+    timed = TimedSnapshots(server, job.save_seconds, watch.seconds)
 
     def tracks() -> tuple[Track, ...]:
         return (worker.trace.track("this process"),) if job.trace else ()
@@ -48,7 +50,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                 if should_stop():
                     following += server.stop()
                 following += server.pull(_WORKER)
-            elif isinstance(decision, Dismiss) and not server.finished:
+            elif isinstance(decision, Dismiss):  # stopped, or there was nothing left to do
                 yield replace(recorder.ended(), tracks=tracks())
             for event in recorder.record(decision):
                 watch.pause()
@@ -57,4 +59,8 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                     return
                 yield event
                 watch.run()
+        if timed.due and (found := timed.take()) is not None:
+            watch.pause()
+            yield Saved(found)
+            watch.run()
         decisions = following

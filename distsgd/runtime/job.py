@@ -36,6 +36,9 @@ class Snapshot:
         left_over: worker -> what its error feedback has not sent yet, of the same shape.
         position: which slots of the plan have been applied; None for those of as many steps as
             ``version`` says.
+        reads: older version -> flat W, where an answer still to come has read it.
+        usable: whether ``reads`` has all of these.
+        floor: versions below this one will not be asked for (by several servers).
     """
 
     version: int
@@ -43,6 +46,9 @@ class Snapshot:
     state: dict[str, Floats]
     left_over: dict[int, Floats] = field(default_factory=dict)
     position: Position | None = None
+    reads: dict[int, Floats] = field(default_factory=dict)
+    usable: bool = True
+    floor: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +73,7 @@ class Job:
         servers: how many servers W is split over.
         trace: whether everyone keeps a timeline.
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
+        save_seconds: seconds of work between two snapshots within an epoch; 0 for none.
     """
 
     folder: str
@@ -86,6 +93,7 @@ class Job:
     servers: int = 1
     trace: bool = False
     cache: str = "shards"
+    save_seconds: float = 0.0
 
     @property
     def features(self) -> int:
@@ -202,4 +210,5 @@ class Job:
 def snapshot(server: ParameterServer | SplitServer) -> Snapshot:
     """A copy of the server's W and optimiser state, as they are now."""
     state = {name: array.copy() for name, array in server.optimizer.state.items()}
-    return Snapshot(server.version, server.weights.copy(), state)
+    usable = server.reads() <= {server.version}
+    return Snapshot(server.version, server.weights.copy(), state, usable=usable)

@@ -116,9 +116,9 @@ class FollowerProcess(_Listening):
         while True:
             yield ray.get(actor.log.remote(self._number))
 
-    def snapshot(self, version: int) -> tuple[Floats, dict[str, Floats], int]:
+    def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """See `FollowerHost.snapshot`."""
-        return self._host.snapshot(version)
+        return self._host.snapshot(version, floor)
 
 
 class WorkerProcess:

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from distsgd.errors import ChannelClosed, RuntimeFailure, ServerLost
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Updated
+from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Saved, Updated
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of, server_lost
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
@@ -168,10 +168,16 @@ class _Driver:
 
     def _whole(self, event: Event) -> Event:
         """The event with the whole of W, where a snapshot has the coordinator's range alone."""
-        if not (self._followers and isinstance(event, EpochEnded | Ended)):
+        if not (self._followers and isinstance(event, EpochEnded | Saved | Ended)):
             return event
         own = event.snapshot
-        found = _get([follower.snapshot.remote(own.version) for follower in self._followers])
+        found = self._parts(own.version, own.floor)
+        reads = {
+            version: np.concatenate(
+                [array, *(part for part, _, _ in self._parts(version, own.floor))]
+            )
+            for version, array in own.reads.items()
+        }
         weights = np.concatenate([own.weights, *(part for part, _, _ in found)])
         state = {
             name: np.concatenate([array, *(part[name] for _, part, _ in found)])
@@ -179,7 +185,12 @@ class _Driver:
         }
         if isinstance(event, Ended):
             event.statistics.bytes_pushed += sum(received for _, _, received in found)
-        return replace(event, snapshot=replace(own, weights=weights, state=state))
+        return replace(event, snapshot=replace(own, weights=weights, state=state, reads=reads))
+
+    def _parts(self, version: int, floor: int) -> list[Any]:
+        """What the followers have kept of a version."""
+        found: list[Any] = _get([each.snapshot.remote(version, floor) for each in self._followers])
+        return found
 
     def _tracks(self) -> tuple[Track, ...]:
         """The timelines of all processes that live."""

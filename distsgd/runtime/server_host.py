@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from time import perf_counter
 
 from distsgd.channel.base import Work
@@ -12,11 +13,12 @@ from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
 from distsgd.runtime.decision_log import DecisionLog
-from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
+from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Saved, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.lease_times import LeaseTimes
 from distsgd.runtime.outbox import Outbox
+from distsgd.runtime.timed_snapshots import TimedSnapshots
 from distsgd.runtime.trace import Trace
 
 __all__ = ["ServerHost"]
@@ -41,6 +43,7 @@ class ServerHost:
         self._server = job.coordinator(start)
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
+        self._timed = TimedSnapshots(self._server, job.save_seconds, self._watch.seconds)
         # One lock. Who waits for what is told apart, as to wake somebody for nothing costs time.
         lock = threading.RLock()
         self._answered = threading.Condition(lock)  # workers whose calls wait for work
@@ -168,7 +171,9 @@ class ServerHost:
 
     def _emit(self, event: Event) -> None:
         wanted: dict[int, int] = {}
-        if isinstance(event, EpochEnded | Ended):
+        if isinstance(event, EpochEnded | Saved | Ended):
+            floor = min(event.snapshot.floor or event.snapshot.version, self._timed.floor)
+            event = replace(event, snapshot=replace(event.snapshot, floor=floor))
             self._news.notify_all()
             self._tell([Keep(event.snapshot.version)])
             if self._remembers:
@@ -186,6 +191,8 @@ class ServerHost:
         if not self._remembers:
             self._grant(decisions)
         self._tell(decisions)
+        if self._timed.collecting and self._timed.keep():
+            self._tell([Keep(self._server.version)])
         self._unrecorded += decisions
         if len(self._unrecorded) >= _MOST or any(map(self._recorder.due, decisions)):
             self._record()
@@ -205,6 +212,8 @@ class ServerHost:
                     self._end(event)
                 else:
                     self._emit(event)
+        if not self._over and self._timed.due and (found := self._timed.take()) is not None:
+            self._emit(Saved(found))
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         if self._followers:

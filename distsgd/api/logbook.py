@@ -1,0 +1,73 @@
+"""What is written of every update: the journal, and beside it where the run stands."""
+
+from __future__ import annotations
+
+from distsgd.core.messages import Applied
+from distsgd.core.plan import Plan
+from distsgd.core.position import Ledger
+from distsgd.errors import StorageError
+from distsgd.run.config import TrainConfig
+from distsgd.run.folder import RunFolder
+from distsgd.run.journal import JournalWriter, Mark, Resumed
+from distsgd.run.place import GOES_ON_WITH, Place
+
+__all__ = ["Logbook"]
+
+
+class Logbook:
+    """The journal of a run that is training.
+
+    Args:
+        folder: the run folder.
+        end: where its journal ends.
+        ledger: what has been applied until there.
+        config: the settings from here on.
+        plan: the slots of each step.
+    """
+
+    def __init__(
+        self, folder: RunFolder, end: Mark, ledger: Ledger, config: TrainConfig, plan: Plan
+    ) -> None:
+        self._ledger, self._config, self._plan = ledger, config, plan
+        self._journal = JournalWriter(folder.path, end)
+        self.flush, self.drop_before = self._journal.flush, self._journal.drop_before
+        self.close = self._journal.close
+
+    @property
+    def version(self) -> int:
+        """Updates in the journal."""
+        return self._ledger.version
+
+    def add(self, update: Applied) -> None:
+        """The next update.
+
+        Raises:
+            StorageError: the disk is full; the update is kept until it has room.
+        """
+        self._ledger.add(self._plan, update)
+        self._journal.add(update)
+
+    def gone_on(self) -> None:
+        """The run is gone on with, from its last update."""
+        config = self._config
+        entry = Resumed(self.version, config.epochs, config.workers, config.servers, config.channel)
+        try:
+            self._journal.resumed(entry)
+        except StorageError:
+            return  # it is kept, and who writes next hears of it
+
+    def place(self, usable: bool) -> Place:
+        """Where the run stands now.
+
+        Args:
+            usable: see `Place`.
+
+        Raises:
+            StorageError: the journal cannot be written.
+        """
+        return Place(
+            mark=self._journal.mark(),
+            ledger=self._ledger.to_json(),
+            settings={name: getattr(self._config, name) for name in GOES_ON_WITH},
+            usable=usable,
+        )

@@ -1,0 +1,90 @@
+"""A run folder with all that is in it, opened: settings, dataset, journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsgd.data.dataset import Dataset
+from distsgd.errors import JournalError, RunError
+from distsgd.run.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
+from distsgd.run.config import TrainConfig
+from distsgd.run.folder import RunFolder, find_run
+from distsgd.run.journal import Entry, Mark, first_digest
+from distsgd.run.journal_reader import beginning, read_journal
+
+__all__ = ["OpenedRun", "open_run"]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run.
+
+    Attributes:
+        folder: its folder.
+        origin: the settings that it began with.
+        dataset: what it is trained on.
+    """
+
+    folder: RunFolder
+    origin: TrainConfig
+    dataset: Dataset
+
+    @property
+    def first(self) -> str:
+        """The first digest of its journal."""
+        settings = self.folder.read("config.json")["settings"]
+        return first_digest(settings, self.dataset.manifest.digest)
+
+    def begin(self) -> Mark:
+        """Where its journal begins."""
+        return beginning(self.folder.path, self.first)
+
+    def entries(self, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+        """The lines of its journal from a mark on; see `read_journal`."""
+        return read_journal(self.folder.path, begin)
+
+    def checkpoints(self) -> Iterator[Model]:
+        """The checkpoints that can be read, newest first."""
+        for version in reversed(checkpoint_versions(self.folder.checkpoints)):
+            try:
+                yield read_checkpoint(checkpoint_path(self.folder.checkpoints, version))
+            except RunError:
+                continue
+
+    def base(self, begin: Mark) -> Model:
+        """The checkpoint that a journal begins with: the first, or where the rest was dropped.
+
+        Raises:
+            RunError: it is missing or damaged.
+            JournalError: the journal belongs to no checkpoint.
+        """
+        if not begin.lines:
+            return read_checkpoint(checkpoint_path(self.folder.checkpoints, 0))
+        for model in self.checkpoints():
+            if model.place is not None and model.place.mark == begin:
+                return model
+        raise JournalError(begin.lines, "there is no checkpoint where the journal begins")
+
+
+def open_run(run: str | Path) -> OpenedRun:
+    """A run, its settings, and the dataset it was trained on.
+
+    Raises:
+        RunError: the run or its dataset cannot be found, or is another than it was.
+    """
+    folder = find_run(run)
+    config = folder.settings()
+    try:
+        recorded = folder.read("config.json")["dataset"]
+        dataset = Dataset(Path(recorded["folder"]))
+        digest = str(recorded["digest"])
+    except (KeyError, TypeError):
+        raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
+    if dataset.manifest.digest != digest:
+        raise RunError(
+            f"{dataset.folder} is no longer the dataset that the run was trained on",
+            "Put the old one back",
+        )
+    return OpenedRun(folder, config, dataset)

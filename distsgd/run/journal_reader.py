@@ -1,0 +1,134 @@
+"""Reading a journal, from its beginning or from any mark, each line checked against the chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.messages import Lease
+from distsgd.errors import JournalError
+from distsgd.run.journal import JOURNAL, Entry, Mark, Record, Resumed, chained
+
+__all__ = ["MarkMissing", "beginning", "read_journal", "resumptions"]
+
+_LONGEST = 1 << 20
+"""Bytes of the longest line."""
+
+
+class MarkMissing(JournalError):
+    """A journal does not have the place that it is to be read from."""
+
+
+def beginning(folder: Path, first: str) -> Mark:
+    """Where the journal of a run begins: at its first line, unless some were dropped.
+
+    Args:
+        folder: the run folder.
+        first: see `first_digest`.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            dropped = _dropped(file.readline())
+    except FileNotFoundError:
+        raise JournalError(0, f"{folder / JOURNAL} is missing") from None
+    except OSError as error:
+        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+    return dropped or Mark(first)
+
+
+def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+    """The lines of a run's journal from a mark on, each checked against the chain.
+
+    A last line that was cut short is not there.
+
+    Yields:
+        each line, and the mark after it.
+
+    Raises:
+        MarkMissing: the journal has no such place.
+        JournalError: names the first line that does not hold.
+    """
+    try:
+        content = _content(folder / JOURNAL, begin)
+    except FileNotFoundError:
+        content = b""
+        if begin.lines:
+            raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
+    except OSError as error:
+        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+    digest, end = begin.digest, begin.offset
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    for number, line in enumerate(lines, begin.lines + 1):
+        end += len(line)
+        try:
+            fields = json.loads(line)
+            found = fields.pop("d")
+            digest = chained(digest, fields)
+            entry = _parse(fields)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise JournalError(number, "it is not a record") from None
+        if found != digest:
+            raise JournalError(number, "its digest does not follow from the records before it")
+        yield entry, Mark(digest, end, number)
+
+
+def resumptions(folder: Path) -> list[Resumed]:
+    """The lines of a journal that say that the run was gone on with; unchecked, to be shown."""
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            lines = [line for line in file if line.startswith(b'{"r"')]
+        return [entry for line in lines if isinstance(entry := _parse(json.loads(line)), Resumed)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _content(path: Path, mark: Mark) -> bytes:
+    """What follows a mark, which must be a place between two lines of the file."""
+    with path.open("rb") as file:
+        line = file.readline()
+        dropped = _dropped(line)
+        least = len(line) if dropped else 0
+        place = mark.offset - (dropped.offset if dropped else 0) + least
+        file.seek(max(least, place - _LONGEST))
+        before = file.read(max(0, place - file.tell()))
+        whole = place >= least and file.tell() == place
+        if place > least:
+            digest = _digest_of(before[before.rfind(b"\n", 0, -1) + 1 :])
+        else:
+            digest = dropped.digest if dropped else mark.digest
+        if not whole or digest != mark.digest:
+            raise MarkMissing(mark.lines, "it is missing, or another than it was")
+        return file.read()
+
+
+def _digest_of(line: bytes) -> str | None:
+    try:
+        return str(json.loads(line)["d"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _dropped(line: bytes) -> Mark | None:
+    """The mark of a first line that stands for lines that were dropped."""
+    try:
+        content = json.loads(line)
+        return Mark(str(content["d"]), int(content["o"]), int(content["l"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _parse(content: dict[str, Any]) -> Entry:
+    if "r" in content:
+        servers, channel = content.get("s"), content.get("h")
+        return Resumed(
+            int(content["r"]), int(content["e"]), int(content["n"]),
+            None if servers is None else int(servers), None if channel is None else str(channel),
+        )  # fmt: skip
+    contributions = tuple((int(worker), Lease(*map(int, lease))) for worker, *lease in content["c"])
+    requeued = tuple((int(p), int(s), int(f), int(e)) for p, s, f, e in content["q"])
+    return Record(int(content["v"]), int(content["s"]), contributions, requeued)
