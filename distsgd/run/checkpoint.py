@@ -91,13 +91,17 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     buffer = io.BytesIO()
     everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     np.savez(buffer, **everything, **arrays)
-    path = folder / f"step-{model.version:09d}.npz"
+    path = folder / f"{_name(model.version)}.npz"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
         replace_file(path, buffer.getvalue())
     except OSError as error:
         raise storage_error(error, path) from None
     return path
+
+
+def _name(version: int) -> str:
+    return f"step-{version:09d}"
 
 
 def read_checkpoint(path: Path) -> Model:
@@ -112,6 +116,8 @@ def read_checkpoint(path: Path) -> Model:
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta["format"] != _FORMAT or meta["sha256"] != _digest(arrays):
             raise ValueError("its checksum does not match")
+        if path.stem != _name(meta["version"]):
+            raise ValueError(f"it is that of version {meta['version']}")
         return _model(meta, arrays)
     except FileNotFoundError:
         raise RunError(f"there is no checkpoint {path}", "Train again") from None

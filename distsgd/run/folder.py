@@ -8,6 +8,7 @@ report.json             what came out, once the run has ended
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -84,10 +85,13 @@ class RunFolder:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}", "Train again") from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
+        digest = content.pop("digest", None)
+        if digest is not None and digest != _digest(content):
+            raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -97,6 +101,7 @@ class RunFolder:
             StorageError: the disk is full or cannot be written.
         """
         path = self.path / name
+        content = {**content, "digest": _digest(content)}
         try:
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
@@ -130,6 +135,10 @@ class RunFolder:
                 return "dead"
         except (Timeout, OSError):
             return "running"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:

@@ -1,11 +1,16 @@
-"""The metrics of a run: one JSON object a line, appended as training goes on."""
+"""The metrics of a run: one JSON object a line, appended as training goes on.
+
+Each line ends with its own CRC-32 (c), so that a number that the disk has altered is not shown.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
+from distsgd.errors import RunError
 from distsgd.run.line_file import LineFile
 
 __all__ = ["MetricsWriter", "read_metrics"]
@@ -16,16 +21,38 @@ class MetricsWriter(LineFile):
 
     def write(self, content: dict[str, Any]) -> None:
         """See `LineFile.write`."""
-        super().write(content)
+        super().write({**content, "c": _check(content)})
         self.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut off is left out."""
+    """The records of a run; a last line that was cut off is left out.
+
+    Raises:
+        RunError: a line is damaged; names it.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", "Check the disk") from None
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+            if record.pop("c", None) not in (None, _check(record)):
+                raise ValueError("its checksum does not match")
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise RunError(
+                f"line {number} of {path} is damaged",
+                "Remove that line: metrics are only shown, and nothing else depends on them",
+            ) from None
+        records.append(record)
     return records
+
+
+def _check(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
