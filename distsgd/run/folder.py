@@ -75,7 +75,7 @@ class RunFolder:
         self._lock.release()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run.
+        """A JSON file of the run, checked against its digest if it has one.
 
         Raises:
             RunError: it is missing or damaged.
@@ -90,7 +90,7 @@ class RunFolder:
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
         digest = content.pop("digest", None)
-        if digest is not None and digest != _digest(content):
+        if digest is not None and digest != _digest(name, content):
             raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
         return content
 
@@ -101,7 +101,7 @@ class RunFolder:
             StorageError: the disk is full or cannot be written.
         """
         path = self.path / name
-        content = {**content, "digest": _digest(content)}
+        content = {**content, "digest": _digest(name, content)}
         try:
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
@@ -137,8 +137,9 @@ class RunFolder:
             return "running"
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _digest(name: str, content: dict[str, Any]) -> str:
+    """Of a file and its name, so that none is taken for another."""
+    return hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()
 
 
 def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:

@@ -183,7 +183,14 @@ def _checked(content: bytes, digest: str) -> Iterator[tuple[Entry, str, int]]:
             found = fields.pop("d")
             digest = _chained(digest, fields)
             entry = _parse(fields)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
             raise JournalError(number, "it is not a record") from None
         if found != digest:
             raise JournalError(number, "its digest does not follow from the records before it")

@@ -6,7 +6,9 @@ Each line ends with its own CRC-32 (c), so that a number that the disk has alter
 from __future__ import annotations
 
 import json
+import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,15 @@ __all__ = ["MetricsWriter", "read_metrics"]
 
 
 class MetricsWriter(LineFile):
-    """Appends records to metrics.jsonl, each at once."""
+    """Appends records to metrics.jsonl, each at once; a last line that was cut off is removed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with suppress(OSError):
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                self._size = content.rfind(b"\n") + 1
+                os.truncate(path, self._size)
 
     def write(self, content: dict[str, Any]) -> None:
         """See `LineFile.write`."""

@@ -18,9 +18,7 @@ from distsgd.errors import CorruptDataError
 
 USES: dict[str, Callable[[Dataset], object]] = {
     "labels": lambda dataset: dataset.train.labels,
-    "gather": lambda dataset: dataset.train.gather(
-        np.arange(3), np.empty((3, 12), dtype=np.uint8)
-    ),
+    "gather": lambda dataset: dataset.train.gather(np.arange(3), np.empty((3, 12), dtype=np.uint8)),
     "batches": lambda dataset: list(dataset.train.batches()),
     "in memory": lambda dataset: dataset.train.in_memory(),
     "verify": lambda dataset: dataset.verify(),
