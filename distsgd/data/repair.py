@@ -94,6 +94,7 @@ class _Repair:
     def __init__(self, folder: Path, source: str, progress: Progress, say: Say) -> None:
         self._folder, self._source, self._progress, self._say = folder, source, progress, say
         self._mended: list[str] = []
+        self._obtained = False
 
     def run(self) -> Repaired:
         try:
@@ -104,7 +105,8 @@ class _Repair:
         else:
             self._mend(manifest)
         sync_folder(self._folder)
-        shutil.rmtree(downloads(), ignore_errors=True)  # an archive that has been used
+        if self._obtained:
+            shutil.rmtree(downloads(), ignore_errors=True)
         return Repaired(
             dataset=str(self._folder),
             mended=tuple(self._mended),
@@ -203,6 +205,7 @@ class _Repair:
         records = obtain(self._source, self._progress, self._say)
         self._say("checking the six batches against their published checksums")
         verify_records(records)
+        self._obtained = True
         return records
 
     def _write(
