@@ -87,7 +87,7 @@ class Session:
 
     def _processes(self) -> AbstractContextManager[None]:
         """One Ray for all that happens, also when a server dies."""
-        if self._config.workers == 0:
+        if self._is_local(self._start):
             return nullcontext()
         from distsgd.runtime.ray_session import ray_session
 
@@ -111,7 +111,7 @@ class Session:
                 events.close()  # type: ignore[attr-defined]
 
     def _events(self, start: Snapshot) -> Iterator[Event]:
-        if self._config.workers == 0:
+        if self._is_local(start):
             from distsgd.runtime.inline import train_inline
 
             return train_inline(self._job, start, self._signals)
@@ -121,6 +121,10 @@ class Session:
         return train_on_ray(
             self._job, start, config.workers, self._signals, config.channel, self._wanted
         )
+
+    def _is_local(self, start: Snapshot) -> bool:
+        """Whether no other process is wanted, also because nothing is left to be done."""
+        return self._config.workers == 0 or self._job.server(start).finished
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
