@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from distsgd.api.measuring import measure_split
 from distsgd.core.losses import softmax_probabilities
 from distsgd.core.score import score
-from distsgd.data.dataset import Dataset, verify_shards
+from distsgd.data.dataset import Dataset
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
 from distsgd.errors import RunError
@@ -105,7 +105,6 @@ def evaluate(
     settings = folder.settings()
     chosen = dataset or settings.dataset
     opened = Dataset(find_dataset(chosen))
-    verify_shards(opened.folder, opened.manifest)
     model = _model(folder, best)
     with threadpool_limits(1):
         found = measure_split(model, opened, split, settings.regularization or 0.0)

@@ -13,7 +13,12 @@ __all__ = ["make_job"]
 
 
 def make_job(config: TrainConfig, dataset: Dataset) -> Job:
-    """The job that the settings describe on this dataset."""
+    """The job that the settings describe on this dataset.
+
+    Raises:
+        UsageError: a setting cannot be used on it.
+        CorruptDataError: a shard of the training set is not what the manifest says.
+    """
     plan = Plan(
         seed=config.seed,
         sampling=config.sampling,
@@ -57,4 +62,5 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         cache=choose_cache(
             config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
         ),
+        found=dataset.train.verify(),
     )

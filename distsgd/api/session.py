@@ -135,6 +135,10 @@ class Session:
             self._job, start, config.workers, self._signals, config.channel, self._wanted
         )
 
+    def _is_local(self, start: Snapshot) -> bool:
+        """Whether no other process is wanted, also because nothing is left to be done."""
+        return self._config.workers == 0 or self._job.server(start).finished
+
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
 

@@ -21,7 +21,7 @@ from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.initial import initial_weights
 from distsgd.core.position import Ledger
-from distsgd.data.dataset import Dataset, verify_shards
+from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.config import TrainConfig
@@ -87,7 +87,7 @@ def train_with(
     with threadpool_limits(1), StopSignals() as signals:
         folder = find_dataset(config.dataset)
         dataset = Dataset(folder)
-        verify_shards(folder, dataset.manifest)
+        dataset.verify()  # before anything is made
         _check_sizes(config, dataset)
         run = OpenedRun(create_run(run_dir, config, _identity(dataset)), config, dataset)
 
@@ -158,8 +158,8 @@ def resume(
                     f"{folder.path} has finished already; --epochs makes it longer"
                 )
                 folder.release()
-                return TrainResult(**folder.read("report.json"))
-            verify_shards(dataset.folder, dataset.manifest)
+                return _reported(folder)
+            dataset.verify()
             found = tail.recovered(opened)
         except BaseException:
             folder.release()
@@ -175,6 +175,14 @@ def resume(
             return Session(task, found.snapshot, logbook, reporter or Reporter(), signals)
 
         return _carried_out(session, folder, began)
+
+
+def _reported(folder: RunFolder) -> TrainResult:
+    """What came out of a run that has finished."""
+    try:
+        return TrainResult(**folder.read("report.json"))
+    except TypeError as error:
+        raise RunError(f"{folder.path / 'report.json'} is damaged: {error}", "Remove it") from None
 
 
 def scale(run: str | Path, workers: int) -> None:

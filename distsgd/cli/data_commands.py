@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, say
+from distsgd.errors import UsageError
 
 __all__ = ["app"]
 
@@ -64,12 +65,29 @@ def fetch(
     force: Annotated[bool, typer.Option("--force", help="Build it anew even if it is sound.")] = (
         False
     ),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write only the files again that are damaged.")
+    ] = False,
+    dataset: Annotated[
+        str, typer.Option(help="With --repair: cifar10, sample, or the path of a dataset folder.")
+    ] = "cifar10",
     json: JsonFlag = False,
 ) -> None:
     """Get CIFAR-10 into the cache, verified; every source gives the same bytes.
 
+    With --repair, the damaged and missing files of a dataset are written again, and no others.
+
     Example: distsgd data fetch --source ~/Downloads/cifar-10-python.tar.gz
     """
+    if repair:
+        if force or shards is not None:
+            raise UsageError("--repair does not go with --force or --shards", "Give one of them")
+        _repair(dataset, source, json)
+        return
+    if dataset != "cifar10":
+        raise UsageError(
+            f"--dataset {dataset} cannot be fetched", "Give it with --repair, or leave it out"
+        )
     from distsgd.data.fetch import fetch_cifar10
     from distsgd.data.manifest import read_manifest
 
@@ -81,6 +99,19 @@ def fetch(
                     "shards": len(manifest.train)})  # fmt: skip
     else:
         print(f"CIFAR-10 is ready in {folder}")
+
+
+def _repair(dataset: str, source: str, json: bool) -> None:
+    from distsgd.data.repair import repair_dataset
+
+    with _DownloadBar() as bar:
+        found = repair_dataset(dataset, source, progress=bar.update, say=bar.say)
+    if json:
+        print_json(found)
+    elif found.mended:
+        print(f"mended {', '.join(found.mended)} of {found.dataset}")
+    else:
+        print(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
 
 
 @app.command()

@@ -53,7 +53,9 @@ def _summary(run: Any) -> dict[str, Any]:
         report = run.read("report.json")
     except RunError:
         report = {}
-    settings = config.get("settings", {})
+    settings = config.get("settings")
+    if not isinstance(settings, dict):
+        settings = {}
     return {
         "name": run.path.name,
         "run_dir": str(run.path),
@@ -83,6 +85,7 @@ def show(
 
     found = find_run(run)
     config = found.read("config.json")
+    found.settings()  # refuses what holds none
     try:
         report = found.read("report.json")
     except RunError:

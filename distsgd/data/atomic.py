@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["replace_file", "sync_folder", "sync_tree"]
+__all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -28,21 +28,22 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    sync_file(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """Make the files of a folder, and its entries, durable."""
     for path in sorted(folder.iterdir()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
     sync_folder(folder)

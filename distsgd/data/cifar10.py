@@ -11,7 +11,7 @@ import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ __all__ = [
     "BATCHES",
     "CLASSES",
     "SHAPE",
+    "Examples",
     "Records",
+    "examples_of",
     "read_archive",
     "read_folder",
+    "records_of",
+    "sample_of",
     "verify_records",
 ]
 
@@ -51,6 +55,12 @@ _LARGEST_MEMBER = 64 * 2**20
 
 Records = dict[str, Bytes]
 """Batch name -> records of the binary form, shape (10000, 3073): label, then the pixels."""
+
+Examples = tuple[Bytes, Bytes]
+"""Pixels, shape (rows, 3072), and labels, shape (rows,)."""
+
+_SAMPLE_TRAIN, _SAMPLE_TEST = 150, 40
+"""Images of each class in the embedded sample."""
 
 _Read = Callable[[str], bytes]
 _LABEL_FILES = ("train_lables.json", "test_lables.json")  # spelt so in the package
@@ -169,3 +179,33 @@ def verify_records(records: Records) -> None:
                 f"{batch} is not the official one: MD5 {found.hexdigest()} instead of {expected}",
                 "The source has been altered or damaged; take it from another one",
             )
+
+
+def examples_of(records: Records) -> tuple[Examples, Examples]:
+    """The training and the test examples."""
+    train = np.concatenate([batch for name, batch in records.items() if name != "test_batch"])
+    return _split(train), _split(records["test_batch"])
+
+
+def sample_of(records: Records) -> tuple[Examples, Examples]:
+    """Those of the embedded sample: the first images of every class, in their own order."""
+    (train, test), counts = examples_of(records), (_SAMPLE_TRAIN, _SAMPLE_TEST)
+    return _first_of_each_class(train, counts[0]), _first_of_each_class(test, counts[1])
+
+
+def records_of(train: Iterable[Examples], test: Iterable[Examples]) -> Records:
+    """The six batches from the examples in order, in pieces of any length."""
+    first = np.concatenate([np.column_stack(pair[::-1]) for pair in train])
+    last = np.concatenate([np.column_stack(pair[::-1]) for pair in test])
+    return dict(zip(BATCHES, [*np.split(first, len(BATCHES) - 1), last], strict=True))
+
+
+def _split(batch: Bytes) -> Examples:
+    return np.ascontiguousarray(batch[:, 1:]), batch[:, 0].copy()
+
+
+def _first_of_each_class(examples: Examples, count: int) -> Examples:
+    pixels, labels = examples
+    chosen = [np.flatnonzero(labels == label)[:count] for label in range(len(CLASSES))]
+    indices = np.sort(np.concatenate(chosen))
+    return pixels[indices], labels[indices]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
@@ -12,42 +12,72 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes
 from distsgd.core.features import Preprocessing
+from distsgd.data.locations import mending
 from distsgd.data.manifest import Manifest, Shard, read_manifest
-from distsgd.data.shards import checksum, open_shard
+from distsgd.data.shards import OpenShard, open_shard
+from distsgd.data.verified import Found, believe, checksum
 from distsgd.errors import CorruptDataError, DatasetError
 
-__all__ = ["Dataset", "Split", "verify_shards"]
+__all__ = ["Dataset", "Split", "damaged_shards", "verify_shards"]
+
+_THREADS = 2
 
 
 class Split:
     """The training or test examples of a dataset.
 
-    Attributes:
-        labels: shape (rows,), uint8.
+    Its shards are checked against the manifest when rows or labels of them are first used: see
+    `verify`, whose errors all methods can raise.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         opened = [
             open_shard(folder / entry.file, entry, manifest) for entry in manifest.shards(split)
         ]
-        self._pixels = [pixels for pixels, _ in opened]
+        self._unchecked = opened
+        self._found: tuple[Found, ...] = ()
+        self._pixels = [shard.pixels for shard in opened]
         self._starts = np.cumsum([0, *(len(pixels) for pixels in self._pixels)])
-        self.labels: Bytes = np.concatenate([labels for _, labels in opened])
-        if len(self.labels) and int(self.labels.max()) >= len(manifest.classes):
+        self._labels: Bytes = np.concatenate([shard.labels for shard in opened])
+        if len(self) and int(self._labels.max()) >= len(manifest.classes):
+            self.verify()
             raise DatasetError(
-                f"the {split} split of {folder} has a label {self.labels.max()}, but only "
+                f"the {split} split of {folder} has a label {self._labels.max()}, but only "
                 f"{len(manifest.classes)} classes are named",
                 "The dataset was written wrongly; fetch it again",
             )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
+
+    @property
+    def labels(self) -> Bytes:
+        """Shape (rows,), uint8."""
+        self.verify()
+        return self._labels
+
+    def verify(self) -> tuple[Found, ...]:
+        """Check the SHA-256 of every shard, on two threads, unless this has been done.
+
+        Returns:
+            what was found, for other processes to believe.
+
+        Raises:
+            CorruptDataError: a shard is not what the manifest says; names it.
+        """
+        if self._unchecked:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = pool.map(OpenShard.verify, self._unchecked)
+                self._found = tuple(one for one in found if one is not None)
+            self._unchecked = []
+        return self._found
 
     def in_memory(self) -> Split:
         """The same examples, copied out of the shards into one piece of memory.
 
         A gather then takes a third of the time. One shard is one piece already.
         """
+        self.verify()
         if len(self._pixels) == 1:
             return self
         kept = copy(self)
@@ -62,6 +92,8 @@ class Split:
             indices: shape (rows,).
             out: shape (rows, features).
         """
+        if self._unchecked:
+            self.verify()
         if len(self._pixels) == 1:
             np.take(self._pixels[0], indices, axis=0, out=out, mode="clip")
             return
@@ -72,9 +104,10 @@ class Split:
 
     def batches(self) -> Iterator[tuple[Bytes, Bytes]]:
         """All examples in order, a shard at a time, as (pixels, labels), not copied."""
+        self.verify()
         for shard, pixels in enumerate(self._pixels):
             start = self._starts[shard]
-            yield pixels, self.labels[start : start + len(pixels)]
+            yield pixels, self._labels[start : start + len(pixels)]
 
 
 class Dataset:
@@ -82,6 +115,7 @@ class Dataset:
 
     Args:
         folder: where its manifest and shards lie.
+        found: what another process has found of its shards; see `distsgd.data.verified`.
 
     Attributes:
         manifest: what it is.
@@ -92,7 +126,8 @@ class Dataset:
         DatasetError: it is missing or malformed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, found: Iterable[Found] = ()) -> None:
+        believe(found)
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.train = Split(folder, self.manifest, "train")
@@ -107,30 +142,38 @@ class Dataset:
         """The recipe of features for models trained on this dataset."""
         return Preprocessing(self.pixel_mean, scale)
 
+    def verify(self) -> tuple[Found, ...]:
+        """Check all shards; see `Split.verify`."""
+        return self.train.verify() + self.test.verify()
+
+
+def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
+    """Hash every shard now, on two threads, and list those that are wrong, each with why."""
+
+    def check(entry: Shard) -> str:
+        try:
+            sound = checksum(folder / entry.file) == entry.sha256
+        except FileNotFoundError:
+            return "missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        return "" if sound else "corrupt: its SHA-256 is not the manifest's"
+
+    shards = manifest.train + manifest.test
+    with ThreadPoolExecutor(_THREADS) as pool:
+        reasons = list(pool.map(check, shards))
+    return [(entry, why) for entry, why in zip(shards, reasons, strict=True) if why]
+
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Check the SHA-256 of every shard, on two threads.
+    """Check the SHA-256 of every shard, whatever was known of it.
 
     Raises:
         DatasetError: a shard is missing.
         CorruptDataError: a shard is not what the manifest says; names it.
     """
-
-    def check(entry: Shard) -> None:
-        path = folder / entry.file
-        try:
-            found = checksum(path)
-        except FileNotFoundError:
-            raise DatasetError(
-                f"the shard {path} is missing", "Fetch it again: `distsgd data fetch --force`"
-            ) from None
-        except OSError as error:
-            raise DatasetError(f"the shard {path} cannot be read: {error.strerror}") from None
-        if found != entry.sha256:
-            raise CorruptDataError(
-                f"the shard {path} is corrupt: its SHA-256 is not the manifest's",
-                "Fetch it again: `distsgd data fetch --force`",
-            )
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(check, manifest.train + manifest.test))
+    for entry, why in (damaged := damaged_shards(folder, manifest)):
+        others = f" (and {len(damaged) - 1} more of its dataset)" if len(damaged) > 1 else ""
+        kind = DatasetError if why == "missing" else CorruptDataError
+        says = why if why.startswith("cannot") else f"is {why}"
+        raise kind(f"the shard {folder / entry.file} {says}{others}", mending(folder))

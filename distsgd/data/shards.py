@@ -7,15 +7,18 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from distsgd.core.arrays import Bytes
+from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
+from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
 from distsgd.errors import CorruptDataError, DatasetError
 
-__all__ = ["checksum", "open_shard", "write_dataset", "write_shard"]
+__all__ = ["OpenShard", "open_shard", "shard_spans", "write_dataset", "write_shard"]
 
 
 def _schema(shape: Sequence[int], classes: Sequence[str]) -> pa.Schema:
@@ -48,12 +51,6 @@ def write_shard(
     return Shard(path.name, len(labels), path.stat().st_size, checksum(path))
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_dataset(
     folder: Path,
     *,
@@ -72,40 +69,101 @@ def write_dataset(
         shards: training shards, of nearly equal length.
     """
 
-    def write(split: str, number: int, of: int, pixels: Bytes, labels: Bytes) -> Shard:
-        file = f"{split}-{number:05d}-of-{of:05d}.arrow"
+    def write(file: str, pixels: Bytes, labels: Bytes) -> Shard:
         return write_shard(folder / file, pixels, labels, shape, classes)
 
-    cuts = [len(train[1]) * i // shards for i in range(shards + 1)]
-    spans = [slice(low, high) for low, high in pairwise(cuts)]
     manifest = Manifest(
         name=name,
         shape=tuple(shape),
         classes=tuple(classes),
         pixel_sums=tuple(int(n) for n in train[0].sum(axis=0, dtype=np.int64)),
         train=tuple(
-            write("train", i, shards, train[0][span], train[1][span])
-            for i, span in enumerate(spans)
+            write(file, train[0][span], train[1][span])
+            for file, span in shard_spans("train", len(train[1]), shards)
         ),
-        test=(write("test", 0, 1, *test),),
+        test=tuple(write(file, *test) for file, _ in shard_spans("test", len(test[1]), 1)),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-def open_shard(path: Path, entry: Shard, manifest: Manifest) -> tuple[Bytes, Bytes]:
-    """Map one shard; nothing is read before it is used, nothing is copied.
+def shard_spans(split: str, rows: int, shards: int) -> list[tuple[str, slice]]:
+    """Name and rows of each shard of a split, of nearly equal length."""
+    cuts = [rows * i // shards for i in range(shards + 1)]
+    return [
+        (f"{split}-{number:05d}-of-{shards:05d}.arrow", slice(low, high))
+        for number, (low, high) in enumerate(pairwise(cuts))
+    ]
 
-    Returns:
-        pixels, shape (rows, features), and labels, shape (rows,), both read-only.
+
+class OpenShard(NamedTuple):
+    """A mapped shard, not yet checked.
+
+    Attributes:
+        pixels: shape (rows, features), read-only.
+        labels: shape (rows,), read-only.
+        path: the file.
+        identity: of the file that is mapped.
+        content: all of its bytes.
+        sha256: that it should have.
+    """
+
+    pixels: Bytes
+    labels: Bytes
+    path: Path
+    identity: Identity
+    content: pa.NativeFile
+    sha256: str
+
+    def verify(self) -> Found | None:
+        """Check what is mapped, unless that has been done.
+
+        Returns:
+            what others may believe as well, if they may.
+
+        Raises:
+            CorruptDataError: it is not what the manifest says.
+        """
+        if self._found() != self.sha256:
+            raise CorruptDataError(
+                f"the shard {self.path} is corrupt: its SHA-256 is not the manifest's",
+                mending(self.path.parent),
+            )
+        found = found_before(self.identity)
+        return (self.identity, found) if found else None
+
+    def _found(self) -> str:
+        try:
+            before = found_before(identity := identity_of(self.path))
+            if not before:
+                # Read, not looked at through the mapping: a disk that fails is then an error,
+                # and not the end of the process.
+                identity, before = hashed(self.path)
+            if identity == self.identity:
+                return before
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise CorruptDataError(
+                f"the shard {self.path} cannot be read: {error.strerror}", mending(self.path.parent)
+            ) from None
+        # Another file lies there by now; what is mapped is what counts.
+        self.content.seek(0)
+        return hashlib.sha256(self.content.read_buffer()).hexdigest()
+
+
+def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
+    """Map one shard; nothing is read before it is used, nothing is copied.
 
     Raises:
         DatasetError: the file is missing or of another schema.
         CorruptDataError: it is not a whole Arrow file.
     """
-    mend = "Check it with `distsgd data verify`, mend it with `distsgd data fetch --force`"
+    mend = mending(path.parent)
     try:
-        batch = _map_batch(path)
+        before = identity_of(path)
+        content = pa.memory_map(str(path))
+        batch = _only_batch(content)
         if batch.schema != _schema(manifest.shape, manifest.classes):
             raise DatasetError(
                 f"the shard {path} has another schema than its dataset: {batch.schema.names}", mend
@@ -117,7 +175,8 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> tuple[Bytes, Byt
         batch.validate()  # that its buffers are as long as its rows need
         pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
         labels = batch.column("label").to_numpy(zero_copy_only=True)
-        return pixels.reshape(entry.rows, manifest.features), labels
+        pixels = pixels.reshape(entry.rows, manifest.features)
+        return OpenShard(pixels, labels, path, before, content, entry.sha256)
     except FileNotFoundError:
         raise DatasetError(f"the shard {path} is missing", mend) from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -126,9 +185,9 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> tuple[Bytes, Byt
         )
 
 
-def _map_batch(path: Path) -> pa.RecordBatch:
+def _only_batch(content: pa.NativeFile) -> pa.RecordBatch:
     """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    reader = pa.ipc.open_file(content)
     if reader.num_record_batches != 1:
         raise ValueError(f"it has {reader.num_record_batches} parts, not 1")
     return reader.get_batch(0)

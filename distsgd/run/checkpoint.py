@@ -121,6 +121,8 @@ def read_checkpoint(path: Path) -> Model:
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta["format"] != _FORMAT or meta["sha256"] != _digest(arrays):
             raise ValueError("its checksum does not match")
+        if path.name != checkpoint_path(path.parent, meta["version"]).name:
+            raise ValueError(f"it is that of version {meta['version']}")
         return _model(meta, arrays)
     except FileNotFoundError:
         raise RunError(f"there is no checkpoint {path}", "Train again") from None

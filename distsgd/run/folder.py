@@ -8,6 +8,7 @@ report.json             what came out, once the run has ended
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -93,7 +94,7 @@ class RunFolder:
         self._lock.release()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run.
+        """A JSON file of the run, checked against its digest if it has one.
 
         Raises:
             RunError: it is missing or damaged.
@@ -103,10 +104,13 @@ class RunFolder:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}", "Train again") from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
+        digest = content.pop("digest", None)
+        if digest is not None and digest != _digest(name, content):
+            raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -116,6 +120,7 @@ class RunFolder:
             StorageError: the disk is full or cannot be written.
         """
         path = self.path / name
+        content = {**content, "digest": _digest(name, content)}
         try:
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
@@ -157,6 +162,11 @@ class RunFolder:
                 return "dead"
         except (Timeout, OSError):
             return "running"
+
+
+def _digest(name: str, content: dict[str, Any]) -> str:
+    """Of a file and its name, so that none is taken for another."""
+    return hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()
 
 
 def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:

@@ -70,7 +70,14 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
             found = fields.pop("d")
             digest = chained(digest, fields)
             entry = _parse(fields)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
             raise JournalError(number, "it is not a record") from None
         if found != digest:
             raise JournalError(number, "its digest does not follow from the records before it")

@@ -1,33 +1,66 @@
-"""The metrics of a run: one JSON object a line, appended as training goes on."""
+"""The metrics of a run: one JSON object a line, appended as training goes on.
+
+Each line ends with its own CRC-32 (c), so that a number that the disk has altered is not shown.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.errors import RunError
 from distsgd.run.line_file import LineFile
 
 __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics"]
 
 
 class MetricsWriter(LineFile):
-    """Appends records to metrics.jsonl, each at once."""
+    """Appends records to metrics.jsonl, each at once; a last line that was cut off is removed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with suppress(OSError):
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                self._size = content.rfind(b"\n") + 1
+                os.truncate(path, self._size)
 
     def write(self, content: dict[str, Any]) -> None:
         """See `LineFile.write`."""
-        super().write(content)
+        super().write({**content, "c": _check(content)})
         self.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; lines that are none, as one that was cut off, are left out."""
+    """The records of a run; a last line that was cut off is left out.
+
+    Raises:
+        RunError: a line is damaged; names it.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", "Check the disk") from None
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+            record = json.loads(line)
+            if record.pop("c", None) not in (None, _check(record)):
+                raise ValueError("its checksum does not match")
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise RunError(
+                f"line {number} of {path} is damaged",
+                "Remove that line: metrics are shown, and say which epoch was the best; no more",
+            ) from None
+        records.append(record)
     return records
 
 
@@ -49,10 +82,14 @@ def best_epoch(folder: Path) -> Best | None:
 
     Args:
         folder: the run folder.
+
+    Raises:
+        RunError: as `read_metrics`.
     """
-    try:
-        rows = [row for row in epoch_rows(folder / "metrics.jsonl") if "version" in row]
-    except OSError:
-        return None
+    rows = [row for row in epoch_rows(folder / "metrics.jsonl") if "version" in row]
     found = ((row["test_accuracy"], -row["test_loss"], int(row["version"])) for row in rows)
     return max(found, default=None)
+
+
+def _check(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

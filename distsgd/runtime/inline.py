@@ -35,6 +35,9 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
     def tracks() -> tuple[Track, ...]:
         return (worker.trace.track("this process"),) if job.trace else ()
 
+    if server.finished:  # killed after the last update, before it could say so
+        yield recorder.ended()
+        return
     decisions: list[Decision] = server.pull(_WORKER)
     watch.run()
     while decisions:

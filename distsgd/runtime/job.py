@@ -21,6 +21,7 @@ from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
+from distsgd.data.verified import Found
 
 __all__ = ["Job", "Snapshot", "snapshot"]
 
@@ -74,6 +75,7 @@ class Job:
         trace: whether everyone keeps a timeline.
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
         save_seconds: seconds of work between two snapshots within an epoch; 0 for none.
+        found: what is known of the files of the dataset, so that workers need not hash them.
     """
 
     folder: str
@@ -94,6 +96,7 @@ class Job:
     trace: bool = False
     cache: str = "shards"
     save_seconds: float = 0.0
+    found: tuple[Found, ...] = ()
 
     @property
     def features(self) -> int:

@@ -38,7 +38,7 @@ class Worker:
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
         plan, columns = job.plan, job.preprocessing.columns
-        split = Dataset(Path(job.folder)).train
+        split = Dataset(Path(job.folder), job.found).train
         self._labels = split.labels
         most = self._kernel.slots * plan.slot_size
         self._rows = open_rows(split, job.preprocessing, job.cache, most)

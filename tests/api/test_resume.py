@@ -179,3 +179,13 @@ def test_only_a_running_run_on_ray_can_be_scaled(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="trains in one process"):
         scale(tmp_path / "run", 2)
     folder.release()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_after_its_last_update(tmp_path: Path, workers: int) -> None:
+    """All is done but the report; no Ray is started for it."""
+    whole = a_run(tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    result = resume(tmp_path / "run", workers=workers)
+    assert result.status == "finished" and result.weights_sha256 == whole
+    assert replay(tmp_path / "run").weights_sha256 == whole

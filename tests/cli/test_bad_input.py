@@ -116,7 +116,7 @@ def test_truncated_and_missing_shards(distsgd: Run, broken: Path) -> None:
 def test_wrong_schema(distsgd: Run, broken: Path) -> None:
     import pyarrow as pa
 
-    from distsgd.data.shards import checksum
+    from distsgd.data.verified import checksum
 
     shard = broken / "test-00000-of-00001.arrow"
     table = pa.table({"pixels": list(range(400))})

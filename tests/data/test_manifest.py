@@ -126,7 +126,7 @@ def test_an_unsound_one_is_refused_though_its_checksum_fits(folder: Path, what: 
     with pytest.raises(DatasetError, match=r"manifest\.json is not a sound manifest") as caught:
         read_manifest(folder)
     assert said in caught.value.problem
-    assert "distsgd data fetch --force" in caught.value.hint
+    assert "distsgd data fetch --repair" in caught.value.hint
 
 
 JSON = st.recursive(

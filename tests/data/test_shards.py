@@ -25,7 +25,8 @@ from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.fetch import verify_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import Manifest, read_manifest
-from distsgd.data.shards import checksum, open_shard, write_shard
+from distsgd.data.shards import open_shard, write_shard
+from distsgd.data.verified import checksum
 from distsgd.errors import CorruptDataError, DatasetError
 
 
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def open_first(folder: Path) -> tuple[Any, Any]:
     manifest = read_manifest(folder)
-    return open_shard(folder / manifest.train[0].file, manifest.train[0], manifest)
+    return open_shard(folder / manifest.train[0].file, manifest.train[0], manifest)[:2]
 
 
 def mapped_spans(path: Path) -> list[range]:
