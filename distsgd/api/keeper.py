@@ -11,6 +11,7 @@ from pathlib import Path
 from distsgd.api.recovery import recover
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
+from distsgd.core.chaos import Chaos
 from distsgd.core.initial import unpad
 from distsgd.core.messages import Applied
 from distsgd.data.dataset import Dataset
@@ -36,6 +37,7 @@ class Task:
         dataset: what is trained on.
         run: the run folder.
         trace: a file for a timeline, if one is wanted.
+        chaos: faults that are to come, if any.
     """
 
     config: TrainConfig
@@ -43,6 +45,7 @@ class Task:
     dataset: Dataset
     run: RunFolder
     trace: Path | None = None
+    chaos: Chaos | None = None
 
 
 class Keeper:

@@ -9,6 +9,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from distsgd.api.audit import open_run
+from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Task
 from distsgd.api.recovery import recover, settings_to_go_on
@@ -17,6 +18,7 @@ from distsgd.api.reporter import Reporter
 from distsgd.api.results import TrainResult
 from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
+from distsgd.core.chaos import Chaos
 from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import find_dataset
@@ -44,6 +46,7 @@ def train(
     run_dir: str | Path | None = None,
     reporter: Reporter | None = None,
     trace: str | Path | None = None,
+    chaos: str | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a linear classifier; the same names and defaults as `distsgd train`.
@@ -59,6 +62,7 @@ def train(
         run_dir: a new folder for the run; None for one in the user's data folder.
         reporter: told how training goes.
         trace: a file for a timeline of every process, for Perfetto or Chrome.
+        chaos: faults that are to come, as "kill-worker:every=50,drop-push:p=0.01".
         **settings: further settings, see `distsgd.run.config.TrainConfig`.
 
     Raises:
@@ -71,14 +75,20 @@ def train(
     }  # fmt: skip
     config = config_from({**named, **settings})
     folder = Path(run_dir) if run_dir else None
-    return train_with(config, folder, reporter or Reporter(), Path(trace) if trace else None)
+    timeline = Path(trace) if trace else None
+    return train_with(config, folder, reporter or Reporter(), timeline, chaos)
 
 
 def train_with(
-    config: TrainConfig, run_dir: Path | None, reporter: Reporter, trace: Path | None = None
+    config: TrainConfig,
+    run_dir: Path | None,
+    reporter: Reporter,
+    trace: Path | None = None,
+    chaos: str | None = None,
 ) -> TrainResult:
     """See `train`; takes the settings as one object."""
     began = time.perf_counter()
+    faults = _faults(chaos, config)
     if trace is not None:
         check_trace_file(trace)
     with threadpool_limits(1), StopSignals() as signals:
@@ -86,13 +96,15 @@ def train_with(
         dataset = Dataset(folder)
         verify_shards(folder, dataset.manifest)
         _check_sizes(config, dataset)
-        run = create_run(run_dir, config, _identity(dataset))
+        run = create_run(run_dir, config, _identity(dataset), chaos)
         job = make_job(config, dataset)
         first = initial_weights(
             config.seed, job.classes, job.features, config.init_scale, job.dtype
         )
         journal = JournalWriter(run.path, config, dataset.manifest.digest)
-        task = Task(config=config, origin=config, dataset=dataset, run=run, trace=trace)
+        task = Task(
+            config=config, origin=config, dataset=dataset, run=run, trace=trace, chaos=faults
+        )
         session = Session(task, Snapshot(0, first, {}), journal, reporter, signals)
         return _carried_out(session, run, began)
 
@@ -118,6 +130,7 @@ def resume(
     servers: int | None = None,
     channel: str | None = None,
     epochs: int | None = None,
+    chaos: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Go on with a run that was interrupted or killed, from its last update; none is lost.
@@ -131,6 +144,7 @@ def resume(
         servers: parameter servers from here on; None for as many as before.
         channel: from here on; None for that of before.
         epochs: of the whole run; no fewer than before.
+        chaos: faults from here on, as for `train`; those of before come no more.
         reporter: told how training goes.
 
     Raises:
@@ -147,6 +161,7 @@ def resume(
             entries, digest = repair_journal(folder.path, origin, dataset.manifest.digest)
             before = settings_after(origin, entries)
             config = settings_to_go_on(before, given)
+            faults = _faults(chaos, config)
             if folder.status() == "finished" and config.epochs == before.epochs:
                 (reporter or Reporter()).notice(
                     f"{folder.path} has finished already; --epochs makes it longer"
@@ -160,7 +175,7 @@ def resume(
         folder.remove("report.json")
         journal = JournalWriter(folder.path, origin, dataset.manifest.digest, digest)
         journal.resumed(Resumed(start.version, config.epochs, max(1, config.workers)))
-        task = Task(config=config, origin=origin, dataset=dataset, run=folder)
+        task = Task(config=config, origin=origin, dataset=dataset, run=folder, chaos=faults)
         session = Session(task, start, journal, reporter or Reporter(), signals)
         return _carried_out(session, folder, began)
 
@@ -190,6 +205,10 @@ def scale(run: str | Path, workers: int) -> None:
             "Stop it, and `distsgd resume` it with --workers",
         )
     want_workers(folder, workers)
+
+
+def _faults(chaos: str | None, config: TrainConfig) -> Chaos | None:
+    return None if chaos is None else chaos_from(chaos, config.seed, config.workers)
 
 
 def _check_not_running(folder: RunFolder) -> None:

@@ -132,13 +132,17 @@ class RunFolder:
             return "running"
 
 
-def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:
+def create_run(
+    path: Path | None, config: TrainConfig, dataset: dict[str, Any], chaos: str | None = None
+) -> RunFolder:
     """Make a new run folder with its config; never over an existing one.
 
     Args:
         path: where; None for a new name in `runs_home`.
         config: the settings, complete.
         dataset: what is trained on.
+        chaos: the faults that were asked for. No setting: a run that is resumed, or repeated from
+            this config, is left in peace.
 
     Raises:
         RunError: there is something at ``path`` already.
@@ -167,6 +171,7 @@ def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) 
             "settings": asdict(config),
             "dataset": dataset,
             "versions": versions(),
+            **({"chaos": chaos} if chaos else {}),
         },
     )
     run.hold()

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.chaos import Chaos
 from distsgd.core.compression import Codec, ErrorFeedback, make_codec
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
@@ -67,6 +68,8 @@ class Job:
         servers: how many servers W is split over.
         trace: whether everyone keeps a timeline.
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
+        chaos: faults that are to come, if any.
+        tally: the file in which workers count what becomes of their pushes under chaos.
     """
 
     folder: str
@@ -86,6 +89,8 @@ class Job:
     servers: int = 1
     trace: bool = False
     cache: str = "shards"
+    chaos: Chaos | None = None
+    tally: str = ""
 
     @property
     def features(self) -> int:
