@@ -109,8 +109,10 @@ class Runs:
             "channel": CHANNELS[seed % len(CHANNELS)],
         }
         flags = [word for name, value in fleet.items() for word in (f"--{name}", str(value))]
-        chaos = ["--chaos", chaos_of(random, self.updates)]
-        place = random.randrange(1, self.updates) if random.random() < 0.2 else 0
+        # Replicas are averaged after 8 steps.
+        updates = self.updates // 8 if policy == "local" else self.updates
+        chaos = ["--chaos", chaos_of(random, updates)]
+        place = random.randrange(1, updates) if random.random() < 0.2 else 0
         told = {"policy": policy, **fleet, "chaos": chaos[1]}
         faults: Counter[str] = Counter()
         try:
