@@ -45,9 +45,11 @@ class FollowerHost:
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """See `distsgd.channel.base.ServerPort.exchange`."""
+        with self._changed:
+            call = self._outbox.called(worker)
         self.submit(worker, push, size)
         with self._changed:
-            while (found := self._outbox.fetch(worker)) is None:
+            while (found := self._outbox.fetch(worker, call)) is None:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()

@@ -41,6 +41,9 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
             server.push, PushFaults(job.chaos, _WORKER, Tally(Path(job.tally), _WORKER))
         )
     decisions: list[Decision] = server.pull(_WORKER)
+    if server.finished:  # the run was killed between its last update and its end
+        yield replace(recorder.ended(), tracks=tracks())
+        return
     watch.run()
     while decisions:
         following: list[Decision] = []

@@ -32,6 +32,8 @@ class Outbox:
         self._asking: dict[int, float] = {}
         self._work: dict[int, Work | None] = {}
         self._fetched: dict[int, Work | None] = {}
+        self._calls: dict[int, int] = {}
+        self._calling: set[int] = set()
         self.waited: dict[int, float] = {}
 
     @contextmanager
@@ -73,9 +75,30 @@ class Outbox:
         for worker in list(self._asking):
             self.flush(worker)
 
-    def fetch(self, worker: int) -> tuple[Work | None] | None:
-        """What has come for a worker that is not attached, in a tuple; None if nothing has."""
-        return (self._fetched.pop(worker),) if worker in self._fetched else None
+    def called(self, worker: int) -> int:
+        """A worker that is not attached begins a call; returns its number.
+
+        A worker makes one at a time: whoever made the ones before is dead, and what has come for
+        it, and was not fetched, is for nobody.
+        """
+        self._calls[worker] = self._calls.get(worker, 0) + 1
+        if worker in self._calling:
+            self._fetched.pop(worker, None)
+            self._changed.notify_all()
+        self._calling.add(worker)
+        return self._calls[worker]
+
+    def fetch(self, worker: int, call: int) -> tuple[Work | None] | None:
+        """What has come for a worker that is not attached, in a tuple; None if nothing has.
+
+        A call after which there has been another is over, so that it takes nothing away.
+        """
+        if self._calls[worker] != call:
+            return (None,)
+        if worker not in self._fetched:
+            return None
+        self._calling.discard(worker)
+        return (self._fetched.pop(worker),)
 
     def _give(self, worker: int, work: Work | None) -> None:
         waited = perf_counter() - self._asking.pop(worker)

@@ -1,0 +1,37 @@
+"""Work on its way to workers that wait in calls, some of which nobody waits for any more."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from distsgd.core.messages import Lease
+from distsgd.runtime.outbox import Outbox
+
+WORK = (Lease(0, 0, 2, 0), np.ones(3, np.float32))
+
+
+def test_the_call_of_a_dead_worker_takes_nothing_from_the_one_that_took_its_place() -> None:
+    changed = threading.Condition(threading.RLock())
+    with changed:
+        outbox = Outbox(changed)
+        before = outbox.called(0)
+        outbox.ask(0)
+        assert outbox.fetch(0, before) is None
+        after = outbox.called(0)
+        outbox.ask(0)
+        outbox.put(0, WORK)
+        assert outbox.fetch(0, before) == (None,)
+        found = outbox.fetch(0, after)
+    assert found is not None and found[0] is not None and found[0][0] == WORK[0]
+
+
+def test_nor_does_it_leave_anything_behind_for_it() -> None:
+    changed = threading.Condition(threading.RLock())
+    with changed:
+        outbox = Outbox(changed)
+        outbox.called(0)
+        outbox.ask(0)
+        outbox.put(0, WORK)  # and it dies before it fetches
+        assert outbox.fetch(0, outbox.called(0)) is None
