@@ -35,3 +35,30 @@ def test_nor_does_it_leave_anything_behind_for_it() -> None:
         outbox.ask(0)
         outbox.put(0, WORK)  # and it dies before it fetches
         assert outbox.fetch(0, outbox.called(0)) is None
+
+
+def test_but_a_follower_keeps_what_may_be_for_the_new_one() -> None:
+    changed = threading.Condition(threading.RLock())
+    with changed:
+        outbox = Outbox(changed)
+        outbox.called(0)
+        outbox.ask(0)  # and it dies; the coordinator grants its successor a lease
+        outbox.put(0, WORK)
+        call = outbox.called(0, keep=True)
+        outbox.ask(0)
+        found = outbox.fetch(0, call)
+    assert found is not None and found[0] is not None and found[0][0] == WORK[0]
+
+
+def test_who_has_gone_asks_no_more() -> None:
+    changed = threading.Condition(threading.RLock())
+    given: list[object] = []
+    with changed:
+        outbox = Outbox(changed)
+        with outbox.attached(0, given.append):
+            outbox.ask(0)
+        outbox.gone(0)
+        outbox.put(0, WORK)
+        with outbox.attached(0, given.append):
+            outbox.ask(0)
+    assert len(given) == 1
