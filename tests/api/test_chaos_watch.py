@@ -103,7 +103,7 @@ def test_every_policy_holds_and_replays(policy: str, shared_ray: None) -> None:
 
 @pytest.mark.ray
 def test_lost_for_longer_than_a_lease_others_take_it(shared_ray: None) -> None:
-    """One worker says nothing for long after its only drop: the others go on without it."""
+    """A worker that dropped a push is silent for longer than a lease may be out."""
     chaos = "drop-push:p=0.003:for=3s"
     result = train("sample", workers=3, epochs=60, chaos=chaos)
     assert result.weights_sha256 == train("sample", epochs=60, workers=0).weights_sha256
