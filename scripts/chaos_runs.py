@@ -1,13 +1,13 @@
-"""Runs that are disturbed at random, against the same run left in peace.
+"""Runs under `distsgd train --chaos`, against the same run left in peace.
 
-    python scripts/chaos_runs.py [RUNS=50] [--first SEED]
+    python scripts/chaos_runs.py [RUNS=50] [--first SEED] [--dataset NAME] [--epochs N]
 
-Each run has a seeded number of workers (1 to 4) and servers (1 to 3), a channel and a policy, and
-is disturbed at seeded numbers of updates: SIGKILL of a worker, of a server, or of the driver
-(which `distsgd resume` then goes on from, with another fleet), SIGSTOP of a worker for a while.
-With `bsp` the SHA-256 of W must be that of the run in peace; with every policy the audit must
-hold and the replay must give the bits of the run. Prints a line a run and a table; exit code 1 if
-one of them fails. Takes about 15 seconds a run on two cores.
+Each run has a seeded policy (half of them `bsp`), 1 to 4 workers, 1 to 3 servers, a channel, and
+faults. Some lose their driver too, and `distsgd resume` goes on with another fleet under the same
+chaos. With `bsp` the SHA-256 of W must be that of the run in peace; with the other policies the
+test accuracy must be within half a point of that of a simulated fleet in peace, of as many workers.
+With all of them the audit must hold and the replay must give the bits of the run. Prints a line a
+run and a table, and exits with 1 if one of them fails. Takes about 15 seconds a run on two cores.
 """
 
 from __future__ import annotations
@@ -16,174 +16,187 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
-EPOCHS = 250
-UPDATES = EPOCHS * 6  # of the sample, in minibatches of 256
-POLICIES = ("bsp", "bsp", "bsp", "bsp", "ssp", "asp", "backup", "local")
-PROCESSES = {"worker": "ray::WorkerProc", "server": ("ray::ServerProc", "ray::FollowerPr")}
-SECONDS = 180.0
-STOPPED_SECONDS = 3.0
-
-
-def awaken(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGCONT)
+POLICIES = ("ssp", "asp", "backup", "local")
+CHANNELS = ("shm", "tcp", "ray")
+HANGS = 180.0  # seconds
+WITHIN = 0.005  # of test accuracy
+PUSH = ("drop-push", "dup-push", "delay")
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "distsgd", *map(str, arguments)]
+class Failure(Exception):
+    """What does not hold."""
 
 
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    if done.returncode != 0:
-        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+def chaos_of(random: Random, updates: int) -> str:
+    """One to four faults, as the user would write them."""
+    moment = lambda: random.choice(  # noqa: E731
+        (f"at={random.randrange(1, updates)}", f"every={random.randrange(updates // 8, updates)}")
+    )
+    faults = [
+        f"kill-worker:{moment()}",
+        f"kill-server:at={random.randrange(1, updates)}",
+        f"stop-worker:{moment()}:for={random.choice(('500ms', '2s', '4s'))}",
+        f"drop-push:p={random.choice((0.0005, 0.002))}:for={random.choice(('100ms', '1.5s'))}",
+        f"dup-push:p={random.choice((0.01, 0.1))}",
+        f"delay:p=0.01:for={random.choice((5, 20, 100))}ms",
+    ]
+    chosen = random.sample(faults, random.randint(1, 4))
+    return ",".join([*chosen, f"seed={random.randrange(1000)}"])
 
 
-@dataclass
-class Disturbed:
-    """One run, and what is done to it."""
+class Runs:
+    """Runs in one temporary folder.
 
-    seed: int
-    home: Path
-    done: Counter[str] = field(default_factory=Counter)
+    Args:
+        home: the folder.
+        dataset: what is trained on.
+        epochs: for how long.
+    """
 
-    def __post_init__(self) -> None:
-        self.random = Random(self.seed)
-        self.policy = self.random.choice(POLICIES)
-        self.run = self.home / f"run-{self.seed}"
-        # Found in the environment of every process of this run.
-        self.environment = {**os.environ, "DISTSGD_HOME": str(self.home / str(self.seed))}
+    def __init__(self, home: Path, dataset: str, epochs: int) -> None:
+        self._home = home
+        self._what = ["--dataset", dataset, "--epochs", str(epochs)]
+        # Found in the environment of every process of these runs.
+        self._environment = {**os.environ, "DISTSGD_HOME": str(home / "home")}
+        self._in_peace: dict[tuple[str, int], float] = {}
+        found = self.result("train", *self._what, "--workers", 0)
+        self.updates, self._peace = int(found["steps"]), found["weights_sha256"]
 
-    def fleet(self) -> list[object]:
-        channel = self.random.choice(("auto", "auto", "tcp", "ray"))
-        workers, servers = self.random.randint(1, 4), self.random.randint(1, 3)
-        return ["--workers", workers, "--servers", servers, "--channel", channel]
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "distsgd", *map(str, arguments), "--json"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self._environment, text=True, stdout=pipe, stderr=pipe)
 
-    def disturb(self) -> dict[str, object]:
-        """Returns the result of the run."""
-        events = self.random.randint(1, 3)
-        places = sorted(self.random.randrange(20, UPDATES - 300) for _ in range(events))
-        what = ["train", "--dataset", "sample", "--epochs", EPOCHS, "--run-dir", self.run]
-        arguments = [*what, "--consistency", self.policy, *self.fleet()]
-        while True:
-            process = subprocess.Popen(
-                command(*arguments, "--json"), env=self.environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
-            until = time.monotonic() + SECONDS
-            killed = False
-            while places and process.poll() is None and not killed:
-                if time.monotonic() > until:
-                    process.kill()
-                    raise RuntimeError("it hangs")
-                if self.updates() >= places[0]:
-                    places.pop(0)
-                    killed = self.strike(process)
-                time.sleep(0.005)
-            try:
-                out, error = process.communicate(timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise RuntimeError("it hangs") from None
-            if not killed:
-                done = subprocess.CompletedProcess(arguments, process.returncode, out, error)
-                return result_of(done)
-            arguments = ["resume", self.run, *self.fleet()]
+    def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        try:
+            output, errors = process.communicate(timeout=HANGS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Failure("it hangs") from None
+        if process.returncode:
+            raise Failure((errors or output).strip().splitlines()[-1])
+        found: dict[str, Any] = json.loads(output)
+        return found
 
-    def strike(self, driver: subprocess.Popen[str]) -> bool:
-        """Do something to one of its processes; returns whether that was the driver."""
-        kind = self.random.choice(("worker", "worker", "server", "stop", "driver"))
-        if kind == "driver":
-            driver.kill()
-            self.done[kind] += 1
-            return True
-        found = self.processes(PROCESSES["worker" if kind == "stop" else kind])
-        if not found:
-            return False
-        chosen = self.random.choice(found)
-        self.done[kind] += 1
-        with suppress(ProcessLookupError):
-            os.kill(chosen, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
-        if kind == "stop":
-            threading.Timer(STOPPED_SECONDS, awaken, (chosen,)).start()
+    def result(self, *arguments: object) -> dict[str, Any]:
+        return self.finish(self.start(*arguments))
+
+    def accuracy_in_peace(self, policy: str, workers: int) -> float:
+        if (policy, workers) not in self._in_peace:
+            found = self.result(
+                "simulate", *self._what, "--consistency", policy, "--workers", workers
+            )
+            self._in_peace[policy, workers] = float(found["test_accuracy"])
+        return self._in_peace[policy, workers]
+
+    def run(self, seed: int) -> tuple[dict[str, Any], Counter[str], str]:
+        """One run: what it was, the faults that came, and what is wrong with it, if anything."""
+        random, folder = Random(seed), self._home / f"run-{seed}"
+        policy = "bsp" if seed % 2 == 0 else POLICIES[seed // 2 % len(POLICIES)]
+        fleet = {
+            "workers": random.randint(1, 4),
+            "servers": random.randint(1, 3),
+            "channel": CHANNELS[seed % len(CHANNELS)],
+        }
+        flags = [word for name, value in fleet.items() for word in (f"--{name}", str(value))]
+        # Replicas are averaged after 8 steps.
+        updates = self.updates // 8 if policy == "local" else self.updates
+        chaos = ["--chaos", chaos_of(random, updates)]
+        place = random.randrange(1, updates) if random.random() < 0.2 else 0
+        told = {"policy": policy, **fleet, "chaos": chaos[1]}
+        faults: Counter[str] = Counter()
+        try:
+            training = self.start(
+                "train", *self._what, "--consistency", policy, "--run-dir", folder, *flags, *chaos
+            )
+            if place and self._killed(training, folder, place):
+                faults["kill-driver"] += 1
+                others = ["--workers", random.randint(1, 4), "--servers", random.randint(1, 3)]
+                training = self.start("resume", folder, *others, *chaos)
+            result = self.finish(training)
+            pushes = result["chaos"]["faults"].items()
+            faults.update({name: count for name, count in pushes if name in PUSH})
+            self._check(result, folder, policy, fleet["workers"])
+        except Failure as failure:
+            return told, faults + strikes(folder), f"{failure} (kept in {folder})"
+        faults += strikes(folder)
+        shutil.rmtree(folder)
+        return told, faults, ""
+
+    def _killed(self, driver: subprocess.Popen[str], folder: Path, place: int) -> bool:
+        """Kill the driver after so many updates, unless it is sooner."""
+        until = time.monotonic() + HANGS
+        while driver.poll() is None and time.monotonic() < until:
+            with suppress(OSError):
+                if (folder / "journal.jsonl").read_bytes().count(b'"v"') >= place:
+                    driver.kill()
+                    driver.communicate()
+                    return True
+            time.sleep(0.005)
         return False
 
-    def processes(self, names: str | tuple[str, ...]) -> list[int]:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if (entry / "comm").read_text().startswith(names):
-                    wanted = self.environment["DISTSGD_HOME"].encode()
-                    if wanted + b"\0" in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-        return sorted(found)
+    def _check(self, result: dict[str, Any], folder: Path, policy: str, workers: object) -> None:
+        sha = result["weights_sha256"]
+        if policy == "bsp" and sha != self._peace:
+            raise Failure("the bits of W differ from those of the run in peace")
+        if policy != "bsp":
+            peace = self.accuracy_in_peace(policy, int(str(workers)))
+            if abs(result["test_accuracy"] - peace) > WITHIN:
+                raise Failure(f"test accuracy {result['test_accuracy']:.2%}, in peace {peace:.2%}")
+        if not self.result("audit", folder)["complete"]:
+            raise Failure("the audit misses examples")
+        if self.result("replay", folder)["weights_sha256"] != sha:
+            raise Failure("the replay has other bits")
 
-    def updates(self) -> int:
-        with suppress(OSError):
-            return (self.run / "journal.jsonl").read_bytes().count(b'"v"')
-        return 0
 
-    def check(self, result: dict[str, object], peace: object) -> None:
-        if self.policy == "bsp" and result["weights_sha256"] != peace:
-            raise RuntimeError("the bits of W differ from those of the run in peace")
-        for what in ("audit", "replay"):
-            done = subprocess.run(
-                command(what, self.run, "--json"), env=self.environment, capture_output=True,
-                text=True,
-            )  # fmt: skip
-            found = result_of(done)
-            if what == "audit" and not found["complete"]:
-                raise RuntimeError("the audit misses examples")
-            if what == "replay" and found["weights_sha256"] != result["weights_sha256"]:
-                raise RuntimeError("the replay has other bits")
+def strikes(folder: Path) -> Counter[str]:
+    """The faults of processes, in all sessions of a run."""
+    path = folder / "chaos.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return Counter(found["fault"] for found in map(json.loads, lines) if "fault" in found)
+
+
+def report(done: list[tuple[dict[str, Any], Counter[str], str]]) -> None:
+    print("\n| | runs | held |\n| --- | ---: | ---: |")
+    for name in ("policy", "workers", "servers", "channel"):
+        for value in sorted({told[name] for told, _, _ in done}):
+            outcomes = [wrong for told, _, wrong in done if told[name] == value]
+            print(f"| {name} {value} | {len(outcomes)} | {outcomes.count('')} |")
+    total = sum((faults for _, faults, _ in done), Counter[str]())
+    print(f"\nfaults: {', '.join(f'{name} {count}' for name, count in sorted(total.items()))}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=int, nargs="?", default=50)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--epochs", type=int, default=5)
     arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="distsgd-chaos-"))
-    inline = ("train", "--dataset", "sample", "--epochs", EPOCHS, "--workers", 0, "--json")
-    peace = result_of(
-        subprocess.run(
-            command(*inline, "--run-dir", home / "peace"), capture_output=True, text=True,
-            env={**os.environ, "DISTSGD_HOME": str(home / "peace-home")},
-        )
-    )["weights_sha256"]  # fmt: skip
-    held, total, done = Counter[str](), Counter[str](), Counter[str]()
+    runs, done = Runs(home, arguments.dataset, arguments.epochs), []
     for seed in range(arguments.first, arguments.first + arguments.runs):
-        run, began = Disturbed(seed, home), time.monotonic()
-        total[run.policy] += 1
-        try:
-            run.check(run.disturb(), peace)
-            held[run.policy] += 1
-            said = "holds"
-        except RuntimeError as error:
-            said = f"FAILS: {error} (kept in {run.run})"
-        done += run.done
-        blows = ", ".join(f"{name} {count}" for name, count in sorted(run.done.items()))
-        print(f"{seed} {run.policy}: {said}; {blows}; {time.monotonic() - began:.0f} s", flush=True)
-    print("\n| policy | runs | hold |\n| --- | ---: | ---: |")
-    for policy in sorted(total):
-        print(f"| {policy} | {total[policy]} | {held[policy]} |")
-    print(f"\nstruck: {dict(done)}")
-    if held == total:
+        began = time.monotonic()
+        told, faults, wrong = runs.run(seed)
+        done.append((told, faults, wrong))
+        fleet = f"{told['workers']} x {told['servers']} {told['channel']}"
+        print(f"{seed} {told['policy']} {fleet} {told['chaos']}: {dict(faults)}; "
+              f"{wrong or 'held'}; {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    report(done)
+    held = not any(wrong for _, _, wrong in done)
+    if held:
         shutil.rmtree(home, ignore_errors=True)
-    return int(held != total)
+    return int(not held)
 
 
 if __name__ == "__main__":

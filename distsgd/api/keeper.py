@@ -13,6 +13,7 @@ from distsgd.api.opened_run import OpenedRun
 from distsgd.api.recovery import find_tail
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
+from distsgd.core.chaos import Chaos
 from distsgd.core.initial import unpad
 from distsgd.core.messages import Applied
 from distsgd.errors import StorageError
@@ -44,11 +45,13 @@ class Task:
         config: the settings, as they are from here on.
         run: the run.
         trace: a file for a timeline, if one is wanted.
+        chaos: faults that are to come, if any.
     """
 
     config: TrainConfig
     run: OpenedRun
     trace: Path | None = None
+    chaos: Chaos | None = None
 
 
 class Keeper:

@@ -4,7 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EpochRow", "TrainResult"]
+__all__ = ["ChaosReport", "EpochRow", "TrainResult"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosReport:
+    """What was done to a training, and what it cost. The audit has held, or there is no report.
+
+    Attributes:
+        asked: the faults as they were asked for.
+        seed: of their choices.
+        faults: fault -> how often it came.
+        stalled_seconds: in which no update came for more than half a second on end.
+        answers_in_vain: gradients that were computed, and that no update used: their push was
+            dropped or came late, or the update was lost with its server and made anew.
+        slots_in_vain: slots in them.
+        audited_updates: updates in the journal, by which each example was applied exactly once.
+    """
+
+    asked: str
+    seed: int
+    faults: dict[str, int]
+    stalled_seconds: float
+    answers_in_vain: int
+    slots_in_vain: int
+    audited_updates: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +86,7 @@ class TrainResult:
         wall_seconds: from the call to the result.
         examples_per_second: examples_seen / train_seconds.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
+        chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
     """
 
     run_dir: str
@@ -92,3 +117,8 @@ class TrainResult:
     wall_seconds: float
     examples_per_second: float
     weights_sha256: str
+    chaos: ChaosReport | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chaos, dict):  # as it is read from a file
+            object.__setattr__(self, "chaos", ChaosReport(**self.chaos))

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 
 from distsgd.api.background import Background
+from distsgd.api.chaos_watch import ChaosWatch
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Keeper, Task
 from distsgd.api.logbook import Logbook
@@ -66,6 +67,10 @@ class Session:
         )
         self._keeper = Keeper(task, self._job, logbook, reporter)
         self._background = Background()
+        self._watch: ChaosWatch | None = None
+        if task.chaos is not None:
+            self._watch = ChaosWatch(task.chaos, task.run, self._job.plan, start.version)
+            self._job = replace(self._job, chaos=task.chaos, tally=str(self._watch.tally))
         self._channel = "inline"
         self._wanted = WantedWorkers(self._run)
         self._seconds, self._seen_before = 0.0, _examples(start)
@@ -78,8 +83,9 @@ class Session:
             began: when the user's command began, by `time.perf_counter`.
         """
         with ExitStack() as stack:
-            for opened in (self._keeper, self._background):
-                stack.callback(opened.close)
+            for opened in (self._keeper, self._background, self._watch):
+                if opened is not None:
+                    stack.callback(opened.close)
             known = checkpoint_path(self._run.checkpoints, self._start.version).exists()
             self._keeper.save(self._start, passing=self._start.version > 0 and not known)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
@@ -130,14 +136,11 @@ class Session:
             return train_inline(self._job, start, self._signals)
         from distsgd.runtime.ray_runtime import train_on_ray
 
-        config = self._config
+        config, watch = self._config, self._watch
         return train_on_ray(
-            self._job, start, config.workers, self._signals, config.channel, self._wanted
-        )
-
-    def _is_local(self, start: Snapshot) -> bool:
-        """Whether no other process is wanted, also because nothing is left to be done."""
-        return self._config.workers == 0 or self._job.server(start).finished
+            self._job, start, config.workers, self._signals, config.channel, self._wanted,
+            watch.havoc() if watch else None,
+        )  # fmt: skip
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
@@ -154,6 +157,8 @@ class Session:
                 self._reporter.notice(event.text)
             elif isinstance(event, Updated):
                 self._keeper.updated(event.update)
+                if self._watch is not None:
+                    self._watch.updated()
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -234,6 +239,7 @@ class Session:
             wall_seconds=time.perf_counter() - began,
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
+            chaos=self._watch.report() if self._watch is not None else None,
         )
 
 

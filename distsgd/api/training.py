@@ -10,6 +10,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Task
 from distsgd.api.logbook import Logbook
@@ -19,6 +20,7 @@ from distsgd.api.reporter import Reporter
 from distsgd.api.results import TrainResult
 from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
+from distsgd.core.chaos import Chaos
 from distsgd.core.initial import initial_weights
 from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset
@@ -47,6 +49,7 @@ def train(
     run_dir: str | Path | None = None,
     reporter: Reporter | None = None,
     trace: str | Path | None = None,
+    chaos: str | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a linear classifier; the same names and defaults as `distsgd train`.
@@ -62,6 +65,7 @@ def train(
         run_dir: a new folder for the run; None for one in the user's data folder.
         reporter: told how training goes.
         trace: a file for a timeline of every process, for Perfetto or Chrome.
+        chaos: faults that are to come, as "kill-worker:every=50,drop-push:p=0.01".
         **settings: further settings, see `distsgd.run.config.TrainConfig`.
 
     Raises:
@@ -74,14 +78,20 @@ def train(
     }  # fmt: skip
     config = config_from({**named, **settings})
     folder = Path(run_dir) if run_dir else None
-    return train_with(config, folder, reporter or Reporter(), Path(trace) if trace else None)
+    timeline = Path(trace) if trace else None
+    return train_with(config, folder, reporter or Reporter(), timeline, chaos)
 
 
 def train_with(
-    config: TrainConfig, run_dir: Path | None, reporter: Reporter, trace: Path | None = None
+    config: TrainConfig,
+    run_dir: Path | None,
+    reporter: Reporter,
+    trace: Path | None = None,
+    chaos: str | None = None,
 ) -> TrainResult:
     """See `train`; takes the settings as one object."""
     began = time.perf_counter()
+    faults = _faults(chaos, config)
     if trace is not None:
         check_trace_file(trace)
     with threadpool_limits(1), StopSignals() as signals:
@@ -89,7 +99,7 @@ def train_with(
         dataset = Dataset(folder)
         dataset.verify()  # before anything is made
         _check_sizes(config, dataset)
-        run = OpenedRun(create_run(run_dir, config, _identity(dataset)), config, dataset)
+        run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
 
         def session() -> Session:
             job = make_job(config, dataset)
@@ -97,7 +107,7 @@ def train_with(
                 config.seed, job.classes, job.features, config.init_scale, job.dtype
             )
             logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
-            task = Task(config=config, run=run, trace=trace)
+            task = Task(config=config, run=run, trace=trace, chaos=faults)
             return Session(task, Snapshot(0, first, {}), logbook, reporter, signals)
 
         return _carried_out(session, run.folder, began)
@@ -123,6 +133,7 @@ def resume(
     servers: int | None = None,
     channel: str | None = None,
     epochs: int | None = None,
+    chaos: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Go on with a run that was interrupted or killed, from its last update; none is lost.
@@ -136,6 +147,7 @@ def resume(
         servers: parameter servers from here on; None for as many as before.
         channel: from here on; None for that of before.
         epochs: of the whole run; no fewer than before.
+        chaos: faults from here on, as for `train`; those of before come no more.
         reporter: told how training goes.
 
     Raises:
@@ -153,6 +165,7 @@ def resume(
             folder.sweep()
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
+            faults = _faults(chaos, config)
             if folder.status() == "finished" and config.epochs == tail.settings.epochs:
                 (reporter or Reporter()).notice(
                     f"{folder.path} has finished already; --epochs makes it longer"
@@ -171,7 +184,7 @@ def resume(
             )
             folder.remove("report.json")
             logbook.gone_on()
-            task = Task(config=config, run=opened)
+            task = Task(config=config, run=opened, chaos=faults)
             return Session(task, found.snapshot, logbook, reporter or Reporter(), signals)
 
         return _carried_out(session, folder, began)
@@ -210,6 +223,10 @@ def scale(run: str | Path, workers: int) -> None:
             "Stop it, and `distsgd resume` it with --workers",
         )
     want_workers(folder, workers)
+
+
+def _faults(chaos: str | None, config: TrainConfig) -> Chaos | None:
+    return None if chaos is None else chaos_from(chaos, config.seed, config.workers)
 
 
 def _check_not_running(folder: RunFolder) -> None:

@@ -29,7 +29,7 @@ def _plain(entry: Entry) -> list[Any] | None:
     if isinstance(entry, Grant):
         return ["grant", entry.worker, tuple(entry.lease)]
     if isinstance(entry, Dropped):
-        return ["dropped", entry.worker, tuple(entry.lease)]
+        return ["dropped", entry.worker, tuple(entry.lease), entry.twice]
     if isinstance(entry, Dismiss):
         return ["dismiss", entry.worker]
     if isinstance(entry, Keep):
@@ -44,8 +44,8 @@ def _entry(plain: list[Any]) -> Entry:
     match plain:
         case ["grant", worker, lease]:
             return Grant(worker, Lease(*lease))
-        case ["dropped", worker, lease]:
-            return Dropped(worker, Lease(*lease))
+        case ["dropped", worker, lease, twice]:
+            return Dropped(worker, Lease(*lease), twice)
         case ["dismiss", worker]:
             return Dismiss(worker)
         case ["keep", version]:

@@ -137,6 +137,9 @@ class Port:
             push, size = reader.read(connection)
             with np.errstate(all="ignore"):  # the server finds what is not finite
                 work = self._server.exchange(worker, push, size)
-            send_work(connection, work)
             if work is None:
+                # It needs no more, also if it has gone, and another has come in its place.
+                with suppress(ChannelClosed):
+                    send_work(connection, work)
                 return
+            send_work(connection, work)

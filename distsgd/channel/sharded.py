@@ -9,7 +9,8 @@ import numpy as np
 from distsgd.channel.base import Channel, Work
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import Codec
-from distsgd.core.messages import REPORT, Push
+from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.errors import ChannelClosed
 
 __all__ = ["ShardedChannel"]
 
@@ -58,7 +59,21 @@ class ShardedChannel:
         work = coordinator.receive()
         if work is not None and work[0].step == REPORT:
             return work  # the coordinator's own question; the others have nothing to say
-        rest = [channel.receive() for channel in followers]
         if work is None:
+            for channel in followers:
+                channel.receive()
             return None
-        return work[0], np.concatenate([work[1], *(part[1] for part in rest if part is not None)])
+        rest = [self._part(channel, work[0]) for channel in followers]
+        return work[0], np.concatenate([work[1], *rest])
+
+    def _part(self, channel: Channel, lease: Lease) -> Floats:
+        """A follower's range of W, as of a lease.
+
+        What comes first may be for another lease: that of a worker that died before it came, and
+        whose place this one has taken.
+        """
+        while (part := channel.receive()) is not None:
+            if part[0] == lease:
+                return part[1]
+            channel.send(None)
+        raise ChannelClosed("a parameter server has no work where another has")

@@ -77,6 +77,10 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any further setting, as name=value.")
     ] = None,
+    chaos: Annotated[
+        str | None,
+        typer.Option(help="Faults on purpose, such as kill-worker:every=50; see above."),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="A file for a timeline of every process, for Perfetto.")
     ] = None,
@@ -85,6 +89,12 @@ def train(
     """Train a linear classifier with minibatch SGD; the same bits for any number of workers.
 
     Example: distsgd train --loss svm --workers 2 --epochs 10 --set optimizer=momentum
+
+    --chaos takes faults with commas between. Of processes, after updates (every=N or at=N):
+    kill-worker, stop-worker (for=TIME) and kill-server. Of pushes, with a chance (p=SHARE):
+    drop-push, dup-push and delay (for=TIME). And seed=N.
+
+    Example: distsgd train --chaos kill-worker:every=500,stop-worker:at=300:for=2s,drop-push:p=0.01
     """
     from distsgd.api.training import train_with
     from distsgd.cli.train_reporter import make_reporter
@@ -98,7 +108,7 @@ def train(
         "compress": compress, "servers": servers, "channel": channel, "cache": cache,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    _show(train_with(settings, run_dir, make_reporter(json), trace), json)
+    _show(train_with(settings, run_dir, make_reporter(json), trace, chaos), json)
 
 
 def resume(
@@ -115,6 +125,9 @@ def resume(
     epochs: Annotated[
         int | None, typer.Option(help="Of the whole run, to go on longer. (default: as before)")
     ] = None,
+    chaos: Annotated[
+        str | None, typer.Option(help="Faults on purpose, as for train. (default: none)")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Go on with a run that was interrupted or killed, from its last update.
@@ -125,7 +138,7 @@ def resume(
     from distsgd.cli.train_reporter import make_reporter
 
     result = resume_run(
-        run, workers=workers, servers=servers, channel=channel, epochs=epochs,
+        run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
         reporter=make_reporter(json),
     )  # fmt: skip
     _show(result, json)
@@ -162,6 +175,7 @@ def _show(result: TrainResult, json: bool) -> None:
                            f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
             ("workers", f"{result.workers} ({result.channel})"),
             *_cost_of_policy(result),
+            *_cost_of_chaos(result),
             ("weights", f"sha256 {result.weights_sha256}"),
             ("run", result.run_dir),
         ])  # fmt: skip
@@ -180,6 +194,19 @@ def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
         ("waiting, by worker", waits),
     ]
     return [] if result.consistency == "bsp" else [line for line in lines if line[1]]
+
+
+def _cost_of_chaos(result: TrainResult) -> list[tuple[str, str]]:
+    """What was done to it on purpose, and that it holds all the same."""
+    if (chaos := result.chaos) is None:
+        return []
+    return [
+        ("chaos", ", ".join(f"{name} {count(n)}" for name, n in chaos.faults.items())),
+        ("its cost", f"{chaos.stalled_seconds:.1f} s without an update; "
+                     f"{count(chaos.answers_in_vain)} gradients "
+                     f"({count(chaos.slots_in_vain)} slots) computed in vain"),
+        ("audit", f"holds: {count(chaos.audited_updates)} updates, each example exactly once"),
+    ]  # fmt: skip
 
 
 def add_to(app: typer.Typer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from distsgd.core.arrays import Floats
@@ -99,10 +99,17 @@ class Dismiss:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A push that was not used: doubled, or for slots that are no longer wanted."""
+    """A push that was not used: doubled, or for slots that are no longer wanted.
+
+    Attributes:
+        worker: whose.
+        lease: what it answered.
+        twice: whether the same push has come before and waits for its update: followers keep it.
+    """
 
     worker: int
     lease: Lease
+    twice: bool = field(default=False, compare=False)
 
 
 class Applied(NamedTuple):

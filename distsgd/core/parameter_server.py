@@ -154,7 +154,7 @@ class ParameterServer:
         self._settle(worker)
         minibatch = None if self.stopped else self._holder(push.lease)
         if minibatch is None or not minibatch.take(worker, push, self._tree, borrow=borrow):
-            return [Dropped(worker, push.lease)]
+            return [Dropped(worker, push.lease, self._has(worker, push.lease))]
         self._serials[worker] += 1
         if borrow:
             self._lenders[worker] = minibatch
@@ -203,6 +203,10 @@ class ParameterServer:
             if piece in minibatch.leased:
                 return minibatch
         return None
+
+    def _has(self, worker: int, lease: Lease) -> bool:
+        """Whether a worker's answer to a lease waits for its update."""
+        return any((worker, lease) in minibatch.arrived.values() for minibatch in self._open)
 
     def _ready(self, minibatch: OpenMinibatch) -> list[OpenMinibatch]:
         """The minibatches that a push has made ready, in the order of their updates."""

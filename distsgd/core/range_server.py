@@ -82,7 +82,7 @@ class RangeServer:
         """Do as the coordinator has decided; its decisions come once each, in their order."""
         if isinstance(decision, Keep):
             self._kept[decision.version] = self.now()
-        if isinstance(decision, Dropped):
+        if isinstance(decision, Dropped) and not decision.twice:
             self._pushes.pop(_key(decision.worker, decision.lease), None)
         elif isinstance(decision, Applied):
             self._apply(decision)

@@ -169,13 +169,17 @@ def _digest(name: str, content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()
 
 
-def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) -> RunFolder:
+def create_run(
+    path: Path | None, config: TrainConfig, dataset: dict[str, Any], chaos: str | None = None
+) -> RunFolder:
     """Make a new run folder with its config; never over an existing one.
 
     Args:
         path: where; None for a new name in `runs_home`.
         config: the settings, complete.
         dataset: what is trained on.
+        chaos: the faults that were asked for. No setting: a run that is resumed, or repeated from
+            this config, is left in peace.
 
     Raises:
         RunError: there is something at ``path`` already.
@@ -204,6 +208,7 @@ def create_run(path: Path | None, config: TrainConfig, dataset: dict[str, Any]) 
             "settings": asdict(config),
             "dataset": dataset,
             "versions": versions(),
+            **({"chaos": chaos} if chaos else {}),
         },
     )
     run.hold()

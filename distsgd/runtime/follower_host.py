@@ -46,9 +46,11 @@ class FollowerHost:
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """See `distsgd.channel.base.ServerPort.exchange`."""
+        with self._changed:
+            call = self._outbox.called(worker, keep=True)
         self.submit(worker, push, size)
         with self._changed:
-            while (found := self._outbox.fetch(worker)) is None:
+            while (found := self._outbox.fetch(worker, call)) is None:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
@@ -98,6 +100,8 @@ class FollowerHost:
 
     def lost(self, worker: int) -> None:
         """A worker has gone; what becomes of its work, the coordinator decides."""
+        with self._changed:
+            self._outbox.gone(worker)
 
     def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """W and the state of the optimiser at a version that was to be kept, when it is there.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from distsgd.channel.faulty import Deliver, PushFaults, Tally, faulty_push
 from distsgd.core.messages import Decision, Dismiss, Grant
 from distsgd.runtime.events import Ended, Event, Recorder, Saved, Stopwatch
 from distsgd.runtime.job import Job, Snapshot
@@ -35,10 +37,15 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
     def tracks() -> tuple[Track, ...]:
         return (worker.trace.track("this process"),) if job.trace else ()
 
-    if server.finished:  # killed after the last update, before it could say so
-        yield recorder.ended()
-        return
+    deliver: Deliver = server.push
+    if job.chaos is not None:
+        deliver = faulty_push(
+            server.push, PushFaults(job.chaos, _WORKER, Tally(Path(job.tally), _WORKER))
+        )
     decisions: list[Decision] = server.pull(_WORKER)
+    if server.finished:  # the run was killed between its last update and its end
+        yield replace(recorder.ended(), tracks=tracks())
+        return
     watch.run()
     while decisions:
         following: list[Decision] = []
@@ -48,7 +55,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                     worker.trace.start()
                     push = worker.answer((decision.lease, server.weights))
                     recorder.statistics.bytes_pushed += push.size
-                    following += server.push(_WORKER, push)
+                    following += deliver(_WORKER, push)
                     worker.trace.lap("update")
                 if should_stop():
                     following += server.stop()

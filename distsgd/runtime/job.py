@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.chaos import Chaos
 from distsgd.core.compression import Codec, ErrorFeedback, make_codec
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
@@ -76,6 +77,8 @@ class Job:
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
         save_seconds: seconds of work between two snapshots within an epoch; 0 for none.
         found: what is known of the files of the dataset, so that workers need not hash them.
+        chaos: faults that are to come, if any.
+        tally: the file in which workers count what becomes of their pushes under chaos.
     """
 
     folder: str
@@ -97,6 +100,8 @@ class Job:
     cache: str = "shards"
     save_seconds: float = 0.0
     found: tuple[Found, ...] = ()
+    chaos: Chaos | None = None
+    tally: str = ""
 
     @property
     def features(self) -> int:

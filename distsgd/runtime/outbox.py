@@ -32,6 +32,8 @@ class Outbox:
         self._asking: dict[int, float] = {}
         self._work: dict[int, Work | None] = {}
         self._fetched: dict[int, Work | None] = {}
+        self._calls: dict[int, int] = {}
+        self._calling: set[int] = set()
         self.waited: dict[int, float] = {}
 
     @contextmanager
@@ -59,6 +61,10 @@ class Outbox:
         self._work[worker] = None if work is None else (work[0], work[1].copy())
         self.flush(worker)
 
+    def gone(self, worker: int) -> None:
+        """A worker that may have asked is no more."""
+        self._asking.pop(worker, None)
+
     def flush(self, worker: int) -> None:
         """Give a worker that asks what there is for it."""
         if worker in self._asking:
@@ -73,9 +79,35 @@ class Outbox:
         for worker in list(self._asking):
             self.flush(worker)
 
-    def fetch(self, worker: int) -> tuple[Work | None] | None:
-        """What has come for a worker that is not attached, in a tuple; None if nothing has."""
-        return (self._fetched.pop(worker),) if worker in self._fetched else None
+    def called(self, worker: int, *, keep: bool = False) -> int:
+        """A worker that is not attached begins a call; returns its number.
+
+        A worker makes one at a time: whoever made the ones before is dead, and what has come for
+        it, and was not fetched, is for nobody. Unless it was for the worker in its place already,
+        which may reach one server sooner than another: ``keep`` keeps it for the next to ask.
+        """
+        self._calls[worker] = self._calls.get(worker, 0) + 1
+        if worker in self._calling:
+            self._asking.pop(worker, None)
+            if worker in self._fetched:
+                work = self._fetched.pop(worker)
+                if keep:
+                    self._work.setdefault(worker, work)
+            self._changed.notify_all()
+        self._calling.add(worker)
+        return self._calls[worker]
+
+    def fetch(self, worker: int, call: int) -> tuple[Work | None] | None:
+        """What has come for a worker that is not attached, in a tuple; None if nothing has.
+
+        A call after which there has been another is over, so that it takes nothing away.
+        """
+        if self._calls[worker] != call:
+            return (None,)
+        if worker not in self._fetched:
+            return None
+        self._calling.discard(worker)
+        return (self._fetched.pop(worker),)
 
     def _give(self, worker: int, work: Work | None) -> None:
         waited = perf_counter() - self._asking.pop(worker)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.channel.base import Channel
 from distsgd.channel.connections import SharedMemoryChannel, TcpChannel, follow
+from distsgd.channel.faulty import FaultyChannel, PushFaults, Tally
 from distsgd.channel.framing import Shape
 from distsgd.channel.log_stream import Entry
 from distsgd.channel.port import Address, Port
@@ -55,6 +58,10 @@ class _Listening:
         self._calls = RayPort(host, _part_bytes(job, number), decode)
         own = ray.util.get_node_ip_address()
         self._port = Port(host, _shape(job, number), decode, own, log)
+
+    def process(self) -> tuple[str, int]:
+        """See `_process`."""
+        return _process()
 
     def track(self) -> Track:
         """The timeline of this server."""
@@ -131,6 +138,10 @@ class WorkerProcess:
         self._worker: Worker | None = None
         self._feedback = job.feedback(start, number, workers)
 
+    def process(self) -> tuple[str, int]:
+        """See `_process`."""
+        return _process()
+
     def open(self) -> None:
         """Open the data, once; called ahead, while the servers are being started."""
         if self._worker is None:
@@ -153,6 +164,9 @@ class WorkerProcess:
         self._channel = ShardedChannel(channels, ranges, self._job.codec())
         if len(servers) == 1:
             self._channel = channels[0]
+        if (chaos := self._job.chaos) is not None:
+            tally = Tally(Path(self._job.tally), self._number)
+            self._channel = FaultyChannel(self._channel, PushFaults(chaos, self._number, tally))
         return self._channel.name
 
     def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
@@ -178,6 +192,11 @@ class WorkerProcess:
         """Work until the server has no more."""
         assert self._worker is not None
         return work(self._worker, self._channel)
+
+
+def _process() -> tuple[str, int]:
+    """The node that this process is on, and its number there."""
+    return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def _settle_down() -> None:

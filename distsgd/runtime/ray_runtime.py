@@ -15,6 +15,7 @@ from distsgd.errors import ChannelClosed, RuntimeFailure, ServerLost
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Saved, Updated
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of, server_lost
+from distsgd.runtime.ray_havoc import Havoc
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import check_ray, ray_session
 from distsgd.runtime.trace import Track
@@ -22,6 +23,7 @@ from distsgd.runtime.trace import Track
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
+_HAVOC_SECONDS = 0.02  # as long as strikes wait for updates to be told of
 _TRACK_SECONDS = 30.0
 _SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
 PATIENCE = 120.0
@@ -51,6 +53,7 @@ def train_on_ray(
     should_stop: Callable[[], bool],
     channel: str = "auto",
     wanted: Callable[[], int | None] = lambda: None,
+    havoc: Havoc | None = None,
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
@@ -65,6 +68,7 @@ def train_on_ray(
             of "shm", "tcp", "ray".
         wanted: asked several times a second for how many workers there are to be, if that has
             changed.
+        havoc: kills and stops processes on purpose.
 
     Raises:
         ServerLost: a server has died; training can go on from its last update.
@@ -72,7 +76,7 @@ def train_on_ray(
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
     with ray_session(cpus=workers + job.servers):
-        driver = _Driver(job, start, workers, channel)
+        driver = _Driver(job, start, workers, channel, havoc)
         try:
             yield from driver.events(should_stop, wanted)
         except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
@@ -84,16 +88,26 @@ def train_on_ray(
 class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
-    def __init__(self, job: Job, start: Snapshot, workers: int, channel: str) -> None:
+    def __init__(
+        self, job: Job, start: Snapshot, workers: int, channel: str, havoc: Havoc | None
+    ) -> None:
         self._job, self._start, self._workers = job, start, workers
-        self._channel = channel
+        self._channel, self._havoc = channel, havoc
         self._servers = _start_servers(job, start, workers)
         self._server, *self._followers = self._servers
+        for number, server in enumerate(self._servers):
+            self._born(f"server {number}", server)
         self._fleet: Fleet | None = None
         self._following: dict[Any, int] = {}
 
+    def _born(self, name: str, actor: Any) -> None:
+        if self._havoc is not None:
+            self._havoc.born(name, actor.process.remote())
+
     def kill(self) -> None:
         """End all actors."""
+        if self._havoc is not None:
+            self._havoc.calm()
         if self._fleet is not None:
             self._fleet.kill()
         for actor in self._servers:
@@ -109,6 +123,7 @@ class _Driver:
             ray.remote(WorkerProcess).options(num_cpus=int(room))
             .remote(self._job, start, number, self._workers)
         )  # fmt: skip
+        self._born(f"worker {number}", actor)
         actor.open.remote()  # what goes wrong, `connect` says
         return actor
 
@@ -133,7 +148,8 @@ class _Driver:
         stopping = False
         fleet = self._begin()
         yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
-        waiting = self._server.events.remote(_POLL_SECONDS)
+        poll = _POLL_SECONDS if self._havoc is None else _HAVOC_SECONDS
+        waiting = self._server.events.remote(poll)
         while True:
             if should_stop() and not stopping:
                 stopping = True
@@ -152,12 +168,15 @@ class _Driver:
                 yield Notice(said)
             if waiting in done:
                 events = self._taken(_get(waiting))
-                if any(isinstance(event, Updated) for event in events):
+                versions = [event.update.version for event in events if isinstance(event, Updated)]
+                if versions:
                     fleet.progressed()
+                    if self._havoc is not None:
+                        self._havoc.updated(versions[-1])
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
-                waiting = self._server.events.remote(_POLL_SECONDS)
+                waiting = self._server.events.remote(poll)
 
     def _taken(self, events: list[Event]) -> list[Event]:
         """The events with what the coordinator alone does not know."""

@@ -64,12 +64,16 @@ class ServerHost:
         with lock:
             for worker in range(workers):
                 self._carry_out(self._server.joined(worker))
+            if self._server.finished:  # the run was killed between its last update and its end
+                self._end(self._recorder.ended())
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`."""
+        with self._lock:
+            call = self._outbox.called(worker)
         self.submit(worker, push, size)
         with self._lock:
-            while (found := self._outbox.fetch(worker)) is None:
+            while (found := self._outbox.fetch(worker, call)) is None:
                 self._answered.wait()
             return found[0]
 

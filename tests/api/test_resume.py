@@ -181,11 +181,22 @@ def test_only_a_running_run_on_ray_can_be_scaled(tmp_path: Path) -> None:
     folder.release()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_after_its_last_update(tmp_path: Path, workers: int) -> None:
-    """All is done but the report; no Ray is started for it."""
-    whole = a_run(tmp_path / "run")
-    (tmp_path / "run" / "report.json").unlink()
-    result = resume(tmp_path / "run", workers=workers)
-    assert result.status == "finished" and result.weights_sha256 == whole
-    assert replay(tmp_path / "run").weights_sha256 == whole
+def killed_at_its_end(run: Path) -> Path:
+    """As it is after the last update, before anything is known of its outcome."""
+    (run / "report.json").unlink()
+    return run
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_run_killed_after_its_last_update_ends_when_resumed(servers: int, tmp_path: Path) -> None:
+    whole = a_run(tmp_path / "run", servers=servers)
+    again = resume(killed_at_its_end(tmp_path / "run"))
+    assert (again.status, again.weights_sha256) == ("finished", whole)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("settings", [{"servers": 3, "consistency": "ssp"}, {"compress": "fp16"}])
+def test_and_so_on_ray(settings: dict[str, Any], tmp_path: Path, shared_ray: None) -> None:
+    whole = a_run(tmp_path / "run", **settings)
+    again = resume(killed_at_its_end(tmp_path / "run"), workers=2)
+    assert (again.status, again.weights_sha256) == ("finished", whole)

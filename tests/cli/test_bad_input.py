@@ -47,6 +47,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
         (("--set", "epochs=3"), ("epochs", "given twice")),
         (("--set", "slot_size=1.5"), ("slot_size", "whole number")),
         (("--config", "missing.toml"), ("--config", "missing.toml")),
+        (("--chaos", "delay:p=1:for=1s,burn"), ("--chaos: 'burn'", "There are: kill-worker")),
+        (("--chaos", "kill-server:at=9"), ("--chaos: 'kill-server:at=9'", "--workers 0")),
     ],
 )
 def test_settings_that_cannot_be_used(

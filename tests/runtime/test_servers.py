@@ -8,7 +8,14 @@ import pytest
 
 from distsgd.api import train
 from distsgd.api.audit import audit
+from distsgd.api.jobs import make_job
 from distsgd.api.replay import replay
+from distsgd.core.initial import initial_weights
+from distsgd.core.messages import Dropped, Grant
+from distsgd.data.dataset import Dataset
+from distsgd.run.config import TrainConfig
+from distsgd.runtime.job import Snapshot
+from distsgd.runtime.worker import Worker
 
 
 def run(workers: int, servers: int, **settings: Any) -> Any:
@@ -54,3 +61,23 @@ def test_encoded_gradients_on_ray(channel: str, shared_ray: None) -> None:
     assert audit(two.run_dir).complete
     assert replay(two.run_dir).weights_sha256 == two.weights_sha256
     assert one.bytes_per_update < 2 * two.bytes_per_update
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+def test_a_push_that_comes_twice_before_its_update_is_used_once(
+    servers: int, sample: Dataset
+) -> None:
+    """The followers have been given it, and are told that a copy of it is of no use."""
+    job = make_job(TrainConfig(epochs=1, consistency="ssp", servers=servers), sample)
+    first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
+    server, worker = job.server(Snapshot(0, first, {})), Worker(job)
+    for number in (0, 1):
+        server.joined(number)
+    (one,), (two,) = (server.pull(number) for number in (0, 1))
+    assert isinstance(one, Grant) and isinstance(two, Grant)
+    push = worker.answer((one.lease, server.weights))
+    push = push._replace(gradients=push.gradients.copy())
+    assert server.push(0, push) == []
+    assert server.push(0, push) == [Dropped(0, one.lease)]
+    server.push(1, worker.answer((two.lease, server.weights)))
+    assert server.version == 1
