@@ -12,6 +12,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError
 from distsgd.run.checkpoint import Model, read_checkpoint
 from distsgd.run.config import TrainConfig
+from distsgd.run.config_sources import AUTO, with_room
 from distsgd.run.folder import RunFolder
 from distsgd.run.journal import Entry, Record
 from distsgd.runtime.job import Snapshot
@@ -83,4 +84,8 @@ def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig
             f"--epochs {chosen['epochs']} are fewer than the run's {config.epochs}",
             f"Give {config.epochs} or more",
         )
+    if chosen.get("workers") == AUTO:
+        chosen = with_room({"servers": config.servers, **chosen})
+    elif "workers" in chosen:
+        chosen["elastic"] = False  # the user has said how many
     return replace(config, **chosen)

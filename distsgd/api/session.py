@@ -14,13 +14,14 @@ from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
+from distsgd.errors import DistsgdError, DivergedError, RunError, RuntimeFailure, ServerLost
 from distsgd.run.checkpoint import Model, weights_sha256
 from distsgd.run.journal import JournalWriter
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
 from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Progress, Updated
 from distsgd.runtime.job import Snapshot
+from distsgd.runtime.room import FollowedRoom
 
 __all__ = ["Session"]
 
@@ -54,7 +55,9 @@ class Session:
         self._keeper = Keeper(task, self._job, journal, reporter)
         self._background = Background()
         self._channel = "inline"
-        self._wanted = WantedWorkers(task.run)
+        self._said = WantedWorkers(task.run)
+        config = task.config
+        self._wanted = FollowedRoom(self._said, config.servers, config.elastic)
         self._seconds, self._seen_before = 0.0, _examples(start)
         self._losses = 0
 
@@ -106,7 +109,12 @@ class Session:
                     raise
                 version = start.version
                 start = self._keeper.recovered()
+                self._said.again()
                 self._reporter.notice(f"{error.problem}; going on after update {start.version}")
+            except RuntimeFailure as error:
+                named = f"`distsgd resume {self._run.path}`"
+                hint = error.hint.replace("`distsgd resume`", named)
+                raise RuntimeFailure(error.problem, hint) from error
             finally:
                 events.close()  # type: ignore[attr-defined]
 
@@ -119,8 +127,9 @@ class Session:
 
         config = self._config
         return train_on_ray(
-            self._job, start, config.workers, self._signals, config.channel, self._wanted
-        )
+            self._job, start, config.workers, self._signals, config.channel, self._wanted,
+            config.wait_seconds,
+        )  # fmt: skip
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
@@ -144,7 +153,7 @@ class Session:
                 )
             elif isinstance(event, EpochEnded):
                 self._epoch_ended(replace(event, seconds=before + event.seconds))
-            else:
+            elif isinstance(event, Ended):
                 return self._ended(
                     replace(
                         event, seconds=before + event.seconds,

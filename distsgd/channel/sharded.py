@@ -10,6 +10,7 @@ from distsgd.channel.base import Channel, Work
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import Codec
 from distsgd.core.messages import REPORT, Push
+from distsgd.errors import ChannelClosed
 
 __all__ = ["ShardedChannel"]
 
@@ -61,4 +62,6 @@ class ShardedChannel:
         rest = [channel.receive() for channel in followers]
         if work is None:
             return None
+        if any(part is not None and part[0] != work[0] for part in rest):
+            raise ChannelClosed("a server has given what was meant for another worker")
         return work[0], np.concatenate([work[1], *(part[1] for part in rest if part is not None)])

@@ -41,17 +41,24 @@ class FollowerHost:
         self._outbox = Outbox(self._changed)
         self._failure: Exception | None = None
         self._received = 0
+        self._callers: dict[int, object] = {}  # worker -> its call that waits
         self.trace = Trace(job.trace)
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
-        """See `distsgd.channel.base.ServerPort.exchange`."""
+        """See `distsgd.channel.base.ServerPort.exchange`; None if another of its number calls."""
+        caller = object()
+        with self._changed:
+            self._callers[worker] = caller
+            self._changed.notify_all()
         self.submit(worker, push, size)
         with self._changed:
-            while (found := self._outbox.fetch(worker)) is None:
+            while self._callers[worker] is caller:
+                if (found := self._outbox.fetch(worker)) is not None:
+                    return found[0]
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
-            return found[0]
+            return None
 
     def submit(self, worker: int, push: Push | None, size: int) -> None:
         """See `distsgd.channel.base.ServerPort.submit`."""

@@ -21,6 +21,7 @@ from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
+from distsgd.runtime.lease_times import HANG_SECONDS
 
 __all__ = ["Job", "Snapshot", "snapshot"]
 
@@ -67,6 +68,7 @@ class Job:
         servers: how many servers W is split over.
         trace: whether everyone keeps a timeline.
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
+        hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
     """
 
     folder: str
@@ -86,6 +88,7 @@ class Job:
     servers: int = 1
     trace: bool = False
     cache: str = "shards"
+    hang_seconds: float = HANG_SECONDS
 
     @property
     def features(self) -> int:

@@ -73,6 +73,11 @@ class Outbox:
         for worker in list(self._asking):
             self.flush(worker)
 
+    def forget(self, worker: int) -> None:
+        """A worker has gone; what was there for it is not for another of its number."""
+        for there in (self._asking, self._work, self._fetched):
+            there.pop(worker, None)
+
     def fetch(self, worker: int) -> tuple[Work | None] | None:
         """What has come for a worker that is not attached, in a tuple; None if nothing has."""
         return (self._fetched.pop(worker),) if worker in self._fetched else None

@@ -12,7 +12,7 @@ from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
 from distsgd.runtime.decision_log import DecisionLog
-from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Stopwatch
+from distsgd.runtime.events import Ended, EpochEnded, Event, Hung, Recorder, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.lease_times import LeaseTimes
@@ -53,7 +53,8 @@ class ServerHost:
         self._log = DecisionLog(job.servers - 1)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
-        self._times = LeaseTimes()
+        self._callers: dict[int, object] = {}  # worker -> its call that waits
+        self._times = LeaseTimes(job.hang_seconds)
         self.trace = Trace(job.trace)
         self._over = False
         self._failure: Exception | None = None
@@ -62,12 +63,21 @@ class ServerHost:
                 self._carry_out(self._server.joined(worker))
 
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
-        """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`."""
+        """A worker pushes and pulls; see `distsgd.channel.base.ServerPort.exchange`.
+
+        None also for a worker that is lost while it waits: what is granted from then on is for
+        another of its number.
+        """
+        caller = object()
+        with self._lock:
+            self._callers[worker] = caller
         self.submit(worker, push, size)
         with self._lock:
-            while (found := self._outbox.fetch(worker)) is None:
+            while self._callers.get(worker) is caller:
+                if (found := self._outbox.fetch(worker)) is not None:
+                    return found[0]
                 self._answered.wait()
-            return found[0]
+            return None
 
     def submit(self, worker: int, push: Push | None, size: int) -> None:
         """See `distsgd.channel.base.ServerPort.submit`."""
@@ -128,9 +138,12 @@ class ServerHost:
             )
             if self._failure is not None:
                 raise self._failure
-            for worker in self._times.overdue(perf_counter()):
+            now = perf_counter()
+            for worker in self._times.overdue(now):
                 self._carry_out(self._server.overdue(worker))
             self._record()
+            if hung := self._times.hung(now):
+                self._emit(Hung(tuple(hung)))
             return self._events.take(perf_counter())
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
@@ -143,6 +156,9 @@ class ServerHost:
         """A worker has gone; its slots go to the others."""
         with self._lock:
             self._gone.add(worker)
+            self._callers.pop(worker, None)
+            self._outbox.forget(worker)
+            self._answered.notify_all()
             self._times.lost(worker)
             self._events.lost(worker)
             self._carry_out(self._server.lost(worker))
