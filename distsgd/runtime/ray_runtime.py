@@ -109,8 +109,9 @@ class _Driver:
         """Who replaces another has nothing left over."""
         start = replace(self._start, left_over={}) if number in again else self._start
         again.add(number)
-        # A Ray of our own has room for the first workers alone.
-        room = number < self._workers or ray.available_resources().get("CPU", 0) >= 1
+        # A Ray of our own has room for the first workers alone; more share their CPUs.
+        every = ray.cluster_resources().get("CPU", 0)
+        room = number < self._workers or number + self._job.servers < every
         actor = (
             ray.remote(WorkerProcess).options(num_cpus=int(room))
             .remote(self._job, start, number, self._workers)
