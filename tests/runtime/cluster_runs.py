@@ -51,13 +51,13 @@ def follow(run: Path) -> None:
         run,
         (updates(10), lambda: nodes.join(2)),
         (crew_of(3), nodes.leave),
-        (crew_of(1), stop),
+        (said("1 workers from here on"), stop),
     )
     train(**SLOW, workers="auto", epochs=100_000, run_dir=run, reporter=steered)
     nodes.end()
     assert [text for text in steered.notices if "from here on" in text] == [
         "3 workers from here on", "1 workers from here on",
-    ]  # fmt: skip
+    ], steered.notices  # fmt: skip
     check_bits(run)
 
 
