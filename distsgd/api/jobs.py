@@ -59,6 +59,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
             if config.compress != "none" and config.error_feedback
             else config.checkpoint_seconds
         ),
+        hang_seconds=config.hang_seconds,
         cache=choose_cache(
             config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
         ),

@@ -12,6 +12,7 @@ from distsgd.core.position import Ledger
 from distsgd.errors import RunError, UsageError
 from distsgd.run.checkpoint import Model
 from distsgd.run.config import TrainConfig
+from distsgd.run.config_sources import AUTO, with_room
 from distsgd.run.journal import Entry, Mark
 from distsgd.run.journal_reader import MarkMissing
 from distsgd.runtime.job import Snapshot
@@ -138,4 +139,8 @@ def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig
             f"--epochs {chosen['epochs']} are fewer than the run's {config.epochs}",
             f"Give {config.epochs} or more",
         )
+    if chosen.get("workers") == AUTO:
+        chosen = with_room({"servers": config.servers, **chosen})
+    elif "workers" in chosen:
+        chosen["elastic"] = False  # the user has said how many
     return replace(config, **chosen)

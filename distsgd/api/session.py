@@ -16,7 +16,7 @@ from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.errors import DivergedError, RunError, ServerLost
+from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost
 from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
@@ -31,6 +31,7 @@ from distsgd.runtime.events import (
     Updated,
 )
 from distsgd.runtime.job import Snapshot
+from distsgd.runtime.room import FollowedRoom
 
 __all__ = ["Session"]
 
@@ -72,7 +73,8 @@ class Session:
             self._watch = ChaosWatch(task.chaos, task.run, self._job.plan, start.version)
             self._job = replace(self._job, chaos=task.chaos, tally=str(self._watch.tally))
         self._channel = "inline"
-        self._wanted = WantedWorkers(self._run)
+        self._said, config = WantedWorkers(self._run), task.config
+        self._wanted = FollowedRoom(self._said, config.servers, config.elastic)
         self._seconds, self._seen_before = 0.0, _examples(start)
         self._losses = 0
 
@@ -119,7 +121,12 @@ class Session:
                     raise
                 version = start.version
                 start = self._keeper.recovered()
+                self._said.again()
                 self._reporter.notice(f"{error.problem}; going on after update {start.version}")
+            except RuntimeFailure as error:
+                named = f"`distsgd resume {self._run.path}`"
+                hint = error.hint.replace("`distsgd resume`", named)
+                raise RuntimeFailure(error.problem, hint) from error
             finally:
                 events.close()  # type: ignore[attr-defined]
 
@@ -139,7 +146,7 @@ class Session:
         config, watch = self._config, self._watch
         return train_on_ray(
             self._job, start, config.workers, self._signals, config.channel, self._wanted,
-            watch.havoc() if watch else None,
+            config.wait_seconds, watch.havoc() if watch else None,
         )  # fmt: skip
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
@@ -168,7 +175,7 @@ class Session:
                 self._epoch_ended(replace(event, seconds=before + event.seconds))
             elif isinstance(event, Saved):
                 self._keeper.try_to_save(event.snapshot, passing=True)
-            else:
+            elif isinstance(event, Ended):
                 return self._ended(
                     replace(
                         event, seconds=before + event.seconds,

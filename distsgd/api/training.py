@@ -41,7 +41,7 @@ def train(
     dataset: str | Path = "cifar10",
     loss: str = "softmax",
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
     batch_size: int | None = None,
     epochs: int | None = None,
     seed: int | None = None,
@@ -57,7 +57,8 @@ def train(
     Args:
         dataset: "cifar10", "sample", or the path of a dataset folder.
         loss: "softmax" or "svm".
-        workers: worker processes; 0 trains in this process, without Ray.
+        workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
+            there are CPUs for, also while nodes join the cluster of your Ray and leave it.
         batch_size: examples of a minibatch, however many workers share it.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
@@ -129,7 +130,7 @@ def _carried_out(session: Callable[[], Session], run: RunFolder, began: float) -
 def resume(
     run: str | Path,
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
     servers: int | None = None,
     channel: str | None = None,
     epochs: int | None = None,
@@ -143,7 +144,7 @@ def resume(
 
     Args:
         run: path or name of a run, or "latest".
-        workers: worker processes from here on; None for as many as before.
+        workers: worker processes from here on, or "auto"; None for as many as before.
         servers: parameter servers from here on; None for as many as before.
         channel: from here on; None for that of before.
         epochs: of the whole run; no fewer than before.

@@ -73,6 +73,7 @@ class Port:
         tcp = socket.create_server((host, 0))
         self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
         self._shared = SharedLoop(server, shape, decode)
+        self._latest: dict[int, socket.socket] = {}  # worker -> its connection
         self._listeners = (unix, tcp)
         for listener in self._listeners:
             listener.listen()
@@ -115,13 +116,29 @@ class Port:
             if worker >= FOLLOWER:
                 self._tell(connection, worker - FOLLOWER)
                 return
+            if near:
+                connection = connection.dup()
+            self._close_older(connection, worker)
+            lost = partial(self._lost, connection, worker)
             try:
                 if near:
-                    self._shared.add(connection.dup(), worker)
+                    self._shared.add(connection, worker, lost)
                 else:
                     self._stream(connection, worker)
             except ChannelClosed:
-                self._server.lost(worker)
+                lost()
+
+    def _close_older(self, connection: socket.socket, worker: int) -> None:
+        """A worker has come; one of its number that was there before is heard no more."""
+        before, self._latest[worker] = self._latest.get(worker), connection
+        if before is not None:
+            with suppress(OSError):  # it has been closed, as a rule
+                before.shutdown(socket.SHUT_RDWR)
+
+    def _lost(self, connection: socket.socket, worker: int) -> None:
+        """A connection has ended, and its worker with it, unless another has come since."""
+        if self._latest.get(worker) is connection:
+            self._server.lost(worker)
 
     def _tell(self, connection: socket.socket, follower: int) -> None:
         """Tell a follower what is decided."""

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import numpy as np
@@ -75,14 +76,19 @@ class SharedLoop:
 
     def __init__(self, server: ServerPort, shape: Shape, decode: Decode) -> None:
         self._server, self._shape, self._decode = server, shape, decode
-        self._guests: dict[int, tuple[_Guest, ExitStack]] = {}
+        self._guests: dict[int, tuple[_Guest, ExitStack, Callable[[], None]]] = {}
         self._poll = select.epoll()
         self._over = os.eventfd(0)
         self._poll.register(self._over, select.EPOLLIN)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def add(self, connection: socket.socket, worker: int) -> None:
+    def add(self, connection: socket.socket, worker: int, lost: Callable[[], None]) -> None:
         """Serve one worker more, which has been greeted; the connection is closed here.
+
+        Args:
+            connection: to it.
+            worker: its number.
+            lost: called if the connection ends before the work does.
 
         Raises:
             ChannelClosed: memory cannot be shared with it.
@@ -91,7 +97,7 @@ class SharedLoop:
             stack.enter_context(connection)
             guest = _Guest(connection, worker, self._shape, self._decode)
             stack.enter_context(self._server.attached(worker, guest.give))
-            self._guests[connection.fileno()] = guest, stack.pop_all()
+            self._guests[connection.fileno()] = guest, stack.pop_all(), lost
         self._poll.register(connection, select.EPOLLIN)
 
     def close(self) -> None:
@@ -114,7 +120,7 @@ class SharedLoop:
         return True
 
     def _serve(self, number: int) -> None:
-        guest, stack = self._guests[number]
+        guest, stack, lost = self._guests[number]
         try:
             if not guest.read():
                 return
@@ -126,10 +132,10 @@ class SharedLoop:
             del self._guests[number]
             stack.close()
             if isinstance(error, ChannelClosed) and not guest.dismissed:
-                self._server.lost(guest.worker)
+                lost()
 
     def _end(self) -> None:
-        for _, stack in self._guests.values():
+        for _, stack, _ in self._guests.values():
             stack.close()
         self._poll.close()
         os.close(self._over)

@@ -21,8 +21,8 @@ def train(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="softmax or svm. (default: softmax)")] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Worker processes; 0 trains here, without Ray. (default: 2)"),
+        str | None,
+        typer.Option(help="Processes; auto: what fits; 0: here, without Ray. (default: 2)"),
     ] = None,
     servers: Annotated[
         int | None, typer.Option(help="Parameter servers that W is split over. (default: 1)")
@@ -114,7 +114,7 @@ def train(
 def resume(
     run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")],
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes from here on. (default: as before)")
+        str | None, typer.Option(help="Processes from here on, or auto. (default: as before)")
     ] = None,
     servers: Annotated[
         int | None, typer.Option(help="Parameter servers from here on. (default: as before)")

@@ -52,6 +52,10 @@ class TrainConfig:
         loss: "softmax" or "svm".
         workers: worker processes; 0 trains in this process, without Ray.
         servers: parameter servers that W is split over, by contiguous ranges.
+        elastic: as many workers as the cluster has CPUs for, while nodes come and go.
+        hang_seconds: a worker that takes longer than this, and than 200 times what is usual, is
+            replaced.
+        wait_seconds: how long to wait when no worker is there.
         batch_size: examples of a minibatch, however many workers share it.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
@@ -91,6 +95,9 @@ class TrainConfig:
     loss: str = "softmax"
     workers: int = 2
     servers: int = 1
+    elastic: bool = False
+    hang_seconds: float = 10.0
+    wait_seconds: float = 120.0
     batch_size: int = 256
     epochs: int = 10
     seed: int = 0
@@ -135,7 +142,7 @@ class TrainConfig:
         self._fill_in_recipe()
         self._check_consistency()
         self._check_compression()
-        for name in ("learning_rate", "step_factor", "pixel_scale", "step_epochs"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 _refuse(name, getattr(self, name), "a number above 0")
         if not self.momentum < 1:
@@ -242,6 +249,9 @@ _LEAST: dict[str, tuple[float, str]] = {
     "momentum": (0, "a number from 0 to below 1"),
     "init_scale": (0, "a number, 0 or more"),
 }
+_POSITIVE = (
+    "learning_rate", "step_factor", "pixel_scale", "step_epochs", "hang_seconds", "wait_seconds",
+)  # fmt: skip
 _FLAGS = {
     "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",

@@ -11,8 +11,12 @@ from typing import Any
 
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig, setting
+from distsgd.runtime.room import room_for_workers
 
-__all__ = ["config_from", "read_config_file"]
+__all__ = ["AUTO", "config_from", "read_config_file", "with_room"]
+
+AUTO = "auto"
+"""As many workers as there is room for."""
 
 
 def config_from(
@@ -41,7 +45,20 @@ def config_from(
         given[name] = value.strip()
     for name in given:
         _check_name(name, "train()")
-    return TrainConfig(**{**chosen, **given})
+    return TrainConfig(**with_room({**chosen, **given}))
+
+
+def with_room(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a number of workers in place of "auto", which is then followed.
+
+    Args:
+        settings: by name; of an earlier run, or as a user has given them.
+    """
+    if settings.get("workers") != AUTO:
+        return settings
+    servers = settings.get("servers", TrainConfig.servers)
+    room = room_for_workers(int(servers) if str(servers).isdecimal() else 1)
+    return {"elastic": True, **settings, "workers": room}
 
 
 def _check_name(name: str, where: str) -> None:

@@ -31,6 +31,10 @@ class WantedWorkers:
         self._seen = 0
         run.remove(_NAME)
 
+    def again(self) -> None:
+        """What has been told is to be told once more: the workers are others."""
+        self._seen = 0
+
     def __call__(self) -> int | None:
         """How many, if there is new word."""
         try:

@@ -19,6 +19,7 @@ __all__ = [
     "Ended",
     "EpochEnded",
     "Event",
+    "Hung",
     "Notice",
     "Progress",
     "Recorder",
@@ -121,7 +122,17 @@ class Notice:
     text: str
 
 
-Event = Notice | Connected | Updated | Progress | EpochEnded | Saved | Ended
+@dataclass(frozen=True)
+class Hung:
+    """Workers have had their leases for so long that others are to take their places.
+
+    For who starts workers; a training does not yield it.
+    """
+
+    workers: tuple[int, ...]
+
+
+Event = Notice | Connected | Updated | Progress | EpochEnded | Saved | Hung | Ended
 
 
 class Stopwatch:

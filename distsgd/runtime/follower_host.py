@@ -101,7 +101,7 @@ class FollowerHost:
     def lost(self, worker: int) -> None:
         """A worker has gone; what becomes of its work, the coordinator decides."""
         with self._changed:
-            self._outbox.gone(worker)
+            self._outbox.gone(worker, keep=True)
 
     def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """W and the state of the optimiser at a version that was to be kept, when it is there.

@@ -23,6 +23,7 @@ from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
 from distsgd.data.verified import Found
+from distsgd.runtime.lease_times import HANG_SECONDS
 
 __all__ = ["Job", "Snapshot", "snapshot"]
 
@@ -79,6 +80,7 @@ class Job:
         found: what is known of the files of the dataset, so that workers need not hash them.
         chaos: faults that are to come, if any.
         tally: the file in which workers count what becomes of their pushes under chaos.
+        hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
     """
 
     folder: str
@@ -102,6 +104,7 @@ class Job:
     found: tuple[Found, ...] = ()
     chaos: Chaos | None = None
     tally: str = ""
+    hang_seconds: float = HANG_SECONDS
 
     @property
     def features(self) -> int:

@@ -2,56 +2,107 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
 from distsgd.core.messages import Lease
 
-__all__ = ["LeaseTimes"]
+__all__ = ["HANG_SECONDS", "LeaseTimes"]
 
 _LEAST_SECONDS = 1.0
 _TIMES_LONGER = 20.0
+_TIMES_HUNG = 200.0
 _SHARE_OF_NEW = 0.1
+_STANDSTILL_SECONDS = 5.0
+HANG_SECONDS = 10.0
+"""How long a worker may take for a lease, at least, before it is thought to hang."""
+
+
+@dataclass(slots=True)
+class _Out:
+    since: float
+    slots: int
 
 
 class LeaseTimes:
-    """Measures the time of a slot, and bounds that of a lease by a multiple of it.
+    """Measures the time of a slot, and bounds that of a lease by multiples of it.
 
-    Times are seconds of one clock, given by the caller.
+    Times are seconds of one clock, given by the caller. Who has not been looked for some seconds
+    stood still itself, and does not hold that time against the workers.
+
+    Args:
+        hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
     """
 
-    def __init__(self) -> None:
-        self._out: dict[int, tuple[float, int]] = {}  # since when, and how many slots
+    def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
+        self._hang_seconds = hang_seconds
+        self._out: dict[int, _Out] = {}
+        self._late: dict[int, _Out] = {}
+        self._hung = Counter[int]()
         self._slot_seconds: float | None = None
+        self._looked: float | None = None
 
     def granted(self, worker: int, lease: Lease, now: float) -> None:
         """A worker has been given a lease."""
-        self._out[worker] = now, max(1, lease.last - lease.first) * lease.steps
+        self._out[worker] = _Out(now, max(1, lease.last - lease.first) * lease.steps)
 
     def answered(self, worker: int, now: float) -> None:
         """It has come back; the mean moves a little towards what it took."""
         out = self._out.pop(worker, None)
         if out is None:
+            self._late.pop(worker, None)
             return
-        since, slots = out
-        took = (now - since) / slots
+        if self._hung:
+            self._hung.pop(worker, None)
+        took = (now - out.since) / out.slots
         before = took if self._slot_seconds is None else self._slot_seconds
         self._slot_seconds = before + _SHARE_OF_NEW * (took - before)
 
     def lost(self, worker: int) -> None:
         """It will not come back."""
         self._out.pop(worker, None)
+        self._late.pop(worker, None)
 
     def overdue(self, now: float) -> list[int]:
-        """The workers whose leases have been out for too long; each is told once."""
+        """The workers whose leases others may have too; each is told once."""
+        self._look(now)
         if self._slot_seconds is None:
             return []
         found = [
-            worker
-            for worker, (since, slots) in self._out.items()
-            if now - since > self.bound(slots)
+            worker for worker, out in self._out.items() if now - out.since > self.bound(out.slots)
         ]
         for worker in found:
-            del self._out[worker]
+            self._late[worker] = self._out.pop(worker)
+        return found
+
+    def hung(self, now: float) -> list[int]:
+        """The workers that are not worth waiting for; each is told once.
+
+        One that takes the place of another, and is too late too, is given twice the time: it may
+        be that a lease just takes that long.
+        """
+        self._look(now)
+        every = self._out | self._late
+        found = [
+            worker for worker, out in every.items()
+            if now - out.since > self.hang_bound(out.slots) * 2 ** self._hung[worker]
+        ]  # fmt: skip
+        for worker in found:
+            self.lost(worker)
+            self._hung[worker] += 1
         return found
 
     def bound(self, slots: int) -> float:
-        """How long a lease of so many slots may be out, in seconds."""
+        """How long a lease of so many slots may be out before others may have it, in seconds."""
         return max(_LEAST_SECONDS, _TIMES_LONGER * slots * (self._slot_seconds or 0.0))
+
+    def hang_bound(self, slots: int) -> float:
+        """How long it may be out before its worker is said to hang, in seconds."""
+        return max(self._hang_seconds, _TIMES_HUNG * slots * (self._slot_seconds or 0.0))
+
+    def _look(self, now: float) -> None:
+        stood = now - (now if self._looked is None else self._looked)
+        self._looked = now
+        if stood > _STANDSTILL_SECONDS:
+            for out in (*self._out.values(), *self._late.values()):
+                out.since = min(now, out.since + stood)

@@ -61,9 +61,18 @@ class Outbox:
         self._work[worker] = None if work is None else (work[0], work[1].copy())
         self.flush(worker)
 
-    def gone(self, worker: int) -> None:
-        """A worker that may have asked is no more."""
+    def gone(self, worker: int, *, keep: bool = False) -> None:
+        """A worker is no more: its call is over, and what was there for it is for nobody.
+
+        Unless that was for the worker in its place already: ``keep``, see `called`.
+        """
         self._asking.pop(worker, None)
+        if not keep:
+            self._work.pop(worker, None)
+            self._fetched.pop(worker, None)
+            self._calls[worker] = self._calls.get(worker, 0) + 1
+            self._calling.discard(worker)
+            self._changed.notify_all()
 
     def flush(self, worker: int) -> None:
         """Give a worker that asks what there is for it."""

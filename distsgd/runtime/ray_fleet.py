@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from time import monotonic
 from typing import Any
 
 import ray
 
-from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
+from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure
+from distsgd.runtime.ray_answers import HINT, answer_of, cause_of
+from distsgd.runtime.whereabouts import end_process, whereabouts
 
-__all__ = ["HINT", "Fleet", "cause_of", "server_lost"]
+__all__ = ["WAIT_SECONDS", "Fleet"]
 
 _MOST_FAILURES = 5
 _SECONDS_UNSAID = 5.0
-HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
-
-
-def cause_of(error: Any) -> Exception:
-    """Our own error inside Ray's, or Ray's if there is none."""
-    return error.cause if isinstance(error.cause, DistsgdError) else error
-
-
-def server_lost(error: Exception) -> ServerLost:
-    """What there is to say of a server that has died."""
-    why = str(error).splitlines()[0].rstrip(".")
-    return ServerLost(f"a parameter server died: {why}", HINT)
+_SECONDS_FOR_ALL = 10.0
+WAIT_SECONDS = 120.0
+"""How long to wait for a worker when there is none."""
 
 
 class Fleet:
@@ -39,7 +34,8 @@ class Fleet:
         patience: seconds to wait without a single worker.
 
     Attributes:
-        names: worker -> name of its channel.
+        names: worker -> name of its channel, once it is connected.
+        begun: whether they have been set to work.
     """
 
     def __init__(
@@ -53,8 +49,11 @@ class Fleet:
         self._make, self._lost, self._patience = make, lost, patience
         self._channel, self._contacts = channel, list[Any]()
         self.names: dict[int, str] = {}
+        self.begun = False
         self._actors: dict[int, Any] = {}
+        self._places: dict[int, Any] = {}
         self._connecting: dict[Any, int] = {}
+        self._ready: dict[int, float] = {}  # connected, but not yet at work: since when
         self._running: dict[Any, int] = {}
         self._failures = 0
         self._alone_since: float | None = None
@@ -73,7 +72,7 @@ class Fleet:
         return [*self._connecting, *self._running]
 
     def connect_all(self, contacts: list[Any]) -> None:
-        """Wait until every worker is connected, so that none begins long before the others.
+        """Have every worker connect; `ended` is told when one has.
 
         Args:
             contacts: how a worker reaches the servers.
@@ -81,16 +80,26 @@ class Fleet:
         self._contacts = contacts
         for worker in self._actors:
             self._connect(worker)
-        while self._connecting:
-            done, _ = ray.wait(list(self._connecting), timeout=1.0)
-            for reference in done:
-                self.ended(reference)
-            self.check()
 
-    def set_to_work(self) -> None:
-        """Those who are connected begin."""
-        for worker, actor in self._actors.items():
-            self._running[actor.run.remote()] = worker
+    def enough(self) -> bool:
+        """Whether to begin: with all, so that none begins long before the others.
+
+        Or with those who are there, if the others have not come for some time.
+        """
+        first = min(self._ready.values(), default=None)
+        waited = 0.0 if first is None else monotonic() - first
+        return first is not None and (not self._connecting or waited > _SECONDS_FOR_ALL)
+
+    def set_to_work(self) -> str | None:
+        """Those who are connected begin; returns what there is to say of the others."""
+        self.begun = True
+        there, every = len(self._ready), len(self._actors)
+        for worker in self._ready:
+            self._run(worker)
+        self._ready.clear()
+        if there == every:
+            return None
+        return f"{there} of {every} workers are there; the others join as soon as there is room"
 
     def ended(self, reference: Any) -> None:
         """A call has ended: a worker is connected, has no more work, or has died.
@@ -100,8 +109,9 @@ class Fleet:
             RuntimeFailure: workers die again and again.
             DistsgdError: what a worker says cannot be mended by another.
         """
-        was_running = reference in self._running
-        worker = (self._running if was_running else self._connecting).pop(reference)
+        calls = self._running if reference in self._running else self._connecting
+        if (worker := calls.pop(reference, None)) is None:
+            return  # of a worker that has been sent away in the meantime
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
@@ -114,24 +124,39 @@ class Fleet:
         except ray.exceptions.RayActorError as error:
             self._replace(worker, error)
         else:
-            if not was_running:
-                again = worker in self.names
+            if calls is self._connecting:
                 self.names[worker] = result
-                if again:
-                    self._running[self._actors[worker].run.remote()] = worker
+                if self.begun:
+                    self._run(worker)
+                else:
+                    self._ready[worker] = monotonic()
+
+    def hung(self, worker: int) -> str | None:
+        """A worker has not answered for so long that another takes its place.
+
+        Returns:
+            what there is to say, unless that has been done already.
+        """
+        if worker not in self._running.values():
+            return None
+        self._replace(worker, RuntimeFailure("a worker does not answer"))
+        return f"worker {worker} does not answer; another takes its place"
 
     def resize(self, workers: int) -> str | None:
-        """Add workers, or take the last ones away; returns what there is to say, if anything."""
+        """Add workers, or take some away: those who have not come, else the last ones.
+
+        Returns:
+            what there is to say, if anything.
+        """
         before = len(self._actors)
-        for worker in range(before, workers):
+        for _ in range(before, workers):
+            worker = next(number for number in count() if number not in self._actors)
             self._actors[worker] = self._make(worker)
-            self.names.setdefault(worker, "")
             self._connect(worker)
-        for worker in range(workers, before):
-            for calls in (self._connecting, self._running):
-                for reference in [call for call, number in calls.items() if number == worker]:
-                    del calls[reference]
-            ray.kill(self._actors.pop(worker))
+        coming = set(self._connecting.values())
+        last = sorted(self._actors, key=lambda worker: (worker in coming, worker), reverse=True)
+        for worker in last[: max(0, before - workers)]:
+            self._end(worker)
             self.names.pop(worker, None)
             self._lost(worker)
         return None if workers == before else f"{workers} workers from here on"
@@ -146,17 +171,17 @@ class Fleet:
         Raises:
             RuntimeFailure: nobody has for too long.
         """
-        if self._running or not self._connecting:
+        if self._running or self._ready or not self._connecting:
             self._alone_since, self._said = None, False
             return None
         self._alone_since = self._alone_since or monotonic()
         alone = monotonic() - self._alone_since
         if alone > self._patience:
-            raise RuntimeFailure(f"no worker has come for {self._patience:.0f} s", HINT)
-        if self._said or alone < _SECONDS_UNSAID:
+            raise RuntimeFailure(f"no worker has come for {self._patience:g} s", HINT)
+        if self._said or alone < min(_SECONDS_UNSAID, self._patience / 2):
             return None
         self._said = True
-        return f"no worker is there; waiting up to {self._patience:.0f} s for one"
+        return f"no worker is there; waiting up to {self._patience:g} s for one"
 
     def kill(self) -> None:
         """End every actor."""
@@ -165,7 +190,23 @@ class Fleet:
 
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
+        self._places[worker] = actor.__ray_call__.remote(whereabouts)
         self._connecting[actor.connect.remote(self._contacts, self._channel)] = worker
+
+    def _run(self, worker: int) -> None:
+        self._running[self._actors[worker].run.remote()] = worker
+
+    def _end(self, worker: int) -> None:
+        """End a worker, also one that is stopped: its CPU is for another."""
+        for calls in (self._connecting, self._running):
+            for reference in [call for call, number in calls.items() if number == worker]:
+                del calls[reference]
+        self._ready.pop(worker, None)
+        place = self._places.pop(worker, None)
+        if place is not None and ray.wait([place], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # it never was anywhere
+                end_process(ray.get(place))
+        ray.kill(self._actors.pop(worker))
 
     def _replace(self, worker: int, error: Exception) -> None:
         self._lost(worker)
@@ -173,15 +214,10 @@ class Fleet:
         if self._failures > _MOST_FAILURES * len(self._actors):
             problem = str(error).strip().splitlines()[-1]
             raise RuntimeFailure(f"workers die again and again: {problem}", HINT) from error
-        self.names.setdefault(worker, "")
-        ray.kill(self._actors[worker])
+        self._end(worker)
         self._actors[worker] = self._make(worker)
         self._connect(worker)
 
     def _check_servers(self) -> None:
         """Raises `ServerLost` unless all of them answer."""
-        for server, *_ in self._contacts:
-            try:
-                ray.get(server.address.remote())
-            except ray.exceptions.RayActorError as error:
-                raise server_lost(error) from error
+        answer_of([server.address.remote() for server, *_ in self._contacts])

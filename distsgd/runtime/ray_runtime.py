@@ -6,28 +6,39 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import ray
 
-from distsgd.errors import ChannelClosed, RuntimeFailure, ServerLost
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Saved, Updated
+from distsgd.errors import RuntimeFailure, ServerLost
+from distsgd.runtime.events import (
+    Connected,
+    Ended,
+    EpochEnded,
+    Event,
+    Hung,
+    Notice,
+    Saved,
+    Updated,
+)
 from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.ray_fleet import HINT, Fleet, cause_of, server_lost
+from distsgd.runtime.ray_answers import HINT, answer_of, what_to_tell
+from distsgd.runtime.ray_fleet import WAIT_SECONDS, Fleet
 from distsgd.runtime.ray_havoc import Havoc
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import check_ray, ray_session
+from distsgd.runtime.statistics import Statistics
 from distsgd.runtime.trace import Track
 
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
 _HAVOC_SECONDS = 0.02  # as long as strikes wait for updates to be told of
+_SECONDS_UNSAID = 5.0
 _TRACK_SECONDS = 30.0
 _SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
-PATIENCE = 120.0
-"""Seconds to wait for a worker when there is none."""
 
 
 def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
@@ -53,11 +64,12 @@ def train_on_ray(
     should_stop: Callable[[], bool],
     channel: str = "auto",
     wanted: Callable[[], int | None] = lambda: None,
+    patience: float = WAIT_SECONDS,
     havoc: Havoc | None = None,
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
-    A worker that dies is replaced, and its slots go to the others at once.
+    A worker that dies or hangs is replaced, and its slots go to the others at once.
 
     Args:
         job: what to train.
@@ -68,6 +80,7 @@ def train_on_ray(
             of "shm", "tcp", "ray".
         wanted: asked several times a second for how many workers there are to be, if that has
             changed.
+        patience: seconds to wait when no worker is there, or no server can be placed.
         havoc: kills and stops processes on purpose.
 
     Raises:
@@ -76,11 +89,11 @@ def train_on_ray(
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
     with ray_session(cpus=workers + job.servers):
-        driver = _Driver(job, start, workers, channel, havoc)
+        driver = _Driver(job, start, workers, channel, patience, havoc)
         try:
             yield from driver.events(should_stop, wanted)
         except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
-            raise _cause(error) from error
+            raise what_to_tell(error) from error
         finally:
             driver.kill()
 
@@ -89,16 +102,14 @@ class _Driver:
     """Supervises the actors of one training: follows events, notices deaths."""
 
     def __init__(
-        self, job: Job, start: Snapshot, workers: int, channel: str, havoc: Havoc | None
-    ) -> None:
+        self, job: Job, start: Snapshot, workers: int, channel: str, patience: float,
+        havoc: Havoc | None,
+    ) -> None:  # fmt: skip
         self._job, self._start, self._workers = job, start, workers
-        self._channel, self._havoc = channel, havoc
-        self._servers = _start_servers(job, start, workers)
-        self._server, *self._followers = self._servers
-        for number, server in enumerate(self._servers):
-            self._born(f"server {number}", server)
+        self._channel, self._patience, self._havoc = channel, patience, havoc
+        self._servers: list[Any] = []
         self._fleet: Fleet | None = None
-        self._following: dict[Any, int] = {}
+        self._following: set[Any] = set()
 
     def _born(self, name: str, actor: Any) -> None:
         if self._havoc is not None:
@@ -108,17 +119,19 @@ class _Driver:
         """End all actors."""
         if self._havoc is not None:
             self._havoc.calm()
-        if self._fleet is not None:
-            self._fleet.kill()
-        for actor in self._servers:
-            ray.kill(actor)
+        with suppress(ray.exceptions.RayError):
+            if self._fleet is not None:
+                self._fleet.kill()
+            for actor in self._servers:
+                ray.kill(actor)
 
     def _make_worker(self, number: int, again: set[int]) -> Any:
         """Who replaces another has nothing left over."""
         start = replace(self._start, left_over={}) if number in again else self._start
         again.add(number)
-        # A Ray of our own has room for the first workers alone.
-        room = number < self._workers or ray.available_resources().get("CPU", 0) >= 1
+        # A Ray of our own has room for the first workers alone; more share their CPUs.
+        every = ray.cluster_resources().get("CPU", 0)
+        room = number < self._workers or number + self._job.servers < every
         actor = (
             ray.remote(WorkerProcess).options(num_cpus=int(room))
             .remote(self._job, start, number, self._workers)
@@ -127,47 +140,61 @@ class _Driver:
         actor.open.remote()  # what goes wrong, `connect` says
         return actor
 
-    def _begin(self) -> Fleet:
-        """Open the data everywhere, connect everyone, and set the workers to work."""
+    def _begin(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Start everyone, and have the workers connect; a stop before that is the end."""
+        self._servers = _start_servers(self._job, self._start, self._workers)
+        for number, server in enumerate(self._servers):
+            self._born(f"server {number}", server)
         make = partial(self._make_worker, again=set())
-        waiting = [server.address.remote() for server in self._servers]
-        self._fleet = fleet = Fleet(
-            make, self._channel, self._server.lost.remote, self._workers, PATIENCE
-        )
-        found = _get(waiting)
+        lost = self._servers[0].lost.remote
+        addresses = [server.address.remote() for server in self._servers]
+        fleet = Fleet(make, self._channel, lost, self._workers, self._patience)
+        self._fleet = fleet
+        began, said = monotonic(), False
+        while len(ray.wait(addresses, num_returns=len(addresses), timeout=_POLL_SECONDS)[1]):
+            check_ray()
+            waited = monotonic() - began
+            if should_stop():
+                yield Ended(self._start, 0.0, 0, False, Statistics())
+                return
+            if waited > self._patience:
+                raise RuntimeFailure(f"no server could be placed for {self._patience:g} s", HINT)
+            if not said and waited > min(_SECONDS_UNSAID, self._patience / 2):
+                said = True
+                yield Notice(f"no room for a server; waiting up to {self._patience:g} s for it")
+        found = answer_of(addresses)
         contacts = [(server, *at) for server, at in zip(self._servers, found, strict=True)]
         fleet.connect_all(contacts)
-        for number, follower in enumerate(self._followers, 1):
-            self._following[follower.follow.remote(contacts[0], self._channel)] = number
-        fleet.set_to_work()
-        return fleet
+        self._following = {
+            follower.follow.remote(contacts[0], self._channel) for follower in self._servers[1:]
+        }
 
     def events(
         self, should_stop: Callable[[], bool], wanted: Callable[[], int | None]
     ) -> Iterator[Event]:
-        stopping = False
-        fleet = self._begin()
-        yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
+        for event in self._begin(should_stop):
+            yield event
+            if isinstance(event, Ended):
+                return
+        assert self._fleet is not None
+        server, fleet, stopping = self._servers[0], self._fleet, False
         poll = _POLL_SECONDS if self._havoc is None else _HAVOC_SECONDS
-        waiting = self._server.events.remote(poll)
+        waiting = server.events.remote(poll)
         while True:
             if should_stop() and not stopping:
                 stopping = True
-                self._server.stop.remote()
+                server.stop.remote()
             check_ray()
             every = [waiting, *self._following, *fleet.pending]
             done, _ = ray.wait(every, timeout=_POLL_SECONDS)
             for reference in done:
                 if reference in self._following:
-                    _get(reference)
+                    answer_of(reference)
                 elif reference != waiting:
                     fleet.ended(reference)
-            if (workers := wanted()) is not None and (said := fleet.resize(workers)):
-                yield Notice(said)
-            if (said := fleet.check()) is not None:
-                yield Notice(said)
+            yield from self._tended(fleet, wanted())
             if waiting in done:
-                events = self._taken(_get(waiting))
+                events = self._taken(answer_of(waiting))
                 versions = [event.update.version for event in events if isinstance(event, Updated)]
                 if versions:
                     fleet.progressed()
@@ -176,18 +203,34 @@ class _Driver:
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
-                waiting = self._server.events.remote(poll)
+                waiting = server.events.remote(poll)
+
+    def _tended(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
+        """See to the workers, now and then; events of what there is to say."""
+        if not fleet.begun and fleet.enough():
+            said = fleet.set_to_work()
+            yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
+            if said is not None:
+                yield Notice(said)
+        if wanted is not None and (said := fleet.resize(wanted)):
+            yield Notice(said)
+        if (said := fleet.check()) is not None:
+            yield Notice(said)
 
     def _taken(self, events: list[Event]) -> list[Event]:
         """The events with what the coordinator alone does not know."""
-        events = [self._whole(event) for event in events]
+        assert self._fleet is not None
+        hung = [worker for event in events if isinstance(event, Hung) for worker in event.workers]
+        said = [self._fleet.hung(worker) for worker in hung]
+        events = [self._whole(event) for event in events if not isinstance(event, Hung)]
+        events = [*(Notice(text) for text in said if text), *events]
         if self._job.trace and events and isinstance(events[-1], Ended):
             events[-1] = replace(events[-1], tracks=self._tracks())
         return events
 
     def _whole(self, event: Event) -> Event:
         """The event with the whole of W, where a snapshot has the coordinator's range alone."""
-        if not (self._followers and isinstance(event, EpochEnded | Saved | Ended)):
+        if not (len(self._servers) > 1 and isinstance(event, EpochEnded | Saved | Ended)):
             return event
         own = event.snapshot
         found = self._parts(own.version, own.floor)
@@ -208,7 +251,8 @@ class _Driver:
 
     def _parts(self, version: int, floor: int) -> list[Any]:
         """What the followers have kept of a version."""
-        found: list[Any] = _get([each.snapshot.remote(version, floor) for each in self._followers])
+        followers = self._servers[1:]
+        found: list[Any] = answer_of([one.snapshot.remote(version, floor) for one in followers])
         return found
 
     def _tracks(self) -> tuple[Track, ...]:
@@ -221,29 +265,3 @@ class _Driver:
             except (ray.exceptions.RayError, TimeoutError):
                 continue
         return tuple(found)
-
-
-def _get(references: Any) -> Any:
-    """What servers answer."""
-    try:
-        while True:
-            check_ray()
-            with suppress(ray.exceptions.GetTimeoutError):
-                return ray.get(references, timeout=_POLL_SECONDS)
-    except ray.exceptions.RayTaskError as error:
-        raise cause_of(error) from error
-    except ray.exceptions.RayActorError as error:
-        raise server_lost(error) from error
-
-
-def _cause(error: Exception) -> Exception:
-    """What to tell: when Ray itself has died, everything else is a consequence."""
-    try:
-        check_ray()
-    except RuntimeFailure as found:
-        return found
-    if isinstance(error, ChannelClosed):
-        return ServerLost(f"a parameter server can no longer be reached: {error.problem}", HINT)
-    if isinstance(error, RuntimeFailure | ServerLost):
-        return error
-    return RuntimeFailure(f"Ray can no longer be reached: {error}".rstrip("."), HINT)

@@ -166,7 +166,20 @@ def ray_session(cpus: int) -> Iterator[None]:
             _start(cpus, folder)
             yield
         finally:
-            ray.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """End our Ray, and the client of it that Ray itself keeps until this process exits.
+
+    Such a client ends the process when what it is a client of has been gone for some seconds.
+    """
+    import ray
+
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    ray.shutdown()
+    if getattr(node, "_gcs_client", None) is not None:
+        node._gcs_client = None
 
 
 def check_ray() -> None:

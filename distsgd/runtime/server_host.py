@@ -13,7 +13,7 @@ from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
 from distsgd.runtime.decision_log import DecisionLog
-from distsgd.runtime.events import Ended, EpochEnded, Event, Recorder, Saved, Stopwatch
+from distsgd.runtime.events import Ended, EpochEnded, Event, Hung, Recorder, Saved, Stopwatch
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.lease_times import LeaseTimes
@@ -57,7 +57,7 @@ class ServerHost:
         self._log = DecisionLog(self._followers)
         self._remembers = job.compress != "none" and job.error_feedback
         self._gone: set[int] = set()
-        self._times = LeaseTimes()
+        self._times = LeaseTimes(job.hang_seconds)
         self.trace = Trace(job.trace)
         self._over = False
         self._failure: Exception | None = None
@@ -138,9 +138,12 @@ class ServerHost:
             )
             if self._failure is not None:
                 raise self._failure
-            for worker in self._times.overdue(perf_counter()):
+            now = perf_counter()
+            for worker in self._times.overdue(now):
                 self._carry_out(self._server.overdue(worker))
             self._record()
+            if hung := self._times.hung(now):
+                self._emit(Hung(tuple(hung)))
             return self._events.take(perf_counter())
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
@@ -153,6 +156,7 @@ class ServerHost:
         """A worker has gone; its slots go to the others."""
         with self._lock:
             self._gone.add(worker)
+            self._outbox.gone(worker)
             self._times.lost(worker)
             self._events.lost(worker)
             self._carry_out(self._server.lost(worker))

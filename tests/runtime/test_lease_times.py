@@ -44,3 +44,31 @@ def test_who_has_answered_or_is_lost_is_not_overdue() -> None:
     times.answered(1, 100.1)
     times.lost(2)
     assert times.overdue(1e6) == []
+
+
+def test_who_is_far_beyond_hangs_and_the_next_is_given_twice_the_time() -> None:
+    times = measured(0.01)
+    assert times.hang_bound(4) == 10.0 and round(times.hang_bound(10), 6) == 20.0
+    times.granted(1, Lease(1, 0, 4, 1), 100.0)
+    assert times.overdue(104.0) == [1] and times.hung(109.0) == []
+    assert times.hung(110.1) == [1] and times.hung(114.0) == []
+    times.granted(1, Lease(1, 0, 4, 1), 115.0)
+    for now in (118.0, 122.0, 126.0, 130.0, 134.9):
+        assert times.hung(now) == []
+    assert times.hung(135.1) == [1]
+
+
+def test_a_sole_worker_may_hang_before_anything_is_known() -> None:
+    times = LeaseTimes(hang_seconds=3.0)
+    times.granted(0, Lease(0, 0, 2, 0), 1.0)
+    assert times.hung(3.9) == [] and times.hung(4.1) == [0]
+
+
+def test_who_stood_still_itself_blames_nobody() -> None:
+    """As after Ctrl-Z, when all processes of a training were stopped."""
+    times = measured(0.01)
+    times.granted(1, Lease(1, 0, 4, 1), 100.0)
+    assert times.overdue(100.5) == times.hung(100.5) == []
+    assert times.overdue(1000.0) == times.hung(1000.0) == []
+    assert times.overdue(1000.6) == [1] and times.hung(1004.0) == []
+    assert times.hung(1008.0) == [] and times.hung(1009.8) == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.errors import DatasetError, RuntimeFailure, ServerLost
 from distsgd.run.config import TrainConfig
 from distsgd.runtime import ray_runtime
-from distsgd.runtime.events import Ended, Event, Progress, Updated
+from distsgd.runtime.events import Ended, Event, Notice, Progress, Updated
 from distsgd.runtime.inline import train_inline
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_fleet import Fleet
@@ -133,6 +134,63 @@ def test_workers_come_and_go(sample: Dataset, shared_ray: None) -> None:
     assert np.array_equal(event.snapshot.weights, undisturbed.snapshot.weights)
     assert told == [3, 2]
     assert set().union(*answers) >= {0, 1}
+
+
+def test_a_sole_worker_that_hangs_is_replaced_and_ended(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample, epochs=60)
+    job = replace(job, hang_seconds=1.5)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 1, never)
+    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    os.kill(ids.workers[0], signal.SIGSTOP)
+    rest = list(events)
+    assert any("worker 0 does not answer" in event.text for event in rest_notices(rest))
+    with pytest.raises(ProcessLookupError):
+        os.kill(ids.workers[0], 0)
+    same_as_undisturbed(job, start, rest[-1])
+
+
+def test_so_are_all_of_them(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample, epochs=60)
+    job = replace(job, hang_seconds=1.5)
+    ids = ProcessIds(monkeypatch)
+    events = ray_runtime.train_on_ray(job, start, 2, never, "tcp")
+    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    for pid in ids.workers:
+        os.kill(pid, signal.SIGSTOP)
+    same_as_undisturbed(job, start, last(events))
+
+
+def test_a_worker_killed_before_all_are_connected_is_replaced(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = a_job(sample)
+    connect_all, killed = Fleet.connect_all, list[int]()
+
+    def killing(fleet: Fleet, contacts: list[Any]) -> None:
+        killed.append(process_id(fleet.actors[1]))
+        os.kill(killed[0], signal.SIGKILL)
+        connect_all(fleet, contacts)
+
+    monkeypatch.setattr(Fleet, "connect_all", killing)
+    ids = ProcessIds(monkeypatch)
+    same_as_undisturbed(job, start, last(ray_runtime.train_on_ray(job, start, 3, never)))
+    assert len(ids.workers) == 3 and killed[0] not in ids.workers
+
+
+def rest_notices(events: list[Event]) -> list[Notice]:
+    return [event for event in events if isinstance(event, Notice)]
+
+
+def same_as_undisturbed(job: Job, start: Snapshot, ended: Event) -> None:
+    undisturbed = last(train_inline(job, start, never))
+    assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
+    assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
+    assert ended.examples_seen == undisturbed.examples_seen
 
 
 def test_workers_that_die_again_and_again_are_given_up(

@@ -16,7 +16,7 @@ import pytest
 from support import Run
 
 from distsgd.errors import ChannelClosed
-from distsgd.runtime.ray_runtime import _cause
+from distsgd.runtime.ray_answers import what_to_tell
 from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
 from distsgd.runtime.session_guard import LOCK, clear_session, processes_of
 
@@ -128,6 +128,6 @@ def test_ray_starts_under_a_temporary_folder_with_a_long_name(
 
 
 def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
-    found = str(_cause(ChannelClosed("the peer of a channel has gone")))
+    found = str(what_to_tell(ChannelClosed("the peer of a channel has gone")))
     assert found.startswith("a parameter server can no longer be reached: the peer")
     assert "distsgd resume" in found

@@ -1,0 +1,102 @@
+"""A training that is steered by what its journal says, and compared with one in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.api import train
+from distsgd.api.audit import audit
+from distsgd.api.reporter import Reporter
+from distsgd.run.checkpoint import read_checkpoint
+from distsgd.runtime.events import Progress
+
+UPDATES_OF_AN_EPOCH = 6
+TAIL_BYTES = 4096
+SLOW: dict[str, Any] = {
+    "dataset": "sample", "schedule": "constant", "slot_size": 2, "dtype": "float64",
+    "log_every": 1, "keep_checkpoints": 3,
+}  # fmt: skip
+
+Condition = Callable[["Steered"], bool]
+
+
+class Steered(Reporter):
+    """Does one thing after the other, each when its condition holds; then Ctrl-C.
+
+    Args:
+        run: the run folder.
+        steps: conditions, and what to do. All in one thread that stays, as a process that Ray
+            starts is ended with the thread that has started it.
+    """
+
+    def __init__(self, run: Path, *steps: tuple[Condition, Callable[[], object]]) -> None:
+        self.run, self._steps = run, list(steps)
+        self.updates, self.since = 0, 0
+        self.notices = list[str]()
+        self._hand = ThreadPoolExecutor(1)
+        self._done = list[Future[object]]()
+
+    def progress(self, progress: Progress) -> None:
+        self.updates = progress.step
+        self._turn()
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+        self._turn()
+
+    def _turn(self) -> None:
+        for future in self._done:
+            if future.done():
+                future.result()  # what went wrong there ends the training
+        if self._steps and self._steps[0][0](self):
+            self.since = self.updates
+            _, action = self._steps.pop(0)
+            self._done.append(self._hand.submit(action))
+
+    def crew(self) -> int:
+        """How many workers had a part in one of the last updates."""
+        with (self.run / "journal.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()[1:]
+        for line in reversed(lines):
+            with suppress(ValueError, KeyError):  # the last may not be whole
+                return len({worker for worker, *_ in json.loads(line)["c"]})
+        return 0
+
+
+def crew_of(number: int) -> Condition:
+    return lambda steered: steered.updates > steered.since + 5 and steered.crew() == number
+
+
+def updates(number: int) -> Condition:
+    return lambda steered: steered.updates >= steered.since + number
+
+
+def said(text: str, times: int = 1) -> Condition:
+    return lambda steered: sum(text in notice for notice in steered.notices) >= times
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def check_bits(run: Path) -> None:
+    """What there is of a run that was cut short is what one process would have computed."""
+    found = audit(run)
+    epochs = found.updates // UPDATES_OF_AN_EPOCH
+    assert found.epochs == epochs > 0, "each example of each epoch, exactly once"
+    name = f"step-{epochs * UPDATES_OF_AN_EPOCH:09d}.npz"
+    train(**SLOW, workers=0, epochs=epochs, run_dir=run.parent / "peace")
+    ours, peace = (
+        read_checkpoint(folder / "checkpoints" / name) for folder in (run, run.parent / "peace")
+    )
+    assert np.array_equal(ours.weights, peace.weights)

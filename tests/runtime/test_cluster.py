@@ -1,0 +1,45 @@
+"""Nodes that join a cluster and leave it, and too few of them; and a fleet that is resized."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from steered import SLOW, Steered, check_bits, crew_of, stop, updates
+
+from distsgd.api import train
+from distsgd.api.training import scale
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("scenario", ["follow", "too_few", "come_and_go", "give_up", "no_server"])
+def test_on_a_cluster(scenario: str, tmp_path: Path) -> None:
+    """See `cluster_runs.py`."""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as folder:
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("cluster_runs.py"), scenario,
+             tmp_path / "run"],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+                 "RAY_TMPDIR": folder, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_from_1_worker_to_4_to_2(tmp_path: Path, shared_ray: None) -> None:
+    run = tmp_path / "run"
+    steered = Steered(
+        run,
+        (updates(10), lambda: scale(run, 4)),
+        (crew_of(4), lambda: scale(run, 2)),
+        (crew_of(2), stop),
+    )
+    train(**SLOW, workers=1, epochs=100_000, run_dir=run, reporter=steered)
+    assert [text.split()[0] for text in steered.notices] == ["4", "2"]
+    check_bits(run)
