@@ -48,6 +48,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         compress=config.compress,
         servers=config.servers,
         error_feedback=config.error_feedback,
+        verify=config.verify,
         cache=choose_cache(
             config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
         ),

@@ -62,6 +62,10 @@ class TrainResult:
         wall_seconds: from the call to the result.
         examples_per_second: examples_seen / train_seconds.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
+        verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
+            how many let pass, the largest difference of a gradient and the largest tolerance
+            (both relative to its largest value), which part of a tolerance was used at most, and
+            what was not compared; None if it is off.
     """
 
     run_dir: str
@@ -92,3 +96,4 @@ class TrainResult:
     wall_seconds: float
     examples_per_second: float
     weights_sha256: str
+    verified: dict[str, object] | None = None

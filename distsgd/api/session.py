@@ -14,12 +14,22 @@ from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost
+from distsgd.api.verifier import Verifier
+from distsgd.errors import DistsgdError, DivergedError, RunError, ServerLost, VerificationError
 from distsgd.run.checkpoint import Model, weights_sha256
 from distsgd.run.journal import JournalWriter
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
-from distsgd.runtime.events import Connected, Ended, EpochEnded, Event, Notice, Progress, Updated
+from distsgd.runtime.events import (
+    Connected,
+    Ended,
+    EpochEnded,
+    Event,
+    Notice,
+    Progress,
+    Updated,
+    Witnessed,
+)
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["Session"]
@@ -53,6 +63,7 @@ class Session:
         self._job = replace(make_job(task.config, task.dataset), trace=task.trace is not None)
         self._keeper = Keeper(task, self._job, journal, reporter)
         self._background = Background()
+        self._verifier = Verifier(task.config, task.dataset, self._job)
         self._channel = "inline"
         self._wanted = WantedWorkers(task.run)
         self._seconds, self._seen_before = 0.0, _examples(start)
@@ -106,6 +117,7 @@ class Session:
                     raise
                 version = start.version
                 start = self._keeper.recovered()
+                self._verifier.went_back()
                 self._reporter.notice(f"{error.problem}; going on after update {start.version}")
             finally:
                 events.close()  # type: ignore[attr-defined]
@@ -137,6 +149,8 @@ class Session:
                 self._reporter.notice(event.text)
             elif isinstance(event, Updated):
                 self._keeper.updated(event.update)
+            elif isinstance(event, Witnessed):
+                self._witnessed(event)
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -152,6 +166,16 @@ class Session:
                     )
                 )  # fmt: skip
         raise RunError("training ended without a last word", "This is a fault; please report it")
+
+    def _witnessed(self, event: Witnessed) -> None:
+        """Recompute an update; if that does not hold, W of before it is kept."""
+        try:
+            self._background.run(lambda: self._verifier.check(event))
+        except VerificationError:
+            evidence = event.evidence
+            before = Snapshot(evidence.update.version - 1, evidence.before, evidence.state)
+            self._keeper.try_to_save(before)
+            raise
 
     def _progress(self, event: Progress) -> None:
         self._keeper.progress(event)
@@ -215,6 +239,7 @@ class Session:
             wall_seconds=time.perf_counter() - began,
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
+            verified=self._verifier.summary() if config.verify else None,
         )
 
 

@@ -140,6 +140,7 @@ class SplitServer:
         self._coordinator, self._followers, self._ranges = coordinator, followers, ranges
         self.joined, self.pull = coordinator.joined, coordinator.pull
         self.lost, self.stop = coordinator.lost, coordinator.stop
+        self.witness = coordinator.witness
 
     @property
     def version(self) -> int:

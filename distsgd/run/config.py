@@ -81,6 +81,7 @@ class TrainConfig:
         cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
         cache_budget: MiB of each process for them; with less, rows come from the shards.
         keep_checkpoints: how many of the newest to keep, with the first and the best; 0 for all.
+        verify: share of the updates that are recomputed independently while training goes on.
     """
 
     dataset: str = "cifar10"
@@ -115,6 +116,7 @@ class TrainConfig:
     cache: str = "auto"
     cache_budget: int = 1024
     keep_checkpoints: int = 0
+    verify: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -132,6 +134,7 @@ class TrainConfig:
         for name in ("learning_rate", "step_factor", "pixel_scale", "step_epochs"):
             if not getattr(self, name) > 0:
                 _refuse(name, getattr(self, name), "a number above 0")
+        self._check_verify()
         if not self.momentum < 1:
             _refuse("momentum", self.momentum, "a number from 0 to below 1")
 
@@ -187,6 +190,15 @@ class TrainConfig:
         except ValueError:
             _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
 
+    def _check_verify(self) -> None:
+        if not 0 <= self.verify <= 1:
+            _refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
+        if self.verify and self.servers > 1:
+            raise UsageError(
+                f"--verify does not go with --servers {self.servers}: no server has the whole of W",
+                "Give --servers 1; the weights are the same",
+            )
+
     def policy(self) -> Policy:
         """The consistency policy."""
         return make_policy(
@@ -231,7 +243,7 @@ _LEAST: dict[str, tuple[float, str]] = {
 _FLAGS = {
     "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
-    "compress", "servers",
+    "compress", "servers", "verify",
 }  # fmt: skip
 
 

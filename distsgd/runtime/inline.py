@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from distsgd.core.messages import Decision, Dismiss, Grant
-from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch
+from distsgd.runtime.events import Ended, Event, Recorder, Stopwatch, Witnessed
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.trace import Track
 from distsgd.runtime.worker import Worker
@@ -56,5 +56,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                     yield replace(event, tracks=tracks())
                     return
                 yield event
+                if isinstance(event, Witnessed) and server.witness is not None:
+                    server.witness.delivered(1)
                 watch.run()
         decisions = following

@@ -21,6 +21,7 @@ from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
+from distsgd.core.witness import Witness
 
 __all__ = ["Job", "Snapshot", "snapshot"]
 
@@ -67,6 +68,7 @@ class Job:
         servers: how many servers W is split over.
         trace: whether everyone keeps a timeline.
         cache: where rows come from: "float32" or "uint8" memory, or the mapped "shards".
+        verify: share of the updates that are recomputed independently.
     """
 
     folder: str
@@ -86,6 +88,7 @@ class Job:
     servers: int = 1
     trace: bool = False
     cache: str = "shards"
+    verify: float = 0.0
 
     @property
     def features(self) -> int:
@@ -179,6 +182,7 @@ class Job:
             policy=self.policy,
             version=start.version,
             position=start.position,
+            witness=Witness(self.plan.seed, self.verify) if self.verify else None,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:
