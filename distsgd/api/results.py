@@ -87,6 +87,10 @@ class TrainResult:
         examples_per_second: examples_seen / train_seconds.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
         chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
+        verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
+            how many let pass, the largest difference of a gradient and the largest tolerance
+            (both relative to its largest value), which part of a tolerance was used at most, and
+            what was not compared; None if it is off.
     """
 
     run_dir: str
@@ -122,3 +126,5 @@ class TrainResult:
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
             object.__setattr__(self, "chaos", ChaosReport(**self.chaos))
+
+    verified: dict[str, object] | None = None

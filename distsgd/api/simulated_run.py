@@ -43,7 +43,7 @@ class SimulatedRun:
                 f"{len(dataset.train)}",
                 f"Give a number from 1 to {len(dataset.train)}",
             )
-        job = self._job = make_job(self._config, dataset)
+        job = self._job = make_job(replace(self._config, verify=0.0), dataset)
         weights = initial_weights(
             config.seed, job.classes, job.features, config.init_scale, job.dtype
         )

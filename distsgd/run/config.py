@@ -89,6 +89,7 @@ class TrainConfig:
             kept until there are two newer ones to go on from; 0 for none.
         journal: "keep" all of it, or "bounded": drop what comes before the older of the two
             newest checkpoints to go on from.
+        verify: share of the updates that are recomputed independently while training goes on.
     """
 
     dataset: str = "cifar10"
@@ -128,6 +129,7 @@ class TrainConfig:
     keep_checkpoints: int = 0
     checkpoint_seconds: float = 30.0
     journal: str = "keep"
+    verify: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -145,6 +147,7 @@ class TrainConfig:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 _refuse(name, getattr(self, name), "a number above 0")
+        self._check_verify()
         if not self.momentum < 1:
             _refuse("momentum", self.momentum, "a number from 0 to below 1")
 
@@ -206,6 +209,15 @@ class TrainConfig:
                 "--set journal=keep, or --set error_feedback=false",
             )
 
+    def _check_verify(self) -> None:
+        if not 0 <= self.verify <= 1:
+            _refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
+        if self.verify and self.servers > 1:
+            raise UsageError(
+                f"--verify does not go with --servers {self.servers}: no server has the whole of W",
+                "Give --servers 1; the weights are the same",
+            )
+
     def policy(self) -> Policy:
         """The consistency policy."""
         return make_policy(
@@ -255,7 +267,7 @@ _POSITIVE = (
 _FLAGS = {
     "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
-    "compress", "servers",
+    "compress", "servers", "verify",
 }  # fmt: skip
 
 

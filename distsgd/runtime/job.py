@@ -22,6 +22,7 @@ from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
+from distsgd.core.witness import Witness
 from distsgd.data.verified import Found
 from distsgd.runtime.lease_times import HANG_SECONDS
 
@@ -81,6 +82,7 @@ class Job:
         chaos: faults that are to come, if any.
         tally: the file in which workers count what becomes of their pushes under chaos.
         hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
+        verify: share of the updates that are recomputed independently.
     """
 
     folder: str
@@ -105,6 +107,7 @@ class Job:
     chaos: Chaos | None = None
     tally: str = ""
     hang_seconds: float = HANG_SECONDS
+    verify: float = 0.0
 
     @property
     def features(self) -> int:
@@ -198,6 +201,7 @@ class Job:
             policy=self.policy,
             version=start.version,
             position=start.position,
+            witness=Witness(self.plan.seed, self.verify) if self.verify else None,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

@@ -107,6 +107,7 @@ FLAGS = {
     "--dataset", "--loss", "--workers", "--batch-size", "--epochs", "--seed", "--sampling",
     "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--scale-lr",
     "--compress", "--servers", "--channel", "--cache", "--run-dir", "--trace", "--chaos",
+    "--verify",
     "--config", "--set", "--json", "--help",
 }  # fmt: skip
 
