@@ -14,7 +14,8 @@ from PIL import Image
 
 from distsgd.api.scenario import fleet_from
 from distsgd.cli.simulate_commands import simulate
-from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig
+from distsgd.run.config import TrainConfig
+from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

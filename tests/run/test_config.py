@@ -9,8 +9,9 @@ import pytest
 from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
-from distsgd.run.config import LEARNING_RATES, REGULARIZATION, TrainConfig
+from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
+from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
 
 
 @pytest.mark.parametrize("loss", LOSSES)

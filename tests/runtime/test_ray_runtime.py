@@ -132,8 +132,7 @@ def test_workers_come_and_go(sample: Dataset, shared_ray: None) -> None:
     undisturbed = last(train_inline(job, start, never))
     assert isinstance(event, Ended) and isinstance(undisturbed, Ended)
     assert np.array_equal(event.snapshot.weights, undisturbed.snapshot.weights)
-    assert told == [3, 2]
-    assert set().union(*answers) >= {0, 1}
+    assert told == [3, 2]  # the second of them when two had a part in one update
 
 
 def test_a_sole_worker_that_hangs_is_replaced_and_ended(
