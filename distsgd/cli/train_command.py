@@ -28,8 +28,10 @@ def train(
         int | None, typer.Option(help="Parameter servers that W is split over. (default: 1)")
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Examples of a minibatch, shared by all workers. (default: 256)"),
+        str | None,
+        typer.Option(
+            help="Examples of a minibatch, shared by all workers, or full. (default: 256)"
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training set. (default: 10)")
