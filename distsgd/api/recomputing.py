@@ -67,7 +67,8 @@ class Recomputer:
     def __init__(self, config: TrainConfig, dataset: Dataset, job: Job) -> None:
         self._config, self._plan = config, job.plan
         self._classes, self._features = job.classes, job.features
-        self.unit = rounding(config.dtype)
+        # That of training, and that of the recomputation itself.
+        self.unit = rounding(config.dtype) + rounding("float64")
         self._rows = PlainRows(dataset.folder, dataset.manifest)
         sums = self._rows.pixel_sums
         self._mean = sums / job.plan.examples

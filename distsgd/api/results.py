@@ -122,9 +122,8 @@ class TrainResult:
     examples_per_second: float
     weights_sha256: str
     chaos: ChaosReport | None = None
+    verified: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
             object.__setattr__(self, "chaos", ChaosReport(**self.chaos))
-
-    verified: dict[str, object] | None = None

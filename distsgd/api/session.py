@@ -263,7 +263,7 @@ class Session:
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
             chaos=self._watch.report() if self._watch is not None else None,
-            verified=self._verifier.summary() if config.verify else None,
+            verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
         )
 
 

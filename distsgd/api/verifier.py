@@ -39,14 +39,12 @@ class Verifier:
         self._config, self._dataset, self._job = config, dataset, job
         self._recomputer: Recomputer | None = None
         self._last: tuple[int, Floats] | None = None
-        self._updates, self._skipped, self._skipped_before = 0, 0, 0
+        self._updates = 0
         self._difference, self._tolerance, self._used = 0.0, 0.0, 0.0
 
     def went_back(self) -> None:
         """A server was started anew; what it did last may be done again."""
         self._last = None
-        self._skipped_before += self._skipped
-        self._skipped = 0
 
     def check(self, event: Witnessed) -> None:
         """Compare one update.
@@ -56,7 +54,7 @@ class Verifier:
         """
         if self._recomputer is None:
             self._recomputer = Recomputer(self._config, self._dataset, self._job)
-        evidence, self._skipped = event.evidence, event.skipped
+        evidence = event.evidence
         total, parts = self._gradient(self._recomputer, evidence)
         with np.errstate(all="ignore"):
             self._chained(evidence)
@@ -68,13 +66,17 @@ class Verifier:
         self._last = evidence.update.version, evidence.after
         self._updates += 1
 
-    def summary(self) -> dict[str, object]:
-        """What was found; differences are relative to the largest value of a gradient."""
+    def summary(self, let_pass: int) -> dict[str, object]:
+        """What was found; differences are relative to the largest value of a gradient.
+
+        Args:
+            let_pass: sampled updates that found no room to wait for their recomputation.
+        """
         unchecked = "" if self._config.compress == "none" else "gradients before compression"
         return {
             "share": self._config.verify,
             "updates": self._updates,
-            "skipped": self._skipped_before + self._skipped,
+            "let_pass": let_pass,
             "largest_difference": self._difference,
             "tolerance": self._tolerance,
             "tolerance_used": self._used,
@@ -214,7 +216,7 @@ def _explained(off: Array, bound: Array, parts: Sequence[Part]) -> Part | None:
         angles.append(float(np.abs(errors @ column / (sizes * length)).max()))
     best = int(np.argmax(angles))
     alike = [number for number, angle in enumerate(angles) if angle > 0.99 * angles[best]]
-    return parts[best] if angles[best] > 0.999 and len(alike) == 1 or len(parts) == 1 else None
+    return parts[best] if (angles[best] > 0.999 and len(alike) == 1) or len(parts) == 1 else None
 
 
 def _differs(

@@ -222,8 +222,8 @@ def _verified(result: TrainResult) -> list[tuple[str, str]]:
     if (found := result.verified) is None:
         return []
     text = f"{found['updates']} updates"
-    if found["skipped"]:
-        text += f" ({found['skipped']} more sampled, but let pass, as too many waited)"
+    if found["let_pass"]:
+        text += f" ({found['let_pass']} more sampled, but let pass, as too many waited)"
     if found["not_compared"]:
         return [("verified", f"{text}; not compared: {found['not_compared']}")]
     off, most = found["largest_difference"], found["tolerance"]

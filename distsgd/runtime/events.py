@@ -123,11 +123,9 @@ class Witnessed:
 
     Attributes:
         evidence: what the server did.
-        skipped: sampled updates before it that were let pass.
     """
 
     evidence: Evidence
-    skipped: int
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ class Recorder:
         ends_epoch = decision.ends_epoch
         events: list[Event] = [Updated(decision)]
         if self._witness is not None and (found := self._witness.take(decision.version)):
-            events.append(Witnessed(found, self._witness.skipped))
+            events.append(Witnessed(found))
         if ends_epoch or decision.version % self._job.log_every == 0:
             events.append(self._progress(decision))
         if ends_epoch:
@@ -264,6 +262,8 @@ class Recorder:
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""
         finished = self._server.finished
+        if self._witness is not None:
+            self.statistics.let_pass = self._witness.skipped
         now = self._snapshot()
         seconds, seen = self._seconds(), self._examples_seen
         return Ended(now, seconds, seen, finished, self.statistics, diverged)
