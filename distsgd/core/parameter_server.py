@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 
-import numpy as np
-
-from distsgd.core.arrays import Floats
+from distsgd.core.arrays import Floats, finite
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.messages import (
@@ -269,14 +267,14 @@ class ParameterServer:
         """Apply what has arrived of a minibatch, and close it."""
         loss, correct, examples = minibatch.loss()
         gradient, step, updater = minibatch.gradient(), minibatch.step, self._updater
-        if not (math.isfinite(loss) and _finite(gradient)):
+        if not (math.isfinite(loss) and finite(gradient)):
             self._stopping = True
             return Diverged(step, loss / examples, updater.schedule.at(step))
         if self.witness is not None:
             self.witness.before(minibatch, gradient, updater)
         apply = updater.average if minibatch.shares else updater.apply
         rate = apply(gradient, examples, step)
-        if not _finite(updater.weights):
+        if not finite(updater.weights):
             self._stopping = True
             return Diverged(step, math.inf, rate)
         missing = minibatch.missing()
@@ -296,8 +294,3 @@ class ParameterServer:
         if self.witness is not None:
             self.witness.after(minibatch, applied, self.weights)
         return applied
-
-
-def _finite(vector: Floats) -> bool:
-    """Whether all is finite, and not so large that its squares are not."""
-    return math.isfinite(float(np.dot(vector, vector)))
