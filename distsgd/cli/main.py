@@ -14,6 +14,7 @@ from distsgd.cli import (
     journal_commands,
     model_commands,
     runs_commands,
+    search_commands,
     simulate_commands,
     study_commands,
     train_command,
@@ -61,6 +62,7 @@ simulate_commands.add_to(app)
 bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
+search_commands.add_to(app)
 app.add_typer(study_commands.app, name="study")
 
 

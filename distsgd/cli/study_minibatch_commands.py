@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_table, say
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from matplotlib.figure import Figure
+from distsgd.cli.study_options import (
+    DatasetFlag,
+    LossFlag,
+    PlotFlag,
+    SeedFlag,
+    WorkersFlag,
+    checked,
+    drawn,
+    numbers,
+)
 
 __all__ = ["add_to"]
-
-DatasetFlag = Annotated[str, typer.Option(help="cifar10, sample, or a dataset folder.")]
-LossFlag = Annotated[str, typer.Option(help="softmax or svm.")]
-PlotFlag = Annotated[Path | None, typer.Option(help="Draw a figure: a .png or .svg file.")]
-SeedFlag = Annotated[int, typer.Option(min=0, help="Fixes what is drawn.")]
-WorkersFlag = Annotated[int, typer.Option(min=0, help="Processes on Ray; 0: here, without Ray.")]
-
-
-def numbers(flag: str, text: str) -> list[int]:
-    """Whole numbers with commas between.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    from distsgd.errors import UsageError
-
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UsageError(f"{flag} cannot be {text}", "Give numbers, as 16,64,256") from None
-
-
-def checked(plot: Path | None) -> None:
-    """Refuse a figure that cannot be drawn before anything is computed."""
-    from distsgd.study.drawing import check_plot
-
-    if plot is not None:
-        check_plot(plot)
-
-
-def drawn(plot: Path | None, draw: Callable[[Any], Figure], found: Any) -> None:
-    """Draw what was found, if a figure was asked for."""
-    from distsgd.study.drawing import save_figure
-
-    if plot is not None:
-        save_figure(draw(found), plot)
-        say(f"the figure is {plot}")
 
 
 def descent(
