@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.api.measuring import measure_split
 from distsgd.core.losses import softmax_probabilities
-from distsgd.core.score import score
 from distsgd.data.dataset import Dataset
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
@@ -147,7 +146,8 @@ def predict(
     features = model.preprocessing.buffer(len(files), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
     with threadpool_limits(1):
-        scores = score(weights, features, np.empty((len(files), len(weights)), weights.dtype))
+        out = np.empty((len(files), len(model.classes)), weights.dtype)
+        scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))
     return [
         Prediction(

@@ -6,16 +6,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distsgd.core.compression import make_codec
 from distsgd.core.consistency import POLICIES, Policy, make_policy
 from distsgd.core.losses import LOSSES
+from distsgd.core.models import LINEAR, MOST_HIDDEN
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.core.plan import SAMPLINGS
 from distsgd.core.schedules import SCHEDULES
 from distsgd.errors import UsageError
-from distsgd.run.recipe import BASE_BATCH, LEARNING_RATES, REGULARIZATION
+from distsgd.run.recipe import BASE_BATCH, recipe_for
 
 __all__ = ["TrainConfig", "choices", "setting"]
 
@@ -26,6 +27,7 @@ class TrainConfig:
 
     Attributes:
         dataset: "cifar10", "sample", or the path of a dataset folder.
+        model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         loss: "softmax" or "svm".
         workers: worker processes; 0 trains in this process, without Ray.
         servers: parameter servers that W is split over, by contiguous ranges.
@@ -55,7 +57,8 @@ class TrainConfig:
         step_factor: what each of these drops multiplies by.
         channel: "auto", or force "shm" (shared memory within a node), "tcp" or "ray" (actor calls).
         slot_size: examples of a slot, the unit of work; part of what fixes the bits.
-        init_scale: standard deviation of the first W.
+        init_scale: standard deviation of the first W; with hidden units, what multiplies that of
+            He et al. 2015. None for the recipe.
         pixel_scale: what centred pixels are divided by.
         dtype: "float32" or "float64".
         log_every: steps between two records of the metrics.
@@ -69,6 +72,7 @@ class TrainConfig:
     """
 
     dataset: str = "cifar10"
+    model: str = LINEAR
     loss: str = "softmax"
     workers: int = 2
     servers: int = 1
@@ -96,7 +100,7 @@ class TrainConfig:
     step_factor: float = 0.1
     channel: str = "auto"
     slot_size: int = 64
-    init_scale: float = 1e-4
+    init_scale: float | None = None
     pixel_scale: float = 64.0
     dtype: str = "float32"
     log_every: int = 20
@@ -126,14 +130,17 @@ class TrainConfig:
             _refuse("momentum", self.momentum, "a number from 0 to below 1")
 
     def _fill_in_recipe(self) -> None:
-        if self.learning_rate is None:
-            rate = LEARNING_RATES[self.loss][self.optimizer]
-            object.__setattr__(self, "learning_rate", rate)
-        if self.regularization is None:
-            object.__setattr__(self, "regularization", REGULARIZATION[self.loss])
+        try:
+            recipe = recipe_for(self.model, self.loss, self.optimizer)
+        except ValueError:
+            allowed = f"linear, or mlp:HIDDEN with 1 to {MOST_HIDDEN} hidden units, as mlp:100"
+            _refuse("model", self.model, allowed)
+        for name, value in recipe._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", 1.0 if self.scale_lr else 0.0)
-        for name in ("regularization", "warmup_epochs"):
+        for name in ("regularization", "warmup_epochs", "init_scale"):
             if not getattr(self, name) >= 0:
                 _refuse(name, getattr(self, name), "a number, 0 or more")
 
@@ -173,7 +180,7 @@ class TrainConfig:
 
     def _check_compression(self) -> None:
         try:
-            make_codec(self.compress, 1, 1)
+            make_codec(self.compress, [(1, 1)])
         except ValueError:
             _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
         if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
@@ -224,13 +231,13 @@ _LEAST: dict[str, tuple[float, str]] = {
     "checkpoint_seconds": (0, "a number of seconds, 0 or more"),
     "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
-    "init_scale": (0, "a number, 0 or more"),
 }
 _POSITIVE = (
     "learning_rate", "step_factor", "pixel_scale", "step_epochs", "hang_seconds", "wait_seconds",
 )  # fmt: skip
 _FLAGS = {
-    "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
+    "dataset", "model", "loss", "workers", "batch_size", "epochs", "seed", "sampling",
+    "consistency",
     "staleness", "backup", "local_steps", "optimizer", "scale_lr",
     "compress", "servers",
 }  # fmt: skip
@@ -246,7 +253,7 @@ def setting(name: str) -> str:
     return f"--{name.replace('_', '-')}" if name in _FLAGS else f"--set {name}"
 
 
-def _refuse(name: str, value: object, allowed: str) -> None:
+def _refuse(name: str, value: object, allowed: str) -> NoReturn:
     raise UsageError(f"{setting(name)} cannot be {value}", f"Give {allowed}")
 
 
