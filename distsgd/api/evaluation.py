@@ -77,12 +77,13 @@ class Prediction:
 
 
 def _model(run: RunFolder, best: bool) -> Model:
+    kind = run.settings().model
     if not best:
-        return read_checkpoint(latest_checkpoint(run.checkpoints))
+        return read_checkpoint(latest_checkpoint(run.checkpoints), kind)
     found = best_epoch(run.path)
     if found is None:
         raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
-    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]))
+    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]), kind)
 
 
 def evaluate(

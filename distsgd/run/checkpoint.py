@@ -119,12 +119,26 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> Model:
+def read_checkpoint(path: Path, model: str | None = None) -> Model:
     """Read and check a checkpoint.
 
+    Args:
+        path: its file.
+        model: the model that it must be of; None for any.
+
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or of another model.
     """
+    found = _read(path)
+    if model is not None and found.model != model:
+        raise RunError(
+            f"the checkpoint {path} is of {found.model}, and its run of {model}",
+            "Remove it: it belongs to another run",
+        )
+    return found
+
+
+def _read(path: Path) -> Model:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
