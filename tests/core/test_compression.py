@@ -1,5 +1,7 @@
 """Codecs: sizes, what they keep, and error feedback."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -146,3 +148,30 @@ def test_other_specs_are_refused(spec):
 
 def test_every_codec_is_tested():
     assert {spec.partition(":")[0] for spec in SPECS} == set(CODECS)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_matrices_of_several_shapes_go_in_one_vector(spec):
+    """As one after the other, for what treats rows apart; and as cut into any ranges."""
+    matrices = [(6, 48), (10, 16)]
+    vector = random_vector()[: 6 * 48 + 10 * 16]
+    codec = make_codec(spec, matrices)
+    payload, seen = codec.encode(vector), np.empty_like(vector)
+    assert len(payload) == codec.size
+    codec.decode(payload, seen)
+    if spec == "onebit":
+        parts = vector[: 6 * 48], vector[6 * 48 :]
+        for shape, part, found in zip(matrices, parts, (seen[:288], seen[288:]), strict=True):
+            alone = make_codec(spec, [shape])
+            assert decoded_as(alone, part).tobytes() == found.tobytes()
+    for cuts in ([0, 100, 300, 448], [0, 288, 448]):
+        for low, high in pairwise(cuts):
+            part = np.empty_like(vector[low:high])
+            codec.decode(codec.cut(payload, slice(low, high)), part, slice(low, high))
+            assert part.tobytes() == seen[low:high].tobytes()
+
+
+def decoded_as(codec, vector):
+    out = np.empty_like(vector)
+    codec.decode(codec.encode(vector), out)
+    return out
