@@ -15,7 +15,6 @@ from distsgd.run.recipe import (
     LEARNING_RATES,
     REGULARIZATION,
     TWO_LAYER_LEARNING_RATES,
-    TWO_LAYER_REGULARIZATION,
 )
 
 
@@ -33,7 +32,7 @@ def test_a_loss_and_an_optimizer_bring_their_recipe(loss: str, optimizer: str) -
 def test_two_layers_have_a_recipe_of_their_own(loss: str, optimizer: str) -> None:
     config = TrainConfig(model="mlp:100", loss=loss, optimizer=optimizer)
     assert config.learning_rate == TWO_LAYER_LEARNING_RATES[loss][optimizer]
-    assert config.regularization == TWO_LAYER_REGULARIZATION[loss]
+    assert config.regularization == REGULARIZATION[loss]
     assert (config.init_scale, TrainConfig().init_scale) == (1.0, 1e-4)
     assert TrainConfig(model="mlp:100", init_scale=0.5, regularization=0).init_scale == 0.5
 
