@@ -9,6 +9,7 @@ DistsgdError                 something a user can mend; exit code 1
 │   └── JournalError         a journal that does not hold
 ├── StorageError             a disk that is full, read-only or failing
 ├── DivergedError            the loss is no longer a finite number
+├── VerificationError        an update is not what its examples and settings make it
 └── RuntimeFailure           workers or servers that could not do their work
     └── ChannelClosed        the other end of a channel has gone
 """
@@ -28,6 +29,7 @@ __all__ = [
     "SourceError",
     "StorageError",
     "UsageError",
+    "VerificationError",
     "storage_error",
 ]
 
@@ -112,6 +114,10 @@ class DivergedError(DistsgdError):
             f"Lower the learning rate (it was {learning_rate:g}): --set learning_rate="
             f"{learning_rate / 10:.3g}"
         )
+
+
+class VerificationError(DistsgdError):
+    """An update is not what an independent recomputation finds; says which, and how far off."""
 
 
 class ServerLost(DistsgdError):

@@ -62,6 +62,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
             else config.checkpoint_seconds
         ),
         hang_seconds=config.hang_seconds,
+        verify=config.verify,
         cache=choose_cache(
             config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
         ),

@@ -89,6 +89,10 @@ class TrainResult:
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
             layers, of W1 and then W2.
         chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
+        verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
+            how many let pass, the largest difference of a gradient and the largest tolerance
+            (both relative to its largest value), which part of a tolerance was used at most, and
+            what was not compared; None if it is off.
     """
 
     run_dir: str
@@ -121,6 +125,7 @@ class TrainResult:
     weights_sha256: str
     chaos: ChaosReport | None = None
     model: str = "linear"
+    verified: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file

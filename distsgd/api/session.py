@@ -16,7 +16,8 @@ from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
-from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost
+from distsgd.api.verifier import Verifier
+from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, VerificationError
 from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
@@ -29,6 +30,7 @@ from distsgd.runtime.events import (
     Progress,
     Saved,
     Updated,
+    Witnessed,
 )
 from distsgd.runtime.job import Snapshot
 from distsgd.runtime.room import FollowedRoom
@@ -72,6 +74,7 @@ class Session:
         if task.chaos is not None:
             self._watch = ChaosWatch(task.chaos, task.run, self._job.plan, start.version)
             self._job = replace(self._job, chaos=task.chaos, tally=str(self._watch.tally))
+        self._verifier = Verifier(task.config, self._dataset, self._job)
         self._channel = "inline"
         self._said, config = WantedWorkers(self._run), task.config
         self._wanted = FollowedRoom(self._said, config.servers, config.elastic)
@@ -122,6 +125,7 @@ class Session:
                 version = start.version
                 start = self._keeper.recovered()
                 self._said.again()
+                self._verifier.went_back()
                 self._reporter.notice(f"{error.problem}; going on after update {start.version}")
             except RuntimeFailure as error:
                 named = f"`distsgd resume {self._run.path}`"
@@ -166,6 +170,8 @@ class Session:
                 self._keeper.updated(event.update)
                 if self._watch is not None:
                     self._watch.updated()
+            elif isinstance(event, Witnessed):
+                self._witnessed(event)
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -183,6 +189,16 @@ class Session:
                     )
                 )  # fmt: skip
         raise RunError("training ended without a last word", "This is a fault; please report it")
+
+    def _witnessed(self, event: Witnessed) -> None:
+        """Recompute an update; if that does not hold, W of before it is kept."""
+        try:
+            self._background.run(lambda: self._verifier.check(event))
+        except VerificationError:
+            evidence = event.evidence
+            before = Snapshot(evidence.update.version - 1, evidence.before, evidence.state)
+            self._keeper.try_to_save(before)
+            raise
 
     def _progress(self, event: Progress) -> None:
         self._keeper.progress(event)
@@ -248,6 +264,7 @@ class Session:
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
             chaos=self._watch.report() if self._watch is not None else None,
+            verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
         )
 
 

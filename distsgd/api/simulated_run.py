@@ -42,7 +42,7 @@ class SimulatedRun:
                 f"{len(dataset.train)}",
                 f"Give a number from 1 to {len(dataset.train)}",
             )
-        job = self._job = make_job(self._config, dataset)
+        job = self._job = make_job(replace(self._config, verify=0.0), dataset)
         start = Snapshot(0, first_weights(self._config, job), {})
         self._simulation = Simulation(job, start, fleet, config.seed)
         self._probe = Probe(job, dataset, measuring.examples)

@@ -42,7 +42,7 @@ def train(
     *,
     model: str | None = None,
     workers: int | str | None = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     sampling: str | None = None,
@@ -60,7 +60,7 @@ def train(
         model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
             there are CPUs for, also while nodes join the cluster of your Ray and leave it.
-        batch_size: examples of a minibatch, however many workers share it.
+        batch_size: examples of a minibatch, however many workers share it; "full" for all.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
         sampling: "shuffle", "random" or "sequential".

@@ -15,6 +15,7 @@ from distsgd.cli import (
     model_commands,
     runs_commands,
     simulate_commands,
+    study_commands,
     train_command,
 )
 from distsgd.errors import DistsgdError, storage_error
@@ -60,6 +61,7 @@ simulate_commands.add_to(app)
 bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
+app.add_typer(study_commands.app, name="study")
 
 
 def main() -> None:

@@ -32,8 +32,10 @@ def train(
         int | None, typer.Option(help="Parameter servers that W is split over. (default: 1)")
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Examples of a minibatch, shared by all workers. (default: 256)"),
+        str | None,
+        typer.Option(
+            help="Examples of a minibatch, shared by all workers, or full. (default: 256)"
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training set. (default: 10)")
@@ -88,6 +90,10 @@ def train(
     trace: Annotated[
         Path | None, typer.Option(help="A file for a timeline of every process, for Perfetto.")
     ] = None,
+    verify: Annotated[
+        float | None,
+        typer.Option(help="Share of updates to recompute independently. (default: 0)"),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a classifier with minibatch SGD; the same bits for any number of workers.
@@ -112,6 +118,7 @@ def train(
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
         "compress": compress, "servers": servers, "channel": channel, "cache": cache,
+        "verify": verify,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     _show(train_with(settings, run_dir, make_reporter(json), trace, chaos), json)
@@ -182,6 +189,7 @@ def _show(result: TrainResult, json: bool) -> None:
             ("workers", f"{result.workers} ({result.channel})"),
             *_cost_of_policy(result),
             *_cost_of_chaos(result),
+            *_verified(result),
             ("weights", f"sha256 {result.weights_sha256}"),
             ("run", result.run_dir),
         ])  # fmt: skip
@@ -213,6 +221,19 @@ def _cost_of_chaos(result: TrainResult) -> list[tuple[str, str]]:
                      f"({count(chaos.slots_in_vain)} slots) computed in vain"),
         ("audit", f"holds: {count(chaos.audited_updates)} updates, each example exactly once"),
     ]  # fmt: skip
+
+
+def _verified(result: TrainResult) -> list[tuple[str, str]]:
+    """How many updates were recomputed, and how near they were."""
+    if (found := result.verified) is None:
+        return []
+    text = f"{found['updates']} updates"
+    if found["let_pass"]:
+        text += f" ({found['let_pass']} more sampled, but let pass, as too many waited)"
+    if found["not_compared"]:
+        return [("verified", f"{text}; not compared: {found['not_compared']}")]
+    off, most = found["largest_difference"], found["tolerance"]
+    return [("verified", f"{text}; largest difference {off:.2g}, tolerance {most:.2g}")]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bytes", "Floats", "Ints", "as_matrix", "bias_column", "padded", "padded_columns"]
+__all__ = [
+    "Bytes",
+    "Floats",
+    "Ints",
+    "as_matrix",
+    "bias_column",
+    "finite",
+    "padded",
+    "padded_columns",
+]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -39,3 +49,8 @@ def bias_column(features: int) -> int:
 def as_matrix(flat: Floats, classes: int) -> Floats:
     """View flat parameters, shape (classes * columns,), as W, shape (classes, columns)."""
     return flat.reshape(classes, -1)
+
+
+def finite(vector: Floats) -> bool:
+    """Whether all is finite, and not so large that its squares are not."""
+    return math.isfinite(float(np.dot(vector, vector)))

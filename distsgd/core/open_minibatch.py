@@ -45,6 +45,7 @@ class OpenMinibatch:
         self.leased: dict[Piece, tuple[int, Lease]] = {}
         self.arrived: dict[Piece, tuple[int, Lease]] = {}
         self.losses: list[SlotLoss] = []
+        self.read: dict[int, Floats] = {}  # version -> W, if a witness looks at it
         self._total: TreeSum | None = None
         self._place: dict[Piece, int] = {}
         leaf = 0

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 
-import numpy as np
-
-from distsgd.core.arrays import Floats
+from distsgd.core.arrays import Floats, finite
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.messages import (
@@ -32,6 +30,7 @@ from distsgd.core.position import Position
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.schedules import Schedule
 from distsgd.core.update import Updater
+from distsgd.core.witness import Witness
 from distsgd.core.work_queue import WorkQueue
 
 __all__ = ["ParameterServer"]
@@ -49,6 +48,7 @@ class ParameterServer:
         policy: when a worker may go on, and which pushes make an update.
         version: updates already applied to ``weights``, of one step of the plan each.
         position: the same in full, for a policy that applies them in another order.
+        witness: copies what sampled updates read and do, if some are to be recomputed.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class ParameterServer:
         policy: Policy | None = None,
         version: int = 0,
         position: Position | None = None,
+        witness: Witness | None = None,
     ) -> None:
         position = position or Position.of_step(plan, version)
         self._updater = Updater(
@@ -81,6 +82,7 @@ class ParameterServer:
         self._serials = Counter(position.serials)  # worker -> serial of its next lease
         self._used = dict(position.serials)
         self._stopping = False
+        self.witness = witness
 
     @property
     def weights(self) -> Floats:
@@ -230,6 +232,8 @@ class ParameterServer:
             place = 0 if self._policy.requeues else self._places.get(worker, 0)
             lease = source.lease(worker, self.version, self._serials[worker], place)
             self._places[worker] = source.place(lease)
+            if self.witness is not None:
+                self.witness.leased(source, self.version, self.weights)
             decisions.append(Grant(worker, lease))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
@@ -263,12 +267,14 @@ class ParameterServer:
         """Apply what has arrived of a minibatch, and close it."""
         loss, correct, examples = minibatch.loss()
         gradient, step, updater = minibatch.gradient(), minibatch.step, self._updater
-        if not (math.isfinite(loss) and _finite(gradient)):
+        if not (math.isfinite(loss) and finite(gradient)):
             self._stopping = True
             return Diverged(step, loss / examples, updater.schedule.at(step))
+        if self.witness is not None:
+            self.witness.before(minibatch, gradient, updater)
         apply = updater.average if minibatch.shares else updater.apply
         rate = apply(gradient, examples, step)
-        if not _finite(updater.weights):
+        if not finite(updater.weights):
             self._stopping = True
             return Diverged(step, math.inf, rate)
         missing = minibatch.missing()
@@ -281,12 +287,10 @@ class ParameterServer:
         epoch = self._plan.epoch_of(minibatch.pieces[0][0])
         self._applied[epoch] += examples
         ends_epoch = self._applied[epoch] == self._plan.examples
-        return Applied(
+        applied = Applied(
             step, epoch, self.version, loss / examples, correct, examples, rate,
             contributions, tuple(missing), ends_epoch,
         )  # fmt: skip
-
-
-def _finite(vector: Floats) -> bool:
-    """Whether all is finite, and not so large that its squares are not."""
-    return math.isfinite(float(np.dot(vector, vector)))
+        if self.witness is not None:
+            self.witness.after(minibatch, applied, self.weights)
+        return applied

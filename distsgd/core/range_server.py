@@ -140,6 +140,7 @@ class SplitServer:
         self._coordinator, self._followers, self._ranges = coordinator, followers, ranges
         self.joined, self.pull = coordinator.joined, coordinator.pull
         self.lost, self.stop, self.reads = coordinator.lost, coordinator.stop, coordinator.reads
+        self.witness = coordinator.witness
 
     @property
     def version(self) -> int:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
 
 from distsgd.core.compression import make_codec
 from distsgd.core.consistency import POLICIES, Policy, make_policy
@@ -17,6 +14,7 @@ from distsgd.core.plan import SAMPLINGS
 from distsgd.core.schedules import SCHEDULES
 from distsgd.errors import UsageError
 from distsgd.run.recipe import BASE_BATCH, recipe_for
+from distsgd.run.setting_values import as_type, refuse, setting
 
 __all__ = ["TrainConfig", "choices", "setting"]
 
@@ -69,6 +67,7 @@ class TrainConfig:
             kept until there are two newer ones to go on from; 0 for none.
         journal: "keep" all of it, or "bounded": drop what comes before the older of the two
             newest checkpoints to go on from.
+        verify: share of the updates that are recomputed independently while training goes on.
     """
 
     dataset: str = "cifar10"
@@ -109,32 +108,34 @@ class TrainConfig:
     keep_checkpoints: int = 0
     checkpoint_seconds: float = 30.0
     journal: str = "keep"
+    verify: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _typed(field.name, str(field.type), getattr(self, field.name))
+            value = as_type(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                _refuse(name, getattr(self, name), "one of " + ", ".join(allowed))
+                refuse(name, getattr(self, name), "one of " + ", ".join(allowed))
         for name, (low, words) in _LEAST.items():
             if not getattr(self, name) >= low:
-                _refuse(name, getattr(self, name), words)
+                refuse(name, getattr(self, name), words)
         self._fill_in_recipe()
         self._check_consistency()
         self._check_compression()
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
-                _refuse(name, getattr(self, name), "a number above 0")
+                refuse(name, getattr(self, name), "a number above 0")
+        self._check_verify()
         if not self.momentum < 1:
-            _refuse("momentum", self.momentum, "a number from 0 to below 1")
+            refuse("momentum", self.momentum, "a number from 0 to below 1")
 
     def _fill_in_recipe(self) -> None:
         try:
             recipe = recipe_for(self.model, self.loss, self.optimizer)
         except ValueError:
             allowed = f"linear, or mlp:HIDDEN with 1 to {MOST_HIDDEN} hidden units, as mlp:100"
-            _refuse("model", self.model, allowed)
+            refuse("model", self.model, allowed)
         for name, value in recipe._asdict().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -142,7 +143,7 @@ class TrainConfig:
             object.__setattr__(self, "warmup_epochs", 1.0 if self.scale_lr else 0.0)
         for name in ("regularization", "warmup_epochs", "init_scale"):
             if not getattr(self, name) >= 0:
-                _refuse(name, getattr(self, name), "a number, 0 or more")
+                refuse(name, getattr(self, name), "a number, 0 or more")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -162,7 +163,7 @@ class TrainConfig:
             if policy == self.consistency:
                 value = default if value is None else value
                 if value < least:
-                    _refuse(name, value, f"a whole number, {least} or more")
+                    refuse(name, value, f"a whole number, {least} or more")
                 object.__setattr__(self, name, value)
         slots = -(-self.batch_size // self.slot_size)
         if self.backup is not None and self.backup >= slots:
@@ -182,12 +183,26 @@ class TrainConfig:
         try:
             make_codec(self.compress, [(1, 1)])
         except ValueError:
-            _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
+            refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
         if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
             raise UsageError(
                 f"--set journal=bounded does not go with --compress {self.compress}",
                 "What error feedback has left over is made anew from the whole journal: give "
                 "--set journal=keep, or --set error_feedback=false",
+            )
+
+    def _check_verify(self) -> None:
+        if not 0 <= self.verify <= 1:
+            refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
+        if self.verify and self.servers > 1:
+            raise UsageError(
+                f"--verify does not go with --servers {self.servers}: no server has the whole of W",
+                "Give --servers 1; the weights are the same",
+            )
+        if self.verify and self.model != LINEAR:
+            raise UsageError(
+                f"--verify does not go with --model {self.model}: bounds are known for linear only",
+                "Leave --verify out; `distsgd replay` recomputes every update of a finished run",
             )
 
     def policy(self) -> Policy:
@@ -235,55 +250,8 @@ _LEAST: dict[str, tuple[float, str]] = {
 _POSITIVE = (
     "learning_rate", "step_factor", "pixel_scale", "step_epochs", "hang_seconds", "wait_seconds",
 )  # fmt: skip
-_FLAGS = {
-    "dataset", "model", "loss", "workers", "batch_size", "epochs", "seed", "sampling",
-    "consistency",
-    "staleness", "backup", "local_steps", "optimizer", "scale_lr",
-    "compress", "servers",
-}  # fmt: skip
 
 
 def choices(name: str) -> tuple[str, ...]:
     """The values that a setting with a fixed set of them can have."""
     return tuple(_CHOICES[name])
-
-
-def setting(name: str) -> str:
-    """How a user writes a setting: --batch-size, or --set momentum."""
-    return f"--{name.replace('_', '-')}" if name in _FLAGS else f"--set {name}"
-
-
-def _refuse(name: str, value: object, allowed: str) -> NoReturn:
-    raise UsageError(f"{setting(name)} cannot be {value}", f"Give {allowed}")
-
-
-_WORDS = {
-    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
-}  # fmt: skip
-
-
-def _typed(name: str, type_name: str, value: Any) -> Any:
-    """The value as its field's type; texts, as from --set, are parsed."""
-    if value is None and "None" in type_name:
-        return None
-    kind = type_name.split(" ")[0]
-    wanted = _WORDS[kind]
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(value, bool) or value is None:
-            raise ValueError
-        if kind == "int":
-            if isinstance(value, float) and not value.is_integer():
-                raise ValueError
-            return int(value)
-        if kind == "float":
-            number = float(value)
-            if not math.isfinite(number):
-                raise ValueError
-            return number
-        if not isinstance(value, str | Path):
-            raise ValueError
-        return str(value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        _refuse(name, value, wanted)

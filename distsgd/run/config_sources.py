@@ -9,14 +9,19 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.locations import find_dataset
+from distsgd.data.manifest import read_manifest
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig, setting
 from distsgd.runtime.room import room_for_workers
 
-__all__ = ["AUTO", "config_from", "read_config_file", "with_room"]
+__all__ = ["AUTO", "FULL", "config_from", "read_config_file", "with_room", "with_whole_batch"]
 
 AUTO = "auto"
 """As many workers as there is room for."""
+
+FULL = "full"
+"""A minibatch of all examples: gradient descent."""
 
 
 def config_from(
@@ -45,7 +50,7 @@ def config_from(
         given[name] = value.strip()
     for name in given:
         _check_name(name, "train()")
-    return TrainConfig(**with_room({**chosen, **given}))
+    return TrainConfig(**with_whole_batch(with_room({**chosen, **given})))
 
 
 def with_room(settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +64,21 @@ def with_room(settings: dict[str, Any]) -> dict[str, Any]:
     servers = settings.get("servers", TrainConfig.servers)
     room = room_for_workers(int(servers) if str(servers).isdecimal() else 1)
     return {"elastic": True, **settings, "workers": room}
+
+
+def with_whole_batch(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the number of training examples in place of a batch_size of "full".
+
+    Args:
+        settings: by name, as a user has given them.
+
+    Raises:
+        DatasetError: there is no such dataset to count.
+    """
+    if settings.get("batch_size") != FULL:
+        return settings
+    folder = find_dataset(str(settings.get("dataset", TrainConfig.dataset)))
+    return {**settings, "batch_size": read_manifest(folder).rows("train")}
 
 
 def _check_name(name: str, where: str) -> None:

@@ -10,6 +10,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.range_server import SplitServer
+from distsgd.core.witness import Evidence
 from distsgd.runtime.job import Job, Snapshot, snapshot
 from distsgd.runtime.statistics import Statistics
 from distsgd.runtime.trace import Track
@@ -26,6 +27,7 @@ __all__ = [
     "Saved",
     "Stopwatch",
     "Updated",
+    "Witnessed",
 ]
 
 
@@ -116,6 +118,17 @@ class Updated:
 
 
 @dataclass(frozen=True)
+class Witnessed:
+    """A sampled update, to be recomputed.
+
+    Attributes:
+        evidence: what the server did.
+    """
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user should know of, and that does not end the training."""
 
@@ -132,7 +145,7 @@ class Hung:
     workers: tuple[int, ...]
 
 
-Event = Notice | Connected | Updated | Progress | EpochEnded | Saved | Hung | Ended
+Event = Notice | Connected | Updated | Witnessed | Progress | EpochEnded | Saved | Hung | Ended
 
 
 class Stopwatch:
@@ -200,11 +213,14 @@ class Recorder:
         self._left_over = left_over
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
+        self._witness = server.witness
         self.statistics = Statistics()
 
     def due(self, decision: Decision) -> bool:
         """Whether a decision gives rise to an event that tells of now: it is to be recorded now."""
         if isinstance(decision, Applied):
+            if self._witness is not None and self._witness.has_news:
+                return True
             return decision.ends_epoch or decision.version % self._job.log_every == 0
         return isinstance(decision, Diverged)
 
@@ -220,6 +236,8 @@ class Recorder:
         self._examples_seen += decision.examples
         ends_epoch = decision.ends_epoch
         events: list[Event] = [Updated(decision)]
+        if self._witness is not None and (found := self._witness.take(decision.version)):
+            events.append(Witnessed(found))
         if ends_epoch or decision.version % self._job.log_every == 0:
             events.append(self._progress(decision))
         if ends_epoch:
@@ -244,6 +262,8 @@ class Recorder:
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""
         finished = self._server.finished
+        if self._witness is not None:
+            self.statistics.let_pass = self._witness.skipped
         now = self._snapshot()
         seconds, seen = self._seconds(), self._examples_seen
         return Ended(now, seconds, seen, finished, self.statistics, diverged)

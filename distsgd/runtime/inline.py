@@ -10,7 +10,7 @@ import numpy as np
 
 from distsgd.channel.faulty import Deliver, PushFaults, Tally, faulty_push
 from distsgd.core.messages import Decision, Dismiss, Grant
-from distsgd.runtime.events import Ended, Event, Recorder, Saved, Stopwatch
+from distsgd.runtime.events import Ended, Event, Recorder, Saved, Stopwatch, Witnessed
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.timed_snapshots import TimedSnapshots
 from distsgd.runtime.trace import Track
@@ -68,6 +68,8 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                     yield replace(event, tracks=tracks())
                     return
                 yield event
+                if isinstance(event, Witnessed) and server.witness is not None:
+                    server.witness.delivered(1)
                 watch.run()
         if timed.due and (found := timed.take()) is not None:
             watch.pause()

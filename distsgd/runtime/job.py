@@ -22,6 +22,7 @@ from distsgd.core.position import Position
 from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
 from distsgd.core.update import Updater
+from distsgd.core.witness import Witness
 from distsgd.data.verified import Found
 from distsgd.runtime.lease_times import HANG_SECONDS
 
@@ -82,6 +83,7 @@ class Job:
         tally: the file in which workers count what becomes of their pushes under chaos.
         hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
         model: "linear" or "mlp:HIDDEN".
+        verify: share of the updates that are recomputed independently.
     """
 
     folder: str
@@ -107,6 +109,7 @@ class Job:
     tally: str = ""
     hang_seconds: float = HANG_SECONDS
     model: str = LINEAR
+    verify: float = 0.0
 
     @property
     def architecture(self) -> Architecture:
@@ -207,6 +210,7 @@ class Job:
             policy=self.policy,
             version=start.version,
             position=start.position,
+            witness=Witness(self.plan.seed, self.verify) if self.verify else None,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

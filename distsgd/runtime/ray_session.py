@@ -52,6 +52,8 @@ _SETTINGS = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ours is not started again: where we do not notice first, Ray ends us after so long, not 60 s.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # Nobody reads its metrics; each session would leave a thread in this process that exports them.
+    "RAY_enable_open_telemetry": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Despite its name: take the loopback address for this node, whatever the system. Ray then
     # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.

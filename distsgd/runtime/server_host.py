@@ -13,7 +13,16 @@ from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
 from distsgd.runtime.decision_log import DecisionLog
-from distsgd.runtime.events import Ended, EpochEnded, Event, Hung, Recorder, Saved, Stopwatch
+from distsgd.runtime.events import (
+    Ended,
+    EpochEnded,
+    Event,
+    Hung,
+    Recorder,
+    Saved,
+    Stopwatch,
+    Witnessed,
+)
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.lease_times import LeaseTimes
@@ -134,7 +143,8 @@ class ServerHost:
         """
         with self._lock:
             self._news.wait_for(
-                lambda: self._events.urgent(perf_counter()) or self._failure, timeout
+                lambda: self._events.urgent(perf_counter()) or self._failure or self._crowded(),
+                timeout,
             )
             if self._failure is not None:
                 raise self._failure
@@ -144,7 +154,14 @@ class ServerHost:
             self._record()
             if hung := self._times.hung(now):
                 self._emit(Hung(tuple(hung)))
-            return self._events.take(perf_counter())
+            found = self._events.take(perf_counter())
+            if (witness := self._server.witness) is not None:
+                witness.delivered(sum(isinstance(event, Witnessed) for event in found))
+            return found
+
+    def _crowded(self) -> bool:
+        """Whether so many updates wait to be recomputed that the driver is to take them now."""
+        return self._server.witness is not None and self._server.witness.full
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
         """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
@@ -188,6 +205,8 @@ class ServerHost:
                 wanted = self._server.used
         wanted = {worker: serial for worker, serial in wanted.items() if worker not in self._gone}
         self._events.add(event, wanted, perf_counter())
+        if isinstance(event, Witnessed) and self._crowded():
+            self._news.notify_all()
         if wanted:
             self._outbox.flush_all()
 

@@ -22,6 +22,7 @@ class Statistics:
         waiting_seconds: worker -> seconds from asking for work to getting it.
         busy_seconds: time the server spent on pushes and pulls.
         bytes_pushed: bytes of gradients that were sent to the server.
+        let_pass: updates sampled for a recomputation that found no room to wait for it.
     """
 
     updates: int = 0
@@ -31,6 +32,7 @@ class Statistics:
     waiting_seconds: dict[int, float] = field(default_factory=dict)
     bytes_pushed: int = 0
     busy_seconds: float = 0.0
+    let_pass: int = 0
 
     def count(self, decision: Decision) -> None:
         """Take note of a decision of the server."""

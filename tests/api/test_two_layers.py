@@ -203,4 +203,4 @@ def test_models_that_there_are_not_are_refused(model: str, tmp_path: Path) -> No
 
 def test_half_of_the_test_images_of_cifar10_are_classified_rightly(cifar10: Path) -> None:
     """With the recipe that comes with the model; a linear classifier stays at 42 %."""
-    assert train(str(cifar10), model="mlp:100", workers=0, epochs=5).test_accuracy >= 0.5
+    assert train(str(cifar10), model="mlp:100", workers=0, epochs=8).test_accuracy >= 0.5

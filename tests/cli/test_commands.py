@@ -108,6 +108,7 @@ FLAGS = {
     "--sampling",
     "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--scale-lr",
     "--compress", "--servers", "--channel", "--cache", "--run-dir", "--trace", "--chaos",
+    "--verify",
     "--config", "--set", "--json", "--help",
 }  # fmt: skip
 

@@ -1,0 +1,165 @@
+"""The formulas of the lecture in float64, written down plainly, and how far float32 may be off.
+
+It shares no code with what trains (`slot_gradient`, `losses`, `optimizers`, `schedules`), so
+that a mistake there is not made here too. Speed is no aim.
+
+Bounds are statistical: of k roundings of relative size u (half of the distance from 1 to the next
+number), a sum collects about sqrt(k) u times the root mean square of its terms, and six times
+that is met by chance about never (Higham and Mary 2019, "A new approach to probabilistic rounding
+error analysis", theorem 2.4, where the worst case k u is replaced by lambda sqrt(k) u).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BETA2", "Recomputed", "recompute", "rounding", "updated"]
+
+Array = NDArray[np.float64]
+
+LAMBDA = 6.0
+BETA2 = 0.999
+EPSILON = 1e-8
+
+
+def rounding(dtype: str) -> float:
+    """Unit roundoff u: 6.0e-8 for float32, 1.1e-16 for float64."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Recomputed:
+    """One slot's share of a gradient, and how far a good one may be from it.
+
+    Attributes:
+        losses: L_i, shape (examples,).
+        loss_bound: for their sum.
+        errors: dL_i/ds, shape (examples, classes).
+        gradient: sum of dL_i/dW, shape (classes, features + 1).
+        variance: square of the statistical bound on it, to be added over slots.
+        flips: bound from hinges that may fall to either side, to be added too.
+    """
+
+    losses: Array
+    loss_bound: float
+    errors: Array
+    gradient: Array
+    variance: Array
+    flips: Array
+
+
+def recompute(
+    weights: Array,
+    pixels: Array,
+    labels: NDArray[np.intp],
+    mean: Array,
+    scale: float,
+    loss: str,
+    unit: float,
+) -> Recomputed:
+    """Losses and gradient of some examples.
+
+    Args:
+        weights: W, shape (classes, features + 1).
+        pixels: shape (examples, features), from 0 to 255.
+        labels: shape (examples,).
+        mean: of each pixel, shape (features,).
+        scale: what centred pixels are divided by.
+        loss: "softmax" or "svm".
+        unit: unit roundoff of what is compared.
+    """  # fmt: skip
+    count, features = pixels.shape
+    ones = np.ones((count, 1))
+    x = np.hstack([(pixels - mean) / scale, ones])
+    # The kernel works on raw pixels and on the centre apart: its terms are larger than x.
+    size = np.hstack([(pixels + mean) / scale, ones])
+    scores = x @ weights.T
+    spread = np.sqrt((size**2) @ (weights**2).T)  # root of the sum of squares of the terms
+    at_most = np.abs(weights[:, :features] @ mean) / scale
+    # That of k = `features` additions; and of the two that the score is a difference of.
+    doubt = LAMBDA * unit * (np.sqrt(features) * spread + 2 * (at_most + np.abs(scores)) + 1)
+    most = doubt.max(axis=1)
+    errors, losses, hinges = _softmax(scores, labels) if loss == "softmax" else _svm(scores, labels)
+    flips = np.zeros_like(errors)
+    if loss == "svm":
+        flips[(np.abs(hinges) <= 2 * doubt.max(axis=1, keepdims=True))] = 1
+        flips[np.arange(count), labels] = 0
+        flips[np.arange(count), labels] = flips.sum(axis=1)
+        moved = 2 * most * len(weights)
+    else:
+        moved = 2 * most
+    # |dp| <= max |ds| / 2 (softmax); a hinge does not move but for flips.
+    sway = (most[:, None] if loss == "softmax" else 0 * errors) + 8 * unit * np.abs(errors)
+    own = LAMBDA * unit * np.sqrt(count + 8.0)
+    variance = (sway**2).T @ x**2 + own**2 * ((errors**2).T @ size**2)
+    return Recomputed(
+        losses, float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum()),
+        errors, errors.T @ x, variance, flips.T @ np.abs(x),
+    )  # fmt: skip
+
+
+def _softmax(scores: Array, labels: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+    """L_i = -log p_y with p = exp(s) / sum exp(s); dL_i/ds = p - 1(j = y)."""
+    rows = np.arange(len(labels))
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p = powers / powers.sum(axis=1, keepdims=True)
+    losses = -(scores - scores.max(axis=1, keepdims=True))[rows, labels]
+    losses += np.log(powers.sum(axis=1))
+    p[rows, labels] -= 1
+    return p, losses, np.empty_like(p)
+
+
+def _svm(scores: Array, labels: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+    """L_i = sum over j != y of max(0, s_j - s_y + 1); dL_i/ds counts the margins above 0."""
+    rows = np.arange(len(labels))
+    margins = scores - scores[rows, labels][:, None] + 1
+    hinges = margins.copy()
+    margins[rows, labels] = 0
+    errors = (margins > 0).astype(np.float64)
+    errors[rows, labels] = -errors.sum(axis=1)
+    return errors, np.maximum(margins, 0).sum(axis=1), hinges
+
+
+def updated(
+    rule: str,
+    weights: Array,
+    gradient: Array,
+    size: Array,
+    state: dict[str, Array],
+    rate: float,
+    momentum: float,
+    number: int,
+) -> tuple[Array, Array]:
+    """W after one update by its rule, and the size of what rounding errors are relative to.
+
+    Args:
+        rule: name of the update rule.
+        weights: W before.
+        gradient: g, with the penalty.
+        size: of the terms that g is the sum of, added without their signs.
+        state: of the rule, before.
+        rate: eta.
+        momentum: mu.
+        number: t, from 1.
+    """  # fmt: skip
+    if rule == "sgd":
+        return weights - rate * gradient, rate * size
+    if rule == "adagrad":
+        root = np.sqrt(state["squares"] + gradient**2) + EPSILON
+        return weights - rate * gradient / root, rate * size / root
+    if rule == "adam":
+        mean = momentum * state["mean"] + (1 - momentum) * gradient
+        large = momentum * np.abs(state["mean"]) + (1 - momentum) * size
+        squares = BETA2 * state["squares"] + (1 - BETA2) * gradient**2
+        root = np.sqrt(squares / (1 - BETA2**number)) + EPSILON
+        grown = rate / (1 - momentum**number)
+        return weights - grown * mean / root, grown * large / root
+    velocity = momentum * state["velocity"] + gradient
+    large = momentum * np.abs(state["velocity"]) + size
+    if rule == "momentum":
+        return weights - rate * velocity, rate * large
+    step = gradient + momentum * velocity  # nesterov
+    return weights - rate * step, rate * (size + momentum * large)

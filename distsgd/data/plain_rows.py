@@ -1,0 +1,63 @@
+"""Training examples read once more from their shards, beside what training reads them with."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Bytes
+from distsgd.data.manifest import Manifest
+
+__all__ = ["PlainRows"]
+
+
+class PlainRows:
+    """Reads from the mapped files each time it is asked; nothing is cached.
+
+    Args:
+        folder: the dataset.
+        manifest: what it is.
+
+    Attributes:
+        pixel_sums: sum of each pixel over all training examples, shape (features,).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._shards: list[tuple[Bytes, Bytes]] = []
+        self._digests: list[int] = []
+        self.files = [entry.file for entry in manifest.train]
+        self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
+        for file in self.files:
+            batch = pa.ipc.open_file(pa.memory_map(str(folder / file))).get_batch(0)
+            flat = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
+            pixels, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
+            self._shards.append((pixels, labels))
+            self._digests += [zlib.crc32(row) for row in pixels]
+            for low in range(0, len(pixels), 4096):
+                self.pixel_sums += pixels[low : low + 4096].sum(axis=0, dtype=np.int64)
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Pixels, shape (rows, features), and labels, shape (rows,), one after another."""
+        found = [self._at(int(index)) for index in indices]
+        pixels = np.array([shard[0][row] for shard, row, _ in found], dtype=np.float64)
+        return pixels, np.array([shard[1][row] for shard, row, _ in found], dtype=np.intp)
+
+    def changed(self, indices: NDArray[np.int64]) -> tuple[int, str] | None:
+        """The first example that is not what it was at first, and the file of its shard."""
+        for index in indices:
+            shard, row, file = self._at(int(index))
+            if zlib.crc32(shard[0][row]) != self._digests[int(index)]:
+                return int(index), file
+        return None
+
+    def _at(self, index: int) -> tuple[tuple[Bytes, Bytes], int, str]:
+        """The shard of an example, its row there, and the shard's file."""
+        for shard, file in zip(self._shards, self.files, strict=True):
+            if index < len(shard[1]):
+                return shard, index, file
+            index -= len(shard[1])
+        raise IndexError(index)

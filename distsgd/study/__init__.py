@@ -1,0 +1,1 @@
+"""The lecture on optimisation: its strategies, numbers and figures, as functions."""

@@ -1,0 +1,62 @@
+"""Figures: made in memory, drawn without a screen, written whole."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distsgd.api.plots import check_plot
+from distsgd.data.atomic import replace_file
+from distsgd.errors import storage_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_plot", "new_figure", "save_figure", "svg_of"]
+
+
+def new_figure(width: float = 7, height: float = 4) -> Figure:
+    """An empty figure without a window.
+
+    Args:
+        width: inches; text has 10 points, so 7 can be read on a narrow screen too.
+        height: inches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a file ending in .png or .svg, whole or not at all.
+
+    Raises:
+        UsageError: see `check_plot`.
+        StorageError: the file cannot be written.
+    """
+    check_plot(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
+        raise storage_error(error, path) from None
+
+
+def svg_of(figure: Figure, name: str) -> str:
+    """A figure as an SVG element for an HTML page; the same bytes for the same figure.
+
+    Args:
+        name: makes the identifiers inside unlike those of the page's other figures.
+    """
+    import matplotlib as mpl
+
+    content = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    text = content.getvalue()
+    return text[text.index("<svg") :]
