@@ -21,13 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from distsgd.api import train
-from distsgd.api.jobs import make_job
+from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.reporter import Reporter
-from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.run.config import TrainConfig
@@ -68,8 +68,8 @@ def worker_deaths(tries: int) -> Iterator[Row]:
     config = TrainConfig(epochs=100_000, schedule="constant", log_every=20)
     dataset = Dataset(find_dataset(config.dataset))
     job = make_job(config, dataset)
-    job = type(job)(**{**vars(job), "trace": True})
-    first = initial_weights(0, job.classes, job.features, config.init_scale, job.dtype)
+    job = replace(job, trace=True)
+    first = first_weights(config, job)
     kills: list[int] = []
     last = [time.perf_counter()]
 

@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.api.measuring import measure_split
 from distsgd.core.losses import softmax_probabilities
-from distsgd.core.score import score
 from distsgd.data.dataset import Dataset
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
@@ -78,12 +77,13 @@ class Prediction:
 
 
 def _model(run: RunFolder, best: bool) -> Model:
+    kind = run.settings().model
     if not best:
-        return read_checkpoint(latest_checkpoint(run.checkpoints))
+        return read_checkpoint(latest_checkpoint(run.checkpoints), kind)
     found = best_epoch(run.path)
     if found is None:
         raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
-    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]))
+    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]), kind)
 
 
 def evaluate(
@@ -147,7 +147,8 @@ def predict(
     features = model.preprocessing.buffer(len(files), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
     with threadpool_limits(1):
-        scores = score(weights, features, np.empty((len(files), len(weights)), weights.dtype))
+        out = np.empty((len(files), len(model.classes)), weights.dtype)
+        scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))
     return [
         Prediction(

@@ -1,15 +1,21 @@
-"""The gradient check on real images: both losses, with and without the penalty."""
+"""The gradient check on real images: each model, both losses, with and without the penalty."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distsgd.core.gradient_check import check_gradient
+from distsgd.core.architecture import Architecture
+from distsgd.core.arrays import Bytes, Floats, Ints
+from distsgd.core.features import Preprocessing
+from distsgd.core.gradient_check import GradientCheck, check_gradient
 from distsgd.core.losses import LOSSES
+from distsgd.core.models import LINEAR, TwoLayer, make_architecture
+from distsgd.core.two_layer_check import check_two_layer_gradient
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import UsageError
@@ -24,6 +30,12 @@ _WEIGHTS = {"small": (1e-4, 1e-3), "random": (1e-2, 1e-3), "extreme": (30.0, 5e-
 """Name -> standard deviation of W, and step of the differences. The extreme W gives scores of
 several thousand, where rounding asks for a longer step."""
 
+_TWO_LAYERS = {"small": (0.1, 1e-4), "random": (1.0, 3e-4), "extreme": (100.0, 1e-3)}
+"""The same for two layers: what multiplies the standard deviation of He et al. 2015."""
+
+_Images = tuple[Preprocessing, Bytes, Ints]
+"""Preprocessing, pixels and labels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradcheckRow:
@@ -33,14 +45,16 @@ class GradcheckRow:
         loss: "softmax" or "svm".
         regularization: lambda.
         weights: "small", "random" or "extreme".
+        model: "linear" or "mlp:HIDDEN".
         largest_relative_error: over the parameters that were compared.
         compared: how many were compared.
-        skipped: how many were left out, a kink of the SVM loss being too near.
+        skipped: how many were left out, a kink being too near.
     """
 
     loss: str
     regularization: float
     weights: str
+    model: str
     largest_relative_error: float
     compared: int
     skipped: int
@@ -54,6 +68,7 @@ class GradcheckRow:
 def gradcheck(
     loss: str | None = None,
     *,
+    model: str = LINEAR,
     dataset: str = "sample",
     examples: int = 100,
     parameters: int = 500,
@@ -63,9 +78,11 @@ def gradcheck(
 
     Args:
         loss: "softmax" or "svm"; None for both.
+        model: "linear" or "mlp:HIDDEN".
         dataset: where the images come from.
         examples: how many of its first training images.
-        parameters: how many entries of W, chosen at random; all of them if it has fewer.
+        parameters: how many entries of W, chosen at random; all of them if it has fewer. With two
+            layers, half of them from each.
         seed: seed of W and of the choice.
 
     Raises:
@@ -73,6 +90,7 @@ def gradcheck(
     """
     if loss is not None and loss not in LOSSES:
         raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
+    pixel_scale = TrainConfig(model=model).pixel_scale  # refuses a model that there is not
     opened = Dataset(find_dataset(dataset))
     for name, value, most in (
         ("examples", examples, len(opened.train)), ("parameters", parameters, 10**9),
@@ -82,19 +100,52 @@ def gradcheck(
     indices = np.arange(examples)
     pixels = np.empty((examples, opened.manifest.features), dtype=np.uint8)
     opened.train.gather(indices, pixels)
-    labels = opened.train.labels[indices]
-    shape = (len(opened.manifest.classes), opened.manifest.features + 1)
-    preprocessing = opened.preprocessing(TrainConfig().pixel_scale)
+    images = (opened.preprocessing(pixel_scale), pixels, opened.train.labels[indices])
+    kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(shape[0] * shape[1])[:parameters]
+    chosen = _chosen(kind, parameters, rng)
+    scales = _TWO_LAYERS if isinstance(kind, TwoLayer) else _WEIGHTS
     for name in [loss] if loss else LOSSES:
         for regularization in (0.0, 0.1):
-            for weights, (scale, h) in _WEIGHTS.items():
+            for weights, (scale, h) in scales.items():
+                first = _first(kind, scale, rng)
                 with threadpool_limits(1):
-                    found = check_gradient(
-                        rng.standard_normal(shape) * scale, name, preprocessing, pixels, labels,
-                        regularization=regularization, parameters=chosen, h=h,
-                    )  # fmt: skip
+                    found = _check(kind, first, name, images, regularization, chosen, h)
                 yield GradcheckRow(
-                    loss=name, regularization=regularization, weights=weights, **vars(found)
-                )
+                    loss=name, regularization=regularization, weights=weights, model=model,
+                    **vars(found),
+                )  # fmt: skip
+
+
+def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> Ints:
+    """Positions of entries of the parameters as they are kept, as many of each layer."""
+    sizes = [layer.kept[0] * layer.kept[1] for layer in model.layers]
+    share = -(-parameters // len(sizes))
+    return np.concatenate([
+        sum(sizes[:layer]) + rng.permutation(size)[:share] for layer, size in enumerate(sizes)
+    ])  # fmt: skip
+
+
+def _first(model: Architecture, scale: float, rng: np.random.Generator) -> Floats:
+    """Random parameters, those of the biases too, in the shape in which they are kept."""
+    if not isinstance(model, TwoLayer):
+        return rng.standard_normal(model.kept_shape) * scale
+    return np.concatenate([
+        rng.standard_normal(outputs * columns) * scale * math.sqrt(2 / columns)
+        for outputs, columns in (layer.kept for layer in model.layers)
+    ])  # fmt: skip
+
+
+def _check(
+    model: Architecture, weights: Floats, loss: str, images: _Images, regularization: float,
+    parameters: Ints, h: float,
+) -> GradientCheck:  # fmt: skip
+    """See `check_gradient`."""
+    if isinstance(model, TwoLayer):
+        return check_two_layer_gradient(
+            model, weights, loss, *images,
+            regularization=regularization, parameters=parameters, h=h,
+        )  # fmt: skip
+    return check_gradient(
+        weights, loss, *images, regularization=regularization, parameters=parameters, h=h
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distsgd.core.arrays import Floats
 from distsgd.core.plan import Plan
 from distsgd.core.schedules import Schedule
 from distsgd.data.dataset import Dataset
@@ -9,7 +10,7 @@ from distsgd.data.row_cache import choose_cache
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.job import Job
 
-__all__ = ["make_job"]
+__all__ = ["first_weights", "make_job"]
 
 
 def make_job(config: TrainConfig, dataset: Dataset) -> Job:
@@ -41,6 +42,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         folder=str(dataset.folder.resolve()),
         classes=len(dataset.manifest.classes),
         preprocessing=preprocessing,
+        model=config.model,
         loss=config.loss,
         regularization=config.regularization,
         optimizer=config.optimizer,
@@ -66,3 +68,9 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         ),
         found=dataset.train.verify(),
     )
+
+
+def first_weights(config: TrainConfig, job: Job) -> Floats:
+    """The flat parameters that a run with these settings starts from."""
+    assert config.init_scale is not None
+    return job.architecture.initial(config.seed, config.init_scale, job.dtype)

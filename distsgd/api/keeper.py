@@ -14,7 +14,6 @@ from distsgd.api.recovery import find_tail
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
 from distsgd.core.chaos import Chaos
-from distsgd.core.initial import unpad
 from distsgd.core.messages import Applied
 from distsgd.errors import StorageError
 from distsgd.run.checkpoint import (
@@ -172,15 +171,16 @@ class Keeper:
         """A snapshot as it is kept."""
         job, manifest = self._job, self._task.run.dataset.manifest
         return Model(
-            weights=unpad(snapshot.weights, job.classes, job.features),
-            state=shaped(snapshot.state, job.classes, job.features),
-            left_over=shaped(snapshot.left_over, job.classes, job.features),
+            model=job.model,
+            weights=job.architecture.unpad(snapshot.weights),
+            state=shaped(snapshot.state, job.architecture),
+            left_over=shaped(snapshot.left_over, job.architecture),
             version=snapshot.version,
             loss=job.loss,
             classes=manifest.classes,
             shape=manifest.shape,
             preprocessing=job.preprocessing,
-            reads=shaped(snapshot.reads, job.classes, job.features),
+            reads=shaped(snapshot.reads, job.architecture),
             place=place,
         )
 

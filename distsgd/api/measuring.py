@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distsgd.core.arrays import Ints
-from distsgd.core.losses import penalty
-from distsgd.core.slot_gradient import measure
+from distsgd.core.measure import measure
 from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
 from distsgd.run.checkpoint import Model
@@ -45,7 +44,10 @@ def measure_split(model: Model, dataset: Dataset, split: str, regularization: fl
             "Give the --dataset that the run was trained on",
         )
     examples = dataset.train if split == "train" else dataset.test
-    found, confusion = measure(model.padded(), model.loss, model.preprocessing, examples.batches())
-    extra = penalty(model.weights, dataset.manifest.features, regularization)
+    weights = model.padded()
+    found, confusion = measure(
+        model.architecture, weights, model.loss, model.preprocessing, examples.batches()
+    )
+    extra = model.architecture.penalty(weights, regularization)
     count = max(1, found.examples)
     return Measured(found.loss / count + extra, extra, found.correct / count, confusion)

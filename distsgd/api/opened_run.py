@@ -49,7 +49,8 @@ class OpenedRun:
         """The checkpoints that can be read, newest first."""
         for version in reversed(checkpoint_versions(self.folder.checkpoints)):
             try:
-                yield read_checkpoint(checkpoint_path(self.folder.checkpoints, version))
+                path = checkpoint_path(self.folder.checkpoints, version)
+                yield read_checkpoint(path, self.origin.model)
             except RunError:
                 continue
 
@@ -61,7 +62,8 @@ class OpenedRun:
             JournalError: the journal belongs to no checkpoint.
         """
         if not begin.lines:
-            return read_checkpoint(checkpoint_path(self.folder.checkpoints, 0))
+            path = checkpoint_path(self.folder.checkpoints, 0)
+            return read_checkpoint(path, self.origin.model)
         for model in self.checkpoints():
             if model.place is not None and model.place.mark == begin:
                 return model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from distsgd.core.arrays import Bytes, Floats, as_matrix
-from distsgd.core.losses import penalty
-from distsgd.core.slot_gradient import measure
+from distsgd.core.arrays import Bytes, Floats, Ints
+from distsgd.core.measure import measure
+from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset, Split
 from distsgd.errors import UsageError
 from distsgd.runtime.job import Job
@@ -74,19 +75,22 @@ class Probe:
         Args:
             weights: flat W, shape (parameters,).
         """
-        job, matrix = self._job, as_matrix(weights, self._job.classes)
+        job = self._job
         with np.errstate(all="ignore"):
-            train, _ = measure(matrix, job.loss, job.preprocessing, [self._train])
-            test, _ = measure(matrix, job.loss, job.preprocessing, [self._test])
-            extra = penalty(matrix, job.features, job.regularization)
+            train = self._measured(weights, [self._train])
+            test = self._measured(weights, [self._test])
+            extra = job.architecture.penalty(weights, job.regularization)
         return train.loss / train.examples + extra, test.correct / test.examples
 
     def test_accuracy(self, weights: Floats) -> float:
         """Test accuracy on the whole test set."""
-        job, matrix = self._job, as_matrix(weights, self._job.classes)
         with np.errstate(all="ignore"):
-            found, _ = measure(matrix, job.loss, job.preprocessing, self._dataset.test.batches())
+            found = self._measured(weights, self._dataset.test.batches())
         return found.correct / found.examples
+
+    def _measured(self, weights: Floats, batches: Iterable[tuple[Bytes, Ints]]) -> SlotLoss:
+        job = self._job
+        return measure(job.architecture, weights, job.loss, job.preprocessing, batches)[0]
 
 
 def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Bytes]:

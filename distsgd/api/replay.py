@@ -9,7 +9,6 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.api.opened_run import open_run
 from distsgd.api.replayer import Replayer, records_of, start_of
-from distsgd.core.initial import unpad
 from distsgd.errors import JournalError
 from distsgd.run.checkpoint import (
     checkpoint_path,
@@ -64,7 +63,7 @@ def replay(run: str | Path) -> Replay:
     with threadpool_limits(1):
         replayer = Replayer(config, dataset, start_of(first))
         for version, weights in replayer.versions(entries):
-            found = unpad(weights, len(first.weights), dataset.manifest.features)
+            found = first.architecture.unpad(weights)
             path = checkpoint_path(folder.checkpoints, version)
             if path.exists():
                 checked += 1

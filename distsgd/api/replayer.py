@@ -11,7 +11,6 @@ import numpy as np
 from distsgd.api.jobs import make_job
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import ErrorFeedback
-from distsgd.core.initial import pad
 from distsgd.core.messages import LIFE, Lease, Push
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.position import Position
@@ -45,6 +44,7 @@ def settings_after(config: TrainConfig, entries: Sequence[Entry]) -> TrainConfig
 
 def start_of(model: Model) -> Snapshot:
     """The server as it was at a checkpoint."""
+    pad = model.architecture.pad
     state = {name: pad(array) for name, array in model.state.items()}
     reads = {version: pad(array) for version, array in model.reads.items()}
     return Snapshot(model.version, pad(model.weights), state, reads=reads)

@@ -61,6 +61,7 @@ class TrainResult:
         status: "finished" or "interrupted".
         dataset: as it was given.
         loss: "softmax" or "svm".
+        model: "linear" or "mlp:HIDDEN".
         workers: worker processes.
         servers: parameter servers.
         channel: how gradients travelled: "inline", "shm", "tcp", "ray", or several with "+".
@@ -85,7 +86,8 @@ class TrainResult:
         train_seconds: spent on steps, without start-up and evaluation.
         wall_seconds: from the call to the result.
         examples_per_second: examples_seen / train_seconds.
-        weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1).
+        weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
+            layers, of W1 and then W2.
         chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
         verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
             how many let pass, the largest difference of a gradient and the largest tolerance
@@ -122,6 +124,7 @@ class TrainResult:
     examples_per_second: float
     weights_sha256: str
     chaos: ChaosReport | None = None
+    model: str = "linear"
     verified: dict[str, object] | None = None
 
     def __post_init__(self) -> None:

@@ -238,6 +238,7 @@ class Session:
             status="finished" if ended.finished else "interrupted",
             dataset=config.dataset,
             loss=config.loss,
+            model=config.model,
             workers=config.workers,
             servers=config.servers,
             channel=self._channel,

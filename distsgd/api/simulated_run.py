@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from distsgd.api.jobs import make_job
+from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.probe import Measuring, Probe
 from distsgd.api.simulated_results import CurvePoint, SimulationResult
 from distsgd.api.simulated_settings import policy_name
-from distsgd.core.initial import initial_weights, unpad
 from distsgd.core.messages import Diverged
 from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
@@ -44,10 +43,8 @@ class SimulatedRun:
                 f"Give a number from 1 to {len(dataset.train)}",
             )
         job = self._job = make_job(replace(self._config, verify=0.0), dataset)
-        weights = initial_weights(
-            config.seed, job.classes, job.features, config.init_scale, job.dtype
-        )
-        self._simulation = Simulation(job, Snapshot(0, weights, {}), fleet, config.seed)
+        start = Snapshot(0, first_weights(self._config, job), {})
+        self._simulation = Simulation(job, start, fleet, config.seed)
         self._probe = Probe(job, dataset, measuring.examples)
         self._curve: list[CurvePoint] = []
         self._to_loss: float | None = None
@@ -129,5 +126,5 @@ class SimulatedRun:
             bytes_per_update=statistics.bytes_pushed / max(1, ended.snapshot.version),
             train_loss=self._curve[-1].train_loss,
             test_accuracy=self._probe.test_accuracy(weights),
-            weights_sha256=weights_sha256(unpad(weights, job.classes, job.features)),
+            weights_sha256=weights_sha256(job.architecture.unpad(weights)),
         )

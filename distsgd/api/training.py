@@ -11,7 +11,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from distsgd.api.chaos_flag import chaos_from
-from distsgd.api.jobs import make_job
+from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.keeper import Task
 from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun, open_run
@@ -21,7 +21,6 @@ from distsgd.api.results import TrainResult
 from distsgd.api.session import Session
 from distsgd.api.stop_signals import StopSignals
 from distsgd.core.chaos import Chaos
-from distsgd.core.initial import initial_weights
 from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
@@ -41,6 +40,7 @@ def train(
     dataset: str | Path = "cifar10",
     loss: str = "softmax",
     *,
+    model: str | None = None,
     workers: int | str | None = None,
     batch_size: int | str | None = None,
     epochs: int | None = None,
@@ -52,11 +52,12 @@ def train(
     chaos: str | None = None,
     **settings: Any,
 ) -> TrainResult:
-    """Train a linear classifier; the same names and defaults as `distsgd train`.
+    """Train a classifier; the same names and defaults as `distsgd train`.
 
     Args:
         dataset: "cifar10", "sample", or the path of a dataset folder.
         loss: "softmax" or "svm".
+        model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
             there are CPUs for, also while nodes join the cluster of your Ray and leave it.
         batch_size: examples of a minibatch, however many workers share it; "full" for all.
@@ -74,8 +75,8 @@ def train(
         DistsgdError: anything else that the user can mend; see `distsgd.errors`.
     """
     named = {
-        "dataset": str(dataset), "loss": loss, "workers": workers, "batch_size": batch_size,
-        "epochs": epochs, "seed": seed, "sampling": sampling,
+        "dataset": str(dataset), "loss": loss, "model": model, "workers": workers,
+        "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
     }  # fmt: skip
     config = config_from({**named, **settings})
     folder = Path(run_dir) if run_dir else None
@@ -104,9 +105,7 @@ def train_with(
 
         def session() -> Session:
             job = make_job(config, dataset)
-            first = initial_weights(
-                config.seed, job.classes, job.features, config.init_scale, job.dtype
-            )
+            first = first_weights(config, job)
             logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
             task = Task(config=config, run=run, trace=trace, chaos=faults)
             return Session(task, Snapshot(0, first, {}), logbook, reporter, signals)

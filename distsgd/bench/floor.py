@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distsgd.api.jobs import make_job
+from distsgd.api.jobs import first_weights, make_job
 from distsgd.bench.child import Found, Task, serve, told
 from distsgd.core.arrays import as_matrix
-from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.run.config import TrainConfig
@@ -75,7 +74,7 @@ def _slot(task: Task) -> tuple[Any, ...]:
     config = TrainConfig(dataset=task.dataset)
     dataset = Dataset(find_dataset(task.dataset))
     job = make_job(config, dataset)
-    flat = initial_weights(0, job.classes, job.features, config.init_scale, job.dtype)
+    flat = first_weights(config, job)
     pixels = np.empty((config.slot_size, job.features), np.uint8)
     dataset.train.gather(np.arange(config.slot_size), pixels)
     weights = as_matrix(flat, job.classes)

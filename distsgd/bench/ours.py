@@ -14,11 +14,10 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from distsgd.api.jobs import make_job
+from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.reporter import Reporter
 from distsgd.api.training import train_with
 from distsgd.bench.child import WARM_UP, Found, Task, serve, told
-from distsgd.core.initial import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import RuntimeFailure
@@ -78,7 +77,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
 
 
 def _steps(job: Job, config: TrainConfig, window: Window) -> Found:
-    first = initial_weights(config.seed, job.classes, job.features, config.init_scale, job.dtype)
+    first = first_weights(config, job)
     start, details = Snapshot(0, first, {}), dict[str, Any]()
     if config.workers == 0:
         from distsgd.runtime.inline import train_inline

@@ -81,6 +81,7 @@ def predict(
 
 def gradcheck(
     loss: Annotated[str | None, typer.Option(help="softmax or svm; both if left out.")] = None,
+    model: Annotated[str, typer.Option(help="linear, or mlp:HIDDEN, as mlp:20.")] = "linear",
     dataset: Annotated[str, typer.Option(help="Where the images come from.")] = "sample",
     examples: Annotated[int, typer.Option(help="How many images.")] = 100,
     parameters: Annotated[int, typer.Option(help="How many entries of W.")] = 500,
@@ -89,15 +90,19 @@ def gradcheck(
 ) -> None:
     """Compare analytic gradients with central differences, in float64; exit code 1 if they differ.
 
-    The SVM loss has kinks, where it has no gradient: entries of W with a kink within two steps
-    are left out and counted.
+    The SVM loss has kinks, where it has no gradient, and so have hidden units: entries of W with
+    a kink within two steps are left out and counted.
 
     Example: distsgd gradcheck --loss svm
+
+    Example: distsgd gradcheck --model mlp:20
     """
     from distsgd.api.gradcheck import LIMIT
     from distsgd.api.gradcheck import gradcheck as check
 
-    rows = list(check(loss, dataset=dataset, examples=examples, parameters=parameters, seed=seed))
+    rows = list(check(
+        loss, model=model, dataset=dataset, examples=examples, parameters=parameters, seed=seed
+    ))  # fmt: skip
     worst = max(row.largest_relative_error for row in rows)
     passed = all(row.passed for row in rows)
     if json:

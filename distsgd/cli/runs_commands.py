@@ -29,10 +29,10 @@ def list_(json: JsonFlag = False) -> None:
         print("There are no runs yet. Make one: distsgd train")
     else:
         print_table(
-            ("run", "status", "loss", "workers", "epochs", "test"),
+            ("run", "status", "model", "loss", "workers", "epochs", "test"),
             [
-                (run["name"], run["status"], str(run["loss"]), str(run["workers"]),
-                 str(run["epochs"]), _share(run["test_accuracy"]))
+                (run["name"], run["status"], run["model"], str(run["loss"]),
+                 str(run["workers"]), str(run["epochs"]), _share(run["test_accuracy"]))
                 for run in runs
             ],
         )  # fmt: skip
@@ -65,6 +65,7 @@ def _summary(run: Any) -> dict[str, Any]:
             name: report.get(name, settings.get(name))
             for name in ("dataset", "loss", "workers", "epochs")
         },
+        "model": str(settings.get("model", "linear")),
         "test_accuracy": report.get("test_accuracy"),
     }
 

@@ -114,7 +114,7 @@ def _read(
         check_plot(given["plot"])
     settings = {
         name: given.get(name)
-        for name in ("dataset", "loss", "batch_size", "epochs", "seed", "consistency",
+        for name in ("dataset", "model", "loss", "batch_size", "epochs", "seed", "consistency",
                      "staleness", "backup", "local_steps", "optimizer")
     }  # fmt: skip
 

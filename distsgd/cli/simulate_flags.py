@@ -62,6 +62,7 @@ Scenario = Annotated[
 DatasetName = Annotated[
     str | None, _train("cifar10, sample, or a dataset folder. [default: cifar10]", "--dataset")
 ]
+Model = Annotated[str | None, _train("linear, or mlp:HIDDEN, as mlp:100. [default: linear]")]
 Loss = Annotated[str | None, _train("softmax or svm. [default: softmax]")]
 BatchSize = Annotated[
     int | None, _train("Examples of a minibatch, shared by all workers. [default: 256]")
@@ -94,7 +95,8 @@ Seeds = Annotated[int, _measure("How many seeds, counted up from --seed.")]
 _BEFORE: dict[str, Any] = {
     "workers": Workers, "speed": Speed, "slow": Slow, "jitter": Jitter, "latency": Latency,
     "bandwidth": Bandwidth, "fail": Fail, "rejoin": Rejoin, "scenario": Scenario,
-    "dataset": DatasetName, "loss": Loss, "batch_size": BatchSize, "epochs": Epochs, "seed": Seed,
+    "dataset": DatasetName, "model": Model, "loss": Loss, "batch_size": BatchSize,
+    "epochs": Epochs, "seed": Seed,
 }  # fmt: skip
 _AFTER: dict[str, Any] = {
     "optimizer": Optimizer, "set_": Set, "measure_every": MeasureEvery,

@@ -19,6 +19,10 @@ def train(
     dataset: Annotated[
         str | None, typer.Option(help="cifar10, sample, or a dataset folder. (default: cifar10)")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="linear, or mlp:HIDDEN, two layers as mlp:100. (default: linear)"),
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="softmax or svm. (default: softmax)")] = None,
     workers: Annotated[
         str | None,
@@ -92,9 +96,11 @@ def train(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Train a linear classifier with minibatch SGD; the same bits for any number of workers.
+    """Train a classifier with minibatch SGD; the same bits for any number of workers.
 
     Example: distsgd train --loss svm --workers 2 --epochs 10 --set optimizer=momentum
+
+    Example: distsgd train --model mlp:100 --epochs 20
 
     --chaos takes faults with commas between. Of processes, after updates (every=N or at=N):
     kill-worker, stop-worker (for=TIME) and kill-server. Of pushes, with a chance (p=SHARE):
@@ -107,8 +113,8 @@ def train(
     from distsgd.run.config_sources import config_from
 
     flags = {
-        "dataset": dataset, "loss": loss, "workers": workers, "batch_size": batch_size,
-        "epochs": epochs, "seed": seed, "sampling": sampling,
+        "dataset": dataset, "model": model, "loss": loss, "workers": workers,
+        "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
         "compress": compress, "servers": servers, "channel": channel, "cache": cache,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
 from distsgd.cli.output import percent
+from distsgd.core.models import LINEAR
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.events import Progress as Steps
 
@@ -29,8 +30,9 @@ def _row(row: EpochRow) -> str:
 def _title(config: TrainConfig) -> str:
     fleet = "1 worker" if config.workers == 1 else f"{config.workers} workers"
     workers = f"{fleet} on Ray" if config.workers else "one process"
+    model = "" if config.model == LINEAR else f"{config.model}, "
     return (
-        f"{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
+        f"{model}{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
         f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, seed {config.seed}"
     )
 

@@ -7,7 +7,9 @@ A codec is stateless: ``encode`` gives the bytes that travel, ``decode`` what th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +28,23 @@ class Codec:
     """Turns a gradient into bytes and back.
 
     Attributes:
-        classes: rows of W; a codec may treat them apart.
-        values: length of flat W.
+        matrices: (rows, columns) of each matrix of W, one after another in the flat vector; a codec
+            may treat rows apart.
         fraction: share of the values that `topk` sends.
     """
 
-    classes: int
-    values: int
+    matrices: tuple[tuple[int, int], ...]
     fraction: float = 1.0
+
+    @cached_property
+    def values(self) -> int:
+        """Length of flat W."""
+        return sum(rows * columns for rows, columns in self.matrices)
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all matrices."""
+        return sum(rows for rows, _ in self.matrices)
 
     @property
     def size(self) -> int:
@@ -129,41 +140,49 @@ class OneBit(Codec):
     @property
     def size(self) -> int:
         """See the class."""
-        return 8 * self.classes + -(-self.values // 8)
+        return 8 * self.rows + -(-self.values // 8)
 
     def encode(self, vector: Floats) -> bytes:
         """See the class."""
-        rows = vector.reshape(self.classes, -1)
-        positive = rows >= 0
-        count = positive.sum(axis=1)
-        high = np.where(positive, rows, 0).sum(axis=1) / np.maximum(count, 1)
-        low = np.where(positive, 0, rows).sum(axis=1) / np.maximum(rows.shape[1] - count, 1)
-        means = np.stack([low, high]).astype("<f4")
-        return means.tobytes() + np.packbits(positive).tobytes()
+        low, high, at = [], [], 0
+        for shape in self.matrices:
+            rows = vector[at : at + shape[0] * shape[1]].reshape(shape)
+            positive = rows >= 0
+            count = positive.sum(axis=1)
+            high.append(np.where(positive, rows, 0).sum(axis=1) / np.maximum(count, 1))
+            low.append(np.where(positive, 0, rows).sum(axis=1) / np.maximum(shape[1] - count, 1))
+            at += rows.size
+        means = np.stack([np.concatenate(low), np.concatenate(high)]).astype("<f4")
+        return means.tobytes() + np.packbits(vector >= 0).tobytes()
 
     def cut(self, payload: Payload, part: slice) -> bytes:
         """See the class; the means of all rows go to everyone."""
-        bits = np.unpackbits(np.frombuffer(payload, np.uint8, offset=8 * self.classes))
-        return bytes(payload[: 8 * self.classes]) + np.packbits(bits[part]).tobytes()
+        bits = np.unpackbits(np.frombuffer(payload, np.uint8, offset=8 * self.rows))
+        return bytes(payload[: 8 * self.rows]) + np.packbits(bits[part]).tobytes()
 
     def decode(self, payload: Payload, out: Floats, part: slice = _ALL) -> None:
         """See the class."""
-        means = np.frombuffer(payload, "<f4", 2 * self.classes).reshape(2, -1)
-        low, high = np.repeat(means, self.values // self.classes, axis=1)[:, part]
-        bits = np.frombuffer(payload, np.uint8, offset=8 * self.classes)
+        means = np.frombuffer(payload, "<f4", 2 * self.rows).reshape(2, -1)
+        low, high = np.repeat(means, self._lengths, axis=1)[:, part]
+        bits = np.frombuffer(payload, np.uint8, offset=8 * self.rows)
         out[...] = np.where(np.unpackbits(bits, count=out.size), high, low)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.intp]:
+        """Columns of each row."""
+        rows, columns = np.array(self.matrices, dtype=np.intp).T
+        return np.repeat(columns, rows)
 
 
 CODECS: dict[str, type[Codec]] = {"fp16": Fp16, "topk": TopK, "onebit": OneBit}
 
 
-def make_codec(spec: str, classes: int, values: int) -> Codec | None:
+def make_codec(spec: str, matrices: Sequence[tuple[int, int]]) -> Codec | None:
     """The codec of "none", "fp16", "onebit" or "topk:FRACTION"; None for "none".
 
     Args:
         spec: which.
-        classes: rows of W.
-        values: length of flat W.
+        matrices: (rows, columns) of each matrix of W, in their order.
 
     Raises:
         ValueError: it is none of these.
@@ -176,7 +195,7 @@ def make_codec(spec: str, classes: int, values: int) -> Codec | None:
     share = float(fraction) if colon else 1.0
     if not 0 < share <= 1:
         raise ValueError(f"{fraction} is no share of the values")
-    return CODECS[name](classes, values, share)
+    return CODECS[name](tuple(matrices), share)
 
 
 class ErrorFeedback:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distsgd.core.architecture import Kernel
 from distsgd.core.arrays import Bytes, Floats, Ints, as_matrix
 from distsgd.core.features import Preprocessing
 from distsgd.core.initial import decay_factors, pad
@@ -14,13 +15,20 @@ from distsgd.core.losses import LOSSES
 from distsgd.core.reduction_tree import root, sum_node
 from distsgd.core.slot_gradient import SlotKernel
 
-__all__ = ["GradientCheck", "analytic_gradient", "check_gradient"]
+__all__ = [
+    "FLOOR",
+    "STENCIL",
+    "GradientCheck",
+    "analytic_gradient",
+    "check_gradient",
+    "summed_gradient",
+]
 
 FLOOR = 1e-3
 """Errors of entries below FLOOR times the largest are measured against that instead: relative
 to themselves, entries near 0 would only show the rounding of the differences."""
 
-_STENCIL = ((1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12))
+STENCIL = ((1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12))
 """f'(x) = (8 f(x+h) - 8 f(x-h) - f(x+2h) + f(x-2h)) / 12h + O(h**4) (Fornberg 1988)."""
 
 
@@ -60,15 +68,30 @@ def analytic_gradient(
     classes, columns = weights.shape
     flat = pad(weights)
     kernel = SlotKernel(loss, classes, preprocessing, slot_size, "float64")
+    total = summed_gradient(kernel, flat, pixels, labels, slot_size) / len(labels)
+    total += decay_factors(classes, columns - 1, regularization, "float64") * flat
+    return as_matrix(total, classes)[:, :columns]
+
+
+def summed_gradient(
+    kernel: Kernel, flat: Floats, pixels: Bytes, labels: Ints, slot_size: int
+) -> Floats:
+    """The sum of dL_i/dw over all examples, made as in training: slots, then the tree.
+
+    Args:
+        kernel: of any model, in float64.
+        flat: parameters, shape (parameters,).
+        pixels: shape (examples, features), uint8.
+
+    Returns:
+        shape (parameters,).
+    """
     slots = -(-len(labels) // slot_size)
     gradients = np.empty((slots, flat.size))
     for slot in range(slots):
         part = slice(slot * slot_size, (slot + 1) * slot_size)
-        out = as_matrix(gradients[slot], classes)
-        kernel.gradient(as_matrix(flat, classes), pixels[part], labels[part], out)
-    total = sum_node(root(slots), gradients, 0, slots) / len(labels)
-    total += decay_factors(classes, columns - 1, regularization, "float64") * flat
-    return as_matrix(total, classes)[:, :columns]
+        kernel.gradient(flat, pixels[part], labels[part], gradients[slot])
+    return sum_node(root(slots), gradients, 0, slots)
 
 
 def check_gradient(
@@ -127,7 +150,7 @@ def _difference(
     """dL/dW[row, column] of the mean data loss, from four evaluations of the loss."""
     scratch = np.empty_like(scores)
     total = 0.0
-    for steps, factor in _STENCIL:
+    for steps, factor in STENCIL:
         losses = LOSSES[loss](_moved(scores, row, steps * h * along), labels, scratch)
         total += factor * float(losses.sum())
     return total / h / len(labels)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from distsgd.core.arrays import Floats, padded_columns
 
-__all__ = ["decay_factors", "initial_weights", "pad", "unpad"]
+__all__ = ["decay_factors", "he_weights", "initial_weights", "pad", "unpad"]
 
 _WEIGHTS_STREAM = 0
 """Names the stream of random bits behind the first W."""
+
+_LAYERS_STREAM = 2
+"""Names the streams behind the first weights of several layers; 1 is that of the plan."""
 
 
 def initial_weights(seed: int, classes: int, features: int, scale: float, dtype: str) -> Floats:
@@ -21,6 +27,31 @@ def initial_weights(seed: int, classes: int, features: int, scale: float, dtype:
     weights = rng.standard_normal((classes, features + 1)) * scale
     weights[:, features] = 0
     return pad(weights.astype(dtype))
+
+
+def he_weights(seed: int, layers: Sequence[tuple[int, int]], scale: float, dtype: str) -> Floats:
+    """Each layer randn * scale * sqrt(2 / inputs), with zero bias; flat and padded.
+
+    With a scale of 1 and features of unit variance, the hidden units of max(0, W x) keep the
+    variance of their inputs, however many there are.
+
+    Args:
+        seed: of the run.
+        layers: (outputs, inputs) of each.
+        scale: multiplies the standard deviations.
+        dtype: "float32" or "float64".
+
+    Source: He, Zhang, Ren and Sun 2015, eq. 10; CS231n notes, "Setting up the data".
+    """
+    parts = []
+    for number, (outputs, inputs) in enumerate(layers):
+        sequence = np.random.SeedSequence([seed, _LAYERS_STREAM, number])
+        rng = np.random.Generator(np.random.PCG64(sequence))
+        weights = np.zeros((outputs, inputs + 1))
+        weights[:, :inputs] = rng.standard_normal((outputs, inputs))
+        weights *= scale * math.sqrt(2 / inputs)
+        parts.append(pad(weights.astype(dtype)))
+    return np.concatenate(parts)
 
 
 def decay_factors(classes: int, features: int, regularization: float, dtype: str) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from distsgd.core.arrays import Bytes, Floats, Ints
 from distsgd.core.features import Preprocessing
 from distsgd.core.losses import LOSSES
-from distsgd.core.score import block_columns, block_rows, score
+from distsgd.core.score import block_columns, score
 
-__all__ = ["SlotKernel", "SlotLoss", "measure"]
+__all__ = ["SlotKernel", "SlotLoss"]
 
 
 _EXAMPLES = 256
@@ -35,7 +34,7 @@ class SlotLoss(NamedTuple):
 
 
 class SlotKernel:
-    """Computes the gradients of a few slots at once, in buffers that are made once.
+    """Slot gradients of the linear classifier, a few at once, in buffers that are made once.
 
     The features X are (R - c) / scale, with R the raw rows and c the centre (`Preprocessing`).
     So the scores are X W' = (R W' - c W') / scale. With G the gradients of the losses with
@@ -87,10 +86,10 @@ class SlotKernel:
         """The gradient of one slot; see `gradients`.
 
         Args:
-            weights: W, shape (classes, columns).
+            weights: W, shape (classes, columns), or flat.
             pixels: shape (examples, features), uint8.
             labels: shape (examples,).
-            out: shape (classes, columns), overwritten.
+            out: of the shape of ``weights``, overwritten.
         """
         np.copyto(self.rows(1, len(labels))[0, :, : self._features], pixels)
         return self.gradients(weights, labels[None], out[None])[0]
@@ -99,13 +98,15 @@ class SlotKernel:
         """Write the sums over each slot's examples of dL_i/dW, and return the slots' losses.
 
         Args:
-            weights: W, shape (classes, columns).
+            weights: W, shape (classes, columns), or flat.
             labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
-            out: shape (slots, classes, columns), overwritten.
+            out: shape (slots, classes, columns), or flat but for the slots; overwritten.
 
         Source: CS231n notes, "Optimization", analytic gradient.
         """
         slots, examples = labels.shape
+        weights = weights.reshape(len(self._scores), -1)
+        out = out.reshape(slots, *weights.shape)
         truth = labels.reshape(-1)
         scores = self._score(weights, slots, examples)
         gradient = self._gradient[:, : len(truth)]
@@ -143,32 +144,3 @@ class SlotKernel:
         """
         score(weights, self.rows(1, rows)[0], self._scores[:, :rows].T)
         self._product(self._weighted[:, 0, : rows + 1], self._rows[0, : rows + 1], out)
-
-
-def measure(
-    weights: Floats,
-    loss: str,
-    preprocessing: Preprocessing,
-    batches: Iterable[tuple[Bytes, Ints]],
-) -> tuple[SlotLoss, Ints]:
-    """Loss and confusion matrix of W on batches of (pixels, labels).
-
-    Returns:
-        the loss over all batches, and counts of shape (classes, classes): entry [a, b] counts
-        the examples of class a whose largest score is that of class b.
-    """
-    classes = len(weights)
-    confusion = np.zeros((classes, classes), dtype=np.int64)
-    total, examples = 0.0, 0
-    rows = block_rows(*weights.shape) * 4
-    features = preprocessing.buffer(rows, weights.dtype.name)
-    scores = np.empty((rows, classes), dtype=weights.dtype)
-    for pixels, labels in batches:
-        for low in range(0, len(labels), rows):
-            part, truth = pixels[low : low + rows], labels[low : low + rows]
-            preprocessing.fill(part, features[: len(part)])
-            found = score(weights, features[: len(part)], scores[: len(part)])
-            np.add.at(confusion, (truth.astype(np.intp), found.argmax(axis=1)), 1)
-            total += float(LOSSES[loss](found, truth, np.empty_like(found)).sum(dtype=np.float64))
-            examples += len(truth)
-    return SlotLoss(total, int(np.trace(confusion)), examples), confusion

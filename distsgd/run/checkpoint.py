@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.core.architecture import Architecture
 from distsgd.core.arrays import Floats
 from distsgd.core.features import Preprocessing
-from distsgd.core.initial import pad, unpad
+from distsgd.core.models import LINEAR, make_architecture
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RunError, storage_error
 from distsgd.run.place import Place
@@ -44,7 +45,8 @@ class Model:
     """A classifier as it is kept in a checkpoint.
 
     Attributes:
-        weights: W, shape (classes, features + 1); the last column is the bias.
+        weights: W, shape (classes, features + 1), whose last column is the bias. Of more layers,
+            one vector: W1 row by row, then W2.
         state: state of the optimiser, arrays of the same shape by name.
         version: updates applied to W.
         loss: "softmax" or "svm".
@@ -54,6 +56,7 @@ class Model:
         left_over: worker -> what its error feedback has not sent yet, of the same shape.
         reads: older version -> W, of the same shape, where a later update reads it.
         place: where in its run it stands; None if that is not known.
+        model: "linear" or "mlp:HIDDEN".
     """
 
     weights: Floats
@@ -66,14 +69,20 @@ class Model:
     left_over: dict[int, Floats] = field(default_factory=dict)
     reads: dict[int, Floats] = field(default_factory=dict)
     place: Place | None = None
+    model: str = LINEAR
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model without its parameters."""
+        return make_architecture(self.model, self.preprocessing.features, len(self.classes))
 
     def padded(self) -> Floats:
-        """W as the core computes with it, shape (classes, columns)."""
-        return pad(self.weights).reshape(len(self.classes), -1)
+        """The parameters as the core computes with them: flat and padded."""
+        return self.architecture.pad(self.weights)
 
 
 def weights_sha256(weights: Floats) -> str:
-    """SHA-256 of W as C-order little-endian float32 of shape (classes, features + 1)."""
+    """SHA-256 of W as it is kept, as C-order little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
 
 
@@ -90,6 +99,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     meta = {
         "format": _FORMAT,
         "version": model.version,
+        "model": model.model,
         "loss": model.loss,
         "classes": model.classes,
         "shape": model.shape,
@@ -109,12 +119,26 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> Model:
+def read_checkpoint(path: Path, model: str | None = None) -> Model:
     """Read and check a checkpoint.
 
+    Args:
+        path: its file.
+        model: the model that it must be of; None for any.
+
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or of another model.
     """
+    found = _read(path)
+    if model is not None and found.model != model:
+        raise RunError(
+            f"the checkpoint {path} is of {found.model}, and its run of {model}",
+            "Remove it: it belongs to another run",
+        )
+    return found
+
+
+def _read(path: Path) -> Model:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
@@ -135,7 +159,7 @@ def read_checkpoint(path: Path) -> Model:
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
     left_over, reads = _named(arrays, _LEFT_OVER).items(), _named(arrays, _READ).items()
     place = meta.get("place")
-    return Model(
+    found = Model(
         weights=arrays["weights"],
         state=_named(arrays, _STATE),
         version=int(meta["version"]),
@@ -146,7 +170,13 @@ def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
         left_over={int(worker): array for worker, array in left_over},
         reads={int(version): array for version, array in reads},
         place=Place.from_json(place) if place else None,
+        model=str(meta.get("model", LINEAR)),
     )
+    shape = found.architecture.kept_shape
+    for array in (found.weights, *found.state.values(), *found.reads.values()):
+        if array.shape != shape:
+            raise ValueError(f"it has an array of shape {array.shape} in {found.model}")
+    return found
 
 
 def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -196,6 +226,6 @@ def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
         checkpoint_path(folder, version).unlink(missing_ok=True)
 
 
-def shaped(flat: dict[Any, Floats], classes: int, features: int) -> dict[Any, Floats]:
+def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:
     """Flat padded arrays as they are kept, each shaped like W."""
-    return {name: unpad(array, classes, features) for name, array in flat.items()}
+    return {name: model.unpad(array) for name, array in flat.items()}

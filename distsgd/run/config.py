@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from distsgd.core.compression import make_codec
 from distsgd.core.consistency import POLICIES, Policy, make_policy
 from distsgd.core.losses import LOSSES
+from distsgd.core.models import LINEAR, MOST_HIDDEN
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.core.plan import SAMPLINGS
 from distsgd.core.schedules import SCHEDULES
 from distsgd.errors import UsageError
-from distsgd.run.recipe import BASE_BATCH, LEARNING_RATES, REGULARIZATION
+from distsgd.run.recipe import BASE_BATCH, recipe_for
+from distsgd.run.setting_values import as_type, refuse, setting
 
 __all__ = ["TrainConfig", "choices", "setting"]
 
@@ -26,6 +25,7 @@ class TrainConfig:
 
     Attributes:
         dataset: "cifar10", "sample", or the path of a dataset folder.
+        model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         loss: "softmax" or "svm".
         workers: worker processes; 0 trains in this process, without Ray.
         servers: parameter servers that W is split over, by contiguous ranges.
@@ -55,7 +55,8 @@ class TrainConfig:
         step_factor: what each of these drops multiplies by.
         channel: "auto", or force "shm" (shared memory within a node), "tcp" or "ray" (actor calls).
         slot_size: examples of a slot, the unit of work; part of what fixes the bits.
-        init_scale: standard deviation of the first W.
+        init_scale: standard deviation of the first W; with hidden units, what multiplies that of
+            He et al. 2015. None for the recipe.
         pixel_scale: what centred pixels are divided by.
         dtype: "float32" or "float64".
         log_every: steps between two records of the metrics.
@@ -70,6 +71,7 @@ class TrainConfig:
     """
 
     dataset: str = "cifar10"
+    model: str = LINEAR
     loss: str = "softmax"
     workers: int = 2
     servers: int = 1
@@ -97,7 +99,7 @@ class TrainConfig:
     step_factor: float = 0.1
     channel: str = "auto"
     slot_size: int = 64
-    init_scale: float = 1e-4
+    init_scale: float | None = None
     pixel_scale: float = 64.0
     dtype: str = "float32"
     log_every: int = 20
@@ -110,35 +112,38 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _typed(field.name, str(field.type), getattr(self, field.name))
+            value = as_type(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                _refuse(name, getattr(self, name), "one of " + ", ".join(allowed))
+                refuse(name, getattr(self, name), "one of " + ", ".join(allowed))
         for name, (low, words) in _LEAST.items():
             if not getattr(self, name) >= low:
-                _refuse(name, getattr(self, name), words)
+                refuse(name, getattr(self, name), words)
         self._fill_in_recipe()
         self._check_consistency()
         self._check_compression()
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
-                _refuse(name, getattr(self, name), "a number above 0")
+                refuse(name, getattr(self, name), "a number above 0")
         self._check_verify()
         if not self.momentum < 1:
-            _refuse("momentum", self.momentum, "a number from 0 to below 1")
+            refuse("momentum", self.momentum, "a number from 0 to below 1")
 
     def _fill_in_recipe(self) -> None:
-        if self.learning_rate is None:
-            rate = LEARNING_RATES[self.loss][self.optimizer]
-            object.__setattr__(self, "learning_rate", rate)
-        if self.regularization is None:
-            object.__setattr__(self, "regularization", REGULARIZATION[self.loss])
+        try:
+            recipe = recipe_for(self.model, self.loss, self.optimizer)
+        except ValueError:
+            allowed = f"linear, or mlp:HIDDEN with 1 to {MOST_HIDDEN} hidden units, as mlp:100"
+            refuse("model", self.model, allowed)
+        for name, value in recipe._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", 1.0 if self.scale_lr else 0.0)
-        for name in ("regularization", "warmup_epochs"):
+        for name in ("regularization", "warmup_epochs", "init_scale"):
             if not getattr(self, name) >= 0:
-                _refuse(name, getattr(self, name), "a number, 0 or more")
+                refuse(name, getattr(self, name), "a number, 0 or more")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -158,7 +163,7 @@ class TrainConfig:
             if policy == self.consistency:
                 value = default if value is None else value
                 if value < least:
-                    _refuse(name, value, f"a whole number, {least} or more")
+                    refuse(name, value, f"a whole number, {least} or more")
                 object.__setattr__(self, name, value)
         slots = -(-self.batch_size // self.slot_size)
         if self.backup is not None and self.backup >= slots:
@@ -176,9 +181,9 @@ class TrainConfig:
 
     def _check_compression(self) -> None:
         try:
-            make_codec(self.compress, 1, 1)
+            make_codec(self.compress, [(1, 1)])
         except ValueError:
-            _refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
+            refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
         if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
             raise UsageError(
                 f"--set journal=bounded does not go with --compress {self.compress}",
@@ -188,11 +193,16 @@ class TrainConfig:
 
     def _check_verify(self) -> None:
         if not 0 <= self.verify <= 1:
-            _refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
+            refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
         if self.verify and self.servers > 1:
             raise UsageError(
                 f"--verify does not go with --servers {self.servers}: no server has the whole of W",
                 "Give --servers 1; the weights are the same",
+            )
+        if self.verify and self.model != LINEAR:
+            raise UsageError(
+                f"--verify does not go with --model {self.model}: bounds are known for linear only",
+                "Leave --verify out; `distsgd replay` recomputes every update of a finished run",
             )
 
     def policy(self) -> Policy:
@@ -236,59 +246,12 @@ _LEAST: dict[str, tuple[float, str]] = {
     "checkpoint_seconds": (0, "a number of seconds, 0 or more"),
     "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
-    "init_scale": (0, "a number, 0 or more"),
 }
 _POSITIVE = (
     "learning_rate", "step_factor", "pixel_scale", "step_epochs", "hang_seconds", "wait_seconds",
 )  # fmt: skip
-_FLAGS = {
-    "dataset", "loss", "workers", "batch_size", "epochs", "seed", "sampling", "consistency",
-    "staleness", "backup", "local_steps", "optimizer", "scale_lr",
-    "compress", "servers", "verify",
-}  # fmt: skip
 
 
 def choices(name: str) -> tuple[str, ...]:
     """The values that a setting with a fixed set of them can have."""
     return tuple(_CHOICES[name])
-
-
-def setting(name: str) -> str:
-    """How a user writes a setting: --batch-size, or --set momentum."""
-    return f"--{name.replace('_', '-')}" if name in _FLAGS else f"--set {name}"
-
-
-def _refuse(name: str, value: object, allowed: str) -> None:
-    raise UsageError(f"{setting(name)} cannot be {value}", f"Give {allowed}")
-
-
-_WORDS = {
-    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
-}  # fmt: skip
-
-
-def _typed(name: str, type_name: str, value: Any) -> Any:
-    """The value as its field's type; texts, as from --set, are parsed."""
-    if value is None and "None" in type_name:
-        return None
-    kind = type_name.split(" ")[0]
-    wanted = _WORDS[kind]
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(value, bool) or value is None:
-            raise ValueError
-        if kind == "int":
-            if isinstance(value, float) and not value.is_integer():
-                raise ValueError
-            return int(value)
-        if kind == "float":
-            number = float(value)
-            if not math.isfinite(number):
-                raise ValueError
-            return number
-        if not isinstance(value, str | Path):
-            raise ValueError
-        return str(value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        _refuse(name, value, wanted)

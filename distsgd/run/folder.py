@@ -24,6 +24,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RunError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
@@ -186,7 +187,9 @@ def create_run(
         StorageError: it cannot be made.
     """
     now = datetime.now(UTC)
-    default = runs_home() / f"{now:%Y%m%d-%H%M%S}-{config.loss}-{secrets.token_hex(2)}"
+    kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
+    name = f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}-{secrets.token_hex(2)}"
+    default = runs_home() / name
     chosen = path.expanduser().absolute() if path else default
     try:
         taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))

@@ -7,20 +7,20 @@ from itertools import pairwise
 
 import numpy as np
 
+from distsgd.core.architecture import Architecture, Kernel
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos
 from distsgd.core.compression import Codec, ErrorFeedback, make_codec
 from distsgd.core.consistency import Policy
 from distsgd.core.consistency.bsp import BulkSynchronous
 from distsgd.core.features import Preprocessing
-from distsgd.core.initial import decay_factors
+from distsgd.core.models import LINEAR, make_architecture
 from distsgd.core.optimizers import make_optimizer
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
 from distsgd.core.position import Position
 from distsgd.core.range_server import RangeServer, SplitServer
 from distsgd.core.schedules import Schedule
-from distsgd.core.slot_gradient import SlotKernel
 from distsgd.core.update import Updater
 from distsgd.core.witness import Witness
 from distsgd.data.verified import Found
@@ -82,6 +82,7 @@ class Job:
         chaos: faults that are to come, if any.
         tally: the file in which workers count what becomes of their pushes under chaos.
         hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
+        model: "linear" or "mlp:HIDDEN".
         verify: share of the updates that are recomputed independently.
     """
 
@@ -107,7 +108,13 @@ class Job:
     chaos: Chaos | None = None
     tally: str = ""
     hang_seconds: float = HANG_SECONDS
+    model: str = LINEAR
     verify: float = 0.0
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model, without its parameters."""
+        return make_architecture(self.model, self.features, self.classes)
 
     @property
     def features(self) -> int:
@@ -116,23 +123,25 @@ class Job:
 
     @property
     def parameters(self) -> int:
-        """Length of flat W."""
-        return self.classes * self.preprocessing.columns
+        """Length of flat W: all parameters of the model."""
+        return self.architecture.parameters
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of flat W."""
         return self.parameters * np.dtype(self.dtype).itemsize
 
-    def kernel(self) -> SlotKernel:
+    def kernel(self) -> Kernel:
         """What computes slot gradients."""
-        return SlotKernel(
-            self.loss, self.classes, self.preprocessing, self.plan.slot_size, self.dtype
+        return self.architecture.kernel(
+            self.loss, self.preprocessing, self.plan.slot_size, self.dtype
         )
 
     def codec(self) -> Codec | None:
         """What gradients are encoded with, if they are."""
-        return make_codec(self.compress, self.classes, self.parameters)
+        if self.compress == "none":
+            return None
+        return make_codec(self.compress, [layer.padded for layer in self.architecture.layers])
 
     def decode(self, payload: bytes, rows: int, part: slice) -> Floats:
         """What an encoded range of a gradient stands for; shape (rows, values), all in row 0."""
@@ -167,7 +176,7 @@ class Job:
 
     def decay(self) -> Floats:
         """The gradient of the L2 penalty is this times W."""
-        return decay_factors(self.classes, self.features, self.regularization, self.dtype)
+        return self.architecture.decay(self.regularization, self.dtype)
 
     def replica(self, weights: Floats) -> Updater:
         """A copy of W that makes steps of plain SGD on its own."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.channel.base import Channel, Work
-from distsgd.core.arrays import Floats, as_matrix
+from distsgd.core.arrays import Floats
 from distsgd.core.compression import ErrorFeedback
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
@@ -37,12 +37,12 @@ class Worker:
         self._job, self.feedback = job, feedback
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
-        plan, columns = job.plan, job.preprocessing.columns
+        plan = job.plan
         split = Dataset(Path(job.folder), job.found).train
         self._labels = split.labels
         most = self._kernel.slots * plan.slot_size
         self._rows = open_rows(split, job.preprocessing, job.cache, most)
-        self._gradients = np.empty((plan.most_slots, job.classes * columns), dtype=job.dtype)
+        self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._gathered: Place | None = None
         self._expected: Place | None = None
@@ -111,8 +111,7 @@ class Worker:
         self, step: int, first: int, last: int, flat: Floats
     ) -> tuple[list[SlotLoss], tuple[Node, ...]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
-        plan, classes = self._job.plan, self._job.classes
-        weights = as_matrix(flat, classes)
+        plan = self._job.plan
         losses: list[SlotLoss] = []
         place = 0
         gathered, self._gathered = self._gathered == (step, first, last), None
@@ -121,8 +120,8 @@ class Worker:
             if place or not gathered:
                 self._rows.gather(indices, self._kernel.rows(*indices.shape))
             self.trace.lap("gather")
-            out = self._gradients[place : place + slots].reshape(slots, classes, -1)
-            losses += self._kernel.gradients(weights, self._labels[indices], out)
+            out = self._gradients[place : place + slots]
+            losses += self._kernel.gradients(flat, self._labels[indices], out)
             self.trace.lap("compute")
             place += slots
         slots = plan.slots(step)

@@ -104,7 +104,8 @@ def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Pat
 
 
 FLAGS = {
-    "--dataset", "--loss", "--workers", "--batch-size", "--epochs", "--seed", "--sampling",
+    "--dataset", "--model", "--loss", "--workers", "--batch-size", "--epochs", "--seed",
+    "--sampling",
     "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--scale-lr",
     "--compress", "--servers", "--channel", "--cache", "--run-dir", "--trace", "--chaos",
     "--verify",

@@ -1,7 +1,5 @@
 """Slot gradients against one full-batch product, and the purity of the kernel."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
@@ -11,7 +9,7 @@ from distsgd.core.features import Preprocessing
 from distsgd.core.gradient_check import analytic_gradient
 from distsgd.core.initial import pad
 from distsgd.core.losses import LOSSES
-from distsgd.core.slot_gradient import SlotKernel, SlotLoss, measure
+from distsgd.core.slot_gradient import SlotKernel
 
 CLASSES = 10
 CIFAR = 3072
@@ -181,25 +179,3 @@ def test_arguments_are_left_alone():
     before = (problem.padded.tobytes(), problem.pixels.tobytes(), problem.labels.tobytes())
     problem.gradient(problem.kernel("svm", 20), slice(0, 20))
     assert before == (problem.padded.tobytes(), problem.pixels.tobytes(), problem.labels.tobytes())
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("cuts", [[0, 300], [0, 1, 140, 141, 300]])
-def test_measure_equals_a_count_by_hand(loss, cuts):
-    problem = Problem(SMALL, 300)
-    batches = [(problem.pixels[low:high], problem.labels[low:high]) for low, high in pairwise(cuts)]
-    found, confusion = measure(problem.padded, loss, problem.preprocessing, batches)
-    _, losses, scores = problem.serial(loss)
-    expected = np.zeros((CLASSES, CLASSES), dtype=int)
-    for truth, guess in zip(problem.labels, scores.argmax(axis=1), strict=True):
-        expected[truth, guess] += 1
-    assert confusion.tolist() == expected.tolist()
-    assert found.loss == pytest.approx(losses.sum(), rel=1e-12)
-    assert (found.correct, found.examples) == (int(np.trace(expected)), 300)
-
-
-def test_measure_of_nothing():
-    problem = Problem(SMALL, 1)
-    found, confusion = measure(problem.padded, "softmax", problem.preprocessing, [])
-    assert found == SlotLoss(0.0, 0, 0)
-    assert not confusion.any()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from distsgd.core.features import Preprocessing
 from distsgd.errors import RunError, StorageError
+from distsgd.run import checkpoint
 from distsgd.run.checkpoint import (
     Model,
     latest_checkpoint,
@@ -40,6 +43,46 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         3, "svm", ("a", "b", "c"), (3, 2, 2),
     )  # fmt: skip
     assert found.preprocessing.scale == 64.0
+
+
+def two_layers(**changes: object) -> Model:
+    weights = np.arange(5 * 13 + 3 * 6, dtype=np.float32)
+    model = replace(a_model(), model="mlp:5", weights=weights, state={"velocity": weights})
+    return replace(model, **changes)  # type: ignore[arg-type]
+
+
+def test_the_model_is_part_of_it(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, two_layers())
+    found = read_checkpoint(path, "mlp:5")
+    assert found.model == "mlp:5"
+    assert np.array_equal(found.weights, two_layers().weights)
+    with pytest.raises(RunError, match=r"is of mlp:5, and its run of linear"):
+        read_checkpoint(path, "linear")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "mlp:6"}, {"model": "linear"}, {"model": "mlp:0"}, {"weights": np.zeros((83, 1))},
+     {"state": {"velocity": np.zeros(84)}}, {"reads": {2: np.zeros((3, 13))}}],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_the_model_are_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="damaged"):
+        read_checkpoint(write_checkpoint(tmp_path, two_layers(**changes)))
+
+
+def test_one_from_before_there_were_models_is_linear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_model(meta: dict[str, object]) -> str:
+        assert meta.pop("model") == "linear"
+        return json.JSONEncoder().encode(meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.json, "dumps", without_model)
+        path = write_checkpoint(tmp_path, a_model())
+    assert read_checkpoint(path).model == "linear"
 
 
 def test_the_newest_is_found_and_files_are_private(tmp_path: Path) -> None:

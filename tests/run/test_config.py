@@ -11,7 +11,11 @@ from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
-from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
+from distsgd.run.recipe import (
+    LEARNING_RATES,
+    REGULARIZATION,
+    TWO_LAYER_LEARNING_RATES,
+)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -21,6 +25,22 @@ def test_a_loss_and_an_optimizer_bring_their_recipe(loss: str, optimizer: str) -
     assert config.learning_rate == LEARNING_RATES[loss][optimizer]
     assert config.regularization == REGULARIZATION[loss]
     assert TrainConfig(loss=loss, learning_rate=0.5).learning_rate == 0.5
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_layers_have_a_recipe_of_their_own(loss: str, optimizer: str) -> None:
+    config = TrainConfig(model="mlp:100", loss=loss, optimizer=optimizer)
+    assert config.learning_rate == TWO_LAYER_LEARNING_RATES[loss][optimizer]
+    assert config.regularization == REGULARIZATION[loss]
+    assert (config.init_scale, TrainConfig().init_scale) == (1.0, 1e-4)
+    assert TrainConfig(model="mlp:100", init_scale=0.5, regularization=0).init_scale == 0.5
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp:0", "mlp:x", "mlp:10001", "tree"])
+def test_models_that_there_are_not_are_refused(model: str) -> None:
+    with pytest.raises(UsageError, match=f"--model cannot be {model}"):
+        TrainConfig(model=model)
 
 
 def test_the_learning_rate_scales_with_the_minibatch_if_so_wanted() -> None:
@@ -40,7 +60,8 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"epochs": True}, {"epochs": None}, {"workers": "two"}, {"momentum": -0.1}, {"loss": 3},
-     {"regularization": float("inf")}, {"warmup_epochs": -1}, {"scale_lr": 2}],
+     {"regularization": float("inf")}, {"init_scale": -1}, {"model": 3}, {"warmup_epochs": -1},
+     {"scale_lr": 2}],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(settings: dict[str, object]) -> None:
     name = next(iter(settings)).replace("_", "-")

@@ -1,0 +1,63 @@
+"""Settings as a user writes them: their flags, and their values as the types of their fields."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distsgd.errors import UsageError
+
+__all__ = ["as_type", "refuse", "setting"]
+
+_FLAGS = {
+    "dataset", "model", "loss", "workers", "servers", "batch_size", "epochs", "seed", "sampling",
+    "consistency", "staleness", "backup", "local_steps", "compress", "optimizer", "scale_lr",
+    "verify",
+}  # fmt: skip
+
+
+def setting(name: str) -> str:
+    """How a user writes a setting: --batch-size, or --set momentum."""
+    return f"--{name.replace('_', '-')}" if name in _FLAGS else f"--set {name}"
+
+
+def refuse(name: str, value: object, allowed: str) -> NoReturn:
+    """Say that a setting cannot have this value.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(f"{setting(name)} cannot be {value}", f"Give {allowed}")
+
+
+_WORDS = {
+    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
+}  # fmt: skip
+
+
+def as_type(name: str, type_name: str, value: Any) -> Any:
+    """The value as its field's type; texts, as from --set, are parsed."""
+    if value is None and "None" in type_name:
+        return None
+    kind = type_name.split(" ")[0]
+    wanted = _WORDS[kind]
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(value, bool) or value is None:
+            raise ValueError
+        if kind == "int":
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError
+            return int(value)
+        if kind == "float":
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        if not isinstance(value, str | Path):
+            raise ValueError
+        return str(value)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        refuse(name, value, wanted)
