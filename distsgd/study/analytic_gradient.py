@@ -8,22 +8,17 @@ Source: CS231n notes, "Optimization", computing the gradient analytically; "Line
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
 from distsgd.study.chain_rule import chain_through_jacobian
-from distsgd.study.material import check_limit, first_examples, open_dataset
-from distsgd.study.numerical_gradient import central_gradient
-from distsgd.study.plain_objective import loss_and_gradient
 
 __all__ = [
-    "FormulaRow", "compare_formulas", "cross_entropy_by_probability", "mean_gradient",
-    "probabilities", "score", "softmax_example_gradient", "softmax_example_loss",
+    "EXAMPLE_GRADIENT", "EXAMPLE_LOSS", "GRADIENT_BY_SCORES", "cross_entropy_by_probability",
+    "mean_gradient", "probabilities", "score", "softmax_example_gradient", "softmax_example_loss",
     "softmax_gradient_by_scores", "softmax_jacobian", "svm_correct_class_gradient",
-    "svm_example_gradient", "svm_example_loss", "svm_margins", "svm_other_class_gradient",
+    "svm_example_gradient", "svm_example_loss", "svm_gradient_by_scores", "svm_margins",
+    "svm_other_class_gradient",
 ]  # fmt: skip
 
 DELTA = 1.0
@@ -67,6 +62,11 @@ def svm_example_gradient(s: Floats, y: int, x: Floats) -> Floats:
     ])  # fmt: skip
 
 
+def svm_gradient_by_scores(s: Floats, y: int) -> Floats:
+    """dL_i/ds: the two formulas for x_i = 1, as s_j = w_j x_i."""
+    return svm_example_gradient(s, y, np.ones(1))[:, 0]
+
+
 def probabilities(s: Floats) -> Floats:
     """p_j = exp(s_j) / sum_k exp(s_k); the largest score is subtracted first."""
     powers = np.exp(s - s.max())
@@ -103,75 +103,17 @@ def softmax_example_gradient(s: Floats, y: int, x: Floats) -> Floats:
     return by_w
 
 
-_LOSS = {"svm": svm_example_loss, "softmax": softmax_example_loss}
-_GRADIENT = {"svm": svm_example_gradient, "softmax": softmax_example_gradient}
+EXAMPLE_LOSS = {"svm": svm_example_loss, "softmax": softmax_example_loss}
+"""L_i of (s, y)."""
+EXAMPLE_GRADIENT = {"svm": svm_example_gradient, "softmax": softmax_example_gradient}
+"""dL_i/dW of (s, y, x)."""
+GRADIENT_BY_SCORES = {"svm": svm_gradient_by_scores, "softmax": softmax_gradient_by_scores}
+"""dL_i/ds of (s, y)."""
 
 
 def mean_gradient(weights: Floats, features: Floats, labels: Ints, loss: str) -> Floats:
     """dL/dW = 1/n sum_i dL_i/dW, example by example."""
     total = np.zeros_like(weights)
     for x, y in zip(features, labels, strict=True):
-        total += _GRADIENT[loss](score(weights, x), int(y), x)
+        total += EXAMPLE_GRADIENT[loss](score(weights, x), int(y), x)
     return total / len(labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormulaRow:
-    """One formula, on real images.
-
-    Attributes:
-        formula: what it is.
-        fast: largest difference to what training computes with, relative to the largest entry.
-        numerical: largest difference to central differences, likewise; None where the formula
-            is only a part of the gradient.
-    """
-
-    formula: str
-    fast: float
-    numerical: float | None
-
-
-def compare_formulas(
-    dataset: str = "cifar10", *, examples: int = 20, seed: int = 0
-) -> tuple[FormulaRow, ...]:
-    """Compare each formula with the fast gradients, and with central differences by the scores.
-
-    Args:
-        dataset: where the images come from.
-        examples: how many of its first training images.
-        seed: of W = randn * 0.01; pixels are centred and divided by 64.
-
-    Raises:
-        UsageError: an argument cannot be used.
-    """
-    opened = open_dataset(dataset)
-    check_limit("--examples", examples, len(opened.train))
-    found = first_examples(opened, "train", examples, scale=64.0)
-    weights = np.random.default_rng(seed).standard_normal(found.shape) * 1e-2
-    rows = []
-    for loss, by_scores in (("svm", _svm_by_scores), ("softmax", softmax_gradient_by_scores)):
-        off_fast, off_numerical = 0.0, 0.0
-        for x, y in zip(found.features, found.labels.tolist(), strict=True):
-            s = score(weights, x)
-            one = loss_and_gradient(weights, x[None], np.array([y]), loss)[1]
-            plain = _GRADIENT[loss](s, y, x)
-            off_fast = max(off_fast, _off(plain, one))
-            slopes = central_gradient(partial(_LOSS[loss], y=y), s.copy(), 1e-6)
-            off_numerical = max(off_numerical, _off(by_scores(s, y), slopes))
-        rows.append(
-            FormulaRow(formula=f"{loss}: dL_i/ds and dL_i/dW", fast=off_fast,
-                       numerical=off_numerical)
-        )  # fmt: skip
-        mean = mean_gradient(weights, found.features, found.labels, loss)
-        fast = loss_and_gradient(weights, found.features, found.labels, loss)[1]
-        rows.append(FormulaRow(formula=f"{loss}: mean over examples", fast=_off(mean, fast),
-                               numerical=None))  # fmt: skip
-    return tuple(rows)
-
-
-def _svm_by_scores(s: Floats, y: int) -> Floats:
-    return svm_example_gradient(s, y, np.ones(1))[:, 0]
-
-
-def _off(found: Floats, expected: Floats) -> float:
-    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))

@@ -15,9 +15,9 @@ from distsgd.core.arrays import Floats
 from distsgd.study.numerical_gradient import central_gradient
 
 __all__ = [
-    "EXAMPLES", "Quantity", "WorkedExample", "chain", "chain_over_paths", "chain_through_jacobian",
-    "neuron", "product_of_sum", "sigmoid", "sigmoid_derivative", "softmax_and_log", "two_paths",
-    "worked_examples",
+    "EXAMPLES", "ChainRule", "Quantity", "WorkedExample", "chain", "chain_over_paths",
+    "chain_through_jacobian", "neuron", "product_of_sum", "sigmoid", "sigmoid_derivative",
+    "softmax_and_log", "two_paths", "worked_examples",
 ]  # fmt: skip
 
 
@@ -77,18 +77,31 @@ class WorkedExample:
         name: of the example.
         formula: what is computed.
         quantities: inputs first, the result last.
+        edges: from the name of a quantity to that of another that is computed with it.
         largest_difference: between chain rule and central differences.
     """
 
     name: str
     formula: str
     quantities: tuple[Quantity, ...]
+    edges: tuple[tuple[str, str], ...]
     largest_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainRule:
+    """All worked examples.
+
+    Attributes:
+        examples: from numbers to vectors.
+    """
+
+    examples: tuple[WorkedExample, ...]
 
 
 def _worked(
     name: str, formula: str, inputs: dict[str, tuple[float, float]],
-    between: dict[str, tuple[float, float]], function: Callable[[Floats], float],
+    between: dict[str, tuple[float, float]], edges: str, function: Callable[[Floats], float],
 ) -> WorkedExample:  # fmt: skip
     at = np.array([value for value, _ in inputs.values()], dtype=float)
     numerical = central_gradient(function, at)
@@ -101,18 +114,21 @@ def _worked(
         for key, (value, slope) in between.items()
     ]
     off = max(abs(one.gradient - (one.numerical or 0.0)) for one in quantities[: len(inputs)])
+    pairs = [edge.split(">") for edge in edges.split()]
     return WorkedExample(
-        name=name, formula=formula, quantities=tuple(quantities), largest_difference=off
-    )
+        name=name, formula=formula, quantities=tuple(quantities), largest_difference=off,
+        edges=tuple((start, end) for start, end in pairs),
+    )  # fmt: skip
 
 
 def product_of_sum(x: float = -2, y: float = 5, z: float = -4) -> WorkedExample:
     """f = (x + y) z: df/dz = q, df/dq = z with q = x + y, and dq/dx = dq/dy = 1."""
     q = x + y
     return _worked(
-        "product of a sum", "f = (x + y) z",
+        "product of a sum", "q = x + y, f = q z",
         {"x": (x, chain(z, 1)), "y": (y, chain(z, 1)), "z": (z, q)},
-        {"q = x + y": (q, z), "f = q z": (q * z, 1)},
+        {"q": (q, z), "f": (q * z, 1)},
+        "x>q y>q q>f z>f",
         lambda v: float((v[0] + v[1]) * v[2]),
     )  # fmt: skip
 
@@ -127,9 +143,10 @@ def neuron(
     inputs = {"w0": (w[0], x[0]), "x0": (x[0], w[0]), "w1": (w[1], x[1]), "x1": (x[1], w[1]),
               "w2": (w[2], 1.0)}  # fmt: skip
     return _worked(
-        "a neuron", "f = sigmoid(w0 x0 + w1 x1 + w2)",
+        "a neuron", "q = w0 x0 + w1 x1 + w2, f = sigmoid(q)",
         {name: (value, chain(slope, inner)) for name, (value, inner) in inputs.items()},
-        {"w x": (dot, slope), "f": (f, 1)},
+        {"q": (dot, slope), "f": (f, 1)},
+        "w0>q x0>q w1>q x1>q w2>q q>f",
         lambda v: sigmoid(float(v[0] * v[1] + v[2] * v[3] + v[4])),
     )  # fmt: skip
 
@@ -138,10 +155,11 @@ def two_paths(x: float = 2, y: float = -3) -> WorkedExample:
     """f = u v with u = x + y, v = x y: x and y reach f by both u and v."""
     u, v = x + y, x * y
     return _worked(
-        "two paths", "f = (x + y) (x y)",
+        "two paths", "u = x + y, v = x y, f = u v",
         {"x": (x, chain_over_paths([(v, 1), (u, y)])),
          "y": (y, chain_over_paths([(v, 1), (u, x)]))},
-        {"u = x + y": (u, v), "v = x y": (v, u), "f = u v": (u * v, 1)},
+        {"u": (u, v), "v": (v, u), "f": (u * v, 1)},
+        "x>u y>u x>v y>v u>f v>f",
         lambda a: float((a[0] + a[1]) * (a[0] * a[1])),
     )  # fmt: skip
 
@@ -163,6 +181,7 @@ def softmax_and_log(scores: tuple[float, ...] = (3.2, 5.1, -1.7), label: int = 0
         {f"s{k}": (float(s[k]), float(slopes[k])) for k in range(len(s))},
         {**{f"p{k}": (float(p[k]), float(by_p[k])) for k in range(len(s))},
          "L": (float(-np.log(p[label])), 1)},
+        " ".join(f"s{k}>p{j}" for k in range(len(s)) for j in range(len(s))) + f" p{label}>L",
         lambda v: float(-np.log(probabilities(v)[label])),
     )  # fmt: skip
 
@@ -170,6 +189,6 @@ def softmax_and_log(scores: tuple[float, ...] = (3.2, 5.1, -1.7), label: int = 0
 EXAMPLES = (product_of_sum, neuron, two_paths, softmax_and_log)
 
 
-def worked_examples() -> tuple[WorkedExample, ...]:
+def worked_examples() -> ChainRule:
     """All of them, with the numbers of the lecture."""
-    return tuple(example() for example in EXAMPLES)
+    return ChainRule(examples=tuple(example() for example in EXAMPLES))

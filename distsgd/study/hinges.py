@@ -5,6 +5,7 @@ Source: CS231n notes, "Optimization", visualising the loss function: L as a func
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.losses import svm
+from distsgd.errors import UsageError
 from distsgd.study.drawing import new_figure
 
 if TYPE_CHECKING:
@@ -85,21 +87,27 @@ class Hinges:
     lowest: float
 
 
-def hinges(
-    points: tuple[float, float, float] = POINTS, weights: tuple[float, float] = WEIGHTS
-) -> Hinges:
+def hinges(points: Sequence[float] = POINTS, weights: Sequence[float] = WEIGHTS) -> Hinges:
     """Take the loss apart; kinks are found by solving slope * w0 + intercept = 0.
 
     Args:
         points: x_0, x_1, x_2, of the classes 0, 1, 2; without bias.
         weights: w1 and w2.
+
+    Raises:
+        UsageError: there are not three and two of them, or no term depends on w0.
     """
+    if len(points) != 3 or not np.isfinite(points).all() or not np.any(points):
+        raise UsageError("--points must be three numbers, not all 0", "As 1,-0.5,2")
+    if len(weights) != 2 or not np.isfinite(weights).all():
+        raise UsageError("--weights must be two numbers", "As 0.5,-1")
+    points, weights = tuple(points), tuple(weights)
     terms = []
     for i, x in enumerate(points):
         for j in range(3):
             if j == i:
                 continue
-            slope = x * ((j == 0) - (i == 0))
+            slope = x * ((j == 0) - (i == 0)) + 0.0  # not -0
             fixed = (0.0, *weights)
             intercept = fixed[j] * x - fixed[i] * x + 1
             terms.append(
