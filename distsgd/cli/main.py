@@ -12,6 +12,7 @@ from distsgd.cli import (
     bench_command,
     data_commands,
     journal_commands,
+    landscape_command,
     model_commands,
     runs_commands,
     search_commands,
@@ -63,6 +64,7 @@ bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 search_commands.add_to(app)
+landscape_command.add_to(app)
 app.add_typer(study_commands.app, name="study")
 
 

@@ -34,12 +34,16 @@ def _draw(axes: Axes, example: WorkedExample) -> None:
         x, y = places[one.name]
         axes.text(x, y, one.name, ha="center", va="center",
                   bbox={"boxstyle": "circle,pad=0.25", "fc": "white", "ec": "0.4"})  # fmt: skip
-        axes.annotate(f"{one.value:.3g}", (x, y), (0, 12), textcoords="offset points",
-                      ha="center", va="bottom", color="C2", fontsize=9)  # fmt: skip
-        axes.annotate(f"{one.gradient:.3g}", (x, y), (0, -12), textcoords="offset points",
-                      ha="center", va="top", color="C3", fontsize=9)  # fmt: skip
+        left = x == 0  # the inputs, which may be many: beside them, not above and below
+        for text, colour, side in ((one.value, "C2", 1), (one.gradient, "C3", -1)):
+            axes.annotate(
+                f"{text:.3g}", (x, y), (-14, 5 * side) if left else (0, 13 * side),
+                textcoords="offset points", color=colour, fontsize=9,
+                ha="right" if left else "center",
+                va="center" if left else "bottom" if side > 0 else "top",
+            )  # fmt: skip
     deepest = max(x for x, _ in places.values())
-    axes.set(xlim=(-0.4, deepest + 0.4), ylim=(-0.72, 0.72))
+    axes.set(xlim=(-0.6, deepest + 0.4), ylim=(-0.72, 0.72))
     axes.set_title(f"{example.name}: {example.formula}", fontsize=9)
     axes.axis("off")
 

@@ -1,0 +1,156 @@
+"""Where a landscape is looked at: its W, the directions along which it is cut, an optimiser's path.
+
+Source: CS231n notes, "Optimization", visualising the loss function; for the directions of a path,
+Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.core.models import LINEAR
+from distsgd.errors import RunError, UsageError
+from distsgd.run.checkpoint import checkpoint_path, checkpoint_versions, read_checkpoint
+from distsgd.run.folder import RunFolder, find_run
+
+__all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_directions"]
+
+PRINCIPAL = ("pca1", "pca2")
+_ALLOWED = "random:SEED, weights, gradient, run:RUN" + "; with --run also " + ", ".join(PRINCIPAL)
+_PARALLEL = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The checkpoints of a run.
+
+    Attributes:
+        versions: updates applied to each.
+        weights: shape (checkpoints, classes, features + 1), float64, in order.
+    """
+
+    versions: tuple[int, ...]
+    weights: Floats
+
+
+def path_of(run: str) -> tuple[RunFolder, Path]:
+    """A run and its checkpoints.
+
+    Raises:
+        RunError: there is no such run, it is of another model, or a checkpoint is damaged.
+    """
+    folder = find_run(run)
+    model = folder.settings().model
+    if model != LINEAR:
+        raise RunError(
+            f"{folder.path} is a run of {model}; landscapes are of a linear score function",
+            "Give a run of --model linear",
+        )
+    versions = checkpoint_versions(folder.checkpoints)
+    if not versions:
+        raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
+    found = [read_checkpoint(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions]
+    return folder, Path(tuple(versions), np.stack([one.weights for one in found]).astype(float))
+
+
+def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:
+    """The two directions that a path goes along most, by PCA of W_k - W_last.
+
+    Returns:
+        the directions, shape (2, classes, features + 1), of length 1 and at right angles, each
+        with its largest entry positive; and the share of the path's squares along each.
+
+    Raises:
+        RunError: there are fewer than three checkpoints.
+    """
+    if len(path.versions) < 3:
+        raise RunError(
+            f"a plane through the path of a run needs 3 checkpoints; it has {len(path.versions)}",
+            "Train it for more epochs, or give directions with --along",
+        )
+    steps = (path.weights - path.weights[-1]).reshape(len(path.versions), -1)
+    _, spread, rows = np.linalg.svd(steps, full_matrices=False)
+    for row in rows[:2]:
+        row *= np.sign(row[np.argmax(np.abs(row))]) or 1.0
+    shares = spread**2 / (spread**2).sum()
+    return rows[:2].reshape(2, *path.weights.shape[1:]), tuple(shares[:2].tolist())
+
+
+def directions(
+    names: Sequence[str], weights: Floats, gradient: Floats, path: Path | None
+) -> Floats:
+    """Directions by their names, of length 1.
+
+    Args:
+        names: one for a line, two for a plane: "random:SEED"; "weights", along W itself;
+            "gradient", of the loss at W; "run:RUN", towards the last W of that run; "pca1" and
+            "pca2", see `principal_directions`.
+        weights: W, shape (classes, features + 1).
+        gradient: of the loss, of the same shape.
+        path: of the run that is looked at, if there is one.
+
+    Returns:
+        shape (len(names), classes, features + 1), float64.
+
+    Raises:
+        UsageError: there is no such direction, one is zero, or two are parallel.
+        RunError: see `path_of`.
+    """
+    if not 1 <= len(names) <= 2:
+        raise UsageError(
+            f"--along was given {len(names)} times", "Give it once for a line, twice for a plane"
+        )
+    found = np.stack([_direction(name, weights, gradient, path) for name in names])
+    lengths = np.sqrt((found**2).sum(axis=(1, 2)))
+    for name, length in zip(names, lengths, strict=True):
+        if not length > 0:
+            raise UsageError(f"--along {name} is zero here", "Give another direction")
+    found /= lengths[:, None, None]
+    if len(names) == 2 and 1 - abs(float((found[0] * found[1]).sum())) < _PARALLEL:
+        raise UsageError(
+            f"--along {names[0]} and --along {names[1]} are parallel, which makes no plane",
+            "Give two that differ, as random:0 and random:1, or one alone for a line",
+        )
+    return found
+
+
+def _direction(name: str, weights: Floats, gradient: Floats, path: Path | None) -> Floats:
+    kind, _, rest = name.partition(":")
+    if kind == "random" and rest.isdecimal():
+        return np.random.default_rng(int(rest)).standard_normal(weights.shape)
+    if name == "weights":
+        return weights
+    if name == "gradient":
+        return gradient
+    if kind == "run" and rest:
+        end: Floats = path_of(rest)[1].weights[-1]
+        if end.shape == weights.shape:
+            towards: Floats = end - weights
+            return towards
+        raise UsageError(f"--along {name} has W of another shape", "Give a run on this dataset")
+    if name in PRINCIPAL and path is not None:
+        one: Floats = principal_directions(path)[0][PRINCIPAL.index(name)]
+        return one
+    raise UsageError(f"--along cannot be {name}", f"Give {_ALLOWED}")
+
+
+def in_plane(path: Path, along: Floats) -> tuple[Floats, float]:
+    """The point of the plane that is nearest to each checkpoint; the last one is the origin.
+
+    Args:
+        path: the checkpoints.
+        along: directions, shape (1 or 2, classes, features + 1).
+
+    Returns:
+        multiples of the directions, shape (checkpoints, 1 or 2), and the share of the squares of
+        W_k - W_last that lies in the plane.
+    """
+    steps = (path.weights - path.weights[-1]).reshape(len(path.versions), -1)
+    basis = along.reshape(len(along), -1)
+    points = np.linalg.solve(basis @ basis.T, basis @ steps.T).T
+    whole = float((steps**2).sum())
+    return points, float(((points @ basis) ** 2).sum() / whole) if whole else 1.0

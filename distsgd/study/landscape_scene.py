@@ -1,0 +1,131 @@
+"""What a landscape is made of: the examples, the loss, and the W in the middle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.arrays import Bytes, Floats
+from distsgd.data.dataset import Dataset
+from distsgd.errors import UsageError
+from distsgd.study.choices import check_loss
+from distsgd.study.landscape_directions import Path, path_of
+from distsgd.study.material import Examples, check_limit
+
+__all__ = ["Scene", "View", "middle", "scene_of", "view_of"]
+
+_SCALE = 64.0
+_EXAMPLES = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The examples that are looked at, as the model sees them.
+
+    Attributes:
+        dataset: where they come from.
+        low: number of the first.
+        high: one more than that of the last.
+        mean: what is subtracted from pixels.
+        scale: what they are divided by.
+    """
+
+    dataset: str
+    low: int
+    high: int
+    mean: Floats
+    scale: float
+
+    def examples(self, opened: Dataset, low: int, high: int) -> Examples:
+        """Training examples low to high - 1."""
+        pixels: Bytes = np.empty((high - low, len(self.mean)), dtype=np.uint8)
+        opened.train.gather(np.arange(low, high), pixels)
+        features = np.ones((high - low, len(self.mean) + 1))
+        features[:, :-1] = (pixels - self.mean) / self.scale
+        labels = opened.train.labels[low:high].astype(np.intp)
+        return Examples(features, labels, len(opened.manifest.classes))
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What is looked at: a run's settings where none were given.
+
+    Attributes:
+        dataset: where examples come from.
+        loss: "svm" or "softmax".
+        regularization: lambda.
+        scale: what centred pixels are divided by.
+        path: of the run; None without one.
+        around: what W is; empty for random W.
+    """
+
+    dataset: str
+    loss: str
+    regularization: float
+    scale: float
+    path: Path | None
+    around: str
+
+
+def scene_of(
+    run: str | None, dataset: str | None, loss: str | None, regularization: float | None
+) -> Scene:
+    """What was asked for, filled up with the settings of a run.
+
+    Raises:
+        UsageError: loss or lambda cannot be used.
+        RunError: see `path_of`.
+    """
+    given = {"dataset": dataset, "loss": loss, "regularization": regularization}
+    found: dict[str, Any] = {
+        "dataset": "cifar10", "loss": "svm", "regularization": 0.0, "scale": _SCALE,
+        "path": None, "around": "",
+    }  # fmt: skip
+    if run is not None:
+        folder, path = path_of(run)
+        settings = folder.settings()
+        found = {
+            "dataset": settings.dataset, "loss": settings.loss,
+            "regularization": settings.regularization, "scale": settings.pixel_scale,
+            "path": path, "around": f"the last W of {folder.path.name}",
+        }  # fmt: skip
+    found.update({name: value for name, value in given.items() if value is not None})
+    check_loss(found["loss"])
+    if not 0 <= found["regularization"] < np.inf:
+        raise UsageError(f"--regularization cannot be {regularization}", "Give a number, 0 or more")
+    return Scene(**found)
+
+
+def middle(scene: Scene, opened: Dataset, scale: float, seed: int) -> Floats:
+    """W: the run's last, or randn * scale.
+
+    Raises:
+        UsageError: the scale cannot be used, or W is of another shape.
+    """
+    shape = len(opened.manifest.classes), opened.manifest.features + 1
+    if scene.path is None:
+        if not 0 <= scale < np.inf:
+            raise UsageError(f"--scale cannot be {scale:g}", "Give a number, 0 or more")
+        return np.random.default_rng(seed).standard_normal(shape) * scale
+    weights: Floats = scene.path.weights[-1]
+    if weights.shape != shape:
+        raise UsageError(f"W of the run does not fit {scene.dataset}", "Leave out --dataset")
+    return weights
+
+
+def view_of(scene: Scene, opened: Dataset, examples: int | None, example: int | None) -> View:
+    """The first examples, or only one of them.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if example is None:
+        few = min(_EXAMPLES, len(opened.train))
+        wanted = few if examples is None else examples
+        low, high = 0, check_limit("--examples", wanted, len(opened.train))
+    else:
+        low = check_limit("--example", example, len(opened.train) - 1, least=0)
+        high = low + 1
+    return View(scene.dataset, low, high, opened.pixel_mean.astype(float), scene.scale)
