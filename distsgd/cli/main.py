@@ -13,6 +13,7 @@ from distsgd.cli import (
     data_commands,
     journal_commands,
     landscape_command,
+    lecture_command,
     model_commands,
     runs_commands,
     search_commands,
@@ -65,6 +66,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 search_commands.add_to(app)
 landscape_command.add_to(app)
+lecture_command.add_to(app)
 app.add_typer(study_commands.app, name="study")
 
 

@@ -43,7 +43,9 @@ def draw_planes(found: list[Landscape], surface: bool = False) -> Figure:
         if surface:
             a, b = np.meshgrid(one.a, one.b)
             axes = figure.add_subplot(1, wide * len(found), wide * number + 2, projection="3d")
-            axes.plot_surface(a, b, np.array(one.losses), cmap="viridis", rcount=60, ccount=60)
+            axes.plot_surface(
+                a, b, np.array(one.losses), cmap="viridis", rcount=60, ccount=60, rasterized=True
+            )
             axes.set(xlabel="a", ylabel="b", title="loss")
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from distsgd.errors import storage_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_plot", "new_figure", "save_figure", "svg_of"]
+__all__ = ["check_plot", "new_figure", "save_figure", "svg_element", "svg_of"]
 
 
 def new_figure(width: float = 7, height: float = 4) -> Figure:
@@ -58,5 +59,15 @@ def svg_of(figure: Figure, name: str) -> str:
     content = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         figure.savefig(content, format="svg", metadata={"Date": None})
-    text = content.getvalue()
-    return text[text.index("<svg") :]
+    return svg_element(content.getvalue(), name)
+
+
+def svg_element(text: str, name: str) -> str:
+    """What an SVG file shows, to be put into a page beside others.
+
+    Args:
+        text: the file, as matplotlib writes it.
+        name: put before each identifier, so that they differ from those of the others.
+    """
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text)

@@ -1,0 +1,134 @@
+"""What a chapter of the lecture finds: numbers beside what they should be, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "Check", "Options", "Part", "at_least", "at_most", "count_at_most", "exactly", "holds", "near",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the lecture is given.
+
+    Attributes:
+        dataset: where the images come from.
+        quick: on fewer images and with fewer steps, in a minute and a half.
+        workers: worker processes for what can be parallel; 0 for none.
+        seed: of everything random.
+        say: is told what goes on.
+    """
+
+    dataset: str = "cifar10"
+    quick: bool = False
+    workers: int = 2
+    seed: int = 0
+    say: Callable[[str], None] = lambda text: None
+
+    @property
+    def cifar10(self) -> bool:
+        """Whether the accuracies of the lecture, which are of CIFAR-10, can be expected."""
+        return self.dataset == "cifar10"
+
+    def of(self, full: int, quick: int) -> int:
+        """A number of the full or of the quick lecture."""
+        return quick if self.quick else full
+
+    def command(self, words: str, *, data: bool = True, workers: bool = False) -> str:
+        """What somebody types to have the same."""
+        if data and not self.cifar10:
+            words += f" --dataset {self.dataset}"
+        if workers and self.workers != 2:
+            words += f" --workers {self.workers}"
+        return f"distsgd {words}" + (f" --seed {self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A number, and whether it is what it should be.
+
+    Attributes:
+        key: of its name, among the texts of the chapter.
+        value: the number.
+        shown: the same, to be read.
+        lecture: what the lecture or the theory says.
+        tolerance: how far the number may be off.
+        passed: whether it is not; None if nothing is expected of it on this dataset.
+    """
+
+    key: str
+    value: float
+    shown: str
+    lecture: str
+    tolerance: str
+    passed: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a chapter found.
+
+    Attributes:
+        commands: that make the same.
+        checks: its numbers.
+        figures: by their key among the texts of the chapter.
+    """
+
+    commands: tuple[str, ...]
+    checks: tuple[Check, ...]
+    figures: dict[str, Figure]
+
+
+def near(
+    key: str, value: float, expected: float, off: float, *, percent: bool = False,
+    applies: bool = True,
+) -> Check:  # fmt: skip
+    """A number that should be within ``off`` of what is expected."""
+    factor, unit = (100, " %") if percent else (1, "")
+    return Check(
+        key=key, value=value, shown=f"{value * factor:.4g}{unit}",
+        lecture=f"{expected * factor:.4g}{unit}", tolerance=f"± {off * factor:.3g}",
+        passed=abs(value - expected) <= off if applies else None,
+    )  # fmt: skip
+
+
+def at_most(key: str, value: float, limit: float, lecture: str = "0") -> Check:
+    """An error that should be no larger than a limit."""
+    return Check(key=key, value=value, shown=f"{value:.1e}", lecture=lecture,
+                 tolerance=f"≤ {limit:.0e}", passed=value <= limit)  # fmt: skip
+
+
+def at_least(
+    key: str, value: float, limit: float, *, percent: bool = False, applies: bool = True
+) -> Check:
+    """A number that should be no smaller than a limit."""
+    factor, unit = (100, " %") if percent else (1, "")
+    return Check(
+        key=key, value=value, shown=f"{value * factor:.4g}{unit}", lecture="",
+        tolerance=f"≥ {limit * factor:.4g}{unit}", passed=value >= limit if applies else None,
+    )  # fmt: skip
+
+
+def exactly(key: str, value: int, expected: int) -> Check:
+    """A count."""
+    return Check(key=key, value=value, shown=f"{value:,}", lecture=f"{expected:,}",
+                 tolerance="=", passed=value == expected)  # fmt: skip
+
+
+def count_at_most(key: str, value: int, limit: int) -> Check:
+    """A count from 1 to a limit."""
+    return Check(key=key, value=value, shown=f"{value:,}", lecture="",
+                 tolerance=f"≤ {limit:,}", passed=1 <= value <= limit)  # fmt: skip
+
+
+def holds(key: str, shown: str, passed: bool, applies: bool = True) -> Check:
+    """Something that is so or not."""
+    return Check(key=key, value=float(passed), shown=shown, lecture="", tolerance="",
+                 passed=passed if applies else None)  # fmt: skip
