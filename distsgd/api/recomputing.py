@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
 from distsgd.core.reference import Recomputed, recompute, rounding
+from distsgd.core.reference_two_layer import recompute_two_layer
 from distsgd.data.dataset import Dataset
 from distsgd.data.plain_rows import PlainRows
 from distsgd.errors import VerificationError
@@ -33,7 +34,7 @@ class Part:
 
 @dataclass
 class Sum:
-    """A sum of gradients, shape (classes, features + 1), and how far a good one may be off."""
+    """A sum of gradients, shaped as W is kept, and how far a good one may be off."""
 
     total: Array
     variance: Array
@@ -66,7 +67,7 @@ class Recomputer:
 
     def __init__(self, config: TrainConfig, dataset: Dataset, job: Job) -> None:
         self._config, self._plan = config, job.plan
-        self._classes, self._features = job.classes, job.features
+        self._model = job.architecture
         # That of training, and that of the recomputation itself.
         self.unit = rounding(config.dtype) + rounding("float64")
         self._rows = PlainRows(dataset.folder, dataset.manifest)
@@ -82,29 +83,47 @@ class Recomputer:
             )
         self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def matrix(self, flat: Floats) -> Array:
-        """Flat padded parameters as W in float64, shape (classes, features + 1)."""
-        wide = np.array(flat, dtype=np.float64).reshape(self._classes, -1)
-        return wide[:, : self._features + 1]
+    def kept(self, flat: Floats) -> Array:
+        """Flat padded parameters as W in float64: (classes, features + 1); or one vector of all."""
+        return np.array(self._model.unpad(flat), dtype=np.float64)
+
+    def layers(self, kept: Array) -> list[Array]:
+        """Each layer, shape (outputs, inputs + 1), as a view of parameters as they are kept."""
+        flat, found, low = kept.reshape(-1), [], 0
+        for layer in self._model.layers:
+            high = low + layer.outputs * (layer.inputs + 1)
+            found.append(flat[low:high].reshape(layer.outputs, -1))
+            low = high
+        return found
+
+    def place(self, kept: Array, index: int) -> str:
+        """Where the value with this flat index is: its layer, output and input."""
+        for number, layer in enumerate(self.layers(kept), 1):
+            if index < layer.size:
+                row, column = divmod(index, layer.shape[1])
+                last = number == len(self._model.layers)
+                return f"{'class' if last else 'hidden unit'} {row}, column {column}"
+            index -= layer.size
+        raise IndexError(index)
 
     def lease(self, worker: int, lease: Lease, read: Floats) -> tuple[Sum, list[Part]]:
         """What a worker should have answered to a lease."""
         if lease.shares:
-            return self._replica(worker, lease, self.matrix(read))
-        return self._slots(worker, lease.step, lease.first, lease.last, self.matrix(read))
+            return self._replica(worker, lease, self.kept(read))
+        return self._slots(worker, lease.step, lease.first, lease.last, self.kept(read))
 
     def _slots(
-        self, worker: int, step: int, first: int, last: int, weights: Array
+        self, worker: int, step: int, first: int, last: int, weights: Array, doubt: float = 1.0
     ) -> tuple[Sum, list[Part]]:
         parts = []
         total = self._nothing()
         for slot in range(first, last):
-            found = self._slot(step, slot, worker, weights)
+            found = self._slot(step, slot, worker, weights, doubt)
             total.add(Sum(found.gradient, found.variance, found.flips))
             parts.append(Part(worker, step, slot, found))
         return total, parts
 
-    def _slot(self, step: int, slot: int, worker: int, weights: Array) -> Recomputed:
+    def _slot(self, step: int, slot: int, worker: int, weights: Array, doubt: float) -> Recomputed:
         epoch = self._plan.epoch_of(step)
         if epoch not in self._orders:
             self._orders = {epoch: self._plan.order(epoch)}
@@ -118,7 +137,11 @@ class Recomputer:
             )
         pixels, labels = self._rows.read(indices)
         scale, loss = self._config.pixel_scale, self._config.loss
-        return recompute(weights, pixels, labels, self._mean, scale, loss, self.unit)
+        given = pixels, labels, self._mean, scale, loss, self.unit * doubt
+        layers = self.layers(weights)
+        if len(layers) == 1:
+            return recompute(layers[0], *given)
+        return recompute_two_layer(layers[0], layers[1], *given)
 
     def _replica(self, worker: int, lease: Lease, start: Array) -> tuple[Sum, list[Part]]:
         """examples * (W as read - W after plain SGD on its share of each minibatch)."""
@@ -130,7 +153,9 @@ class Recomputer:
             if lease.first >= of:
                 continue
             low, high = slots * lease.first // of, slots * (lease.first + 1) // of
-            total, parts = self._slots(worker, step, low, high, weights)
+            # W has drifted by then, and kinks of hidden units with it.
+            drift = 1.0 + (step - lease.step) * (len(self._model.layers) - 1)
+            total, parts = self._slots(worker, step, low, high, weights, drift)
             count = sum(len(part.found.losses) for part in parts)
             rate = self.rate(step)
             bound += rate * total.bound / count + 4 * self.unit * np.abs(weights)
@@ -143,13 +168,14 @@ class Recomputer:
         return Sum(examples * (start - weights), spread**2, np.zeros_like(start)), every
 
     def _nothing(self) -> Sum:
-        shape = self._classes, self._features + 1
+        shape = self._model.kept_shape
         return Sum(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def penalty(self, weights: Array) -> Array:
-        """2 lambda W, without the bias."""
+        """2 lambda W, without the biases."""
         out: Array = 2 * (self._config.regularization or 0.0) * weights
-        out[:, -1] = 0
+        for layer in self.layers(out):
+            layer[:, -1] = 0
         return out
 
     def rate(self, step: int) -> float:

@@ -135,31 +135,32 @@ class Verifier:
         self, evidence: Evidence, by: Recomputer, wanted: Sum, parts: Sequence[Part]
     ) -> None:
         """The sum of the gradients."""
-        found, bound = by.matrix(evidence.total), wanted.bound
+        found, bound = by.kept(evidence.total), wanted.bound
         # The tree adds slots: a few roundings of the sum itself.
         bound = bound + LAMBDA * by.unit * np.abs(wanted.total) + np.finfo(np.float32).tiny
         off = found - wanted.total
         ratio = np.abs(off) / bound
         scale = float(np.abs(wanted.total).max()) or 1.0
-        worst = np.unravel_index(int(np.argmax(np.nan_to_num(ratio, nan=np.inf))), ratio.shape)
-        if not ratio[worst] <= 1:
-            at = f"the sum of gradients, class {worst[0]}, column {worst[1]},"
-            part = _explained(off, bound, parts)
-            _differs(evidence, part, at, wanted.total[worst], found[worst], bound[worst])
+        worst = int(np.argmax(np.nan_to_num(ratio, nan=np.inf)))
+        if not ratio.flat[worst] <= 1:
+            at = f"the sum of gradients, {by.place(off, worst)},"
+            part = _explained(off, bound, parts, by)
+            values = (array.flat[worst] for array in (wanted.total, found, bound))
+            _differs(evidence, part, at, *values)
         self._difference = max(self._difference, float(np.abs(off).max()) / scale)
         self._tolerance = max(self._tolerance, float(bound.max()) / scale)
-        self._used = max(self._used, float(ratio[worst]))
+        self._used = max(self._used, float(ratio.flat[worst]))
 
     def _after(self, evidence: Evidence, by: Recomputer) -> None:
         """W after the update, from W before and the sum that the server had."""
         update = evidence.update
-        before, found = by.matrix(evidence.before), by.matrix(evidence.after)
-        gradient = by.matrix(evidence.total) / update.examples
+        before, found = by.kept(evidence.before), by.kept(evidence.after)
+        gradient = by.kept(evidence.total) / update.examples
         if update.contributions[0][1].shares:
             wanted, size = before - gradient, np.abs(gradient)
         else:
             penalty = by.penalty(before)
-            state = {name: by.matrix(array) for name, array in evidence.state.items()}
+            state = {name: by.kept(array) for name, array in evidence.state.items()}
             wanted, size = updated(
                 self._config.optimizer, before, gradient + penalty,
                 np.abs(gradient) + np.abs(penalty), state, by.rate(update.step),
@@ -168,11 +169,12 @@ class Verifier:
         bound = by.unit * (_OPERATIONS * size + 2 * np.abs(before))
         bound += np.finfo(np.float32).tiny
         ratio = np.abs(found - wanted) / bound
-        worst = np.unravel_index(int(np.argmax(np.nan_to_num(ratio, nan=np.inf))), ratio.shape)
-        if not ratio[worst] <= 1:
-            at = f"W after it, class {worst[0]}, column {worst[1]},"
-            _differs(evidence, None, at, wanted[worst], found[worst], bound[worst])
-        self._used = max(self._used, float(ratio[worst]))
+        worst = int(np.argmax(np.nan_to_num(ratio, nan=np.inf)))
+        if not ratio.flat[worst] <= 1:
+            at = f"W after it, {by.place(found, worst)},"
+            values = (array.flat[worst] for array in (wanted, found, bound))
+            _differs(evidence, None, at, *values)
+        self._used = max(self._used, float(ratio.flat[worst]))
 
 
 def _by_worker_order(evidence: Evidence, parts: Sequence[Part]) -> list[SlotLoss]:
@@ -197,7 +199,7 @@ def _by_worker_order(evidence: Evidence, parts: Sequence[Part]) -> list[SlotLoss
     return found
 
 
-def _explained(off: Array, bound: Array, parts: Sequence[Part]) -> Part | None:
+def _explained(off: Array, bound: Array, parts: Sequence[Part], by: Recomputer) -> Part | None:
     """The slot that explains a wrong sum, if just one does.
 
     One that was left out or counted twice; or one with an example whose pixel was another: then
@@ -207,7 +209,8 @@ def _explained(off: Array, bound: Array, parts: Sequence[Part]) -> Part | None:
         for sign in (1, -1):
             if bool(np.all(np.abs(off + sign * part.found.gradient) <= 2 * bound)):
                 return part
-    column = off[:, int(np.argmax(np.linalg.norm(off / bound, axis=0)))]
+    first, limit = by.layers(off)[0], by.layers(bound)[0]
+    column = first[:, int(np.argmax(np.linalg.norm(first / limit, axis=0)))]
     length = float(np.linalg.norm(column)) or 1.0
     angles = []
     for part in parts:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BETA2", "Recomputed", "recompute", "rounding", "updated"]
+__all__ = ["BETA2", "Recomputed", "errors_of", "recompute", "rounding", "updated"]
 
 Array = NDArray[np.float64]
 
@@ -37,8 +37,8 @@ class Recomputed:
     Attributes:
         losses: L_i, shape (examples,).
         loss_bound: for their sum.
-        errors: dL_i/ds, shape (examples, classes).
-        gradient: sum of dL_i/dW, shape (classes, features + 1).
+        errors: dL_i/ds of the first layer's outputs s, shape (examples, outputs).
+        gradient: sum of dL_i/dW, shape (classes, features + 1); of more layers, one vector.
         variance: square of the statistical bound on it, to be added over slots.
         flips: bound from hinges that may fall to either side, to be added too.
     """
@@ -81,24 +81,44 @@ def recompute(
     at_most = np.abs(weights[:, :features] @ mean) / scale
     # That of k = `features` additions; and of the two that the score is a difference of.
     doubt = LAMBDA * unit * (np.sqrt(features) * spread + 2 * (at_most + np.abs(scores)) + 1)
-    most = doubt.max(axis=1)
-    errors, losses, hinges = _softmax(scores, labels) if loss == "softmax" else _svm(scores, labels)
-    flips = np.zeros_like(errors)
-    if loss == "svm":
-        flips[(np.abs(hinges) <= 2 * doubt.max(axis=1, keepdims=True))] = 1
-        flips[np.arange(count), labels] = 0
-        flips[np.arange(count), labels] = flips.sum(axis=1)
-        moved = 2 * most * len(weights)
-    else:
-        moved = 2 * most
-    # |dp| <= max |ds| / 2 (softmax); a hinge does not move but for flips.
-    sway = (most[:, None] if loss == "softmax" else 0 * errors) + 8 * unit * np.abs(errors)
+    losses, moved, errors, sway, flips = errors_of(scores, labels, doubt, loss, unit)
     own = LAMBDA * unit * np.sqrt(count + 8.0)
     variance = (sway**2).T @ x**2 + own**2 * ((errors**2).T @ size**2)
     return Recomputed(
         losses, float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum()),
         errors, errors.T @ x, variance, flips.T @ np.abs(x),
     )  # fmt: skip
+
+
+def errors_of(
+    scores: Array, labels: NDArray[np.intp], doubt: Array, loss: str, unit: float
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Losses and dL_i/ds from scores, and how far they move if the scores do.
+
+    Args:
+        scores: shape (examples, classes).
+        labels: shape (examples,).
+        doubt: how far each score may be off.
+        loss: "softmax" or "svm".
+        unit: unit roundoff of what is compared.
+
+    Returns:
+        losses, shape (examples,); how far they may be off; dL_i/ds, shape (examples, classes); a
+        statistical bound on it; and by how much hinges that may fall to either side change it.
+    """
+    rows, most = np.arange(len(labels)), doubt.max(axis=1)
+    errors, losses, hinges = _softmax(scores, labels) if loss == "softmax" else _svm(scores, labels)
+    flips = np.zeros_like(errors)
+    if loss == "svm":
+        flips[(np.abs(hinges) <= 2 * most[:, None])] = 1
+        flips[rows, labels] = 0
+        flips[rows, labels] = flips.sum(axis=1)
+        moved = 2 * most * scores.shape[1]
+    else:
+        moved = 2 * most
+    # |dp| <= max |ds| / 2 (softmax); a hinge does not move but for flips.
+    sway = (most[:, None] if loss == "softmax" else 0 * errors) + 8 * unit * np.abs(errors)
+    return losses, moved, errors, sway, flips
 
 
 def _softmax(scores: Array, labels: NDArray[np.intp]) -> tuple[Array, Array, Array]:

@@ -86,7 +86,7 @@ class Finder:
         real = SlotKernel.gradients
         def wrong(self, weights, labels, out):
             found = real(self, weights, labels, out)
-            out[:, 3, 7] *= 1.01
+            out.reshape(len(out), 10, -1)[:, 3, 7] *= 1.01
             return found
         SlotKernel.gradients = wrong
         return module
