@@ -1,13 +1,14 @@
 """Many trainings in one process, some with kills among them: what is left, and does memory grow?
 
-    python scripts/leak_runs.py [inline=100] [shared=80] [own=20]
+    python scripts/leak_runs.py [inline=100] [shared=80] [own=20] [cli=20]
 
 `inline` runs train without Ray, `shared` ones within one session of Ray, `own` ones start a Ray
-each. Every second run on Ray is disturbed: SIGKILL of a worker, of a server, or SIGSTOP of a
-worker. Prints a line for each kind: processes, threads, file descriptors, sockets, files of
-/dev/shm and temporary folders after it beyond those before it (all have to be 0), and the memory
-of this process (RSS) after a fifth of the runs and after all of them. Exit code 1 if something is
-left or memory has grown by more than 5 %. Takes four to five minutes on two cores.
+each; `cli` ones are commands, every fourth of them on Ray. Every second run on Ray is disturbed:
+SIGKILL of a worker, of a server, or SIGSTOP of a worker; of commands, SIGKILL of the command.
+Prints a line for each kind: processes, threads, file descriptors, sockets, files of /dev/shm and
+temporary folders after it beyond those before it (all have to be 0), and the memory of this
+process (RSS) after a fifth of the runs and after all of them. Exit code 1 if something is left or
+memory has grown by more than 5 %. Takes five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -108,11 +110,32 @@ def settled(before: dict[str, int]) -> dict[str, int]:
         time.sleep(0.2)
 
 
+def command(number: int, run: Path) -> int:
+    """A training by command line; every eighth is killed, on Ray, when it has begun."""
+    on_ray, killed = number % 4 == 0, number % 8 == 0
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "distsgd", "train", "--dataset", "sample", "--run-dir", str(run),
+         "--workers", "2" if on_ray else "0", "--epochs", "100000" if killed else "3"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert begun.stdout is not None
+    if killed:
+        rows = iter(begun.stdout.readline, "")
+        next(row for row in rows if row.lstrip().startswith("2 "))
+        begun.kill()
+    begun.stdout.read()
+    assert begun.wait() == (-signal.SIGKILL if killed else 0)
+    shutil.rmtree(run)
+    return int(killed)
+
+
 def chunk(kind: str, runs: int, home: Path) -> bool:
     """Train so often; whether nothing is left and memory has not grown."""
     from distsgd.runtime.ray_session import ray_session
 
     def one(number: int) -> int:
+        if kind == "cli":
+            return command(number, home / f"{kind}-{number}")
         reporter = Disturbs(number)
         on_ray = kind != "inline"
         run = home / f"{kind}-{number}"
@@ -153,7 +176,7 @@ def chunk(kind: str, runs: int, home: Path) -> bool:
 
 def main() -> None:
     wanted = dict(text.split("=") for text in sys.argv[1:])
-    wanted = wanted or {"inline": "100", "shared": "80", "own": "20"}
+    wanted = wanted or {"inline": "100", "shared": "80", "own": "20", "cli": "20"}
     home = Path(tempfile.mkdtemp(prefix="leak-runs-"))
     print(
         "| runs | number | disturbed | left | RSS after a fifth, MiB | RSS at the end | seconds |"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,22 @@ def test_workers_come_and_go(sample: Dataset, shared_ray: None) -> None:
     assert told == [3, 2]  # the second of them when two had a part in one update
 
 
-def test_a_sole_worker_that_hangs_is_replaced_and_ended(
-    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begun(
+    sample: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> tuple[Job, Snapshot, ProcessIds, Iterator[Event]]:
+    """A training after ten updates, whose workers may not hang for long."""
     job, start = a_job(sample, epochs=60)
     job = replace(job, hang_seconds=1.5)
     ids = ProcessIds(monkeypatch)
-    events = ray_runtime.train_on_ray(job, start, 1, never)
+    events = ray_runtime.train_on_ray(job, start, workers, never, "tcp")
     next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    return job, start, ids, events
+
+
+def test_a_sole_worker_that_hangs_is_replaced_and_ended(
+    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start, ids, events = begun(sample, monkeypatch, 1)
     os.kill(ids.workers[0], signal.SIGSTOP)
     rest = list(events)
     assert any("worker 0 does not answer" in event.text for event in rest_notices(rest))
@@ -154,11 +163,7 @@ def test_a_sole_worker_that_hangs_is_replaced_and_ended(
 def test_so_are_all_of_them(
     sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, start = a_job(sample, epochs=60)
-    job = replace(job, hang_seconds=1.5)
-    ids = ProcessIds(monkeypatch)
-    events = ray_runtime.train_on_ray(job, start, 2, never, "tcp")
-    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
+    job, start, ids, events = begun(sample, monkeypatch, 2)
     for pid in ids.workers:
         os.kill(pid, signal.SIGSTOP)
     same_as_undisturbed(job, start, last(events))
