@@ -63,6 +63,9 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         ),
         hang_seconds=config.hang_seconds,
         verify=config.verify,
+        placement=config.placement,
+        dataset=config.dataset,
+        digest=dataset.manifest.digest,
         cache=choose_cache(
             config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
         ),

@@ -45,12 +45,14 @@ class Task:
         run: the run.
         trace: a file for a timeline, if one is wanted.
         chaos: faults that are to come, if any.
+        address: of the Ray cluster to train on; None for a Ray of our own.
     """
 
     config: TrainConfig
     run: OpenedRun
     trace: Path | None = None
     chaos: Chaos | None = None
+    address: str | None = None
 
 
 class Keeper:

@@ -107,6 +107,10 @@ class Session:
         """One Ray for all that happens, also when a server dies."""
         if self._in_one_process(self._start):
             return nullcontext()
+        if self._task.address is not None:
+            from distsgd.runtime.joined_cluster import joined_cluster
+
+            return joined_cluster(self._task.address)
         from distsgd.runtime.ray_session import ray_session
 
         return ray_session(cpus=self._config.workers + self._config.servers)
@@ -164,6 +168,8 @@ class Session:
         for event in events:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
+                if self._task.address is not None or len(set(event.hosts)) > 1:
+                    self._reporter.notice(event.told)
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
             elif isinstance(event, Updated):

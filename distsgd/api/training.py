@@ -50,6 +50,7 @@ def train(
     reporter: Reporter | None = None,
     trace: str | Path | None = None,
     chaos: str | None = None,
+    address: str | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a classifier; the same names and defaults as `distsgd train`.
@@ -68,6 +69,7 @@ def train(
         reporter: told how training goes.
         trace: a file for a timeline of every process, for Perfetto or Chrome.
         chaos: faults that are to come, as "kill-worker:every=50,drop-push:p=0.01".
+        address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a Ray of our own.
         **settings: further settings, see `distsgd.run.config.TrainConfig`.
 
     Raises:
@@ -81,7 +83,7 @@ def train(
     config = config_from({**named, **settings})
     folder = Path(run_dir) if run_dir else None
     timeline = Path(trace) if trace else None
-    return train_with(config, folder, reporter or Reporter(), timeline, chaos)
+    return train_with(config, folder, reporter or Reporter(), timeline, chaos, address)
 
 
 def train_with(
@@ -90,9 +92,11 @@ def train_with(
     reporter: Reporter,
     trace: Path | None = None,
     chaos: str | None = None,
+    address: str | None = None,
 ) -> TrainResult:
     """See `train`; takes the settings as one object."""
     began = time.perf_counter()
+    _check_address(address, config)
     faults = _faults(chaos, config)
     if trace is not None:
         check_trace_file(trace)
@@ -107,7 +111,7 @@ def train_with(
             job = make_job(config, dataset)
             first = first_weights(config, job)
             logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
-            task = Task(config=config, run=run, trace=trace, chaos=faults)
+            task = Task(config=config, run=run, trace=trace, chaos=faults, address=address)
             return Session(task, Snapshot(0, first, {}), logbook, reporter, signals)
 
         return _carried_out(session, run.folder, began)
@@ -135,6 +139,7 @@ def resume(
     epochs: int | None = None,
     chaos: str | None = None,
     reporter: Reporter | None = None,
+    address: str | None = None,
 ) -> TrainResult:
     """Go on with a run that was interrupted or killed, from its last update; none is lost.
 
@@ -149,6 +154,7 @@ def resume(
         epochs: of the whole run; no fewer than before.
         chaos: faults from here on, as for `train`; those of before come no more.
         reporter: told how training goes.
+        address: of the Ray cluster to go on with, as for `train`.
 
     Raises:
         RunError: there is no such run, it is running, or it cannot be gone on with.
@@ -166,6 +172,7 @@ def resume(
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
+            _check_address(address, config)
             if folder.status() == "finished" and config.epochs == tail.settings.epochs:
                 (reporter or Reporter()).notice(
                     f"{folder.path} has finished already; --epochs makes it longer"
@@ -184,7 +191,7 @@ def resume(
             )
             folder.remove("report.json")
             logbook.gone_on()
-            task = Task(config=config, run=opened, chaos=faults)
+            task = Task(config=config, run=opened, chaos=faults, address=address)
             return Session(task, found.snapshot, logbook, reporter or Reporter(), signals)
 
         return _carried_out(session, folder, began)
@@ -227,6 +234,17 @@ def scale(run: str | Path, workers: int) -> None:
 
 def _faults(chaos: str | None, config: TrainConfig) -> Chaos | None:
     return None if chaos is None else chaos_from(chaos, config.seed, config.workers)
+
+
+def _check_address(address: str | None, config: TrainConfig) -> None:
+    """Before anything is made: what cannot be an address, or is of no use."""
+    if address is None:
+        return
+    if config.workers == 0:
+        raise UsageError("--address does not go with --workers 0", "Give 1 worker or more")
+    from distsgd.runtime.joined_cluster import address_of
+
+    address_of(address)
 
 
 def _check_not_running(folder: RunFolder) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from distsgd.cli import (
     bench_command,
+    cluster_commands,
     data_commands,
     journal_commands,
     landscape_command,
@@ -64,6 +65,7 @@ simulate_commands.add_to(app)
 bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
+app.add_typer(cluster_commands.app, name="cluster")
 search_commands.add_to(app)
 landscape_command.add_to(app)
 lecture_command.add_to(app)

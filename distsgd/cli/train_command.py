@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
+AddressFlag = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to train on: HOST:PORT of its head, or auto. (default: ours)"),
+]
+
 
 def train(
     dataset: Annotated[
@@ -87,6 +92,10 @@ def train(
         str | None,
         typer.Option(help="Faults on purpose, such as kill-worker:every=50; see above."),
     ] = None,
+    address: AddressFlag = None,
+    placement: Annotated[
+        str | None, typer.Option(help="Servers near this node, or spread. (default: near)")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="A file for a timeline of every process, for Perfetto.")
     ] = None,
@@ -118,10 +127,10 @@ def train(
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
         "compress": compress, "servers": servers, "channel": channel, "cache": cache,
-        "verify": verify,
+        "verify": verify, "placement": placement,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    _show(train_with(settings, run_dir, make_reporter(json), trace, chaos), json)
+    _show(train_with(settings, run_dir, make_reporter(json), trace, chaos, address), json)
 
 
 def resume(
@@ -141,6 +150,7 @@ def resume(
     chaos: Annotated[
         str | None, typer.Option(help="Faults on purpose, as for train. (default: none)")
     ] = None,
+    address: AddressFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Go on with a run that was interrupted or killed, from its last update.
@@ -152,7 +162,7 @@ def resume(
 
     result = resume_run(
         run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
-        reporter=make_reporter(json),
+        reporter=make_reporter(json), address=address,
     )  # fmt: skip
     _show(result, json)
 

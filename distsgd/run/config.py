@@ -54,6 +54,7 @@ class TrainConfig:
         step_epochs: epochs between the drops of the schedule "step".
         step_factor: what each of these drops multiplies by.
         channel: "auto", or force "shm" (shared memory within a node), "tcp" or "ray" (actor calls).
+        placement: of servers on a cluster: "near" the driver, or "spread" over the nodes.
         slot_size: examples of a slot, the unit of work; part of what fixes the bits.
         init_scale: standard deviation of the first W; with hidden units, what multiplies that of
             He et al. 2015. None for the recipe.
@@ -98,6 +99,7 @@ class TrainConfig:
     step_epochs: float = 5.0
     step_factor: float = 0.1
     channel: str = "auto"
+    placement: str = "near"
     slot_size: int = 64
     init_scale: float | None = None
     pixel_scale: float = 64.0
@@ -226,6 +228,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "dtype": ("float32", "float64"),
     "channel": ("auto", "shm", "tcp", "ray"),
+    "placement": ("near", "spread"),
     "cache": ("auto", "float32", "uint8"),
     "journal": ("keep", "bounded"),
 }

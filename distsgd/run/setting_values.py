@@ -13,7 +13,7 @@ __all__ = ["as_type", "refuse", "setting"]
 _FLAGS = {
     "dataset", "model", "loss", "workers", "servers", "batch_size", "epochs", "seed", "sampling",
     "consistency", "staleness", "backup", "local_steps", "compress", "optimizer", "scale_lr",
-    "verify",
+    "verify", "placement",
 }  # fmt: skip
 
 

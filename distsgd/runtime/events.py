@@ -101,9 +101,25 @@ class Connected:
 
     Attributes:
         channels: name of the channel of each worker.
+        hosts: the address of the node that each is on.
+        servers: and of those that the servers are on.
     """
 
     channels: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Who is where, and how they reach the servers."""
+        by_place: dict[tuple[str, str], list[str]] = {}
+        for number, place in enumerate(zip(self.hosts, self.channels, strict=True)):
+            by_place.setdefault(place, []).append(str(number))
+        who = "; ".join(
+            f"worker{'s' if numbers[1:] else ''} {', '.join(numbers)} on {host} by {channel}"
+            for (host, channel), numbers in by_place.items()
+        )
+        return f"server{'s' if self.servers[1:] else ''} on {', '.join(self.servers)}; {who}"
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ class Job:
         hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
         model: "linear" or "mlp:HIDDEN".
         verify: share of the updates that are recomputed independently.
+        placement: of servers on a cluster, see `placement`.
+        dataset: what the user called it: where `folder` is not, a node has it by this name.
+        digest: of its manifest.
     """
 
     folder: str
@@ -110,6 +113,9 @@ class Job:
     hang_seconds: float = HANG_SECONDS
     model: str = LINEAR
     verify: float = 0.0
+    placement: str = "near"
+    dataset: str = ""
+    digest: str = ""
 
     @property
     def architecture(self) -> Architecture:

@@ -35,6 +35,8 @@ class Fleet:
 
     Attributes:
         names: worker -> name of its channel, once it is connected.
+        hosts: worker -> address of its node, likewise.
+        contacts: how they reach the servers.
         begun: whether they have been set to work.
     """
 
@@ -47,8 +49,9 @@ class Fleet:
         patience: float,
     ) -> None:
         self._make, self._lost, self._patience = make, lost, patience
-        self._channel, self._contacts = channel, list[Any]()
+        self._channel, self.contacts = channel, list[Any]()
         self.names: dict[int, str] = {}
+        self.hosts: dict[int, str] = {}
         self.begun = False
         self._actors: dict[int, Any] = {}
         self._places: dict[int, Any] = {}
@@ -77,7 +80,7 @@ class Fleet:
         Args:
             contacts: how a worker reaches the servers.
         """
-        self._contacts = contacts
+        self.contacts = contacts
         for worker in self._actors:
             self._connect(worker)
 
@@ -125,7 +128,7 @@ class Fleet:
             self._replace(worker, error)
         else:
             if calls is self._connecting:
-                self.names[worker] = result
+                self.names[worker], self.hosts[worker] = result
                 if self.begun:
                     self._run(worker)
                 else:
@@ -191,7 +194,7 @@ class Fleet:
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
         self._places[worker] = actor.__ray_call__.remote(whereabouts)
-        self._connecting[actor.connect.remote(self._contacts, self._channel)] = worker
+        self._connecting[actor.connect.remote(self.contacts, self._channel)] = worker
 
     def _run(self, worker: int) -> None:
         self._running[self._actors[worker].run.remote()] = worker
@@ -220,4 +223,4 @@ class Fleet:
 
     def _check_servers(self) -> None:
         """Raises `ServerLost` unless all of them answer."""
-        answer_of([server.address.remote() for server, *_ in self._contacts])
+        answer_of([server.address.remote() for server, *_ in self.contacts])

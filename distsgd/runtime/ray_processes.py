@@ -148,13 +148,13 @@ class WorkerProcess:
             self._worker = Worker(self._job, self._feedback)
             _settle_down()
 
-    def connect(self, servers: list[Contact], channel: str) -> str:
+    def connect(self, servers: list[Contact], channel: str) -> tuple[str, str]:
         """Open the data, and connect to the servers by the named channel, or the best there is.
 
         The data is not opened on creation: errors of calls come through, of creation not.
 
         Returns:
-            the name of the channel.
+            the name of the channel, and the address of this node.
         """
         self.open()
         channels = [
@@ -167,7 +167,7 @@ class WorkerProcess:
         if (chaos := self._job.chaos) is not None:
             tally = Tally(Path(self._job.tally), self._number)
             self._channel = FaultyChannel(self._channel, PushFaults(chaos, self._number, tally))
-        return self._channel.name
+        return self._channel.name, ray.util.get_node_ip_address()
 
     def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
         actor, node, address = contact

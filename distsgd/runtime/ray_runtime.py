@@ -24,6 +24,7 @@ from distsgd.runtime.events import (
     Updated,
 )
 from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.placement import place_of_servers, place_of_workers
 from distsgd.runtime.ray_answers import HINT, answer_of, what_to_tell
 from distsgd.runtime.ray_fleet import WAIT_SECONDS, Fleet
 from distsgd.runtime.ray_havoc import Havoc
@@ -43,14 +44,15 @@ _SPARE = 20  # calls beside those of the first workers: the driver's, and of wor
 
 def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
     """The coordinator and its followers."""
+    where = place_of_servers(job.placement)
     coordinator = (
         ray.remote(ServerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + _SPARE)
+        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + _SPARE, **where)
         .remote(job, start, workers)
     )
     followers = [
         ray.remote(FollowerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + _SPARE)
+        .options(num_cpus=1, max_concurrency=2 * workers + _SPARE, **where)
         .remote(job, start, number)
         for number in range(1, job.servers)
     ]
@@ -133,7 +135,7 @@ class _Driver:
         every = ray.cluster_resources().get("CPU", 0)
         room = number < self._workers or number + self._job.servers < every
         actor = (
-            ray.remote(WorkerProcess).options(num_cpus=int(room))
+            ray.remote(WorkerProcess).options(num_cpus=int(room), **place_of_workers())
             .remote(self._job, start, number, self._workers)
         )  # fmt: skip
         self._born(f"worker {number}", actor)
@@ -209,7 +211,12 @@ class _Driver:
         """See to the workers, now and then; events of what there is to say."""
         if not fleet.begun and fleet.enough():
             said = fleet.set_to_work()
-            yield Connected(tuple(fleet.names[worker] for worker in sorted(fleet.names)))
+            there = sorted(fleet.names)
+            yield Connected(
+                tuple(fleet.names[worker] for worker in there),
+                tuple(fleet.hosts[worker] for worker in there),
+                tuple(address.tcp[0] for _, _, address in fleet.contacts),
+            )
             if said is not None:
                 yield Notice(said)
         if wanted is not None and (said := fleet.resize(wanted)):

@@ -25,7 +25,10 @@ from filelock import FileLock, Timeout
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded
 
-__all__ = ["check_ray", "ray_session", "sweep_dead_sessions"]
+__all__ = [
+    "check_ray", "own_signals", "ray_environment", "ray_session", "shut_down",
+    "sweep_dead_sessions",
+]  # fmt: skip
 
 _PREFIX = "distsgd-ray-"
 _UNLOCKED = ".distsgd-"
@@ -86,7 +89,8 @@ def sweep_dead_sessions() -> None:
 
 
 @contextmanager
-def _environment(**settings: str) -> Iterator[None]:
+def ray_environment(**settings: str) -> Iterator[None]:
+    """While entered, these environment variables are set, and Ray knows it."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     _reread_environment()
@@ -162,16 +166,16 @@ def ray_session(cpus: int) -> Iterator[None]:
         yield
         return
     settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _environment(**settings), _session_folder() as folder:
+    with ray_environment(**settings), _session_folder() as folder:
         try:
             _keep_stdout()
             _start(cpus, folder)
             yield
         finally:
-            _shut_down()
+            shut_down()
 
 
-def _shut_down() -> None:
+def shut_down() -> None:
     """End our Ray, and the client of it that Ray itself keeps until this process exits.
 
     Such a client ends the process when what it is a client of has been gone for some seconds.
@@ -205,7 +209,7 @@ def check_ray() -> None:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
+def own_signals() -> Iterator[None]:
     """Keep `ray.init` from putting its own handler of SIGTERM, which exits, over the caller's."""
     import ray
 
@@ -229,7 +233,7 @@ def _start(cpus: int, folder: Path) -> None:
     import ray
 
     try:
-        with _own_signals():
+        with own_signals():
             ray.init(
                 address="local",
                 num_cpus=cpus,

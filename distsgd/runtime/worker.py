@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from distsgd.core.compression import ErrorFeedback
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
-from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import open_rows
+from distsgd.runtime.dataset_here import dataset_here
 from distsgd.runtime.job import Job
 from distsgd.runtime.trace import Trace
 
@@ -38,7 +37,7 @@ class Worker:
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
         plan = job.plan
-        split = Dataset(Path(job.folder), job.found).train
+        split = dataset_here(job).train
         self._labels = split.labels
         most = self._kernel.slots * plan.slot_size
         self._rows = open_rows(split, job.preprocessing, job.cache, most)

@@ -1,0 +1,106 @@
+"""``distsgd cluster start|stop|status``: machines one can log in to, joined to a Ray cluster."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Join machines to a Ray cluster, with a token.")
+
+
+@app.command()
+def start(
+    head: Annotated[bool, typer.Option("--head", help="Begin a cluster here.")] = False,
+    join: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the head of the cluster to join.")
+    ] = None,
+    node_ip: Annotated[
+        str | None,
+        typer.Option(help="Address to listen at. (default: 127.0.0.1; the way to the head)"),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the head.")] = 6379,
+    cpus: Annotated[int | None, typer.Option(help="CPUs to offer. (default: all)")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="The head's token, copied from there.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make this machine the head of a new cluster, or join it to one.
+
+    A head makes a token, which every node and every training needs. Without --node-ip it listens
+    on this machine alone.
+
+    Example: distsgd cluster start --head --node-ip 10.0.0.1
+
+    Example: distsgd cluster start --join 10.0.0.1:6379 --token-file token
+    """
+    from distsgd.errors import UsageError
+    from distsgd.runtime import local_node
+
+    if head == (join is not None):
+        raise UsageError("cluster start begins a cluster or joins one", "Give --head or --join")
+    if join is None:
+        node = local_node.start_head(node_ip or "127.0.0.1", port, cpus)
+    else:
+        node = local_node.start_member(join, node_ip, token_file, cpus)
+    if json:
+        print_json({**asdict(node), "token_file": str(local_node.token_file())})
+        return
+    print_pairs([
+        ("node", f"{node.node_ip}{' (head)' if node.head else ''}"),
+        ("cluster", node.address),
+        ("token", str(local_node.token_file())),
+    ])  # fmt: skip
+    if node.head:
+        say(
+            f"other machines: copy {local_node.token_file()} there over a safe way (scp), then\n"
+            f"  distsgd cluster start --join {node.address} --token-file FILE\n"
+            f"then train on all of them, from here: distsgd train --address {node.address}"
+        )
+
+
+@app.command()
+def stop(json: JsonFlag = False) -> None:
+    """End what `cluster start` has started on this machine, and nothing else.
+
+    Example: distsgd cluster stop
+    """
+    from distsgd.runtime.local_node import stop_node
+
+    node = stop_node()
+    if json:
+        print_json({"stopped": None if node is None else asdict(node)})
+    else:
+        print("nothing was started here" if node is None else f"{node.node_ip} is stopped")
+
+
+@app.command()
+def status(
+    address: Annotated[str, typer.Option(help="HOST:PORT of the head, or auto.")] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """The nodes of the cluster, and what they offer.
+
+    Example: distsgd cluster status
+    """
+    from distsgd.runtime.cluster_nodes import cluster_nodes
+
+    nodes = cluster_nodes(address)
+    if json:
+        print_json({"nodes": [asdict(node) for node in nodes]})
+        return
+    print_table(
+        ("node", "state", "CPUs", "free"),
+        [
+            (node.address + (" (head)" if node.head else ""), node.state, f"{node.cpus:g}",
+             f"{node.free:g}")
+            for node in nodes
+        ],
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Being connected to a Ray cluster that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from distsgd.errors import RuntimeFailure, UsageError
+from distsgd.runtime.local_node import read_node, token_file
+from distsgd.runtime.ray_session import own_signals, ray_environment, shut_down
+
+__all__ = ["address_of", "joined_cluster"]
+
+_SECONDS = 5.0
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_enable_open_telemetry": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+}
+_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def address_of(address: str) -> str:
+    """HOST:PORT of the cluster's head.
+
+    Args:
+        address: the same, or "auto" for ``$RAY_ADDRESS``, else for the cluster that
+            `distsgd cluster start` has joined this machine to.
+
+    Raises:
+        UsageError: it is no address, or "auto" and none is known.
+    """
+    if address == "auto":
+        node = read_node()
+        found = os.environ.get("RAY_ADDRESS") or (node.address if node else None)
+        if found is None or found == "auto":
+            raise UsageError(
+                "--address auto: no cluster is known on this machine",
+                "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
+            )
+        address = found
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UsageError(f"--address cannot be {address}", "Give HOST:PORT, or auto")
+    return address
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[None]:
+    """Connect to a cluster, and leave it as it was.
+
+    Args:
+        address: see `address_of`. Its token is taken from ``$RAY_AUTH_TOKEN`` or
+            ``$RAY_AUTH_TOKEN_PATH``, else from the file of `distsgd cluster start`.
+
+    Raises:
+        UsageError: see `address_of`.
+        RuntimeFailure: nobody answers there, or the token is not the cluster's.
+    """
+    where = address_of(address)
+    _check_listening(where)
+    settings = dict(_SETTINGS)
+    if not any(name in os.environ for name in _TOKENS) and token_file().is_file():
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    with ray_environment(**settings):
+        try:
+            _connect(where)
+            yield
+        finally:
+            shut_down()
+
+
+def _check_listening(address: str) -> None:
+    """Ray would try for a long time, and say little."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+    except OSError as error:
+        raise RuntimeFailure(
+            f"no Ray cluster answers at {address}: {error.strerror or error}",
+            "Look whether its head is up, and whether this machine can reach it",
+        ) from None
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        with own_signals():
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR,
+                configure_logging=False,
+            )  # fmt: skip
+    except Exception as error:
+        with suppress(Exception):
+            ray.shutdown()
+        why = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
+        if "auth" in str(error).lower() or "token" in str(error).lower():
+            raise RuntimeFailure(
+                f"the Ray cluster at {address} does not take the token: {why}",
+                f"Put the head's token into {token_file()}, or name its file in "
+                "RAY_AUTH_TOKEN_PATH",
+            ) from error
+        raise RuntimeFailure(
+            f"no connection to the Ray cluster at {address}: {why}",
+            "This machine has to be one of its nodes: `distsgd cluster start --join HOST:PORT`",
+        ) from error
