@@ -237,14 +237,14 @@ def _faults(chaos: str | None, config: TrainConfig) -> Chaos | None:
 
 
 def _check_address(address: str | None, config: TrainConfig) -> None:
-    """Before anything is made: what cannot be an address, or is of no use."""
+    """Before anything is made: whether there is a cluster, and a use for it."""
     if address is None:
         return
     if config.workers == 0:
         raise UsageError("--address does not go with --workers 0", "Give 1 worker or more")
-    from distsgd.runtime.joined_cluster import address_of
+    from distsgd.runtime.joined_cluster import check_cluster
 
-    address_of(address)
+    check_cluster(address)
 
 
 def _check_not_running(folder: RunFolder) -> None:

@@ -43,6 +43,7 @@ def start(
     """
     from distsgd.errors import UsageError
     from distsgd.runtime import local_node
+    from distsgd.runtime.cluster_token import token_file as own_token_file
 
     if head == (join is not None):
         raise UsageError("cluster start begins a cluster or joins one", "Give --head or --join")
@@ -51,16 +52,16 @@ def start(
     else:
         node = local_node.start_member(join, node_ip, token_file, cpus)
     if json:
-        print_json({**asdict(node), "token_file": str(local_node.token_file())})
+        print_json({**asdict(node), "token_file": str(own_token_file())})
         return
     print_pairs([
         ("node", f"{node.node_ip}{' (head)' if node.head else ''}"),
         ("cluster", node.address),
-        ("token", str(local_node.token_file())),
+        ("token", str(own_token_file())),
     ])  # fmt: skip
     if node.head:
         say(
-            f"other machines: copy {local_node.token_file()} there over a safe way (scp), then\n"
+            f"other machines: copy {own_token_file()} there over a safe way (scp), then\n"
             f"  distsgd cluster start --join {node.address} --token-file FILE\n"
             f"then train on all of them, from here: distsgd train --address {node.address}"
         )

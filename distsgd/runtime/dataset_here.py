@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 from distsgd.data.dataset import Dataset
@@ -17,18 +16,15 @@ def dataset_here(job: Job) -> Dataset:
     """The dataset at the driver's path, else by the name that the user gave.
 
     Raises:
-        DatasetError: this node has none, or another of that name; names the node.
+        DatasetError: this node has none, or another of that name.
     """
     folder = Path(job.folder)
     if not (folder / "manifest.json").is_file():
-        try:
-            folder = find_dataset(job.dataset or job.folder)
-        except DatasetError as error:
-            raise DatasetError(f"node {platform.node()}: {error.problem}", error.hint) from None
+        folder = find_dataset(job.dataset or job.folder)
     found = Dataset(folder, job.found)
     if job.digest and found.manifest.digest != job.digest:
         raise DatasetError(
-            f"node {platform.node()} has another dataset in {folder} than the driver",
-            "Fetch it there anew, or copy the driver's",
+            f"the dataset in {folder} is another than the driver's",
+            "Fetch it anew, or copy the driver's",
         )
     return found

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.runtime.local_node import read_node, token_file
-from distsgd.runtime.ray_session import own_signals, ray_environment, shut_down
+from distsgd.runtime.cluster_token import check_token, known_token
+from distsgd.runtime.local_node import read_node
+from distsgd.runtime.ray_session import keep_stdout, own_signals, ray_environment, shut_down
 
-__all__ = ["address_of", "joined_cluster"]
+__all__ = ["address_of", "check_cluster", "joined_cluster"]
 
 _SECONDS = 5.0
 _SETTINGS = {
@@ -22,7 +23,6 @@ _SETTINGS = {
     "RAY_enable_open_telemetry": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
 }
-_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def address_of(address: str) -> str:
@@ -50,6 +50,19 @@ def address_of(address: str) -> str:
     return address
 
 
+def check_cluster(address: str) -> str:
+    """See in a moment whether a cluster is there and takes the token; returns HOST:PORT.
+
+    Raises:
+        UsageError: see `address_of`.
+        RuntimeFailure: nobody answers there, or the token is not the cluster's.
+    """
+    where = address_of(address)
+    _check_listening(where)
+    check_token(where, known_token())
+    return where
+
+
 @contextmanager
 def joined_cluster(address: str) -> Iterator[None]:
     """Connect to a cluster, and leave it as it was.
@@ -62,13 +75,11 @@ def joined_cluster(address: str) -> Iterator[None]:
         UsageError: see `address_of`.
         RuntimeFailure: nobody answers there, or the token is not the cluster's.
     """
-    where = address_of(address)
-    _check_listening(where)
-    settings = dict(_SETTINGS)
-    if not any(name in os.environ for name in _TOKENS) and token_file().is_file():
-        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    where = check_cluster(address)
+    settings = {**_SETTINGS, **known_token()}
     with ray_environment(**settings):
         try:
+            keep_stdout(also_stderr=True)
             _connect(where)
             yield
         finally:
@@ -100,12 +111,6 @@ def _connect(address: str) -> None:
         with suppress(Exception):
             ray.shutdown()
         why = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
-        if "auth" in str(error).lower() or "token" in str(error).lower():
-            raise RuntimeFailure(
-                f"the Ray cluster at {address} does not take the token: {why}",
-                f"Put the head's token into {token_file()}, or name its file in "
-                "RAY_AUTH_TOKEN_PATH",
-            ) from error
         raise RuntimeFailure(
             f"no connection to the Ray cluster at {address}: {why}",
             "This machine has to be one of its nodes: `distsgd cluster start --join HOST:PORT`",

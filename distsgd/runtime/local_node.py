@@ -16,11 +16,10 @@ from pathlib import Path
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
-from distsgd.run.folder import runs_home
+from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
 from distsgd.runtime.session_guard import clear_session, processes_of
 
-__all__ = ["Node", "cluster_home", "read_node", "start_head", "start_member", "stop_node",
-           "token_file"]  # fmt: skip
+__all__ = ["Node", "read_node", "start_head", "start_member", "stop_node"]
 
 PORT = 6379
 _STORE_BYTES = 200 * 2**20
@@ -62,23 +61,10 @@ class Node:
         return processes_of(self.folder)
 
 
-def cluster_home() -> Path:
-    """Where token and node file lie: beside the runs."""
-    return runs_home().parent / "cluster"
-
-
-def token_file() -> Path:
-    """The secret of the cluster, for this user alone."""
-    return cluster_home() / "token"
-
-
 def read_node() -> Node | None:
     """What has been started here and lives, if anything."""
-    try:
-        node = Node(**json.loads((cluster_home() / "node.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return node if node.processes else None
+    node = _remembered()
+    return node if node is not None and node.processes else None
 
 
 def start_head(node_ip: str = "127.0.0.1", port: int = PORT, cpus: int | None = None) -> Node:
@@ -118,17 +104,25 @@ def start_member(
     """
     own = node_ip or _way_to(address)
     _check_free(own)
-    if token is not None:
-        try:
-            _write(token_file(), token.read_text().strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--token-file {token} cannot be read: {error}", "") from None
-    if not token_file().is_file():
+    given = token or token_file()
+    try:
+        secret = given.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
         raise UsageError(
-            "there is no token of the cluster here",
+            f"there is no token of the cluster in {given}",
             f"Copy the head's, which is {token_file()} there, and give it with --token-file",
-        )
+        ) from None
+    check_token(address, {"RAY_AUTH_TOKEN": secret})
+    _write(token_file(), secret)
     return _started(address, own, False, [f"--address={address}"], cpus)
+
+
+def _remembered() -> Node | None:
+    """What was started here last, whether it lives or not."""
+    try:
+        return Node(**json.loads((cluster_home() / "node.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def stop_node() -> Node | None:
@@ -137,9 +131,8 @@ def stop_node() -> Node | None:
     Raises:
         RuntimeFailure: a process does not end.
     """
-    try:
-        node = Node(**json.loads((cluster_home() / "node.json").read_text()))
-    except (OSError, ValueError, TypeError):
+    node = _remembered()
+    if node is None:
         return None
     clear_session(Path(node.folder))
     if left := node.processes:
@@ -154,6 +147,7 @@ def _check_free(node_ip: str) -> None:
             f"this machine is a node of the cluster at {node.address} already",
             "`distsgd cluster stop` ends it",
         )
+    stop_node()  # what a loss of power has left
     try:
         ipaddress.ip_address(node_ip)
         with socket.socket(socket.AF_INET6 if ":" in node_ip else socket.AF_INET) as probe:
@@ -215,5 +209,7 @@ def _started(
         clear_session(folder)
         shutil.rmtree(folder, ignore_errors=True)
         (cluster_home() / "node.json").unlink(missing_ok=True)
-        raise RuntimeFailure(f"Ray did not start: {why}", "A wrong token looks like this, too")
+        raise RuntimeFailure(
+            f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
+        )
     return node

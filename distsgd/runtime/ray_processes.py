@@ -21,7 +21,7 @@ from distsgd.channel.port import Address, Port
 from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
 from distsgd.core.arrays import Floats
-from distsgd.errors import ChannelClosed
+from distsgd.errors import ChannelClosed, DatasetError
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
 from distsgd.runtime.job import Job, Snapshot
@@ -145,7 +145,12 @@ class WorkerProcess:
     def open(self) -> None:
         """Open the data, once; called ahead, while the servers are being started."""
         if self._worker is None:
-            self._worker = Worker(self._job, self._feedback)
+            try:
+                self._worker = Worker(self._job, self._feedback)
+            except DatasetError as error:
+                if (here := ray.util.get_node_ip_address()).startswith("127."):
+                    raise
+                raise type(error)(f"on node {here}: {error.problem}", error.hint) from None
             _settle_down()
 
     def connect(self, servers: list[Contact], channel: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from distsgd.errors import RuntimeFailure
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded
 
 __all__ = [
-    "check_ray", "own_signals", "ray_environment", "ray_session", "shut_down",
+    "check_ray", "keep_stdout", "own_signals", "ray_environment", "ray_session", "shut_down",
     "sweep_dead_sessions",
 ]  # fmt: skip
 
@@ -124,13 +124,19 @@ def _reread_environment() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _keep_stdout() -> None:
-    """Ray prints deaths of workers to stdout, where our results belong; we tell of them."""
+def keep_stdout(also_stderr: bool = False) -> None:
+    """Ray prints deaths of workers to stdout, where our results belong; we tell of them.
+
+    Args:
+        also_stderr: those of nodes, too, which come with a trace of its own functions.
+    """
     try:
-        from ray._private.ray_logging import stdout_deduplicator
+        from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
     except ImportError:
         return
     stdout_deduplicator.skip_re = re.compile("")
+    if also_stderr:
+        stderr_deduplicator.skip_re = re.compile("")
 
 
 @contextmanager
@@ -168,7 +174,7 @@ def ray_session(cpus: int) -> Iterator[None]:
     settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with ray_environment(**settings), _session_folder() as folder:
         try:
-            _keep_stdout()
+            keep_stdout()
             _start(cpus, folder)
             yield
         finally:

@@ -1,0 +1,74 @@
+"""The secret of a Ray cluster: where it lies, and whether a cluster takes it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from distsgd.errors import RuntimeFailure
+from distsgd.run.folder import runs_home
+
+__all__ = ["check_token", "cluster_home", "known_token", "token_file"]
+
+_SECONDS = 5.0
+_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def cluster_home() -> Path:
+    """Where token and node file lie: beside the runs."""
+    return runs_home().parent / "cluster"
+
+
+def token_file() -> Path:
+    """The secret of the cluster, for this user alone."""
+    return cluster_home() / "token"
+
+
+def known_token() -> dict[str, str]:
+    """Settings of Ray for the token that is here, if its own variables do not name another."""
+    if any(name in os.environ for name in _TOKENS) or not token_file().is_file():
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
+
+
+def check_token(address: str, settings: dict[str, str]) -> None:
+    """See at once whether the cluster takes the token; Ray itself would try for 20 s.
+
+    Args:
+        address: HOST:PORT of the head.
+        settings: environment variables beside those that are set.
+
+    Raises:
+        RuntimeFailure: it does not.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    try:
+        import grpc  # type: ignore[import-untyped]
+    except ImportError:
+        return
+    token = _token({**os.environ, **settings})
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(
+            _CALL, request_serializer=lambda sent: sent, response_deserializer=lambda got: got
+        )
+        try:
+            call(b"", timeout=_SECONDS, metadata=[("authorization", f"Bearer {token}")])
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                what = "another token" if token else "a token"
+                raise RuntimeFailure(
+                    f"the Ray cluster at {address} wants {what}",
+                    f"Copy the head's token to {token_file()}, or name its file in "
+                    "RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token",
+                ) from None
+
+
+def _token(environment: dict[str, str]) -> str:
+    if environment.get("RAY_AUTH_TOKEN"):
+        return environment["RAY_AUTH_TOKEN"]
+    with suppress(OSError, KeyError, UnicodeDecodeError):
+        return Path(environment["RAY_AUTH_TOKEN_PATH"]).expanduser().read_text().strip()
+    return ""

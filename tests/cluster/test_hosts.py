@@ -1,0 +1,197 @@
+"""Real hosts, each with its own network, address, data and home: one training over all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Host, hosts, possible
+
+from distsgd.api import train
+from distsgd.data.locations import SAMPLE
+
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
+
+EPOCHS = 400
+SETTINGS = ("--epochs", str(EPOCHS), "--json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bits of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return train("sample", workers=0, epochs=EPOCHS, run_dir=folder / "run").weights_sha256
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[Host]]:
+    """Three hosts of a cluster, and one that is none of it."""
+    before = set(Path("/tmp").glob("distsgd-node-*"))
+    with hosts(4) as found:
+        first, *others, _ = found
+        for host in found:
+            shutil.copytree(SAMPLE, host.folder / "cache" / "datasets" / "cifar10")
+        done = first.distsgd("cluster", "start", "--head", "--node-ip", first.ip, "--cpus", "3")
+        assert done.returncode == 0, done.stderr
+        for host in others:
+            join(first, host)
+        yield found
+        for host in found:
+            host.distsgd("cluster", "stop")
+            assert not host.pids()
+    assert set(Path("/tmp").glob("distsgd-node-*")) <= before
+
+
+def join(first: Host, host: Host) -> None:
+    token = host.folder / "token"
+    shutil.copy(first.folder / "home" / "cluster" / "token", token)
+    done = host.distsgd(
+        "cluster", "start", "--join", f"{first.ip}:6379", "--token-file", token, "--cpus", "2"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def updates(run: Path) -> int:
+    journal = run / "journal.jsonl"
+    return journal.stat().st_size if journal.exists() else 0
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> float:
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def test_one_training_on_three_hosts(cluster: list[Host], undisturbed: str) -> None:
+    first, second, third, _ = cluster
+    status = first.distsgd("cluster", "status", "--json")
+    nodes = json.loads(status.stdout)["nodes"]
+    assert [node["address"] for node in nodes] == [first.ip, second.ip, third.ip]
+    assert nodes[0]["head"] and all(node["state"] == "alive" for node in nodes)
+    done = first.distsgd("train", "--address", "auto", "--workers", "4", *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["weights_sha256"] == undisturbed and result["channel"] == "shm+tcp"
+    (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
+    assert told.startswith(f"server on {first.ip}; ")
+    assert all(f"on {host.ip} by " in told for host in (first, second, third))
+
+
+def test_servers_may_be_spread(cluster: list[Host], undisturbed: str) -> None:
+    first = cluster[0]
+    done = first.distsgd(
+        "train", "--address", f"{first.ip}:6379", "--servers", "2", "--workers", "2",
+        "--placement", "spread", *SETTINGS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["weights_sha256"] == undisturbed
+    assert "servers on " in done.stderr
+
+
+def test_nobody_gets_in_without_the_token(cluster: list[Host]) -> None:
+    first, second, _, stranger = cluster
+    address = f"{first.ip}:6379"
+    token = first.folder / "home" / "cluster" / "token"
+    assert token.stat().st_mode & 0o077 == 0
+    wrong = stranger.folder / "wrong"
+    wrong.write_text("0" * 64)
+    for says, arguments in (
+        ("wants a token", ("train", "--address", address)),
+        ("wants a token", ("cluster", "status", "--address", address)),
+        ("wants another token", ("cluster", "start", "--join", address, "--token-file", wrong)),
+        ("no token", ("cluster", "start", "--join", address)),
+        ("no Ray cluster answers", ("train", "--address", f"{second.ip}:6379")),
+    ):
+        done = stranger.distsgd(*arguments)
+        assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+        assert not done.stdout and "Traceback" not in done.stderr
+    assert not stranger.pids()
+    assert (
+        token.read_text()
+        not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    )
+
+
+NOISE = """
+import os, socket, sys
+host, ports = sys.argv[1], [int(port) for port in sys.argv[2].split(",")]
+for port in ports:
+    for content in (b"", b"GET / HTTP/1.1\\r\\n\\r\\n", bytes(4), b"\\xff" * 64, os.urandom(5000)):
+        try:
+            with socket.create_connection((host, port), timeout=2) as door:
+                door.sendall(content)
+                door.settimeout(0.05)
+                door.recv(100)
+        except OSError:
+            pass
+print(len(ports))
+"""
+
+
+def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: str) -> None:
+    first, _, _, stranger = cluster
+    run = first.folder / "noisy"
+    begun = first.start("train", "--address", "auto", "--workers", "3", *SETTINGS, "--run-dir", run)
+    wait_for(lambda: updates(run) > 2_000)
+    shown = subprocess.run(
+        ["ip", "netns", "exec", first.name, "ss", "-Hltn"], capture_output=True, text=True
+    ).stdout
+    ports = {
+        line.split()[3].rpartition(":")[2]
+        for line in shown.splitlines()
+        if not line.split()[3].startswith("127.")
+    }
+    assert len(ports) >= 4
+    done = subprocess.run(
+        ["ip", "netns", "exec", stranger.name, sys.executable, "-c", NOISE, first.ip,
+         ",".join(sorted(ports))],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(len(ports)), done.stderr
+    out, _ = begun.communicate(timeout=120)
+    assert begun.returncode == 0, out
+    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
+
+
+def test_a_host_without_the_dataset_is_named(cluster: list[Host]) -> None:
+    first, second, _, _ = cluster
+    data = second.folder / "cache" / "datasets" / "cifar10"
+    data.rename(second.folder / "away")
+    try:
+        done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "1")
+        assert done.returncode == 1 and "CIFAR-10 is not in the cache" in done.stderr
+        assert f"on node {second.ip}:" in done.stderr
+    finally:
+        (second.folder / "away").rename(data)
+
+
+def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturbed: str) -> None:
+    """The last test: of the cluster, only the head is left as it was."""
+    first, second, third, fourth = cluster
+    run = first.folder / "disturbed"
+    begun = first.start(
+        "train", "--address", "auto", "--workers", "auto", *SETTINGS, "--run-dir", run
+    )
+    wait_for(lambda: updates(run) > 20_000)
+    second.kill()
+    size = updates(run)
+    assert wait_for(lambda: updates(run) > size) < 5
+    third.cut_off()
+    size = updates(run)
+    assert wait_for(lambda: updates(run) > size + 1_000) < 10
+    join(first, fourth)
+    third.back()
+    out, _ = begun.communicate(timeout=180)
+    assert begun.returncode == 0, out
+    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
+    done = first.distsgd("audit", run)
+    assert done.returncode == 0 and "holds" in done.stdout
+    third.kill()
