@@ -1,4 +1,4 @@
-"""Where datasets lie: the user's cache folder, or ``$DISTSGD_CACHE``."""
+"""Where things lie: the user's cache folder, or ``$DISTSGD_CACHE``, and the data folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platformdirs
 
 from distsgd.errors import DatasetError
 
-__all__ = ["SAMPLE", "cache_folder", "dataset_folder", "find_dataset", "mending"]
+__all__ = ["SAMPLE", "cache_folder", "dataset_folder", "find_dataset", "home_folder", "mending"]
 
 SAMPLE = Path(__file__).parent / "sample"
 """The embedded sample of CIFAR-10."""
@@ -19,6 +19,12 @@ def cache_folder() -> Path:
     """The folder of everything that can be fetched again."""
     chosen = os.environ.get("DISTSGD_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("distsgd")
+
+
+def home_folder() -> Path:
+    """The folder of all that cannot be made again: the user's data folder, or ``$DISTSGD_HOME``."""
+    chosen = os.environ.get("DISTSGD_HOME")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("distsgd")
 
 
 def dataset_folder(name: str) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import secrets
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
+from distsgd.data.locations import home_folder
 from distsgd.errors import RunError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.version import __version__
@@ -37,9 +36,7 @@ _LOCK = ".running"
 
 def runs_home() -> Path:
     """Where runs lie that are given no folder: the user's data folder, or ``$DISTSGD_HOME``."""
-    chosen = os.environ.get("DISTSGD_HOME")
-    home = Path(chosen).expanduser() if chosen else platformdirs.user_data_path("distsgd")
-    return home / "runs"
+    return home_folder() / "runs"
 
 
 def versions() -> dict[str, str]:

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from distsgd.data.locations import home_folder
 from distsgd.errors import RuntimeFailure
-from distsgd.run.folder import runs_home
 
 __all__ = ["check_token", "cluster_home", "known_token", "token_file"]
 
@@ -18,7 +18,7 @@ _TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 def cluster_home() -> Path:
     """Where token and node file lie: beside the runs."""
-    return runs_home().parent / "cluster"
+    return home_folder() / "cluster"
 
 
 def token_file() -> Path:

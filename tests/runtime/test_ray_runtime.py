@@ -231,7 +231,7 @@ def test_our_errors_come_through_from_a_worker(
     sample: Dataset, shared_ray: None, tmp_path: Path
 ) -> None:
     job, start = a_job(sample)
-    job = Job(**{**vars(job), "folder": str(tmp_path / "gone")})
+    job = Job(**{**vars(job), "folder": (gone := str(tmp_path / "gone")), "dataset": gone})
     with pytest.raises(DatasetError, match="no dataset at"):
         last(ray_runtime.train_on_ray(job, start, 2, never))
 
