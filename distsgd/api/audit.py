@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.api.jobs import make_job
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.replayer import records_of, settings_after
-from distsgd.core.arrays import Bytes
+from distsgd.core.arrays import Ints
 from distsgd.core.messages import Lease
 from distsgd.core.plan import Plan
 from distsgd.core.position import Ledger, slots_of_lease
@@ -160,7 +160,7 @@ class _Checker:
 
 
 def _by_class(
-    slots: Counter[tuple[int, int]], plan: Plan, dataset: Dataset, labels: Bytes
+    slots: Counter[tuple[int, int]], plan: Plan, dataset: Dataset, labels: Ints
 ) -> dict[str, int]:
     """How often the examples of each class are in these slots."""
     counts = np.zeros(len(dataset.manifest.classes), dtype=np.int64)

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
+from distsgd.core.arrays import Bytes
 from distsgd.core.losses import softmax_probabilities
-from distsgd.data.dataset import Dataset
+from distsgd.data.column_scale import ColumnScale
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
 from distsgd.errors import RunError
@@ -57,10 +59,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the classifier says of one image.
+    """What the classifier says of one image, or of one row.
 
     Attributes:
-        image: the file.
+        image: the file; of rows also which, as ``flowers.csv row 3``.
         classes: names of the most likely classes, the first the likeliest.
         probabilities: softmax of the scores, for each of these classes. An SVM is not trained
             to give probabilities: there, they only order the classes.
@@ -104,7 +106,7 @@ def evaluate(
     folder = find_run(run)
     settings = folder.settings()
     chosen = dataset or settings.dataset
-    opened = Dataset(find_dataset(chosen))
+    opened = dataset_of(settings, find_dataset(chosen))
     model = _model(folder, best)
     with threadpool_limits(1):
         found = measure_split(model, opened, split, settings.regularization or 0.0)
@@ -125,37 +127,54 @@ def evaluate(
     )
 
 
+def _examples(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
+    """What to classify: names, and pixels of shape (examples, features)."""
+    if len(model.shape) == 3:
+        return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
+    from distsgd.data.sources.rows_to_classify import read_numbers
+
+    columns, features = model.columns, model.preprocessing.features
+    parts = [read_numbers(file, columns.names if columns else (), features) for file in files]
+    numbers = np.concatenate(parts)
+    names = [f"{file} row {row}" for file, part in zip(files, parts, strict=True)
+             for row in range(1, len(part) + 1)]  # fmt: skip
+    scale = columns or ColumnScale(names=(), low=(0.0,), high=(255.0,))
+    return names, scale.pixels(numbers)
+
+
 def predict(
     run: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 3, best: bool = False
 ) -> list[Prediction]:
-    """Classify image files with the newest checkpoint of a run.
+    """Classify image files, or rows of CSV and Parquet files, with a checkpoint of a run.
 
     Args:
         run: path or name of a run, or "latest".
-        images: one file or several, of any format and size; resized to the model's shape.
+        images: one file or several. Images of any format and size, which are resized to the
+            model's shape; for a model of columns, files that have these columns.
         top: how many classes to name.
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
         RunError: there is no such run, or it is damaged.
-        UsageError: a file is missing or is no image.
+        UsageError: a file is missing, is no image, or has other columns.
+        SourceError: a row lacks a number.
     """
     model = _model(find_run(run), best)
     files = [images] if isinstance(images, str | Path) else list(images)
-    pixels = np.stack([read_image(Path(file), model.shape) for file in files])
+    names, pixels = _examples([Path(file) for file in files], model)
     weights = model.padded()
-    features = model.preprocessing.buffer(len(files), weights.dtype.name)
+    features = model.preprocessing.buffer(len(names), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
     with threadpool_limits(1):
-        out = np.empty((len(files), len(model.classes)), weights.dtype)
+        out = np.empty((len(names), len(model.classes)), weights.dtype)
         scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))
     return [
         Prediction(
-            image=str(file),
+            image=name,
             classes=tuple(model.classes[i] for i in order),
             probabilities=tuple(float(row[i]) for i in order),
         )
-        for file, row in zip(files, found, strict=True)
+        for name, row in zip(names, found, strict=True)
         for order in [np.argsort(-row, kind="stable")[:top]]
     ]

@@ -27,6 +27,12 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         batch_size=config.batch_size,
         slot_size=config.slot_size,
         epochs=config.epochs,
+        shards=(
+            tuple(entry.rows for entry in dataset.manifest.train)
+            if config.shuffle == "shard"
+            else ()
+        ),
+        window=config.shuffle_window,
     )
     assert config.regularization is not None and config.warmup_epochs is not None
     schedule = Schedule(
@@ -66,8 +72,13 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         placement=config.placement,
         dataset=config.dataset,
         digest=dataset.manifest.digest,
-        cache=choose_cache(
-            config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
+        cache_limit=config.cache_limit,
+        cache=(
+            "shards"
+            if dataset.streamed
+            else choose_cache(
+                config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
+            )
         ),
         found=dataset.train.verify(),
     )

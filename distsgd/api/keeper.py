@@ -184,6 +184,7 @@ class Keeper:
             preprocessing=job.preprocessing,
             reads=shaped(snapshot.reads, job.architecture),
             place=place,
+            columns=manifest.scale,
         )
 
     def _if_there_is_room(self, write: Callable[[], None]) -> bool:

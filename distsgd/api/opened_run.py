@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsgd.api.dataset_of import dataset_of
 from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
+from distsgd.data.manifest import MANIFEST
+from distsgd.data.remote.uri import is_uri
 from distsgd.errors import JournalError, RunError
 from distsgd.run.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
 from distsgd.run.config import TrainConfig
@@ -80,7 +84,7 @@ def open_run(run: str | Path) -> OpenedRun:
     config = folder.settings()
     try:
         recorded = folder.read("config.json")["dataset"]
-        dataset = Dataset(Path(recorded["folder"]))
+        dataset = dataset_of(config, _folder_of(config, Path(recorded["folder"])))
         digest = str(recorded["digest"])
     except (KeyError, TypeError):
         raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
@@ -90,3 +94,10 @@ def open_run(run: str | Path) -> OpenedRun:
             "Put the old one back",
         )
     return OpenedRun(folder, config, dataset)
+
+
+def _folder_of(config: TrainConfig, recorded: Path) -> Path:
+    """Where the dataset is now; one that lies elsewhere can be had again."""
+    if is_uri(config.dataset) and not (recorded / MANIFEST).is_file():
+        return find_dataset(config.dataset)
+    return recorded

@@ -93,7 +93,7 @@ class Probe:
         return measure(job.architecture, weights, job.loss, job.preprocessing, batches)[0]
 
 
-def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Bytes]:
+def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Ints]:
     """Pixels and labels of so many examples, evenly spaced over a split."""
     count = min(examples, len(split))
     rows = np.arange(count, dtype=np.int64) * len(split) // count

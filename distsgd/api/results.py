@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["ChaosReport", "EpochRow", "TrainResult"]
 
@@ -74,6 +74,8 @@ class TrainResult:
         dropped: pushes that were not used.
         requeued: slots that were put off to a later update.
         waiting_seconds: worker -> seconds it waited for work.
+        answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
+            and the way there and back; empty without Ray.
         bytes_per_update: bytes of gradients pushed to the server, for each update.
         server_busy_share: part of train_seconds that the (first) server spent on pushes and
             pulls; 0 without Ray.
@@ -126,6 +128,7 @@ class TrainResult:
     chaos: ChaosReport | None = None
     model: str = "linear"
     verified: dict[str, object] | None = None
+    answering_seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file

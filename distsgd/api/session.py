@@ -256,7 +256,8 @@ class Session:
             staleness={str(k): n for k, n in sorted(ended.statistics.staleness.items())},
             dropped=ended.statistics.dropped,
             requeued=ended.statistics.requeued,
-            waiting_seconds={str(k): s for k, s in ended.statistics.waiting_seconds.items()},
+            waiting_seconds=_by_worker(ended.statistics.waiting_seconds),
+            answering_seconds=_by_worker(ended.statistics.answering_seconds),
             bytes_per_update=ended.statistics.bytes_pushed / max(1, ended.statistics.updates),
             server_busy_share=ended.statistics.busy_seconds / (ended.seconds or 1.0),
             steps=ended.snapshot.version,
@@ -272,6 +273,10 @@ class Session:
             chaos=self._watch.report() if self._watch is not None else None,
             verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
         )
+
+
+def _by_worker(seconds: dict[int, float]) -> dict[str, float]:
+    return {str(worker): seconds[worker] for worker in sorted(seconds)}
 
 
 def _examples(start: Snapshot) -> int:

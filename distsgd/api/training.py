@@ -11,6 +11,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from distsgd.api.chaos_flag import chaos_from
+from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.keeper import Task
 from distsgd.api.logbook import Logbook
@@ -56,7 +57,7 @@ def train(
     """Train a classifier; the same names and defaults as `distsgd train`.
 
     Args:
-        dataset: "cifar10", "sample", or the path of a dataset folder.
+        dataset: "cifar10", "sample", a name, or the path or URI of a dataset folder.
         loss: "softmax" or "svm".
         model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
@@ -102,7 +103,8 @@ def train_with(
         check_trace_file(trace)
     with threadpool_limits(1), StopSignals() as signals:
         folder = find_dataset(config.dataset)
-        dataset = Dataset(folder)
+        dataset = dataset_of(config, folder)
+        check_room(config, dataset)
         dataset.verify()  # before anything is made
         _check_sizes(config, dataset)
         run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
@@ -256,7 +258,7 @@ def _check_not_running(folder: RunFolder) -> None:
 
 
 def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
-    examples = len(dataset.train)
+    examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(
             f"--batch-size {config.batch_size} is larger than the training set of {examples}",

@@ -69,6 +69,9 @@ class LeastServer:
     def lost(self, worker: int) -> None:
         """It is the end."""
 
+    def refused(self, where: str) -> None:
+        """Nobody else comes."""
+
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         """There are only workers that are attached."""
         raise ChannelClosed("only shared memory is measured")

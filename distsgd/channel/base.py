@@ -79,3 +79,7 @@ class ServerPort(Protocol):
     def lost(self, worker: int) -> None:
         """The worker's connection has closed."""
         ...
+
+    def refused(self, where: str) -> None:
+        """Somebody there has no proof of the training's secret; told once of each place."""
+        ...

@@ -91,14 +91,20 @@ class SharedLoop:
             lost: called if the connection ends before the work does.
 
         Raises:
-            ChannelClosed: memory cannot be shared with it.
+            ChannelClosed: memory cannot be shared with it, or nobody is served any more.
         """
         with ExitStack() as stack:
             stack.enter_context(connection)
             guest = _Guest(connection, worker, self._shape, self._decode)
             stack.enter_context(self._server.attached(worker, guest.give))
-            self._guests[connection.fileno()] = guest, stack.pop_all(), lost
-        self._poll.register(connection, select.EPOLLIN)
+            number = connection.fileno()
+            self._guests[number] = guest, stack.pop_all(), lost
+        try:
+            self._poll.register(connection, select.EPOLLIN)
+        except ValueError:  # it was closed while the worker was greeted
+            if (found := self._guests.pop(number, None)) is not None:
+                found[1].close()
+            raise ChannelClosed("the server has ended") from None
 
     def close(self) -> None:
         """Serve nobody any more."""

@@ -1,57 +1,30 @@
-"""``distsgd data``: fetch, info, verify."""
+"""``distsgd data``: fetch, import, list, info, verify."""
 
 from __future__ import annotations
 
-import sys
-from types import TracebackType
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, say
-from distsgd.errors import UsageError
+from distsgd.cli.import_command import import_rows
+from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table
+from distsgd.cli.progress_bar import ProgressBar
+from distsgd.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from distsgd.data.column_scale import ColumnScale
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Get datasets, look at them, check them.", no_args_is_help=True)
 
 DatasetOption = Annotated[
-    str, typer.Option(help="cifar10, sample, or the path of a dataset folder.")
+    str, typer.Option(help="cifar10, sample, an imported name, or a dataset folder.")
 ]
 
-
-class _DownloadBar:
-    """A progress bar on stderr; on no terminal, nothing."""
-
-    def __enter__(self) -> _DownloadBar:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
-        )  # fmt: skip
-        self._bar = Progress(
-            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("starting", total=None)
-        return self
-
-    def update(self, what: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total or None)
-
-    def say(self, text: str) -> None:
-        self._bar.update(self._task, description=text, completed=0, total=None)
-        if not sys.stderr.isatty():
-            say(text)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+app.command("import")(import_rows)
 
 
 @app.command()
@@ -91,7 +64,7 @@ def fetch(
     from distsgd.data.fetch import fetch_cifar10
     from distsgd.data.manifest import read_manifest
 
-    with _DownloadBar() as bar:
+    with ProgressBar() as bar:
         folder = fetch_cifar10(source, shards, force=force, progress=bar.update, say=bar.say)
     manifest = read_manifest(folder)
     if json:
@@ -104,7 +77,7 @@ def fetch(
 def _repair(dataset: str, source: str, json: bool) -> None:
     from distsgd.data.repair import repair_dataset
 
-    with _DownloadBar() as bar:
+    with ProgressBar() as bar:
         found = repair_dataset(dataset, source, progress=bar.update, say=bar.say)
     if json:
         print_json(found)
@@ -112,6 +85,31 @@ def _repair(dataset: str, source: str, json: bool) -> None:
         print(f"mended {', '.join(found.mended)} of {found.dataset}")
     else:
         print(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
+
+
+@app.command("list")
+def list_all(json: JsonFlag = False) -> None:
+    """Name the datasets there are.
+
+    Example: distsgd data list
+    """
+    from distsgd.data.locations import RESERVED, find_dataset, imported_datasets
+    from distsgd.data.manifest import read_manifest
+
+    rows = []
+    for name in (*RESERVED, *imported_datasets()):
+        with suppress(DatasetError):
+            manifest = read_manifest(find_dataset(name))
+            rows.append((name, manifest.rows("train"), manifest.rows("test"),
+                         len(manifest.classes), manifest.features))  # fmt: skip
+    if json:
+        names = ("name", "train", "test", "classes", "features")
+        print_json({"datasets": [dict(zip(names, row, strict=True)) for row in rows]})
+    else:
+        print_table(
+            ("dataset", "training", "test", "classes", "features"),
+            [(name, *map(count, numbers)) for name, *numbers in rows],
+        )
 
 
 @app.command()
@@ -132,20 +130,41 @@ def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
             "classes": manifest.classes, "train": manifest.rows("train"),
             "test": manifest.rows("test"), "shards": len(manifest.train), "bytes": size,
             "channel_means": manifest.channel_means, "digest": manifest.digest,
+            "scale": manifest.scale.to_json() if manifest.scale else None,
         })  # fmt: skip
         return
+    images = len(manifest.shape) == 3
+    shape = " x ".join(map(str, manifest.shape)) + (" (channel, row, column)" if images else "")
+    means = [f"{mean:.3f}" for mean in manifest.channel_means]
     print_pairs([
         ("name", manifest.name),
         ("folder", str(folder)),
-        ("images", f"{count(manifest.rows('train'))} training, "
-                   f"{count(manifest.rows('test'))} test"),
-        ("shape", " x ".join(map(str, manifest.shape)) + " (channel, row, column)"),
-        ("classes", ", ".join(manifest.classes)),
-        ("channel means", ", ".join(f"{mean:.3f}" for mean in manifest.channel_means)),
+        ("images" if images else "rows", f"{count(manifest.rows('train'))} training, "
+                                         f"{count(manifest.rows('test'))} test"),
+        ("shape", shape),
+        ("classes", _some(manifest.classes)),
+        ("channel means" if images else "column means", _some(means)),
+        *([("columns", _columns(manifest.scale))] if manifest.scale else []),
         ("shards", f"{len(manifest.train)} training, {len(manifest.test)} test, "
                    f"{size / 1e6:.1f} MB"),
         ("digest", manifest.digest),
     ])  # fmt: skip
+
+
+_SHOWN = 20
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first of them."""
+    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def _columns(scale: ColumnScale) -> str:
+    """What is 0 and what is 255 of each column."""
+    names = scale.names or [""] * scale.features
+    rows = zip(names, scale.low, scale.high, strict=True)
+    return _some([f"{name} {low:g} to {high:g}".strip() for name, low, high in rows])
 
 
 @app.command()
@@ -154,10 +173,14 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
 
     Example: distsgd data verify --dataset sample
     """
+    from distsgd.data.dataset import Dataset
     from distsgd.data.fetch import verify_dataset
     from distsgd.data.locations import find_dataset
+    from distsgd.data.remote.uri import is_uri
 
     folder = find_dataset(dataset)
+    if is_uri(dataset):
+        Dataset(folder).verify()  # what is not here yet is fetched
     manifest = verify_dataset(folder)
     shards = len(manifest.train) + len(manifest.test)
     if json:

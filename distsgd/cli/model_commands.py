@@ -56,12 +56,17 @@ def evaluate(
 
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="Image files of any format and size.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Image files of any format and size; for columns, CSV or Parquet files."
+        ),
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     best: Best = False,
     json: JsonFlag = False,
 ) -> None:
-    """Classify images with the newest checkpoint of a run.
+    """Classify images, or rows of a file, with the newest checkpoint of a run.
 
     Example: distsgd predict latest photo.jpg
     """

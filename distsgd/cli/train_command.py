@@ -22,7 +22,10 @@ AddressFlag = Annotated[
 
 def train(
     dataset: Annotated[
-        str | None, typer.Option(help="cifar10, sample, or a dataset folder. (default: cifar10)")
+        str | None,
+        typer.Option(
+            help="cifar10, sample, a name, or a folder's path or URI (s3://...). (default: cifar10)"
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -48,6 +51,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Fixes every bit. (default: 0)")] = None,
     sampling: Annotated[
         str | None, typer.Option(help="shuffle, random or sequential. (default: shuffle)")
+    ] = None,
+    shuffle: Annotated[
+        str | None,
+        typer.Option(help="global, or shard: a few shards at a time. (default: global)"),
     ] = None,
     consistency: Annotated[
         str | None, typer.Option(help="bsp, ssp, asp, backup or local. (default: bsp)")
@@ -78,6 +85,10 @@ def train(
     ] = None,
     cache: Annotated[
         str | None, typer.Option(help="Rows in memory: auto, uint8 or float32. (default: auto)")
+    ] = None,
+    cache_size: Annotated[
+        int | None,
+        typer.Option(help="MiB of remote datasets that a node keeps. (default: 0, no bound)"),
     ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
@@ -111,6 +122,8 @@ def train(
 
     Example: distsgd train --model mlp:100 --epochs 20
 
+    Example: distsgd train --dataset s3://bucket/cifar10 --shuffle shard --cache-size 2000
+
     --chaos takes faults with commas between. Of processes, after updates (every=N or at=N):
     kill-worker, stop-worker (for=TIME) and kill-server. Of pushes, with a chance (p=SHARE):
     drop-push, dup-push and delay (for=TIME). And seed=N.
@@ -127,7 +140,7 @@ def train(
         "consistency": consistency, "staleness": staleness, "backup": backup,
         "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
         "compress": compress, "servers": servers, "channel": channel, "cache": cache,
-        "verify": verify, "placement": placement,
+        "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
     _show(train_with(settings, run_dir, make_reporter(json), trace, chaos, address), json)
@@ -198,6 +211,7 @@ def _show(result: TrainResult, json: bool) -> None:
                            f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
             ("workers", f"{result.workers} ({result.channel})"),
             *_cost_of_policy(result),
+            *_cost_of_network(result),
             *_cost_of_chaos(result),
             *_verified(result),
             ("weights", f"sha256 {result.weights_sha256}"),
@@ -218,6 +232,19 @@ def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
         ("waiting, by worker", waits),
     ]
     return [] if result.consistency == "bsp" else [line for line in lines if line[1]]
+
+
+def _cost_of_network(result: TrainResult) -> list[tuple[str, str]]:
+    """Where the time went, if gradients went over a network."""
+    if "tcp" not in result.channel:
+        return []
+    lines = [
+        (f"worker {worker}", f"{busy:.2f} s computing and on the way, "
+                             f"{result.waiting_seconds.get(worker, 0.0):.2f} s waiting for others")
+        for worker, busy in result.answering_seconds.items()
+    ]  # fmt: skip
+    size, share = count(result.bytes_per_update), percent(result.server_busy_share)
+    return [*lines, ("an update", f"{size} bytes of gradients; the server was busy for {share}")]
 
 
 def _cost_of_chaos(result: TrainResult) -> list[tuple[str, str]]:

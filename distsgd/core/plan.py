@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SAMPLINGS", "Plan"]
+__all__ = ["SAMPLINGS", "SHUFFLES", "Plan", "Window"]
 
 SAMPLINGS = ("shuffle", "random", "sequential")
+SHUFFLES = ("global", "shard")
 
 _ORDER_STREAM = 1
 """Names the stream of random bits behind the order of an epoch."""
+
+_SHARDS_STREAM = 3
+_WINDOW_STREAM = 4
+"""Those behind the order of the shards, and behind that of the examples within a window."""
+
+
+class Window(NamedTuple):
+    """A stretch of an epoch whose examples come from a few shards alone.
+
+    Attributes:
+        low: position of its first example in the order of the epoch.
+        high: one past its last.
+        shards: numbers of the shards that it uses up; none named if it is the whole epoch.
+    """
+
+    low: int
+    high: int
+    shards: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +53,9 @@ class Plan:
         batch_size: examples of a minibatch; the last of an epoch may be shorter.
         slot_size: examples of a slot; the last of a minibatch may be shorter.
         epochs: number of epochs.
+        shards: examples of each shard, if "shuffle" is to go shard by shard: it then permutes the
+            shards each epoch, takes ``window`` of them at a time, and permutes their examples.
+        window: how many shards are mixed with each other.
     """
 
     seed: int
@@ -39,6 +64,8 @@ class Plan:
     batch_size: int
     slot_size: int
     epochs: int
+    shards: tuple[int, ...] = ()
+    window: int = 1
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -83,21 +110,52 @@ class Plan:
         start = low + slot * self.slot_size
         return start, min(start + self.slot_size, high)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """The examples of an epoch in the order in which they are used, shape (examples,).
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch, in their order; one for all, unless it goes shard by shard."""
+        if not self.shards or self.sampling != "shuffle":
+            return [Window(0, self.examples, ())]
+        mixed = _permutation([self.seed, _SHARDS_STREAM, epoch], len(self.shards)).tolist()
+        parts = [tuple(mixed[i : i + self.window]) for i in range(0, len(mixed), self.window)]
+        ends = np.cumsum([0, *(sum(self.shards[shard] for shard in part) for part in parts)])
+        return [
+            Window(low, high, part)
+            for (low, high), part in zip(pairwise(ends.tolist()), parts, strict=True)
+        ]
+
+    def window_order(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """The examples of one window in the order in which they are used.
 
         Only the raw bits of PCG64 are used, which numpy keeps stable over its versions, and a
         stable sort: the order does not depend on the version of numpy.
         """
         if self.sampling == "sequential":
             return np.arange(self.examples, dtype=np.int64)
-        sequence = np.random.SeedSequence([self.seed, _ORDER_STREAM, epoch])
-        bits = np.random.PCG64(sequence).random_raw(self.examples)
         if self.sampling == "random":
+            bits = _bits([self.seed, _ORDER_STREAM, epoch], self.examples)
             return (bits % np.uint64(self.examples)).astype(np.int64)
-        return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
+        window = self.windows(epoch)[number]
+        if not window.shards:
+            return _permutation([self.seed, _ORDER_STREAM, epoch], self.examples)
+        starts = np.cumsum([0, *self.shards])
+        rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in window.shards])
+        key = [self.seed, _WINDOW_STREAM, epoch, number]
+        return rows[_permutation(key, len(rows))]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The examples of an epoch in the order in which they are used, shape (examples,)."""
+        numbers = range(len(self.windows(epoch)))
+        parts = [self.window_order(epoch, number) for number in numbers]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def indices(self, step: int, slot: int) -> NDArray[np.int64]:
         """The examples of one slot. Use `order` once an epoch where speed matters."""
         low, high = self.slot(step, slot)
         return self.order(self.epoch_of(step))[low:high]
+
+
+def _bits(key: Sequence[int], number: int) -> NDArray[np.uint64]:
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(number)
+
+
+def _permutation(key: Sequence[int], number: int) -> NDArray[np.int64]:
+    return np.argsort(_bits(key, number), kind="stable").astype(np.int64, copy=False)

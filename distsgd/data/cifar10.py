@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distsgd.core.arrays import Bytes
+from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.restricted_pickle import load_batch
 from distsgd.errors import CorruptDataError, SourceError
 
@@ -56,7 +56,7 @@ _LARGEST_MEMBER = 64 * 2**20
 Records = dict[str, Bytes]
 """Batch name -> records of the binary form, shape (10000, 3073): label, then the pixels."""
 
-Examples = tuple[Bytes, Bytes]
+Examples = tuple[Bytes, Ints]
 """Pixels, shape (rows, 3072), and labels, shape (rows,)."""
 
 _SAMPLE_TRAIN, _SAMPLE_TEST = 150, 40

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes
+from distsgd.core.arrays import Bytes, Ints
 from distsgd.core.features import Preprocessing
-from distsgd.data.locations import mending
+from distsgd.data.locations import REMOTE_SOURCE, mending
 from distsgd.data.manifest import Manifest, Shard, read_manifest
 from distsgd.data.shards import OpenShard, open_shard
 from distsgd.data.verified import Found, believe, checksum
 from distsgd.errors import CorruptDataError, DatasetError
+
+if TYPE_CHECKING:
+    from distsgd.data.remote.remote_folder import RemoteFolder
 
 __all__ = ["Dataset", "Split", "damaged_shards", "verify_shards"]
 
@@ -38,7 +43,7 @@ class Split:
         self._found: tuple[Found, ...] = ()
         self._pixels = [shard.pixels for shard in opened]
         self._starts = np.cumsum([0, *(len(pixels) for pixels in self._pixels)])
-        self._labels: Bytes = np.concatenate([shard.labels for shard in opened])
+        self._labels: Ints = np.concatenate([shard.labels for shard in opened])
         if len(self) and int(self._labels.max()) >= len(manifest.classes):
             self.verify()
             raise DatasetError(
@@ -51,10 +56,15 @@ class Split:
         return len(self._labels)
 
     @property
-    def labels(self) -> Bytes:
-        """Shape (rows,), uint8."""
+    def labels(self) -> Ints:
+        """Shape (rows,), uint8 or uint16."""
         self.verify()
         return self._labels
+
+    def labels_of(self, indices: NDArray[np.int64]) -> Ints:
+        """The labels of the examples at ``indices``, of its shape."""
+        found: Ints = self.labels[indices]
+        return found
 
     def verify(self) -> tuple[Found, ...]:
         """Check the SHA-256 of every shard, on two threads, unless this has been done.
@@ -102,7 +112,7 @@ class Split:
             rows = np.flatnonzero(owner == shard)
             out[rows] = self._pixels[shard][indices[rows] - self._starts[shard]]
 
-    def batches(self) -> Iterator[tuple[Bytes, Bytes]]:
+    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
         """All examples in order, a shard at a time, as (pixels, labels), not copied."""
         self.verify()
         for shard, pixels in enumerate(self._pixels):
@@ -113,30 +123,69 @@ class Split:
 class Dataset:
     """A dataset opened from its folder.
 
+    Of one that lies elsewhere (`distsgd.data.remote`), a split is fetched when it is first used.
+
     Args:
         folder: where its manifest and shards lie.
         found: what another process has found of its shards; see `distsgd.data.verified`.
+        cache_limit: bytes that remote datasets may take on this node, or None.
+        stream: fetch training shards of a remote dataset only while they are used.
 
     Attributes:
         manifest: what it is.
-        train: training examples.
-        test: test examples.
 
     Raises:
         DatasetError: it is missing or malformed.
     """
 
-    def __init__(self, folder: Path, found: Iterable[Found] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        found: Iterable[Found] = (),
+        *,
+        cache_limit: int | None = None,
+        stream: bool = False,
+    ) -> None:
         believe(found)
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.train = Split(folder, self.manifest, "train")
-        self.test = Split(folder, self.manifest, "test")
+        self._remote: RemoteFolder | None = None
+        self._stream = stream
+        if (folder / REMOTE_SOURCE).exists():
+            from distsgd.data.remote.remote_folder import RemoteFolder
+
+            self._remote = RemoteFolder(folder, cache_limit)
+        else:
+            _ = self.train, self.test
+
+    @cached_property
+    def train(self) -> Split:
+        """The training examples."""
+        if self._remote is not None and self._stream:
+            from distsgd.data.streamed import StreamedSplit
+
+            return StreamedSplit(self.manifest, self._remote.cache)
+        return self._whole("train")
+
+    @cached_property
+    def test(self) -> Split:
+        """The test examples."""
+        return self._whole("test")
+
+    def _whole(self, split: str) -> Split:
+        if self._remote is not None:
+            self._remote.ensure(self.manifest.shards(split))
+        return Split(self.folder, self.manifest, split)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training shards are here only while they are used."""
+        return self._stream and self._remote is not None
 
     @property
     def pixel_mean(self) -> NDArray[np.float64]:
         """Mean of each pixel over the training examples, shape (features,)."""
-        return np.array(self.manifest.pixel_sums, dtype=np.float64) / len(self.train)
+        return np.array(self.manifest.pixel_sums, dtype=np.float64) / self.manifest.rows("train")
 
     def preprocessing(self, scale: float) -> Preprocessing:
         """The recipe of features for models trained on this dataset."""

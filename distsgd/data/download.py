@@ -11,7 +11,7 @@ import requests
 
 from distsgd.errors import CorruptDataError, SourceError, storage_error
 
-__all__ = ["Progress", "download"]
+__all__ = ["Progress", "download", "reason"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is (0: unknown)."""
@@ -34,7 +34,7 @@ def download(url: str, path: Path, sha256: str, progress: Progress) -> None:
         _fetch(url, part, progress)
     except requests.RequestException as error:
         raise SourceError(
-            f"{url} cannot be fetched: {_reason(error)}",
+            f"{url} cannot be fetched: {reason(error)}",
             "Check the network; what has arrived is kept, and the next try continues it",
         ) from None
     except OSError as error:
@@ -74,7 +74,8 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
         raise requests.ConnectionError(f"it broke off after {have} of {total} bytes")
 
 
-def _reason(error: requests.RequestException) -> str:
+def reason(error: requests.RequestException) -> str:
+    """Why, in a few words."""
     text = str(error)
     if isinstance(error, requests.Timeout) or "timed out" in text:
         return "no answer in time"

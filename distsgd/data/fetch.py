@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from distsgd.data.atomic import sync_folder, sync_tree
 from distsgd.data.cifar10 import (
     CLASSES,
     SHAPE,
@@ -22,6 +21,7 @@ from distsgd.data.cifar10 import (
 )
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.download import Progress, download
+from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import cache_folder, dataset_folder
 from distsgd.data.manifest import Manifest, read_manifest
 from distsgd.data.shards import write_dataset
@@ -82,7 +82,7 @@ def fetch_cifar10(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(target.with_name(".cifar10.lock"), say):
-            _sweep(target.parent)
+            sweep(target)
             if force or not _is_there(target, shards, say):
                 _need_room(target.parent)
                 records = obtain(source, progress, say)
@@ -105,12 +105,6 @@ def _is_there(target: Path, shards: int | None, say: Say) -> bool:
         say(f"the dataset in the cache is damaged and will be replaced: {error.problem}")
         return False
     return shards is None or shards == len(manifest.train)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what an interrupted fetch left; we hold the lock, so nobody is using it."""
-    for left in folder.glob(".cifar10-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _need_room(folder: Path) -> None:
@@ -204,9 +198,8 @@ def _npm_reason(error: Exception) -> str:
 
 def _build(records: Records, target: Path, shards: int, say: Say) -> None:
     say(f"writing {shards} training shards and 1 test shard")
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cifar10-"))
-    try:
-        train, test = examples_of(records)
+    train, test = examples_of(records)
+    with installed(target) as beside:
         write_dataset(
             beside,
             name="cifar10",
@@ -216,15 +209,6 @@ def _build(records: Records, target: Path, shards: int, say: Say) -> None:
             test=test,
             shards=shards,
         )
-        sync_tree(beside)
-        if target.exists():
-            target.rename(target.with_name(f".cifar10-old-{os.getpid()}"))
-        beside.rename(target)
-        sync_folder(target.parent)
-        _sweep(target.parent)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def verify_dataset(folder: Path) -> Manifest:

@@ -9,7 +9,27 @@ import platformdirs
 
 from distsgd.errors import DatasetError
 
-__all__ = ["SAMPLE", "cache_folder", "dataset_folder", "find_dataset", "home_folder", "mending"]
+__all__ = [
+    "REMOTE_SOURCE",
+    "RESERVED",
+    "RUN_NAME",
+    "SAMPLE",
+    "cache_folder",
+    "dataset_folder",
+    "find_dataset",
+    "home_folder",
+    "imported_datasets",
+    "mending",
+]
+
+RESERVED = ("cifar10", "sample")
+"""Names of datasets that are not imported."""
+
+REMOTE_SOURCE = "source.json"
+"""Beside the manifest of a dataset that lies elsewhere: where."""
+
+RUN_NAME = "DISTSGD_RUN_NAME"
+"""A variable with the name of a run that is given no folder; in a job, the name of the job."""
 
 SAMPLE = Path(__file__).parent / "sample"
 """The embedded sample of CIFAR-10."""
@@ -32,12 +52,24 @@ def dataset_folder(name: str) -> Path:
     return cache_folder() / "datasets" / name
 
 
+def imported_datasets() -> list[str]:
+    """Names of the imported datasets in the cache."""
+    found = cache_folder().glob("datasets/*/manifest.json")
+    names = (path.parent.name for path in found)
+    return sorted(name for name in names if name not in RESERVED and not name.startswith("."))
+
+
 def find_dataset(dataset: str) -> Path:
-    """The folder of a dataset given as "cifar10", "sample" or a path.
+    """The folder of a dataset: "cifar10", "sample", a name it was imported by, a path, or a URI.
 
     Raises:
         DatasetError: there is none; says what to do.
+        DistsgdError: it is a URI that cannot be used, see `find_remote`.
     """
+    if "://" in dataset:
+        from distsgd.data.remote.remote_folder import find_remote
+
+        return find_remote(dataset)
     if dataset == "sample":
         return SAMPLE
     if dataset == "cifar10":
@@ -48,18 +80,25 @@ def find_dataset(dataset: str) -> Path:
                 "Run `distsgd data fetch`, or take the embedded images: --dataset sample",
             )
         return folder
+    if Path(dataset).name == dataset and (dataset_folder(dataset) / "manifest.json").is_file():
+        return dataset_folder(dataset)
     folder = Path(dataset).expanduser()
     if not (folder / "manifest.json").is_file():
         what = "no such folder" if not folder.exists() else "it has no manifest.json"
         raise DatasetError(
             f"no dataset at {folder}: {what}",
-            "--dataset takes cifar10, sample, or the path of a dataset folder",
+            "--dataset takes cifar10, sample, a name given to `distsgd data import`, and the path "
+            "or URI of a dataset folder",
         )
     return folder
 
 
 def mending(folder: Path) -> str:
     """What to do about a dataset that is damaged."""
+    if (folder / REMOTE_SOURCE).exists():
+        return f"Remove {folder}: it is fetched again when it is needed"
+    if folder.parent == dataset_folder("").resolve() and folder.name not in RESERVED:
+        return f"Import it anew: `distsgd data import SOURCE --name {folder.name} --force`"
     command = "distsgd data fetch --repair"
     if folder.resolve() == SAMPLE.resolve():
         command += " --dataset sample"

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
 from distsgd.errors import CorruptDataError, DatasetError
 
-__all__ = ["MANIFEST", "Manifest", "Shard", "read_manifest"]
+__all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]
 
 MANIFEST = "manifest.json"
+MOST_CLASSES = 10_000
 _FORMAT = "distsgd dataset 1"
 
 
@@ -46,6 +48,7 @@ class Manifest:
         pixel_sums: sum of each pixel over the training examples, exact.
         train: shards of the training split.
         test: shards of the test split.
+        scale: how numbers became pixels; None if they were pixels already.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Manifest:
     pixel_sums: tuple[int, ...]
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
+    scale: ColumnScale | None = None
 
     @property
     def features(self) -> int:
@@ -88,6 +92,8 @@ class Manifest:
             "test": [vars(shard) for shard in self.test],
             "pixel_sums": self.pixel_sums,
         }
+        if self.scale is not None:
+            content["scale"] = self.scale.to_json()
         return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
     @property
@@ -110,10 +116,29 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     mend = mending(folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
+    return parse_manifest(content, path, mend)
+
+
+def parse_manifest(raw: bytes, path: object, mend: str) -> Manifest:
+    """Check the content of a manifest.
+
+    Args:
+        raw: the content.
+        path: where it lies, for errors.
+        mend: what to do about a bad one.
+
+    Raises:
+        DatasetError: it is of another format.
+        CorruptDataError: it has been altered.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", mend)
@@ -140,17 +165,20 @@ def _parse(content: dict[str, Any]) -> Manifest:
         pixel_sums=tuple(int(n) for n in content["pixel_sums"]),
         train=shards("train"),
         test=shards("test"),
+        scale=ColumnScale.from_json(content["scale"]) if "scale" in content else None,
     )
     if len(manifest.classes) < 2:
         raise ValueError("it names fewer than 2 classes")
-    if len(manifest.classes) > 256:
-        raise ValueError("it names more than 256 classes")
+    if len(manifest.classes) > MOST_CLASSES:
+        raise ValueError(f"it names more than {MOST_CLASSES} classes")
     if not manifest.shape or min(manifest.shape) < 1:
         raise ValueError("its shape is no shape of an example")
     if not manifest.test:
         raise ValueError("it names no test shard")
     if len(manifest.pixel_sums) != manifest.features or manifest.rows("train") < 1:
         raise ValueError("its shape, sums and rows do not go together")
+    if manifest.scale is not None and manifest.scale.features not in (1, manifest.features):
+        raise ValueError("its shape and scale do not go together")
     if any(Path(shard.file).name != shard.file for shard in manifest.train + manifest.test):
         raise ValueError("a shard lies outside of the folder")
     return manifest

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes
+from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.manifest import Manifest
 
 __all__ = ["PlainRows"]
@@ -27,7 +27,7 @@ class PlainRows:
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._shards: list[tuple[Bytes, Bytes]] = []
+        self._shards: list[tuple[Bytes, Ints]] = []
         self._digests: list[int] = []
         self.files = [entry.file for entry in manifest.train]
         self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
@@ -54,7 +54,7 @@ class PlainRows:
                 return int(index), file
         return None
 
-    def _at(self, index: int) -> tuple[tuple[Bytes, Bytes], int, str]:
+    def _at(self, index: int) -> tuple[tuple[Bytes, Ints], int, str]:
         """The shard of an example, its row there, and the shard's file."""
         for shard, file in zip(self._shards, self.files, strict=True):
             if index < len(shard[1]):

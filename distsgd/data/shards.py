@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from distsgd.core.arrays import Bytes
+from distsgd.core.arrays import Bytes, Ints
+from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
 from distsgd.errors import CorruptDataError, DatasetError
 
-__all__ = ["OpenShard", "open_shard", "shard_spans", "write_dataset", "write_shard"]
+__all__ = [
+    "DatasetWriter",
+    "OpenShard",
+    "label_dtype",
+    "open_shard",
+    "shard_spans",
+    "write_dataset",
+    "write_shard",
+]
 
 
 def _schema(shape: Sequence[int], classes: Sequence[str]) -> pa.Schema:
-    """Image as a fixed-shape tensor of uint8 (channel, row, column), label as uint8."""
+    """Image as a fixed-shape tensor of uint8 (channel, row, column), label as uint8 or uint16."""
     names = json.dumps(list(classes))
+    label = pa.from_numpy_dtype(label_dtype(len(classes)))
     return pa.schema(
         [
             pa.field("image", pa.fixed_shape_tensor(pa.uint8(), list(shape)), nullable=False),
-            pa.field("label", pa.uint8(), nullable=False, metadata={"classes": names}),
+            pa.field("label", label, nullable=False, metadata={"classes": names}),
         ],
         metadata={"classes": names, "shape": json.dumps(list(shape))},
     )
 
 
+def label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
+    """Labels are kept as bytes where there are no more than 256 classes."""
+    return np.uint8 if classes <= 256 else np.uint16
+
+
 def write_shard(
-    path: Path, pixels: Bytes, labels: Bytes, shape: Sequence[int], classes: Sequence[str]
+    path: Path, pixels: Bytes, labels: Ints, shape: Sequence[int], classes: Sequence[str]
 ) -> Shard:
     """Write one shard and return its entry for the manifest.
 
     Args:
         pixels: shape (rows, features).
-        labels: shape (rows,).
+        labels: shape (rows,); uint8, or uint16 if there are more than 256 classes.
     """
     schema = _schema(shape, classes)
     storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
@@ -57,8 +73,8 @@ def write_dataset(
     name: str,
     shape: Sequence[int],
     classes: Sequence[str],
-    train: tuple[Bytes, Bytes],
-    test: tuple[Bytes, Bytes],
+    train: tuple[Bytes, Ints],
+    test: tuple[Bytes, Ints],
     shards: int,
 ) -> Manifest:
     """Write a whole dataset into an empty folder, the manifest last.
@@ -68,23 +84,47 @@ def write_dataset(
         test: likewise; always one shard.
         shards: training shards, of nearly equal length.
     """
+    writer = DatasetWriter(folder, shape, classes)
+    for split, (pixels, labels), number in (("train", train, shards), ("test", test, 1)):
+        for file, span in shard_spans(split, len(labels), number):
+            writer.write(split, file, pixels[span], labels[span])
+    return writer.finish(name)
 
-    def write(file: str, pixels: Bytes, labels: Bytes) -> Shard:
-        return write_shard(folder / file, pixels, labels, shape, classes)
 
-    manifest = Manifest(
-        name=name,
-        shape=tuple(shape),
-        classes=tuple(classes),
-        pixel_sums=tuple(int(n) for n in train[0].sum(axis=0, dtype=np.int64)),
-        train=tuple(
-            write(file, train[0][span], train[1][span])
-            for file, span in shard_spans("train", len(train[1]), shards)
-        ),
-        test=tuple(write(file, *test) for file, _ in shard_spans("test", len(test[1]), 1)),
-    )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+class DatasetWriter:
+    """Writes a dataset shard by shard into an empty folder.
+
+    Args:
+        folder: where to.
+        shape: of an example.
+        classes: names of the classes.
+    """
+
+    def __init__(self, folder: Path, shape: Sequence[int], classes: Sequence[str]) -> None:
+        self._folder, self._shape, self._classes = folder, tuple(shape), tuple(classes)
+        self._written: dict[str, list[Shard]] = {"train": [], "test": []}
+        self._sums = np.zeros(math.prod(shape), dtype=np.int64)
+
+    def write(self, split: str, file: str, pixels: Bytes, labels: Ints) -> None:
+        """The next shard of a split: pixels, shape (rows, features), and labels."""
+        if split == "train":
+            self._sums += pixels.sum(axis=0, dtype=np.int64)
+        written = write_shard(self._folder / file, pixels, labels, self._shape, self._classes)
+        self._written[split].append(written)
+
+    def finish(self, name: str, scale: ColumnScale | None = None) -> Manifest:
+        """Write the manifest."""
+        manifest = Manifest(
+            name=name,
+            shape=self._shape,
+            classes=self._classes,
+            pixel_sums=tuple(int(n) for n in self._sums),
+            train=tuple(self._written["train"]),
+            test=tuple(self._written["test"]),
+            scale=scale,
+        )
+        (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
 
 
 def shard_spans(split: str, rows: int, shards: int) -> list[tuple[str, slice]]:
@@ -109,7 +149,7 @@ class OpenShard(NamedTuple):
     """
 
     pixels: Bytes
-    labels: Bytes
+    labels: Ints
     path: Path
     identity: Identity
     content: pa.NativeFile

@@ -21,6 +21,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.features import Preprocessing
 from distsgd.core.models import LINEAR, make_architecture
 from distsgd.data.atomic import replace_file
+from distsgd.data.column_scale import ColumnScale
 from distsgd.errors import RunError, storage_error
 from distsgd.run.place import Place
 
@@ -57,6 +58,7 @@ class Model:
         reads: older version -> W, of the same shape, where a later update reads it.
         place: where in its run it stands; None if that is not known.
         model: "linear" or "mlp:HIDDEN".
+        columns: how numbers became pixels; None if they were pixels already.
     """
 
     weights: Floats
@@ -70,6 +72,7 @@ class Model:
     reads: dict[int, Floats] = field(default_factory=dict)
     place: Place | None = None
     model: str = LINEAR
+    columns: ColumnScale | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -106,6 +109,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
         "scale": model.preprocessing.scale,
         "sha256": _digest(arrays),
         "place": model.place.to_json() if model.place else None,
+        "columns": model.columns.to_json() if model.columns else None,
     }
     buffer = io.BytesIO()
     everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
@@ -158,7 +162,7 @@ def _read(path: Path) -> Model:
 
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
     left_over, reads = _named(arrays, _LEFT_OVER).items(), _named(arrays, _READ).items()
-    place = meta.get("place")
+    place, columns = meta.get("place"), meta.get("columns")
     found = Model(
         weights=arrays["weights"],
         state=_named(arrays, _STATE),
@@ -171,6 +175,7 @@ def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
         reads={int(version): array for version, array in reads},
         place=Place.from_json(place) if place else None,
         model=str(meta.get("model", LINEAR)),
+        columns=ColumnScale.from_json(columns) if columns else None,
     )
     shape = found.architecture.kept_shape
     for array in (found.weights, *found.state.values(), *found.reads.values()):

@@ -10,7 +10,7 @@ from distsgd.core.consistency import POLICIES, Policy, make_policy
 from distsgd.core.losses import LOSSES
 from distsgd.core.models import LINEAR, MOST_HIDDEN
 from distsgd.core.optimizers import OPTIMIZERS
-from distsgd.core.plan import SAMPLINGS
+from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.schedules import SCHEDULES
 from distsgd.errors import UsageError
 from distsgd.run.recipe import BASE_BATCH, recipe_for
@@ -24,7 +24,7 @@ class TrainConfig:
     """The settings of a run.
 
     Attributes:
-        dataset: "cifar10", "sample", or the path of a dataset folder.
+        dataset: "cifar10", "sample", a name, or the path or URI of a dataset folder.
         model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         loss: "softmax" or "svm".
         workers: worker processes; 0 trains in this process, without Ray.
@@ -37,6 +37,10 @@ class TrainConfig:
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
         sampling: "shuffle", "random" (with replacement) or "sequential".
+        shuffle: "global", any example anywhere; or "shard", see `shuffle_window`.
+        shuffle_window: with "shard": the shards come in a shuffled order, and the examples of so
+            many of them at a time are shuffled with each other.
+        cache_size: MiB that remote datasets may take on each node; 0 for as many as there are.
         consistency: when a worker may go on: "bsp", "ssp", "asp", "backup" or "local".
         staleness: S of "ssp": how many minibatches a worker may be ahead.
         backup: B of "backup": how many slots of a minibatch need not be waited for.
@@ -83,6 +87,9 @@ class TrainConfig:
     epochs: int = 10
     seed: int = 0
     sampling: str = "shuffle"
+    shuffle: str = "global"
+    shuffle_window: int = 4
+    cache_size: int = 0
     consistency: str = "bsp"
     staleness: int | None = None
     backup: int | None = None
@@ -129,6 +136,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 refuse(name, getattr(self, name), "a number above 0")
         self._check_verify()
+        self._check_data()
         if not self.momentum < 1:
             refuse("momentum", self.momentum, "a number from 0 to below 1")
 
@@ -202,6 +210,23 @@ class TrainConfig:
                 "Give --servers 1; the weights are the same",
             )
 
+    def _check_data(self) -> None:
+        if self.shuffle == "shard" and self.sampling != "shuffle":
+            raise UsageError(
+                f"--shuffle shard does not go with --sampling {self.sampling}",
+                "Give --sampling shuffle",
+            )
+        if self.cache_size and "://" not in self.dataset:
+            raise UsageError(
+                f"--cache-size is for datasets that lie elsewhere, and {self.dataset} is here",
+                "Give --dataset s3://..., gs://..., http(s)://... or file://...",
+            )
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes that remote datasets may take on a node."""
+        return self.cache_size * 2**20 or None
+
     def policy(self) -> Policy:
         """The consistency policy."""
         return make_policy(
@@ -224,6 +249,7 @@ _CHOICES = {
     "consistency": tuple(POLICIES),
     "loss": tuple(LOSSES),
     "sampling": SAMPLINGS,
+    "shuffle": SHUFFLES,
     "optimizer": tuple(OPTIMIZERS),
     "schedule": SCHEDULES,
     "dtype": ("float32", "float64"),
@@ -242,6 +268,8 @@ _LEAST: dict[str, tuple[float, str]] = {
     "log_every": (1, "a whole number, 1 or more"),
     "keep_checkpoints": (0, "a whole number, 0 or more"),
     "checkpoint_seconds": (0, "a number of seconds, 0 or more"),
+    "shuffle_window": (1, "a whole number of shards, 1 or more"),
+    "cache_size": (0, "a whole number of MiB, 0 or more"),
     "cache_budget": (0, "a whole number of MiB, 0 or more"),
     "momentum": (0, "a number from 0 to below 1"),
 }

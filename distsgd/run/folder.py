@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import secrets
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
-from distsgd.data.locations import home_folder
+from distsgd.data.locations import RUN_NAME, home_folder
 from distsgd.errors import RunError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.version import __version__
@@ -186,6 +187,7 @@ def create_run(
     now = datetime.now(UTC)
     kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
     name = f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}-{secrets.token_hex(2)}"
+    name = Path(os.environ.get(RUN_NAME, "")).name or name
     default = runs_home() / name
     chosen = path.expanduser().absolute() if path else default
     try:

@@ -21,7 +21,7 @@ def dataset_here(job: Job) -> Dataset:
     folder = Path(job.folder)
     if not (folder / "manifest.json").is_file():
         folder = find_dataset(job.dataset or job.folder)
-    found = Dataset(folder, job.found)
+    found = Dataset(folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards))
     if job.digest and found.manifest.digest != job.digest:
         raise DatasetError(
             f"the dataset in {folder} is another than the driver's",

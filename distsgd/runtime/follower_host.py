@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from distsgd.runtime.trace import Trace
 __all__ = ["FollowerHost"]
 
 _PATIENCE = 60.0
+_log = logging.getLogger("distsgd")
 
 
 class FollowerHost:
@@ -72,6 +74,10 @@ class FollowerHost:
     ) -> AbstractContextManager[None]:
         """See `distsgd.channel.base.ServerPort.attached`."""
         return self._outbox.attached(worker, give)
+
+    def refused(self, where: str) -> None:
+        """See `distsgd.channel.base.ServerPort.refused`; the coordinator tells the driver."""
+        _log.warning("refused: a connection from %s without the training's secret", where)
 
     def follow(self, entries: Iterable[Entry]) -> None:
         """Carry out entries of the log, each when what it needs has come.

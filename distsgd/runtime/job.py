@@ -87,6 +87,7 @@ class Job:
         placement: of servers on a cluster, see `placement`.
         dataset: what the user called it: where `folder` is not, a node has it by this name.
         digest: of its manifest.
+        cache_limit: bytes that remote datasets may take on a node, or None.
     """
 
     folder: str
@@ -116,6 +117,7 @@ class Job:
     placement: str = "near"
     dataset: str = ""
     digest: str = ""
+    cache_limit: int | None = None
 
     @property
     def architecture(self) -> Architecture:

@@ -35,6 +35,8 @@ class Outbox:
         self._calls: dict[int, int] = {}
         self._calling: set[int] = set()
         self.waited: dict[int, float] = {}
+        self.answering: dict[int, float] = {}
+        self._given: dict[int, float] = {}
 
     @contextmanager
     def attached(self, worker: int, give: Give) -> Iterator[None]:
@@ -50,6 +52,8 @@ class Outbox:
 
     def ask(self, worker: int, now: float) -> None:
         """A worker wants work, from this time on (of `time.perf_counter`)."""
+        if (given := self._given.pop(worker, None)) is not None:
+            self.answering[worker] = self.answering.get(worker, 0.0) + now - given
         self._asking[worker] = now
         self.flush(worker)
 
@@ -67,6 +71,7 @@ class Outbox:
         Unless that was for the worker in its place already: ``keep``, see `called`.
         """
         self._asking.pop(worker, None)
+        self._given.pop(worker, None)
         if not keep:
             self._work.pop(worker, None)
             self._fetched.pop(worker, None)
@@ -119,7 +124,9 @@ class Outbox:
         return (self._fetched.pop(worker),)
 
     def _give(self, worker: int, work: Work | None) -> None:
-        waited = perf_counter() - self._asking.pop(worker)
+        now = perf_counter()
+        self._given[worker] = now
+        waited = now - self._asking.pop(worker)
         self.waited[worker] = self.waited.get(worker, 0.0) + waited
         give = self._givers.get(worker)
         if give is None:

@@ -18,6 +18,7 @@ from distsgd.runtime.events import (
     EpochEnded,
     Event,
     Hung,
+    Notice,
     Recorder,
     Saved,
     Stopwatch,
@@ -179,6 +180,12 @@ class ServerHost:
             self._carry_out(self._server.lost(worker))
             self._news.notify_all()
 
+    def refused(self, where: str) -> None:
+        """See `distsgd.channel.base.ServerPort.refused`."""
+        with self._lock:
+            self._emit(Notice(f"refused: a connection from {where} without the training's secret"))
+            self._news.notify_all()
+
     def stop(self) -> None:
         """Hand out no more work; the last event follows."""
         with self._lock:
@@ -192,6 +199,7 @@ class ServerHost:
             self._over = True
             self._watch.pause()
             self._recorder.statistics.waiting_seconds = self._outbox.waited
+            self._recorder.statistics.answering_seconds = self._outbox.answering
             self._emit(event)
 
     def _emit(self, event: Event) -> None:

@@ -20,6 +20,8 @@ class Statistics:
         dropped: pushes that were not used.
         requeued: pieces that were put off to a later update.
         waiting_seconds: worker -> seconds from asking for work to getting it.
+        answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
+            and the way there and back.
         busy_seconds: time the server spent on pushes and pulls.
         bytes_pushed: bytes of gradients that were sent to the server.
         let_pass: updates sampled for a recomputation that found no room to wait for it.
@@ -30,6 +32,7 @@ class Statistics:
     dropped: int = 0
     requeued: int = 0
     waiting_seconds: dict[int, float] = field(default_factory=dict)
+    answering_seconds: dict[int, float] = field(default_factory=dict)
     bytes_pushed: int = 0
     busy_seconds: float = 0.0
     let_pass: int = 0

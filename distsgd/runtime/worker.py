@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from distsgd.channel.base import Channel, Work
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import ErrorFeedback
+from distsgd.core.epoch_order import EpochOrder
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.row_cache import open_rows
+from distsgd.data.streamed import StreamedSplit
 from distsgd.runtime.dataset_here import dataset_here
 from distsgd.runtime.job import Job
 from distsgd.runtime.trace import Trace
@@ -37,12 +39,12 @@ class Worker:
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
         plan = job.plan
-        split = dataset_here(job).train
-        self._labels = split.labels
+        self._split = dataset_here(job).train
         most = self._kernel.slots * plan.slot_size
-        self._rows = open_rows(split, job.preprocessing, job.cache, most)
+        self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
         self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._order = EpochOrder(plan)
+        self._window: tuple[int, int] | None = None
         self._gathered: Place | None = None
         self._expected: Place | None = None
         self._last = Lease(-1, 0, 0, 0)
@@ -120,7 +122,7 @@ class Worker:
                 self._rows.gather(indices, self._kernel.rows(*indices.shape))
             self.trace.lap("gather")
             out = self._gradients[place : place + slots]
-            losses += self._kernel.gradients(flat, self._labels[indices], out)
+            losses += self._kernel.gradients(flat, self._split.labels_of(indices), out)
             self.trace.lap("compute")
             place += slots
         slots = plan.slots(step)
@@ -149,16 +151,6 @@ class Worker:
         difference = (flat - replica.weights) * flat.dtype.type(examples)
         return Push(lease, tuple(losses), difference[None])
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The order of an epoch; those of two are kept, as leases of two mix around an end."""
-        if epoch not in self._orders:
-            for other in [other for other in self._orders if abs(other - epoch) > 1]:
-                del self._orders[other]
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = self._job.plan.order(epoch)
-        return self._orders[epoch]
-
     def _slot_examples(self, step: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         """The examples of slots [first, last), a few slots of one size at a time.
 
@@ -166,13 +158,24 @@ class Worker:
             shape (slots, examples of each).
         """
         plan, most = self._job.plan, self._kernel.slots
-        order = self._order(plan.epoch_of(step))
+        epoch = plan.epoch_of(step)
         low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]
+        self._expect(epoch, low)
         while low < high:
             slots = min(most, (high - low) // plan.slot_size)
             after = low + slots * plan.slot_size if slots else high
-            yield order[low:after].reshape(max(1, slots), -1)
+            yield self._order.examples(epoch, low, after).reshape(max(1, slots), -1)
             low = after
+
+    def _expect(self, epoch: int, position: int) -> None:
+        """When a window of the order begins, tell those that fetch shards what comes."""
+        if not isinstance(self._split, StreamedSplit):
+            return
+        window = (epoch, self._order.window_at(epoch, position))
+        if self._window is None or window > self._window:
+            self._window = window
+            # Two windows: a minibatch may lie across the end of one.
+            self._split.expect(self._order.shards_from(*window), 2 * self._job.plan.window)
 
 
 def work(worker: Worker, channel: Channel) -> int:

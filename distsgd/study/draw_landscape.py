@@ -53,7 +53,10 @@ def draw_planes(found: list[Landscape], surface: bool = False) -> Figure:
 def _contours(axes: Axes, one: Landscape) -> None:
     losses = np.array(one.losses)
     low, high = losses.min(), losses.max()
-    levels = np.linspace(low, high, 22) if high < 50 * abs(low) else np.geomspace(low, high, 22)
+    if low > 0 and high >= 50 * low:
+        levels = np.geomspace(low, high, 22)
+    else:
+        levels = np.linspace(low, high if high > low else low + 1, 22)
     mapped = axes.contourf(one.a, one.b, losses, levels=np.unique(levels), cmap="viridis")
     axes.figure.colorbar(mapped, ax=axes, format="%.3g")
     if one.path:

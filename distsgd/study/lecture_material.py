@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from distsgd.data.locations import find_dataset
+from distsgd.data.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +44,15 @@ class Options:
     def of(self, full: int, quick: int) -> int:
         """A number of the full or of the quick lecture."""
         return quick if self.quick else full
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the dataset is."""
+        return read_manifest(find_dataset(self.dataset))
+
+    def examples(self, full: int, quick: int) -> int:
+        """`of` for a number of training examples: no more than there are."""
+        return min(self.of(full, quick), self.manifest.rows("train"))
 
     def command(self, words: str, *, data: bool = True, workers: bool = False) -> str:
         """What somebody types to have the same."""

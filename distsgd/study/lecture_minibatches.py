@@ -32,7 +32,7 @@ def descents(options: Options) -> Part:
 
 def why(options: Options) -> Part:
     """Copies, and images that are only alike."""
-    originals, times = options.of(1_000, 200), options.of(1_200, 500)
+    originals, times = options.examples(1_000, 200), options.of(1_200, 500)
     copied = compare_copies(options.dataset, originals=originals, times=times, seed=options.seed)
     draws = options.of(100, 50)
     noise = minibatch_noise(

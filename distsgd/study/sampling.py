@@ -21,7 +21,7 @@ from distsgd.study.service_run import train_for_study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from distsgd.core.arrays import Bytes
+    from distsgd.core.arrays import Bytes, Ints
 
 __all__ = [
     "NEVER_SEEN",
@@ -90,7 +90,7 @@ def write_sorted_dataset(dataset: Dataset, folder: Path) -> None:
     )
 
 
-def _sorted(split: Split) -> tuple[Bytes, Bytes]:
+def _sorted(split: Split) -> tuple[Bytes, Ints]:
     order = np.argsort(split.labels, kind="stable")
     pixels = np.concatenate([part for part, _ in split.batches()])
     return pixels[order], split.labels[order]

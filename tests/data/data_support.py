@@ -202,9 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(status, body)
         limits = [n for n in (self.site.cut_after, self.site.stall_after) if n is not None]
         part = body[: min(limits, default=len(body))]
+        self.site.sent.append(len(part))  # before: who asked may look as soon as it has all
         with contextlib.suppress(ConnectionError):  # who asked may have gone
             self.wfile.write(part)
-        self.site.sent.append(len(part))
         if self.site.stall_after is not None:
             self.site.closing.wait(30)
 

@@ -98,7 +98,7 @@ def entry(**changes: Any) -> list[dict[str, Any]]:
 UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "no class": ({"classes": []}, "fewer than 2 classes"),
     "one class": ({"classes": ["ant"]}, "fewer than 2 classes"),
-    "too many classes": ({"classes": [str(n) for n in range(257)]}, "more than 256 classes"),
+    "too many classes": ({"classes": [str(n) for n in range(10_001)]}, "more than 10000 classes"),
     "absolute path": ({"train": entry(file="/etc/passwd")}, "lies outside of the folder"),
     "path upwards": ({"test": entry(file="../a.arrow")}, "lies outside of the folder"),
     "path downwards": ({"test": entry(file="b/a.arrow")}, "lies outside of the folder"),

@@ -1,0 +1,40 @@
+"""A dataset's folder appears in one rename, after all of its checks; until then it is beside."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distsgd.data.atomic import sync_folder, sync_tree
+
+__all__ = ["installed", "sweep"]
+
+
+@contextmanager
+def installed(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` that takes its place at the end, if there is no error.
+
+    Whoever calls holds the lock of the dataset.
+    """
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        yield beside
+        sync_tree(beside)
+        if target.exists():
+            target.rename(target.with_name(f".{target.name}-old-{os.getpid()}"))
+        beside.rename(target)
+        sync_folder(target.parent)
+        sweep(target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def sweep(target: Path) -> None:
+    """Remove what an interrupted process left; we hold the lock, so nobody is using it."""
+    for left in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Datasets that lie elsewhere: object stores and web servers, cached on each node."""

@@ -1,0 +1,248 @@
+"""The shards that a node has fetched: each once, whoever needs it, within a bound."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from distsgd.data.manifest import Shard
+from distsgd.data.verified import Identity, believe, checksum, found_before, identity_of
+from distsgd.errors import DatasetError, storage_error
+
+__all__ = ["Held", "NodeCache"]
+
+_WAIT_SECONDS = 60.0
+_POLL_SECONDS = 0.01
+_LOCK_SECONDS = 0.001
+"""Between two looks whether a lock is free; it is held for as long as a fetch takes at most."""
+
+Fetch = Callable[[Shard, Path], None]
+"""Fetches a shard to a path, or raises."""
+
+
+class Held:
+    """A shard that is in the cache, and stays there until it is let go.
+
+    Attributes:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+
+    def release(self) -> None:
+        """Let it go; what is mapped of it stays readable."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class NodeCache:
+    """Shards of one remote dataset on this node, beside those of others.
+
+    Several processes may use it at once. A shard is fetched under a lock of its own, into a file
+    beside, and appears in one rename when its SHA-256 has been found right. Who uses one holds a
+    shared lock on it (`flock`), so that others do not remove it to make room; the system lets go
+    of what a dead process held.
+
+    Args:
+        folder: of this dataset, in the folder of all of them.
+        limit: bytes that all of them may take, or None.
+        fetch: fetches a shard.
+    """
+
+    def __init__(self, folder: Path, limit: int | None, fetch: Fetch) -> None:
+        self._folder, self._limit, self._fetch = folder, limit, fetch
+        self._all = folder.parent
+        self._locks = self._all / ".locks"
+        self.upcoming: dict[str, int] = {}  # file -> when it is needed: smaller is sooner
+
+    def need(self, entries: Sequence[str]) -> None:
+        """Say in which order shards will be needed; what is needed last makes room first."""
+        order: dict[str, int] = {}
+        for place, file in enumerate(entries):
+            order.setdefault(file, place)
+        self.upcoming = order
+
+    def hold(self, entry: Shard, make_room: Callable[[], bool] = lambda: False) -> Held:
+        """A shard, fetched if it is not there.
+
+        Args:
+            entry: of the manifest.
+            make_room: asked to let go of something of ours, if there is no room otherwise.
+
+        Raises:
+            DatasetError: the bound is too small for what is in use at once.
+            DistsgdError: it cannot be fetched, see `fetch_checked`.
+        """
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            held = self._held(entry)
+            if held is not None:
+                return held
+            if not self._fetched(entry, soon=True) and not make_room():
+                if time.monotonic() > until:
+                    raise DatasetError(
+                        f"--cache-size is too small: all {self._limit} bytes of {self._all} are "
+                        "in use",
+                        "Raise it, or give a smaller --set shuffle_window",
+                    )
+                time.sleep(_POLL_SECONDS)
+
+    def prefetch(self, entry: Shard, placed: Callable[[], None] = lambda: None) -> bool:
+        """Fetch a shard that is not needed yet, if there is room; returns whether it is there.
+
+        Args:
+            entry: of the manifest.
+            placed: called when there is room for it, before it is fetched.
+        """
+        if (self._folder / entry.file).exists():
+            return True
+        return self._fetched(entry, soon=False, placed=placed)
+
+    def _held(self, entry: Shard) -> Held | None:
+        """The shard, locked, if it is there whole."""
+        path = self._folder / entry.file
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        here = os.fstat(descriptor)
+        if here.st_nlink and here.st_size == entry.size and self._sound(path, entry):
+            return Held(path, descriptor)
+        os.close(descriptor)
+        if here.st_nlink:  # not removed since: not whole, or damaged, as after a loss of power
+            path.unlink(missing_ok=True)
+        return None
+
+    def _sound(self, path: Path, entry: Shard) -> bool:
+        """Whether it has the right SHA-256, as whoever fetched it has noted, or hashed now."""
+        self._believe(path, entry)
+        try:
+            return (found_before(identity_of(path)) or checksum(path)) == entry.sha256
+        except FileNotFoundError:
+            return False
+
+    def _fetched(
+        self, entry: Shard, *, soon: bool, placed: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Fetch it unless somebody else just has; returns False if there is no room."""
+        path = self._folder / entry.file
+        part = path.with_name(f".{entry.file}.part")
+        self._locks.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(self._lock_of(path)).acquire(poll_interval=_LOCK_SECONDS):
+            if path.exists():
+                return True
+            if not self._reserved(entry, part, soon=soon):
+                return False
+            placed()
+            try:
+                self._fetch(entry, part)
+                part.rename(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            with suppress(OSError):  # without it, it is hashed when it is used
+                note = [*identity_of(path), entry.sha256]
+                _note_of(path).write_text(json.dumps(note))
+                self._believe(path, entry)
+            return True
+
+    def _believe(self, path: Path, entry: Shard) -> None:
+        """Take the word of the process that has fetched it, if the file is still the same."""
+        with suppress(OSError, ValueError, TypeError):
+            *identity, sha256 = json.loads(_note_of(path).read_text())
+            if sha256 == entry.sha256 and Identity(*identity) == identity_of(path):
+                believe([(Identity(*identity), sha256)])
+
+    def _reserved(self, entry: Shard, part: Path, *, soon: bool) -> bool:
+        """Take room for a shard, removing what is needed later or not at all."""
+        try:
+            with FileLock(self._locks / "room.lock").acquire(poll_interval=_LOCK_SECONDS):
+                part.unlink(missing_ok=True)  # of a process that has died
+                if self._limit is not None and not self._make_room(entry, soon=soon):
+                    return False
+                with part.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, entry.size)
+                return True
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise storage_error(error, part) from None
+
+    def _make_room(self, entry: Shard, *, soon: bool) -> bool:
+        assert self._limit is not None
+        # Parts first: one that becomes a shard in the meantime is counted twice, not overlooked.
+        parts, sizes = _sizes(self._all, "*/.*.part"), _sizes(self._all, "*/*.arrow")
+        room = self._limit - sum(sizes.values()) - sum(parts.values())
+        if room >= entry.size:
+            return True
+        for path, size in parts.items():
+            if self._abandoned(path):
+                with suppress(FileNotFoundError):  # it has become a shard by now
+                    path.unlink()
+                    room += size
+        place = -1.0 if soon else float(self.upcoming.get(entry.file, 0))
+        for path in sorted(sizes, key=lambda path: -self._when(path)):
+            if room >= entry.size:
+                break
+            # What is needed sooner than this one is not worth its room.
+            if self._when(path) > place and _removed(path):
+                room += sizes[path]
+        return room >= entry.size
+
+    def _abandoned(self, part: Path) -> bool:
+        """Whether the process that was fetching to it has died."""
+        name = part.name.removeprefix(".").removesuffix(".part")
+        lock = FileLock(self._lock_of(part.with_name(name)), timeout=0)
+        try:
+            lock.acquire()
+        except OSError:  # filelock's Timeout is one
+            return False
+        lock.release()
+        return True
+
+    def _lock_of(self, path: Path) -> Path:
+        return self._locks / f"{path.parent.name}-{path.name}.lock"
+
+    def _when(self, path: Path) -> float:
+        ours = path.parent == self._folder
+        return self.upcoming.get(path.name, float("inf")) if ours else float("inf")
+
+
+def _sizes(folder: Path, pattern: str) -> dict[Path, int]:
+    """Files and their bytes, the oldest first; others may be removing some of them."""
+    found: dict[Path, os.stat_result] = {}
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found[path] = path.stat()
+    by_age = sorted(found, key=lambda path: found[path].st_mtime)
+    return {path: found[path].st_size for path in by_age}
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.found")
+
+
+def _removed(path: Path) -> bool:
+    """Remove a shard unless somebody holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        _note_of(path).unlink(missing_ok=True)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""A remote dataset as a folder of this node: its manifest, and the shards that were needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from distsgd.data.atomic import replace_file
+from distsgd.data.locations import REMOTE_SOURCE, cache_folder
+from distsgd.data.manifest import MANIFEST, Shard, parse_manifest
+from distsgd.data.remote.fetching import fetch_checked, fetch_small
+from distsgd.data.remote.node_cache import Held, NodeCache
+from distsgd.data.remote.stores import Store, open_store
+from distsgd.data.remote.uri import parse_uri
+from distsgd.errors import storage_error
+
+__all__ = ["RemoteFolder", "find_remote"]
+
+_THREADS = 4
+_log = logging.getLogger("distsgd")
+
+
+def find_remote(text: str) -> Path:
+    """The folder of this node that stands for a remote dataset.
+
+    Its manifest is fetched each time, so that a dataset that was changed is another one; its
+    shards are fetched when they are needed.
+
+    Raises:
+        UsageError: the URI cannot be used.
+        SourceError: the manifest cannot be had.
+        DatasetError: it is none.
+        StorageError: the cache cannot be written.
+    """
+    uri = parse_uri(text)
+    content = fetch_small(open_store(uri), MANIFEST, uri.name, _log.warning)
+    where = f"{uri.name}/{MANIFEST}"
+    manifest = parse_manifest(content, where, "Put a whole dataset folder there")
+    folder = cache_folder() / "remote" / manifest.digest[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, new in (
+            (REMOTE_SOURCE, json.dumps({"uri": uri.text}).encode()),
+            (MANIFEST, content),
+        ):
+            path = folder / name
+            if not path.exists() or path.read_bytes() != new:
+                replace_file(path, new)
+    except OSError as error:
+        raise storage_error(error, error.filename or folder) from None
+    return folder
+
+
+class RemoteFolder:
+    """The shards of a remote dataset.
+
+    Args:
+        folder: that `find_remote` has made.
+        limit: bytes that the cache of this node may take, or None.
+
+    Attributes:
+        cache: of this node.
+    """
+
+    def __init__(self, folder: Path, limit: int | None) -> None:
+        self._uri = parse_uri(json.loads((folder / REMOTE_SOURCE).read_text())["uri"])
+        self._store: Store | None = None
+        self._folder = folder
+        self._held: list[Held] = []
+        self.cache = NodeCache(folder, limit, self._fetch)
+
+    def ensure(self, entries: Sequence[Shard]) -> None:
+        """Fetch what is missing of these shards, and keep all of them.
+
+        Raises:
+            DistsgdError: see `NodeCache.hold`.
+        """
+        missing = [entry for entry in entries if not (self._folder / entry.file).exists()]
+        if missing:
+            size = sum(entry.size for entry in missing) / 1e6
+            _log.info("fetching %d shards (%.0f MB) of %s", len(missing), size, self._uri.name)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            self._held += pool.map(self.cache.hold, entries)
+
+    def _fetch(self, entry: Shard, part: Path) -> None:
+        if self._store is None:
+            self._store = open_store(self._uri)
+        whose = self._uri.name
+        fetch_checked(self._store, entry.file, entry.size, entry.sha256, part, whose, _log.warning)

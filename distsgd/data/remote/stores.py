@@ -1,0 +1,165 @@
+"""Reading files of a remote folder: object stores through pyarrow, web servers through requests."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import requests
+from pyarrow import fs
+
+from distsgd.data.download import reason
+from distsgd.data.remote.uri import Uri
+from distsgd.errors import SourceError
+
+__all__ = ["Refused", "Store", "open_store"]
+
+_PIECE = 4 << 20
+_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 20.0
+
+
+class Refused(Exception):
+    """The store has answered, and the answer will be the same the next time."""
+
+
+class Store(Protocol):
+    """A folder somewhere else."""
+
+    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
+        """The content of a file from an offset on.
+
+        Args:
+            name: of the file.
+            offset: bytes to leave out.
+
+        Raises:
+            Refused: there is no such file, or we may not read it.
+            OSError: anything that may be better the next time.
+        """
+        ...
+
+
+def open_store(uri: Uri) -> Store:
+    """The store of a URI; nothing is asked of it yet.
+
+    Raises:
+        SourceError: this installation of pyarrow cannot talk to it.
+    """
+    if uri.scheme in ("http", "https"):
+        host, _, path = uri.where.partition("/")
+        return _WebFolder(f"{uri.scheme}://{host}/{quote(path)}")
+    makers: dict[str, Callable[[Uri], Any]] = {
+        "s3": _s3, "gs": _gcs, "file": lambda _: fs.LocalFileSystem()
+    }  # fmt: skip
+    try:
+        return _FileSystemFolder(makers[uri.scheme](uri), uri.where)
+    except (ImportError, NotImplementedError, OSError, ValueError) as error:
+        raise SourceError(
+            f"{uri.name} cannot be used: {_reason(error)}",
+            "Look at its spelling, and at the settings of the store in the environment",
+        ) from None
+
+
+def _s3(uri: Uri) -> Any:
+    options: dict[str, Any] = dict(uri.options)
+    anonymous = _truth(options.pop("anonymous", ""))
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if given and "endpoint_override" not in options:
+        scheme, _, options["endpoint_override"] = given.rstrip("/").rpartition("://")
+        options.setdefault("scheme", scheme or "https")
+    _quiet_s3()
+    return fs.S3FileSystem(
+        anonymous=anonymous, connect_timeout=_CONNECT_SECONDS, request_timeout=_SILENT_SECONDS,
+        # Trying again is our business: what has arrived is kept, and the user is told.
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1), **options,
+    )  # fmt: skip
+
+
+@cache
+def _quiet_s3() -> None:
+    """Errors reach the user through us, not through a log of the library."""
+    try:
+        fs.initialize_s3(fs.S3LogLevel.Off)
+    except OSError:  # somebody in this process has begun already
+        return
+
+
+def _gcs(uri: Uri) -> Any:
+    from datetime import timedelta
+
+    options: dict[str, Any] = dict(uri.options)
+    anonymous = _truth(options.pop("anonymous", ""))
+    limit = timedelta(seconds=_SILENT_SECONDS)
+    return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=limit, **options)
+
+
+def _truth(text: str) -> bool:
+    return text.lower() in ("1", "true", "yes")
+
+
+def _reason(error: Exception) -> str:
+    """What pyarrow says, without what is said already."""
+    text = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    said = re.search(r"AWS Error (\w+) during \w+ operation: (.*?)(; Details:.*)?$", text)
+    return (f"{said[1]}: {said[2]}" if said and said[2] else said[1] if said else text).rstrip(". ")
+
+
+_NEVER = (
+    "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH",
+    "HTTP status 401", "HTTP status 403", "HTTP status 404", "PERMISSION_DENIED",
+)  # fmt: skip
+
+
+class _FileSystemFolder:
+    def __init__(self, system: Any, folder: str) -> None:
+        self._system, self._folder = system, folder
+
+    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
+        path = f"{self._folder}/{name}"
+        try:
+            with self._system.open_input_file(path) as file:
+                end = file.size()
+                while offset < end:
+                    piece = file.read_at(min(_PIECE, end - offset), offset)
+                    if not piece:
+                        raise OSError(f"it gives no more after {offset} of {end} bytes")
+                    offset += len(piece)
+                    yield piece
+        except FileNotFoundError:
+            raise Refused("there is no such file") from None
+        except PermissionError as error:
+            raise Refused(_reason(error)) from None
+        except OSError as error:
+            if any(word in str(error) for word in _NEVER):
+                raise Refused(_reason(error)) from None
+            raise OSError(_reason(error)) from None
+
+
+class _WebFolder:
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._session = requests.Session()
+
+    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        try:
+            with self._session.get(
+                f"{self._address}/{quote(name)}", headers=headers, stream=True,
+                timeout=(_CONNECT_SECONDS, _SILENT_SECONDS),
+            ) as answer:  # fmt: skip
+                if answer.status_code in (401, 403, 404, 410):
+                    raise Refused(f"the server answers {answer.status_code}")
+                answer.raise_for_status()
+                skip = offset if answer.status_code != 206 else 0
+                for piece in answer.iter_content(_PIECE):
+                    if skip < len(piece):
+                        yield piece[skip:]
+                    skip = max(0, skip - len(piece))
+        except requests.RequestException as error:
+            raise OSError(reason(error)) from None

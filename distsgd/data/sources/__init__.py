@@ -1,0 +1,1 @@
+"""Where rows can be imported from: Parquet, CSV, NPZ, folders of images."""

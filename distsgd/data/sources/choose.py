@@ -1,0 +1,83 @@
+"""What kind of source a path is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from distsgd.data.sources.csv_file import open_csv
+from distsgd.data.sources.image_folder import open_image_folder
+from distsgd.data.sources.npz import open_npz
+from distsgd.data.sources.parquet import open_parquet
+from distsgd.data.sources.source import Source, Wishes
+from distsgd.errors import SourceError, UsageError
+
+__all__ = ["open_source"]
+
+
+def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
+    """Open a file or folder by what it is.
+
+    Args:
+        path: a .parquet, .csv or .npz file; a folder of Parquet files (train-*.parquet,
+            test-*.parquet) or of images by class.
+        test: a file of the same kind with the test rows.
+        wishes: what the user has said.
+
+    Raises:
+        SourceError: there is none, or it cannot be read.
+        UsageError: it is not clear which column is what.
+    """
+    for one in (path, test):
+        if one is not None and not one.exists():
+            raise SourceError(f"there is no file or folder {one}", "Check the path")
+    source = _open(path, test, wishes)
+    if wishes.shape is None:
+        return source
+    if prod(wishes.shape) != prod(source.shape):
+        raise UsageError(
+            f"--shape {'x'.join(map(str, wishes.shape))} does not go with "
+            f"{prod(source.shape)} numbers a row",
+            "Give one of as many",
+        )
+    return replace(source, shape=wishes.shape, names=())
+
+
+def _open(path: Path, test: Path | None, wishes: Wishes) -> Source:
+    if path.is_dir():
+        return _open_folder(path, test, wishes)
+    if test is not None and test.is_dir():
+        raise SourceError(f"--test {test} is a folder, and {path} a file", "Give a file")
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return open_parquet([path], [test] if test else [], wishes)
+    if kind in (".csv", ".tsv", ".txt"):
+        return open_csv(path, test, wishes)
+    if kind == ".npz":
+        if test is not None:
+            raise UsageError(
+                "--test does not go with an NPZ file", "Put all arrays into one: x_test, y_test"
+            )
+        return open_npz(path, wishes)
+    raise SourceError(
+        f"{path} is neither .parquet, .csv nor .npz, nor a folder", "Give one of these"
+    )
+
+
+def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        if test is not None:
+            raise UsageError(
+                "--test does not go with a folder of images", "Make it train/ and test/ in one"
+            )
+        return open_image_folder(folder, wishes)
+    tests = sorted(test.glob("*.parquet")) if test and test.is_dir() else [test] if test else []
+    if not tests:
+        tests = [path for path in files if path.name.startswith("test")]
+    files = [path for path in files if path not in tests]
+    train = [path for path in files if path.name.startswith("train")]
+    if not (train or files):
+        raise SourceError(f"{folder} has no Parquet file of training rows", "Check the folder")
+    return open_parquet(train or files, tests, wishes)

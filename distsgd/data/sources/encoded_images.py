@@ -1,0 +1,79 @@
+"""Encoded images (PNG, JPEG, ...) of a source as rows of pixels, all of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distsgd.core.arrays import Bytes
+from distsgd.data.images import decoded, pixels_of
+from distsgd.data.sources.source import Batch, Label, Rejected, plain_label
+
+__all__ = ["Encoded", "decode_batch", "shape_of_first"]
+
+_THREADS = 2
+_GREY = ("1", "L", "LA", "I", "I;16", "F")
+
+Encoded = tuple[str, Path | bytes | None, object]
+"""Where an image stands, its file or bytes, and its label."""
+
+
+def shape_of_first(
+    images: Iterable[Path | bytes | None], size: tuple[int, int] | None
+) -> tuple[int, int, int] | None:
+    """(channels, rows, columns) of the first image that can be read; None if there is none."""
+    for image in images:
+        try:
+            with Image.open(BytesIO(image) if isinstance(image, bytes) else str(image)) as found:
+                found.load()
+                rows, columns = size or (found.height, found.width)
+                return 1 if found.mode in _GREY else 3, rows, columns
+        except Exception:  # a decoder can raise anything; such a row is rejected later
+            continue
+    return None
+
+
+def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) -> Batch:
+    """Decode images on two threads, in their order.
+
+    Args:
+        images: what to decode.
+        shape: (channels, rows, columns) of an example.
+        resize: whether images of another size are resized; otherwise they are rejected.
+    """
+
+    def one(item: Encoded) -> tuple[Bytes, Label] | str:
+        try:
+            label = plain_label(item[2])
+            if item[1] is None:
+                return "it has no image"
+            source = BytesIO(item[1]) if isinstance(item[1], bytes) else item[1]
+            image = decoded(source, shape[0])
+            size = (shape[2], shape[1])
+            if image.size != size and not resize:
+                return (
+                    f"it is {image.width} x {image.height}, the first {size[0]} x {size[1]}: "
+                    "--size resizes all"
+                )
+            return pixels_of(image, shape), label
+        except Exception as error:  # as above
+            return str(error) or type(error).__name__
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(one, images))
+    kept = [item for item in found if not isinstance(item, str)]
+    features = int(np.prod(shape))
+    return Batch(
+        np.stack([row for row, _ in kept]) if kept else np.empty((0, features), np.uint8),
+        [label for _, label in kept],
+        [
+            Rejected(where, item)
+            for (where, _, _), item in zip(images, found, strict=True)
+            if isinstance(item, str)
+        ],
+    )

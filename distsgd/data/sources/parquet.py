@@ -1,0 +1,187 @@
+"""Parquet: columns of numbers, or encoded images as the Hugging Face hub keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_first
+from distsgd.data.sources.source import Batch, Source, Wishes
+from distsgd.data.sources.table_columns import batch_of, is_number, label_column, widths_of
+from distsgd.errors import SourceError, UsageError
+
+__all__ = ["open_parquet"]
+
+_ROWS = 1024
+
+
+def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
+    """Rows of Parquet files, one file after another.
+
+    Args:
+        train: files of the training rows, or of all rows.
+        test: files of the test rows, if they are known.
+        wishes: what the user has said.
+
+    Raises:
+        SourceError: a file cannot be read, or is of other columns than the first.
+        UsageError: it is not clear which column is what.
+    """
+    with _errors(train[0]):
+        schema = pq.read_schema(train[0])
+        hub = _hub_features(schema)
+        label = _label(schema, hub, wishes, train[0])
+        image = _image(schema, hub, wishes, train[0])
+        for path in [*train, *test]:
+            if pq.read_schema(path).names != schema.names:
+                raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
+        first = next(pq.ParquetFile(train[0]).iter_batches(_ROWS), None)
+        rows = sum(pq.read_metadata(path).num_rows for path in [*train, *test])
+    if first is None:
+        raise SourceError(f"{train[0]} has no rows", "Give a file that has")
+    opened = (
+        _Images(image, label, first, wishes) if image else _Numbers(schema, label, first, wishes)
+    )
+
+    def read(paths: list[Path]) -> Iterator[Batch]:
+        for path in paths:
+            with _errors(path):
+                number = 0
+                for batch in pq.ParquetFile(path).iter_batches(_ROWS, columns=opened.columns):
+                    where = [f"{path.name} row {number + row}" for row in range(len(batch))]
+                    number += len(batch)
+                    yield opened.read(batch, where)
+
+    return Source(
+        shape=opened.shape,
+        names=opened.names,
+        classes=tuple(hub[label]["names"]) if "names" in hub.get(label, {}) else None,
+        train=lambda: read(train),
+        test=(lambda: read(test)) if test else None,
+        rows=rows,
+    )
+
+
+class _errors:
+    """What Arrow says of a file, as our error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        if isinstance(error, pa.ArrowException | OSError):
+            raise SourceError(
+                f"{self._path} is no Parquet file that can be read: {error}", "Check the file"
+            ) from None
+
+
+def _hub_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """What the Hugging Face hub says of the columns, if the file comes from there."""
+    with suppress(KeyError, TypeError, ValueError):
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(name): kind for name, kind in found.items() if isinstance(kind, dict)}
+    return {}
+
+
+def _label(schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path) -> str:
+    classes = [name for name in schema.names if hub.get(name, {}).get("_type") == "ClassLabel"]
+    if wishes.label is None and len(classes) == 1:
+        return str(classes[0])
+    if wishes.label is None and len(classes) > 1:
+        raise UsageError(
+            f"{path} has several columns of classes", "Say which: --label " + ", ".join(classes)
+        )
+    return label_column(schema.names, wishes, str(path))
+
+
+def _image(schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path) -> str | None:
+    """The column of encoded images; None if the features are numbers."""
+    if wishes.image is not None:
+        if wishes.image not in schema.names:
+            raise UsageError(
+                f"{path} has no column '{wishes.image}'", "Its columns: " + ", ".join(schema.names)
+            )
+        return wishes.image
+    found = [
+        field.name
+        for field in schema
+        if field.name not in wishes.drop
+        and (hub.get(field.name, {}).get("_type") == "Image" or _holds_bytes(field.type))
+    ]
+    if len(found) > 1:
+        raise UsageError(
+            f"{path} has several columns of images", "Say which: --image " + ", ".join(found)
+        )
+    return str(found[0]) if found else None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+class _Images:
+    """Encoded images."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, image: str, label: str, first: pa.RecordBatch, wishes: Wishes) -> None:
+        self.columns = [image, label]
+        self._resize = wishes.size is not None
+        shape = shape_of_first(_encoded(first.column(image)), wishes.size)
+        if shape is None:
+            raise SourceError(f"no image in column '{image}' can be read", "Check the file")
+        self.shape: tuple[int, ...] = shape
+
+    def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
+        """Decode some."""
+        images, labels = _encoded(batch.column(self.columns[0])), batch.column(self.columns[1])
+        rows: list[Encoded] = list(zip(where, images, labels.to_pylist(), strict=True))
+        return decode_batch(rows, self.shape, self._resize)
+
+
+def _encoded(column: pa.Array) -> list[bytes | None]:
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")
+    return [item if isinstance(item, bytes) else None for item in column.to_pylist()]
+
+
+class _Numbers:
+    """Columns of numbers."""
+
+    def __init__(
+        self, schema: pa.Schema, label: str, first: pa.RecordBatch, wishes: Wishes
+    ) -> None:
+        self._label = label
+        names = [name for name in schema.names if name != label and name not in wishes.drop]
+        for name in names:
+            if not is_number(schema.field(name).type):
+                raise UsageError(
+                    f"column '{name}' is not of numbers, but of {schema.field(name).type}",
+                    f"Leave it out: --drop {name}",
+                )
+        if not names:
+            raise UsageError("there is no column of numbers beside the label", "Check the file")
+        self._features = names
+        self.columns = [*names, label]
+        self._widths = widths_of([first.column(name) for name in names])
+        self.shape: tuple[int, ...] = (int(np.sum(self._widths)),)
+        plain = set(self._widths) == {1}
+        self.names: tuple[str, ...] = tuple(names) if plain else ()
+
+    def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
+        """Some rows as numbers."""
+        columns = [batch.column(name) for name in self._features]
+        labels = batch.column(self._label).to_pylist()
+        return batch_of(columns, self._features, self._widths, labels, where)

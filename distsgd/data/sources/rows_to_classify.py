@@ -1,0 +1,91 @@
+"""Rows of numbers to be classified, out of a file like the one that was imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from distsgd.data.sources.csv_file import CsvFile
+from distsgd.data.sources.table_columns import batch_of, is_number, widths_of
+from distsgd.errors import SourceError, UsageError
+
+__all__ = ["read_numbers"]
+
+_ROWS = 1024
+
+
+def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[np.float64]:
+    """All rows of a CSV or Parquet file.
+
+    Args:
+        path: the file; columns that the model does not know are passed over.
+        names: of the model's columns; if they are not in the file, or have no names, it must have
+            just as many columns.
+        features: of the model.
+
+    Returns:
+        shape (rows, features).
+
+    Raises:
+        UsageError: the file is missing, of another kind, or has other columns.
+        SourceError: a row lacks a number; names it.
+    """
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt", ".parquet"):
+        raise UsageError(
+            f"{path} is neither .csv nor .parquet, and the model takes rows of {features} numbers",
+            "Give a file with the columns that were imported",
+        )
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", "Check the path")
+    found: list[NDArray[np.float64]] = []
+    for batch, where in _batches(path):
+        chosen = _chosen(batch, names, features, path)
+        columns = [batch.column(name) for name in chosen]
+        widths = widths_of(columns)
+        if sum(widths) != features:
+            raise UsageError(
+                f"{path} has {sum(widths)} numbers a row, and the model takes {features}",
+                "Give a file with the columns that were imported",
+            )
+        part = batch_of(columns, chosen, widths, [0] * len(batch), where)
+        if part.rejected:
+            raise SourceError(f"{part.rejected[0].where}: {part.rejected[0].why}", "Mend that row")
+        found.append(part.values)
+    if not found:
+        raise UsageError(f"{path} has no rows", "Give a file that has")
+    return np.concatenate(found)
+
+
+def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
+    if path.suffix.lower() != ".parquet":
+        for batch, where, bad in CsvFile(path).batches():
+            if bad:
+                raise SourceError(f"{bad[0].where}: {bad[0].why}", "Mend that row")
+            yield batch, where
+        return
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+            yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))]
+            number += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is no Parquet file that can be read: {error}") from None
+
+
+def _chosen(batch: pa.RecordBatch, names: tuple[str, ...], features: int, path: Path) -> list[str]:
+    there = list(batch.schema.names)
+    missing = [name for name in names if name not in there]
+    if names and not missing:
+        return list(names)
+    if names and len(there) != features:
+        raise UsageError(
+            f"{path} has no column '{missing[0]}'",
+            f"The model takes {', '.join(names[:20])}; or give {features} columns in that order",
+        )
+    texts = path.suffix.lower() != ".parquet"
+    return [name for name in there if texts or is_number(batch.schema.field(name).type)]

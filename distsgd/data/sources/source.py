@@ -1,0 +1,100 @@
+"""What every source of rows gives: batches of numbers or pixels, labels, and what was rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+__all__ = ["Batch", "Label", "Rejected", "Source", "Wishes", "plain_label"]
+
+Label = int | str
+"""As it stands in the source."""
+
+
+class Rejected(NamedTuple):
+    """A row that cannot be used.
+
+    Attributes:
+        where: file and row.
+        why: what is wrong with it.
+    """
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some rows.
+
+    Attributes:
+        values: shape (rows, features), uint8 pixels or float64 numbers.
+        labels: one a row.
+        rejected: rows that are in neither.
+    """
+
+    values: NDArray[Any]
+    labels: list[Label]
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Rows that can be read once.
+
+    Attributes:
+        shape: of an example: (channels, rows, columns) of images, (features,) of columns.
+        names: of the columns; empty if they have none.
+        classes: names of the classes 0, 1, ...; None if the labels are the names.
+        train: its training rows, or all of its rows.
+        test: its test rows, if it says which they are.
+        rows: how many it has, if that is known beforehand, for progress.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+    train: Callable[[], Iterator[Batch]]
+    test: Callable[[], Iterator[Batch]] | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user has said of a source.
+
+    Attributes:
+        label: column, or array, of the labels; None to find it.
+        image: column, or array, of the images; None to find it.
+        drop: columns to leave out.
+        size: (rows, columns) that images are resized to; None for that of the first.
+        shape: of an example, where its numbers are flat; None for the source's own.
+    """
+
+    label: str | None = None
+    image: str | None = None
+    drop: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def plain_label(value: object) -> Label:
+    """A label as a whole number or a word.
+
+    Raises:
+        ValueError: it is neither; says why.
+    """
+    if value is None or value == "":
+        raise ValueError("it has no label")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise ValueError(f"its label {value!r} is no class")

@@ -1,0 +1,182 @@
+"""Examples of a remote dataset that is larger than the node: a few of its shards at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Bytes, Ints
+from distsgd.data.dataset import Split
+from distsgd.data.manifest import Manifest
+from distsgd.data.remote.node_cache import Held, NodeCache
+from distsgd.data.shards import OpenShard, label_dtype, open_shard
+from distsgd.data.verified import Found
+from distsgd.errors import DistsgdError
+
+__all__ = ["StreamedSplit"]
+
+
+_THREADS = 2
+"""Two: while one waits for the store, the other hashes and writes."""
+
+
+class _InUse(NamedTuple):
+    held: Held
+    opened: OpenShard
+
+
+class StreamedSplit(Split):
+    """The training examples of a dataset, of which not all are here at once.
+
+    Like `Split`, but shards are fetched when rows of them are needed, and before that by a thread
+    that follows what `expect` was told.
+
+    Args:
+        manifest: of the dataset.
+        cache: of this node.
+    """
+
+    def __init__(self, manifest: Manifest, cache: NodeCache) -> None:
+        self._manifest, self._cache = manifest, cache
+        self._entries = manifest.train
+        self._starts = np.cumsum([0, *(entry.rows for entry in self._entries)])
+        self._in_use: dict[int, _InUse] = {}  # the one used last comes last
+        self._most = len(self._entries)
+        self._prefetcher: _Prefetcher | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def labels(self) -> Ints:
+        """All labels, shape (rows,); goes through all shards."""
+        return np.concatenate([labels for _, labels in self.batches()])
+
+    def labels_of(self, indices: NDArray[np.int64]) -> Ints:
+        """The labels of the examples at ``indices``, of its shape."""
+        out = np.empty(indices.shape, dtype=label_dtype(len(self._manifest.classes)))
+        for shard, rows, within in self._parts(indices):
+            out[rows] = self._open(shard).labels[within]
+        return out
+
+    def verify(self) -> tuple[Found, ...]:
+        """Nothing to do: each shard is checked when it is fetched, and when it is opened."""
+        return ()
+
+    def in_memory(self) -> StreamedSplit:
+        """Itself: there is no room for all."""
+        return self
+
+    def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
+        """Copy the pixels of the examples at ``indices`` into ``out``; see `Split.gather`."""
+        for shard, rows, within in self._parts(indices):
+            out[rows] = self._open(shard).pixels[within]
+
+    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
+        """All examples in the order of the shards, a shard at a time, as (pixels, labels)."""
+        numbers = range(len(self._entries))
+        self.expect(numbers, 1)
+        for shard in numbers:
+            opened = self._open(shard)
+            yield opened.pixels, opened.labels
+            self._let_go(shard)
+            self.expect(range(shard + 1, len(self._entries)), 1)
+
+    def expect(self, shards: Sequence[int], most: int) -> None:
+        """Say what comes.
+
+        Args:
+            shards: in the order in which they will be needed.
+            most: how many are needed at once.
+        """
+        self._most = most
+        files = [self._entries[shard].file for shard in shards]
+        self._cache.need(files)
+        if self._prefetcher is None:
+            self._prefetcher = _Prefetcher(self._cache, self._manifest)
+            weakref.finalize(self, self._prefetcher.stop)
+        self._prefetcher.follow(shards)
+
+    def _parts(
+        self, indices: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.intp] | tuple[NDArray[np.intp], ...], NDArray[np.int64]]]:
+        """Shard, where its examples stand in ``indices``, and their rows within the shard."""
+        owner = np.searchsorted(self._starts, indices, side="right") - 1
+        for shard in np.unique(owner):
+            rows = np.nonzero(owner == shard)
+            yield int(shard), rows, indices[rows] - self._starts[shard]
+
+    def _open(self, shard: int) -> OpenShard:
+        if shard in self._in_use:
+            used = self._in_use.pop(shard)
+        else:
+            while len(self._in_use) >= self._most:
+                self._let_go(next(iter(self._in_use)))
+            entry = self._entries[shard]
+            held = self._cache.hold(entry, self._make_room)
+            opened = open_shard(held.path, entry, self._manifest)
+            opened.verify()
+            used = _InUse(held, opened)
+        self._in_use[shard] = used
+        return used.opened
+
+    def _make_room(self) -> bool:
+        """Let go of the shard that was used longest ago."""
+        if not self._in_use:
+            return False
+        self._let_go(next(iter(self._in_use)))
+        return True
+
+    def _let_go(self, shard: int) -> None:
+        if (used := self._in_use.pop(shard, None)) is not None:
+            used.held.release()
+
+
+class _Prefetcher:
+    """Threads that fetch what will be needed, as far as there is room."""
+
+    def __init__(self, cache: NodeCache, manifest: Manifest) -> None:
+        self._cache, self._entries = cache, manifest.train
+        self._ahead: Sequence[int] = ()
+        self._lock, self._order = threading.Lock(), threading.Lock()
+        self._running = 0
+
+    def follow(self, shards: Sequence[int]) -> None:
+        """What is needed from now on, in that order."""
+        with self._lock:
+            self._ahead = list(dict.fromkeys(shards))
+            while self._running < min(_THREADS, len(self._ahead)):
+                self._running += 1
+                # A daemon: a process that ends does not wait for what it will not need.
+                threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """Nothing more is needed."""
+        with self._lock:
+            self._ahead = ()
+
+    def _run(self) -> None:
+        while True:
+            with ExitStack() as in_order:  # room is taken for one shard after the other
+                in_order.enter_context(self._order)
+                if (shard := self._next()) is None:
+                    return
+                try:
+                    if not self._cache.prefetch(self._entries[shard], in_order.close):
+                        self.stop()
+                except (DistsgdError, OSError):
+                    self.stop()  # it is met again, and told, by who needs the shard
+
+    def _next(self) -> int | None:
+        with self._lock:
+            if not self._ahead:
+                self._running -= 1
+                return None
+            shard, *self._ahead = self._ahead
+            return shard

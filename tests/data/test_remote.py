@@ -1,0 +1,355 @@
+"""Datasets that lie elsewhere: over S3 and HTTP, with troubles, within a bound, the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from object_store import KEY
+from store_process import SECRETS, StoreProcess, object_store
+from support import Run
+
+from distsgd.api import evaluate, resume, train
+from distsgd.api.audit import audit
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import SAMPLE, find_dataset
+from distsgd.data.manifest import MANIFEST, Shard
+from distsgd.data.remote import fetching
+from distsgd.data.remote.node_cache import NodeCache
+from distsgd.data.remote.uri import parse_uri
+from distsgd.data.shards import write_dataset
+from distsgd.data.streamed import StreamedSplit
+from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
+
+SHARDS = 16
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample in one shard of two kinds: as it is, and in many shards of unequal length."""
+    folder = tmp_path_factory.mktemp("buckets")
+    sample = Dataset(SAMPLE)
+    parts = [
+        tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
+        for split in (sample.train, sample.test)
+    ]
+    (many := folder / "open" / "many").mkdir(parents=True)
+    write_dataset(
+        many, name="sample", shape=sample.manifest.shape, classes=sample.manifest.classes,
+        train=parts[0], test=parts[1], shards=SHARDS,
+    )  # fmt: skip
+    shutil.copytree(SAMPLE, folder / "data" / "sample")
+    shutil.copytree(SAMPLE, folder / "open" / "a sample")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(buckets: Path) -> Iterator[StoreProcess]:
+    with object_store(buckets) as store:
+        yield store
+
+
+@pytest.fixture
+def store(running: StoreProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoreProcess:
+    """The store without troubles, our keys, and an empty cache."""
+    running.order()
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetching, "PAUSES", (0.01,) * 5)
+    return running
+
+
+@pytest.fixture(scope="module")
+def here() -> Callable[..., str]:
+    """The bits of a training on the files themselves."""
+    known: dict[str, str] = {}
+
+    def bits(dataset: Path, **settings: object) -> str:
+        key = f"{dataset} {settings}"
+        if key not in known:
+            known[key] = train(dataset, workers=0, epochs=2, **settings).weights_sha256
+        return known[key]
+
+    return bits
+
+
+def bytes_here() -> int:
+    from distsgd.data.locations import cache_folder
+
+    return sum(path.stat().st_size for path in (cache_folder() / "remote").glob("*/*.arrow"))
+
+
+def test_trained_evaluated_and_audited_where_it_lies(
+    store: StoreProcess, here: Callable[..., str], tmp_path: Path
+) -> None:
+    for uri in (
+        store.s3("data/sample"),
+        f"http://{store.address}/open/a%20sample",
+        (tmp_path / "data" / "sample").as_uri(),
+    ):
+        if uri.startswith("file:"):
+            shutil.copytree(SAMPLE, tmp_path / "data" / "sample")
+        result = train(uri, workers=0, epochs=2)
+        assert result.weights_sha256 == here(SAMPLE)
+        assert audit(result.run_dir).complete
+        shutil.rmtree(tmp_path / "cache")  # what is not here any more is fetched again
+        assert audit(result.run_dir).complete
+        assert evaluate(result.run_dir).accuracy == result.test_accuracy
+        shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.mark.ray
+def test_each_shard_is_fetched_once_by_several_workers(
+    store: StoreProcess, here: Callable[..., str], shared_ray: None
+) -> None:
+    result = train(store.open("a sample"), workers=3, epochs=2)
+    assert result.weights_sha256 == here(SAMPLE)
+    read = Counter[str]()
+    for _, path, size in store.log():
+        read[path] += size
+    assert set(read) == {f"/open/a sample/{name.name}" for name in SAMPLE.glob("*.*")}
+    for path, size in read.items():
+        if not path.endswith(MANIFEST):
+            assert size == (SAMPLE / Path(path).name).stat().st_size
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"status": 503, "times": 4, "path": "arrow"},
+        {"status": 500, "times": 2, "path": MANIFEST},
+        {"status": 503, "times": 3, "method": "HEAD"},
+        {"cut": 1_000_000, "times": 4, "path": "arrow"},
+        {"cut": 5_000, "times": 1, "path": MANIFEST},
+        {"wait": 0.5, "times": 3},
+    ],
+)
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_trouble_that_passes(
+    store: StoreProcess, here: Callable[..., str], trouble: dict[str, object], kind: str
+) -> None:
+    store.order(trouble)
+    uri = store.s3("data/sample") if kind == "s3" else f"http://{store.address}/open/a%20sample"
+    assert train(uri, workers=0, epochs=2).weights_sha256 == here(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ({"status": 503, "times": 99, "path": "arrow"}, "6 tries"),
+        ({"status": 503, "times": 99, "path": MANIFEST}, "6 tries"),
+        ({"cut": 0, "times": 99, "path": "arrow"}, "6 tries"),
+        ({"status": 403, "times": 99, "path": "arrow"}, "arrow cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_trouble_that_stays_is_told(
+    store: StoreProcess, trouble: dict[str, object], says: str, kind: str, tmp_path: Path
+) -> None:
+    store.order(trouble)
+    uri = store.s3("data/sample") if kind == "s3" else f"http://{store.address}/open/a%20sample"
+    with pytest.raises(SourceError, match=says) as caught:
+        train(uri, workers=0, epochs=2)
+    assert KEY not in str(caught.value) and "example" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_what_lies_there_is_not_what_its_manifest_says(
+    store: StoreProcess, buckets: Path, tmp_path: Path
+) -> None:
+    folder = buckets / "data" / "altered"
+    shutil.copytree(SAMPLE, folder)
+    shard = next(folder.glob("train*"))
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptDataError, match=f"{shard.name} is not what the manifest says"):
+        train(store.s3("data/altered"), workers=0)
+    shard.write_bytes(content[:-1000])
+    with pytest.raises(SourceError, match="bytes"):
+        train(store.s3("data/altered"), workers=0)
+    (folder / MANIFEST).write_text("{}")
+    with pytest.raises(DatasetError, match="not a manifest"):
+        train(store.s3("data/altered"), workers=0)
+    assert shard.name not in {path.name for path in (tmp_path / "cache").glob("remote/*/*")}
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("s3://data/nothing", "no such file"),
+        ("s3://key:secret@data/sample", "AWS_ACCESS_KEY_ID"),
+        ("s3://data/sample?secret_key=x", "an option 'secret_key'"),
+        ("ftp://somewhere/else", "unknown kind"),
+        ("s3://", "names no folder"),
+        ("file://data/sample", "three slashes"),
+    ],
+)
+def test_addresses_that_cannot_be_used(
+    store: StoreProcess, uri: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
+    with pytest.raises((UsageError, SourceError), match=says) as caught:
+        train(uri, workers=0)
+    assert "secret@" not in str(caught.value)
+
+
+def test_the_endpoint_of_the_environment_is_used(
+    store: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
+    folder = find_dataset("s3://data/sample")
+    assert Dataset(folder).manifest == Dataset(SAMPLE).manifest
+    assert parse_uri("gcs://bucket/data/").scheme == "gs"
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": "mlp:5"}, {"consistency": "local"}])
+def test_streamed_within_a_bound_the_bits_are_the_same(
+    store: StoreProcess, buckets: Path, here: Callable[..., str], settings: dict[str, str]
+) -> None:
+    wanted = {**settings, "shuffle": "shard", "shuffle_window": 2}
+    bound = 3  # MiB: the test shard and six of the training shards
+    assert bound < SHARDS * 300 * 3073 / 2**20 / 1.5
+    result = train(store.open("many"), workers=0, epochs=2, cache_size=bound, **wanted)
+    assert result.weights_sha256 == here(buckets / "open" / "many", **wanted)
+    assert result.weights_sha256 != here(buckets / "open" / "many", **settings)
+    assert bytes_here() <= bound * 2**20
+    assert evaluate(result.run_dir, split="train").accuracy == result.train_accuracy
+    assert audit(result.run_dir).complete
+    assert bytes_here() <= bound * 2**20
+
+
+@pytest.mark.ray
+def test_streamed_by_several_workers_and_gone_on_with(
+    store: StoreProcess, buckets: Path, here: Callable[..., str], shared_ray: None, tmp_path: Path
+) -> None:
+    wanted = {"shuffle": "shard", "shuffle_window": 2}
+    uri = store.open("many")
+    begun = train(uri, workers=2, epochs=1, cache_size=3, run_dir=tmp_path / "run", **wanted)
+    assert bytes_here() <= 3 * 2**20
+    for consistency in ("ssp", "asp"):
+        done = train(uri, workers=2, epochs=2, cache_size=3, consistency=consistency, **wanted)
+        assert audit(done.run_dir).complete
+    ended = resume(begun.run_dir, epochs=2, workers=3)
+    longer = train(buckets / "open" / "many", workers=0, epochs=1, **wanted)
+    longer = resume(longer.run_dir, epochs=2)
+    assert ended.weights_sha256 == longer.weights_sha256
+
+
+def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd: Run) -> None:
+    for command in ("info", "verify"):
+        done = distsgd("data", command, "--dataset", store.s3("data/sample"), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["digest"] == Dataset(SAMPLE).manifest.digest
+    assert bytes_here() == sum(shard.stat().st_size for shard in SAMPLE.glob("*.arrow"))
+
+
+def test_a_bound_that_is_too_small_is_told_before_anything_is_fetched(
+    store: StoreProcess,
+) -> None:
+    with pytest.raises(UsageError, match=r"have to be on a node at once.*--shuffle shard"):
+        train(store.open("many"), workers=0, cache_size=2)
+    with pytest.raises(UsageError, match="shuffle_window=1"):
+        train(store.open("many"), workers=0, cache_size=2, shuffle="shard")
+    with pytest.raises(UsageError, match="lie elsewhere"):
+        train("sample", workers=0, cache_size=2)
+    with pytest.raises(UsageError, match="--sampling random"):
+        train("sample", workers=0, shuffle="shard", sampling="random")
+    with pytest.raises(UsageError, match="--verify"):
+        train(store.open("many"), workers=0, shuffle="shard", verify=1.0)
+    assert bytes_here() == 0
+
+
+class Fetched:
+    """Counts what a cache fetches."""
+
+    def __init__(self, source: Path) -> None:
+        self.source, self.files = source, Counter[str]()
+
+    def __call__(self, entry: Shard, part: Path) -> None:
+        self.files[entry.file] += 1
+        shutil.copyfile(self.source / entry.file, part)
+
+
+def test_what_is_needed_last_makes_room(buckets: Path, tmp_path: Path) -> None:
+    source = buckets / "open" / "many"
+    entries = Dataset(source).manifest.train
+    fetched = Fetched(source)
+    size = max(entry.size for entry in entries)
+    (tmp_path / "all" / "set").mkdir(parents=True)
+    cache = NodeCache(tmp_path / "all" / "set", 3 * size, fetched)
+    files = [entry.file for entry in entries]
+    cache.need(files)
+    for entry in entries[:3]:
+        assert cache.prefetch(entry)
+    assert not cache.prefetch(entries[3])  # the others are needed sooner
+    cache.need(files[1:] + files[:1])
+    assert cache.prefetch(entries[3])
+    there = sorted(path.name for path in (tmp_path / "all" / "set").glob("*.arrow"))
+    assert there == files[1:4]
+    held = [cache.hold(entry) for entry in entries[1:4]]
+    cache.need(files[4:])
+    assert not cache.prefetch(entries[4])  # all are in use
+    held.pop().release()
+    cache.hold(entries[4]).release()
+    assert max(fetched.files.values()) == 1
+    other = NodeCache(tmp_path / "all" / "other", 3 * size, fetched)
+    (tmp_path / "all" / "other").mkdir()
+    other.hold(entries[5]).release()  # the bound is for all datasets together
+    assert not (tmp_path / "all" / "set" / files[4]).exists()
+
+
+def test_what_an_interrupted_process_left_is_no_shard(buckets: Path, tmp_path: Path) -> None:
+    source = buckets / "open" / "many"
+    entry = Dataset(source).manifest.train[0]
+    fetched = Fetched(source)
+    (folder := tmp_path / "all" / "set").mkdir(parents=True)
+    (folder / f".{entry.file}.part").write_bytes(b"half of it")
+    (folder / ".another.arrow.part").write_bytes(bytes(entry.size))
+    (folder / entry.file).write_bytes(b"not whole")
+    cache = NodeCache(folder, entry.size, fetched)
+    held = cache.hold(entry)
+    assert held.path.read_bytes() == (source / entry.file).read_bytes()
+    assert not list(folder.glob(".*.part"))
+
+
+def test_many_threads_want_the_same(buckets: Path, tmp_path: Path) -> None:
+    source = buckets / "open" / "many"
+    entries = Dataset(source).manifest.train
+    (folder := tmp_path / "all" / "set").mkdir(parents=True)
+    fetched = Fetched(source)
+    caches = [NodeCache(folder, None, fetched) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda one=cache: [one.hold(entry) for entry in entries])
+        for cache in caches
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(fetched.files.values()) == {1} and len(fetched.files) == SHARDS
+
+
+def test_a_streamed_split_gives_what_the_files_have(buckets: Path, tmp_path: Path) -> None:
+    source = buckets / "open" / "many"
+    whole = Dataset(source)
+    (folder := tmp_path / "all" / "set").mkdir(parents=True)
+    size = max(entry.size for entry in whole.manifest.train)
+    cache = NodeCache(folder, 4 * size, Fetched(source))
+    split = StreamedSplit(whole.manifest, cache)
+    assert len(split) == len(whole.train)
+    assert np.array_equal(split.labels, whole.train.labels)
+    indices = np.random.default_rng(0).integers(len(split), size=(3, 50))
+    pixels, expected = (np.empty((150, whole.manifest.features), np.uint8) for _ in range(2))
+    split.gather(indices.reshape(-1), pixels)
+    whole.train.gather(indices.reshape(-1), expected)
+    assert np.array_equal(pixels, expected)
+    assert np.array_equal(split.labels_of(indices), whole.train.labels[indices])
+    assert sum(path.stat().st_size for path in folder.glob("*.arrow")) <= 4 * size
