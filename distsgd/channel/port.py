@@ -28,6 +28,10 @@ from distsgd.errors import ChannelClosed, UsageError
 __all__ = ["Address", "Port"]
 
 _BUFFER_BYTES = 1 << 20
+_MOST_UNKNOWN = 64
+"""Connections that may be greeting at once; what comes beyond that is closed unread."""
+_MOST_PLACES = 100
+"""Places of strangers that are remembered, and told."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Port:
         self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
         self._shared = SharedLoop(server, shape, decode)
         self._latest: dict[int, socket.socket] = {}  # worker -> its connection
+        self._unknown = threading.BoundedSemaphore(_MOST_UNKNOWN)
+        self._refused: set[str] = set()
         self._listeners = (unix, tcp)
         for listener in self._listeners:
             listener.listen()
@@ -94,25 +100,46 @@ class Port:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            if not self._unknown.acquire(blocking=False):
+                connection.close()
+                continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int] | None:
+        """The connection, under TLS if that is on, and its worker; None for a stranger."""
+        near = connection.family == socket.AF_UNIX
+        where = "this node" if near else str(connection.getpeername()[0])
+        try:
+            if not near:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.settimeout(10)
+                connection = secured(connection, server=True)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            if not near or same_user(connection):
+                worker = greet_worker(connection, self.address.token)
+                if worker is not None:
+                    return connection, worker
+        except (ChannelClosed, UsageError):
+            pass
+        connection.close()
+        if where not in self._refused and len(self._refused) < _MOST_PLACES:
+            self._refused.add(where)
+            self._server.refused(where)
+        return None
 
     def _serve(self, connection: socket.socket) -> None:
         near = connection.family == socket.AF_UNIX
-        if not near:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                connection.settimeout(10)
-                connection = secured(connection, server=True)
-            except (ChannelClosed, UsageError):
-                connection.close()
-                return
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        try:
+            greeted = self._greeted(connection)
+        except OSError:  # gone before it has said anything
+            connection.close()
+            greeted = None
+        finally:
+            self._unknown.release()
+        if greeted is None:
+            return
+        connection, worker = greeted
         with connection:
-            if near and not same_user(connection):
-                return
-            worker = greet_worker(connection, self.address.token)
-            if worker is None:
-                return
             if worker >= FOLLOWER:
                 self._tell(connection, worker - FOLLOWER)
                 return

@@ -12,7 +12,7 @@ import ssl
 
 from distsgd.errors import ChannelClosed, UsageError
 
-__all__ = ["secured"]
+__all__ = ["context", "secured", "wanted"]
 
 
 def secured(connection: socket.socket, *, server: bool) -> socket.socket:
@@ -22,28 +22,38 @@ def secured(connection: socket.socket, *, server: bool) -> socket.socket:
         ChannelClosed: the other end has no certificate of the same authority.
         UsageError: a certificate cannot be read.
     """
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+    if not wanted():
         return connection
     try:
-        return _context(server).wrap_socket(connection, server_side=server)
+        return context(server).wrap_socket(connection, server_side=server)
     except (ssl.SSLError, OSError) as error:
         connection.close()
         raise ChannelClosed(f"no TLS with the other end of a channel: {error}") from None
 
 
-def _context(server: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+def wanted() -> bool:
+    """Whether Ray is set to use TLS."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def context(server: bool) -> ssl.SSLContext:
+    """With Ray's certificates, and those of the other end required.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     # Nodes are known by addresses that change; the authority is the cluster's own.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
+    found.check_hostname = False
+    found.verify_mode = ssl.CERT_REQUIRED
     names = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
     certificate, key, authority = (os.environ.get(name, "") for name in names)
     try:
-        context.load_cert_chain(certificate, key)
-        context.load_verify_locations(authority)
+        found.load_cert_chain(certificate, key)
+        found.load_verify_locations(authority)
     except OSError as error:
         raise UsageError(
             f"RAY_USE_TLS is set, but the certificates cannot be read: {error}",
             f"Let {', '.join(names)} name files",
         ) from None
-    return context
+    return found

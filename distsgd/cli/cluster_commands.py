@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say
+
+if TYPE_CHECKING:
+    from distsgd.runtime.local_node import Node
 
 __all__ = ["app"]
 
@@ -26,10 +30,18 @@ def start(
         typer.Option(help="Address to listen at. (default: 127.0.0.1; the way to the head)"),
     ] = None,
     port: Annotated[int, typer.Option(help="Of the head.")] = 6379,
+    jobs_port: Annotated[int, typer.Option(help="Where the head takes jobs.")] = 8265,
     cpus: Annotated[int | None, typer.Option(help="CPUs to offer. (default: all)")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="The head's token, copied from there.")
+        Path | None,
+        typer.Option(help="The head's token, copied; for a head: one to use."),
     ] = None,
+    autoscaling_config: Annotated[
+        Path | None, typer.Option(help="For a head that `ray up` starts: its file.")
+    ] = None,
+    block: Annotated[
+        bool, typer.Option("--block", help="Stay, and end the node with this command.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Make this machine the head of a new cluster, or join it to one.
@@ -48,20 +60,29 @@ def start(
     if head == (join is not None):
         raise UsageError("cluster start begins a cluster or joins one", "Give --head or --join")
     if join is None:
-        node = local_node.start_head(node_ip or "127.0.0.1", port, cpus)
+        node = local_node.start_head(
+            node_ip or "127.0.0.1", port, cpus, jobs_port, token_file, autoscaling_config
+        )
     else:
         node = local_node.start_member(join, node_ip, token_file, cpus)
     if json:
         print_json({**asdict(node), "token_file": str(own_token_file())})
-        return
+    else:
+        _tell(node, own_token_file())
+    if block:
+        sys.stdout.flush()
+        local_node.guard_node(node)
+
+
+def _tell(node: Node, token: Path) -> None:
     print_pairs([
         ("node", f"{node.node_ip}{' (head)' if node.head else ''}"),
         ("cluster", node.address),
-        ("token", str(own_token_file())),
+        ("token", str(token)),
     ])  # fmt: skip
     if node.head:
         say(
-            f"other machines: copy {own_token_file()} there over a safe way (scp), then\n"
+            f"other machines: copy {token} there over a safe way (scp), then\n"
             f"  distsgd cluster start --join {node.address} --token-file FILE\n"
             f"then train on all of them, from here: distsgd train --address {node.address}"
         )

@@ -12,6 +12,7 @@ from distsgd.cli import (
     bench_command,
     cluster_commands,
     data_commands,
+    job_commands,
     journal_commands,
     landscape_command,
     lecture_command,
@@ -66,6 +67,7 @@ bench_command.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 app.add_typer(cluster_commands.app, name="cluster")
+job_commands.add_to(app)
 search_commands.add_to(app)
 landscape_command.add_to(app)
 lecture_command.add_to(app)

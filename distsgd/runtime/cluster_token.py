@@ -17,8 +17,9 @@ _TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_home() -> Path:
-    """Where token and node file lie: beside the runs."""
-    return home_folder() / "cluster"
+    """Where token and node file lie: beside the runs, or in ``$DISTSGD_CLUSTER_HOME``."""
+    chosen = os.environ.get("DISTSGD_CLUSTER_HOME")
+    return Path(chosen).expanduser() if chosen else home_folder() / "cluster"
 
 
 def token_file() -> Path:
@@ -69,6 +70,7 @@ def check_token(address: str, settings: dict[str, str]) -> None:
 def _token(environment: dict[str, str]) -> str:
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
-    with suppress(OSError, KeyError, UnicodeDecodeError):
-        return Path(environment["RAY_AUTH_TOKEN_PATH"]).expanduser().read_text().strip()
+    path = environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    with suppress(OSError, UnicodeDecodeError):
+        return Path(path).expanduser().read_text().strip()
     return ""

@@ -9,9 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from distsgd.errors import RuntimeFailure, UsageError
+from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, known_token
 from distsgd.runtime.local_node import read_node
-from distsgd.runtime.ray_session import keep_stdout, own_signals, ray_environment, shut_down
+from distsgd.runtime.ray_session import (
+    LOOPBACK,
+    is_loopback,
+    keep_stdout,
+    own_signals,
+    ray_environment,
+    shut_down,
+)
 
 __all__ = ["address_of", "check_cluster", "joined_cluster"]
 
@@ -59,6 +67,7 @@ def check_cluster(address: str) -> str:
     """
     where = address_of(address)
     _check_listening(where)
+    check_tls(where)
     check_token(where, known_token())
     return where
 
@@ -77,6 +86,8 @@ def joined_cluster(address: str) -> Iterator[None]:
     """
     where = check_cluster(address)
     settings = {**_SETTINGS, **known_token()}
+    if is_loopback(where.rpartition(":")[0]):
+        settings[LOOPBACK] = "0"  # Ray would look for it at an outer address of this machine
     with ray_environment(**settings):
         try:
             keep_stdout(also_stderr=True)

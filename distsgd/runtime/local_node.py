@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
+from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
-from distsgd.runtime.session_guard import clear_session, processes_of
+from distsgd.runtime.node_address import check_address, check_port, free_port, way_to
+from distsgd.runtime.ray_session import LOOPBACK, is_loopback
+from distsgd.runtime.session_guard import MARK, clear_session, processes_of
 
-__all__ = ["Node", "read_node", "start_head", "start_member", "stop_node"]
+__all__ = ["Node", "guard_node", "read_node", "start_head", "start_member", "stop_node"]
 
 PORT = 6379
+JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
 _SECONDS_TO_START = 60
+_POLL_SECONDS = 0.5
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,12 +54,14 @@ class Node:
         node_ip: the address that this machine listens at.
         head: whether it is the head.
         folder: of Ray's files; every process of it names the folder.
+        jobs_port: where the head takes jobs; 0 on others.
     """
 
     address: str
     node_ip: str
     head: bool
     folder: str
+    jobs_port: int = 0
 
     @property
     def processes(self) -> list[int]:
@@ -67,24 +75,47 @@ def read_node() -> Node | None:
     return node if node is not None and node.processes else None
 
 
-def start_head(node_ip: str = "127.0.0.1", port: int = PORT, cpus: int | None = None) -> Node:
+def start_head(
+    node_ip: str = "127.0.0.1",
+    port: int = PORT,
+    cpus: int | None = None,
+    jobs_port: int = JOBS_PORT,
+    token: Path | None = None,
+    autoscaling: Path | None = None,
+) -> Node:
     """Make this machine the head of a new cluster, with a new token.
 
     Args:
         node_ip: the address to listen at; others reach a head of 127.0.0.1 from here alone.
         port: of the head.
         cpus: that the node offers; None for all.
+        jobs_port: where it takes jobs (`distsgd submit`), at the same address.
+        token: a file with the token to use; None for a new one.
+        autoscaling: the file by which Ray's cluster launcher describes the other machines.
 
     Raises:
         UsageError: the address is not of this machine, or a node runs already.
         RuntimeFailure: Ray did not start.
     """
     _check_free(node_ip)
-    if not 0 < port < 65_536:
-        raise UsageError(f"--port cannot be {port}", "Give a number from 1 to 65535")
-    _write(token_file(), secrets.token_hex(32))
-    arguments = ["--head", f"--port={port}", "--include-dashboard=false"]
-    return _started(f"{node_ip}:{port}", node_ip, True, arguments, cpus)
+    for flag, number in (("--port", port), ("--jobs-port", jobs_port)):
+        if not 0 < number < 65_536:
+            raise UsageError(f"{flag} cannot be {number}", "Give a number from 1 to 65535")
+        check_port(node_ip, flag, number)
+    if autoscaling is not None and not autoscaling.is_file():
+        raise UsageError(
+            f"--autoscaling-config: there is no file {autoscaling}", "`ray up` puts it on the head"
+        )
+    _write(token_file(), secrets.token_hex(32) if token is None else _secret_in(token))
+    arguments = [
+        "--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={node_ip}",
+        f"--dashboard-port={jobs_port}",
+    ]  # fmt: skip
+    if autoscaling is not None:
+        arguments.append(f"--autoscaling-config={autoscaling}")
+    node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
+                jobs_port=jobs_port)  # fmt: skip
+    return _started(node, arguments, cpus)
 
 
 def start_member(
@@ -102,25 +133,37 @@ def start_member(
         UsageError: there is no token, or as `start_head`.
         RuntimeFailure: the head cannot be reached, or Ray did not start.
     """
-    own = node_ip or _way_to(address)
+    own = node_ip or way_to(address)
     _check_free(own)
-    given = token or token_file()
-    try:
-        secret = given.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(
-            f"there is no token of the cluster in {given}",
-            f"Copy the head's, which is {token_file()} there, and give it with --token-file",
-        ) from None
+    secret = _secret_in(token or token_file())
+    check_tls(address)
     check_token(address, {"RAY_AUTH_TOKEN": secret})
     _write(token_file(), secret)
-    return _started(address, own, False, [f"--address={address}"], cpus)
+    node = Node(address=address, node_ip=own, head=False, folder="")
+    return _started(node, [f"--address={address}"], cpus)
+
+
+def _note() -> Path:
+    """Where it is written what runs here; several machines may share the folder."""
+    return cluster_home() / f"node-{socket.gethostname()}.json"
+
+
+def _secret_in(file: Path) -> str:
+    try:
+        if secret := file.read_text(encoding="utf-8").strip():
+            return secret
+    except (OSError, UnicodeDecodeError):
+        pass
+    raise UsageError(
+        f"there is no token of the cluster in {file}",
+        f"Copy the head's, which is {token_file()} there, and give it with --token-file",
+    )
 
 
 def _remembered() -> Node | None:
     """What was started here last, whether it lives or not."""
     try:
-        return Node(**json.loads((cluster_home() / "node.json").read_text(encoding="utf-8")))
+        return Node(**json.loads(_note().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -137,8 +180,27 @@ def stop_node() -> Node | None:
     clear_session(Path(node.folder))
     if left := node.processes:
         raise RuntimeFailure(f"processes {left} do not end", "End them by hand, then try again")
-    (cluster_home() / "node.json").unlink(missing_ok=True)
+    _note().unlink(missing_ok=True)
     return node
+
+
+def guard_node(node: Node) -> None:
+    """Return when the node has ended, or end it when SIGTERM or SIGINT comes.
+
+    Raises:
+        RuntimeFailure: it has ended by itself.
+    """
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda found, _: asked.append(found))
+    while node.processes and not asked:
+        time.sleep(_POLL_SECONDS)
+    stop_node()
+    if not asked:
+        raise RuntimeFailure(
+            f"the node {node.node_ip} has ended by itself",
+            "Look whether the head is up, and whether this machine can reach it",
+        )
 
 
 def _check_free(node_ip: str) -> None:
@@ -148,30 +210,7 @@ def _check_free(node_ip: str) -> None:
             "`distsgd cluster stop` ends it",
         )
     stop_node()  # what a loss of power has left
-    try:
-        ipaddress.ip_address(node_ip)
-        with socket.socket(socket.AF_INET6 if ":" in node_ip else socket.AF_INET) as probe:
-            probe.bind((node_ip, 0))
-    except (ValueError, OSError):
-        raise UsageError(
-            f"--node-ip {node_ip} is no address of this machine", "`ip addr` shows those it has"
-        ) from None
-
-
-def _way_to(address: str) -> str:
-    """The address of this machine that the head sees."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"--join cannot be {address}", "Give HOST:PORT of the head")
-    try:
-        with socket.create_connection((host, int(port)), timeout=5) as found:
-            own: str = found.getsockname()[0]
-            return own
-    except OSError as error:
-        raise RuntimeFailure(
-            f"no head answers at {address}: {error.strerror or error}",
-            "Look whether it was started with --node-ip of an address that this machine reaches",
-        ) from None
+    check_address(node_ip)
 
 
 def _write(path: Path, content: str) -> None:
@@ -182,21 +221,26 @@ def _write(path: Path, content: str) -> None:
         raise storage_error(error, path) from None
 
 
-def _started(
-    address: str, node_ip: str, head: bool, arguments: list[str], cpus: int | None
-) -> Node:
+def _started(wanted: Node, arguments: list[str], cpus: int | None) -> Node:
     """Run `ray start`, whose processes stay, and remember them."""
     # Short, as the paths of its sockets must fit, and the user's alone.
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
-    node = Node(address=address, node_ip=node_ip, head=head, folder=str(folder))
-    _write(cluster_home() / "node.json", json.dumps(asdict(node)))
+    node = replace(wanted, folder=str(folder))
+    _write(_note(), json.dumps(asdict(node)))
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node_ip}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
         f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
+        # Another Ray of this machine may have its usual port, and jobs need it.
+        f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
         "--disable-usage-stats", *arguments, *([] if cpus is None else [f"--num-cpus={cpus}"]),
     ]  # fmt: skip
     environment = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    # Jobs are begun by the name of "python": let it be this one.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment.pop("RAY_AUTH_TOKEN", None)
+    environment[MARK] = str(folder)
+    if is_loopback(node.node_ip):
+        environment[LOOPBACK] = "0"
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_SECONDS_TO_START
@@ -208,7 +252,7 @@ def _started(
     if failed:
         clear_session(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        (cluster_home() / "node.json").unlink(missing_ok=True)
+        _note().unlink(missing_ok=True)
         raise RuntimeFailure(
             f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
         )

@@ -163,7 +163,8 @@ class _Driver:
                 raise RuntimeFailure(f"no server could be placed for {self._patience:g} s", HINT)
             if not said and waited > min(_SECONDS_UNSAID, self._patience / 2):
                 said = True
-                yield Notice(f"no room for a server; waiting up to {self._patience:g} s for it")
+                seconds = f"{self._patience:g} s"
+                yield Notice(f"waiting up to {seconds} for room for a server, and its start")
         found = answer_of(addresses)
         contacts = [(server, *at) for server, at in zip(self._servers, found, strict=True)]
         fleet.connect_all(contacts)

@@ -7,6 +7,7 @@ and guard are both gone are removed by the next session.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import re
@@ -26,8 +27,8 @@ from distsgd.errors import RuntimeFailure
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded
 
 __all__ = [
-    "check_ray", "keep_stdout", "own_signals", "ray_environment", "ray_session", "shut_down",
-    "sweep_dead_sessions",
+    "LOOPBACK", "check_ray", "is_loopback", "keep_stdout", "own_signals", "ray_environment",
+    "ray_session", "shut_down", "sweep_dead_sessions",
 ]  # fmt: skip
 
 _PREFIX = "distsgd-ray-"
@@ -40,7 +41,7 @@ _VITAL = {"raylet", "gcs_server"}
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
 
-_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -60,8 +61,16 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Despite its name: take the loopback address for this node, whatever the system. Ray then
     # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
-    _LOOPBACK: "0",
+    LOOPBACK: "0",
 }
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name, is this machine's own for itself."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _root() -> Path:
@@ -119,7 +128,7 @@ def _reread_environment() -> None:
         )
     except ImportError:
         return
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_LOOPBACK) != "0"
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK) != "0"
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

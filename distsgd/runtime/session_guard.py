@@ -16,16 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["LOCK", "clear_session", "guarded", "processes_of"]
+__all__ = ["LOCK", "MARK", "clear_session", "guarded", "processes_of"]
 
 LOCK = "owner.lock"
 """In the folder of a session; its owner holds it, and whoever clears up after a dead one."""
+
+MARK = "DISTSGD_NODE"
+"""In the environment of what `cluster start` starts, and of its children: their folder."""
 
 _SECONDS_TO_DIE = 10.0
 
 
 def processes_of(folder: str) -> list[int]:
-    """Processes, other than this one, that name the folder or have a file of it open.
+    """Processes, other than this one, that name the folder, have a file of it open, or its mark.
 
     Ray's workers rename themselves, so that their command line alone does not tell.
     """
@@ -35,9 +38,14 @@ def processes_of(folder: str) -> list[int]:
             if int(entry.name) != os.getpid() and (
                 folder.encode() in (entry / "cmdline").read_bytes()
                 or any(folder in file for file in _open_files(entry))
+                or _marked(entry, folder)
             ):
                 found.append(int(entry.name))
     return found
+
+
+def _marked(process: Path, folder: str) -> bool:
+    return f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
 
 
 def _open_files(process: Path) -> list[str]:
@@ -75,6 +83,7 @@ def _only_looks(pid: int, folder: Path) -> bool:
         process = Path(f"/proc/{pid}")
         ours = {file for file in _open_files(process) if str(folder) in file}
         named = str(folder).encode() in (process / "cmdline").read_bytes()
+        named = named or _marked(process, str(folder))
         return not named and ours <= {str(folder / LOCK)}
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from distsgd.channel.base import Work
 from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
 from distsgd.channel.framing import _PUSH, Shape
+from distsgd.channel.greeting import greet_server
 from distsgd.channel.port import Address, Port
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
@@ -33,6 +35,7 @@ class Recording:
         self.pushes: list[tuple[int, Push | None]] = []
         self.sizes: list[int] = []
         self.gone: list[int] = []
+        self.strangers: list[str] = []
         self.noticed = threading.Event()
         self._give: dict[int, Callable[[Work | None], None]] = {}
 
@@ -52,6 +55,10 @@ class Recording:
     def attached(self, worker: int, give: Callable[[Work | None], None]) -> Iterator[None]:
         self._give[worker] = give
         yield
+
+    def refused(self, where: str) -> None:
+        self.strangers.append(where)
+        self.noticed.set()
 
     def lost(self, worker: int) -> None:
         self.gone.append(worker)
@@ -142,19 +149,80 @@ def connected(address: Address, kind: Channels) -> socket.socket:
 def test_strangers_are_refused(kind: Channels, noise: bytes, server: Recording, port: Port) -> None:
     with connected(port.address, kind) as stranger:
         stranger.settimeout(20)
-        stranger.sendall(noise)
-        stranger.shutdown(socket.SHUT_WR)
-        with suppress(ConnectionResetError):
+        with suppress(OSError):  # it may have been cut off by now
+            stranger.sendall(noise)
+            stranger.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
             assert len(stranger.recv(1000)) <= 32, "more than the random bytes of the greeting"
             assert stranger.recv(1) == b""
     assert server.pushes == [] and server.gone == []
 
 
 @BOTH
-def test_a_wrong_token_is_refused(kind: Channels, server: Recording, port: Port) -> None:
-    with pytest.raises(ChannelClosed):
-        kind(replace(port.address, token=bytes(32)), 0, SHAPE)
+def test_a_wrong_token_is_refused_and_told_once(
+    kind: Channels, server: Recording, port: Port
+) -> None:
+    for _ in range(3):
+        with pytest.raises(ChannelClosed):
+            kind(replace(port.address, token=bytes(32)), 0, SHAPE)
+    assert server.noticed.wait(10)
+    assert server.strangers == ["127.0.0.1" if kind is TcpChannel else "this node"]
     assert server.pushes == []
+
+
+def test_a_recorded_push_that_comes_again_is_refused(server: Recording, port: Port) -> None:
+    """Somebody between the two has written down all that the worker has sent."""
+    recorded = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as between:
+        thread = threading.Thread(target=listen_in, args=(between, port.address.tcp, recorded))
+        thread.start()
+        channel = TcpChannel(replace(port.address, tcp=between.getsockname()[:2]), 0, SHAPE)
+        exchange(channel, None)
+        exchange(channel, a_push())
+        channel.close()
+        thread.join(10)
+    assert len(recorded) > SHAPE.parameters * 8 and len(server.pushes) == 2
+    server.noticed.clear()
+    for _ in range(2):
+        with socket.create_connection(port.address.tcp) as stranger, suppress(OSError):
+            stranger.sendall(recorded)
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(1000):
+                pass
+    assert server.noticed.wait(10)
+    assert len(server.pushes) == 2 and server.strangers == ["127.0.0.1"]
+
+
+def listen_in(between: socket.socket, server: tuple[str, int], recorded: bytearray) -> None:
+    """Hand on what comes, both ways, and keep what the worker says."""
+    worker, _ = between.accept()
+    with worker, socket.create_connection(server) as onward:
+
+        def back() -> None:
+            while found := onward.recv(65536):
+                worker.sendall(found)
+
+        thread = threading.Thread(target=back)
+        thread.start()
+        while found := worker.recv(65536):
+            recorded.extend(found)
+            onward.sendall(found)
+        onward.shutdown(socket.SHUT_WR)
+        thread.join(10)
+
+
+def test_a_flood_of_strangers_leaves_room_for_workers(server: Recording, port: Port) -> None:
+    flood = [socket.create_connection(port.address.tcp) for _ in range(150)]
+    for stranger in flood:
+        stranger.close()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with suppress(ChannelClosed):
+            channel = TcpChannel(port.address, 0, SHAPE)
+            break
+    assert exchange(channel, None) is not None
+    assert server.strangers in ([], ["127.0.0.1"])
+    channel.close()
 
 
 @BOTH
@@ -210,6 +278,17 @@ def test_shared_memory_has_no_name(port: Port) -> None:
     channel = SharedMemoryChannel(port.address, 0, SHAPE)
     assert set(Path("/dev/shm").iterdir()) <= before
     channel.close()
+
+
+@BOTH
+def test_a_server_may_end_while_workers_come(kind: Channels, server: Recording) -> None:
+    for _ in range(20):
+        port = Port(server, SHAPE, lambda payload, rows: np.zeros((rows, 2)))
+        ending = threading.Thread(target=port.close)
+        with connected(port.address, kind) as connection, suppress(ChannelClosed, OSError):
+            ending.start()
+            greet_server(connection, port.address.token, 0)
+        ending.join()
 
 
 def test_the_token_is_not_shown(port: Port) -> None:

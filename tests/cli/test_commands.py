@@ -108,7 +108,7 @@ FLAGS = {
     "--sampling",
     "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--scale-lr",
     "--compress", "--servers", "--channel", "--cache", "--run-dir", "--trace", "--chaos",
-    "--verify", "--address", "--placement",
+    "--verify", "--address", "--placement", "--shuffle", "--cache-size",
     "--config", "--set", "--json", "--help",
 }  # fmt: skip
 
@@ -129,7 +129,8 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
      "bench", "landscape", "lecture", "search random", "search local", "gradient numeric",
      "stepsize", "study loss", "study hinges", "study convexity", "study chain-rule",
      "study formulas", "study descent", "study copies", "study noise", "study minibatch-size",
-     "study sampling", "cluster start", "cluster stop", "cluster status"],
+     "study sampling", "cluster start", "cluster stop", "cluster status",
+     "submit", "jobs list", "jobs logs", "jobs stop", "data import"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(distsgd: Run, command: str) -> None:
     done = distsgd(*command.split(), "--help")

@@ -181,7 +181,9 @@ def test_the_death_of_ray_itself_is_a_clear_error_soon(name: str, tmp_path: Path
         os.kill(pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert f"error: a process of Ray died: {name}. Look for" in errors
+    # Which of the two is noticed first is chance.
+    found = (f"a process of Ray died: {name}. Look for", "Ray can no longer be reached")
+    assert any(f"error: {text}" in errors for text in found)
     assert (shared_memory(), ray_folders()) == before
     assert not processes_with(session)
 
@@ -207,5 +209,5 @@ def test_two_runs_side_by_side_do_not_disturb_each_other(tmp_path: Path, distsgd
         seen = len(list((tmp_path / "long" / "checkpoints").iterdir()))
         wait_for_epochs(tmp_path / "long", seen)
         other.send_signal(signal.SIGINT)
-        other.communicate(timeout=30)
+        other.communicate(timeout=90)
     assert other.returncode == 130

@@ -47,6 +47,8 @@ class Host:
 
     def __init__(self, name: str, link: str, ip: str, folder: Path) -> None:
         self.name, self.link, self.ip, self.folder = name, link, ip, folder
+        self.inner = "dw" + link.removeprefix("dv")
+        self._relay: subprocess.Popen[str] | None = None
         for part in ("home", "cache", "tmp"):
             (folder / part).mkdir(parents=True)
 
@@ -105,9 +107,47 @@ class Host:
         run("ip", "link", "set", self.link, "up")
 
     def slow(self, milliseconds: int, mbits: int) -> None:
-        """A link of so much delay and so little width, both ways."""
-        run("tc", "qdisc", "add", "dev", self.link, "root", "netem", "delay",
-            f"{milliseconds}ms", "rate", f"{mbits}mbit")  # fmt: skip
+        """A link with so much delay each way, and so little width."""
+        outer = f"{self.link}o"
+        run("ip", "link", "add", outer, "type", "veth", "peer", "name", f"{self.link}i")
+        self._bridge = Path(f"/sys/class/net/{self.link}/master").resolve().name
+        run("ip", "link", "set", self.link, "nomaster")
+        run("ip", "link", "set", outer, "master", self._bridge, "up")
+        run("ip", "link", "set", f"{self.link}i", "up")
+        # Whole frames with whole checksums, as a relay cannot finish them.
+        for device in (self.link, f"{self.link}i", outer):
+            run(sys.executable, "-c", _PLAIN, device)
+        self.plain_frames()
+        self._relay = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "slow_link.py"), self.link,
+             f"{self.link}i", str(milliseconds), str(mbits)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._relay.stdout is not None
+        assert self._relay.stdout.readline() == "ready\n"
+
+    def plain_frames(self) -> None:
+        """Have it send frames that a relay can hand on."""
+        run("ip", "netns", "exec", self.name, sys.executable, "-c", _PLAIN, self.inner)
+
+    def fast(self) -> None:
+        """End the relay of `slow`, if there is one."""
+        if self._relay is not None:
+            self._relay.communicate()
+            run("ip", "link", "del", f"{self.link}o")
+            run("ip", "link", "set", self.link, "master", self._bridge)
+            self._relay = None
+
+
+_PLAIN = """
+import fcntl, socket, struct, sys
+import array
+for command in (0x17, 0x1f, 0x24, 0x2c):  # no offload of checksums, nor of cutting into frames
+    value = array.array("B", struct.pack("II", command, 0))
+    request = struct.pack("16sP", sys.argv[1].encode(), value.buffer_info()[0]) + bytes(8)
+    with socket.socket() as door:
+        fcntl.ioctl(door, 0x8946, request)
+"""
 
 
 @contextmanager
@@ -135,6 +175,7 @@ def hosts(number: int) -> Iterator[list[Host]]:
         for host in found:
             host.kill()
         for host in found:
+            host.fast()
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
             subprocess.run(["ip", "link", "del", host.link], capture_output=True)
         subprocess.run(["ip", "link", "del", bridge], capture_output=True)

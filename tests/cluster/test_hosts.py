@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hosts import Host, hosts, possible
+from store_process import SECRETS, object_store
 
 from distsgd.api import train
 from distsgd.data.locations import SAMPLE
@@ -19,6 +21,7 @@ from distsgd.data.locations import SAMPLE
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
 
 EPOCHS = 400
+WINDOW = ("--set", "shuffle_window=1")
 SETTINGS = ("--epochs", str(EPOCHS), "--json")
 
 
@@ -37,7 +40,9 @@ def cluster() -> Iterator[list[Host]]:
         first, *others, _ = found
         for host in found:
             shutil.copytree(SAMPLE, host.folder / "cache" / "datasets" / "cifar10")
-        done = first.distsgd("cluster", "start", "--head", "--node-ip", first.ip, "--cpus", "3")
+        done = first.distsgd(
+            "cluster", "start", "--head", "--node-ip", first.ip, "--cpus", "3", **SECRETS
+        )
         assert done.returncode == 0, done.stderr
         for host in others:
             join(first, host)
@@ -52,8 +57,9 @@ def join(first: Host, host: Host) -> None:
     token = host.folder / "token"
     shutil.copy(first.folder / "home" / "cluster" / "token", token)
     done = host.distsgd(
-        "cluster", "start", "--join", f"{first.ip}:6379", "--token-file", token, "--cpus", "2"
-    )
+        "cluster", "start", "--join", f"{first.ip}:6379", "--token-file", token, "--cpus", "2",
+        **SECRETS,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
@@ -159,6 +165,7 @@ def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: 
     out, _ = begun.communicate(timeout=120)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
+    assert out.count(f"refused: a connection from {stranger.ip} without") == 1
 
 
 def test_a_host_without_the_dataset_is_named(cluster: list[Host]) -> None:
@@ -171,6 +178,62 @@ def test_a_host_without_the_dataset_is_named(cluster: list[Host]) -> None:
         assert f"on node {second.ip}:" in done.stderr
     finally:
         (second.folder / "away").rename(data)
+
+
+def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: str) -> None:
+    first, second, third, _ = cluster
+    shutil.copytree(SAMPLE, first.folder / "buckets" / "data" / "set")
+    into = ["ip", "netns", "exec", first.name]
+    with object_store(first.folder / "buckets", first.ip, into) as store:
+        for settings in ((), ("--shuffle", "shard", "--cache-size", "7", *WINDOW)):
+            store.order({"status": 503, "times": 3, "path": "arrow"})
+            done = first.distsgd(
+                "train", "--address", "auto", "--workers", "4", *SETTINGS, *settings,
+                "--dataset", store.s3("data/set"), **SECRETS,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            read = Counter[tuple[str, str]]()
+            for who, path, size in store.log():
+                read[who, Path(path).name] += size
+            bits = json.loads(done.stdout)["weights_sha256"]
+            if settings:
+                alone = train("sample", workers=0, epochs=EPOCHS, shuffle="shard", shuffle_window=1)
+                assert bits == alone.weights_sha256
+                continue  # all of it is in the caches by now
+            assert bits == undisturbed
+            for host in (first, second, third):
+                for shard in SAMPLE.glob("train*"):
+                    assert read[host.ip, shard.name] == shard.stat().st_size
+
+
+def test_a_slow_link_is_seen_in_the_report(cluster: list[Host], tmp_path: Path) -> None:
+    """40 ms and 100 Mbit/s. By how much other policies help is shown, not asserted."""
+    first, second, _, _ = cluster
+    bits = train("sample", workers=0, epochs=8).weights_sha256
+    for host in cluster:
+        host.plain_frames()
+    second.slow(40, 100)
+    try:
+        speeds = {}
+        policies = ((), ("--compress", "topk:0.01"), ("--consistency", "local"))
+        for number, settings in enumerate(policies):
+            run = first.folder / f"slow{number}"
+            done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "8",
+                                 "--run-dir", run, *settings)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
+            assert f"on {second.ip} by tcp" in told
+            assert "s computing and on the way" in done.stdout
+            report = json.loads((run / "report.json").read_text())
+            speeds[" ".join(settings)] = report["examples_per_second"]
+            if not settings:
+                slow = max(report["answering_seconds"].values())
+                assert slow > 0.08 * report["steps"] / 2  # there and back, for most updates
+                assert report["weights_sha256"] == bits
+                assert slow > 10 * min(report["answering_seconds"].values())
+        print(speeds)
+    finally:
+        second.fast()
 
 
 def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturbed: str) -> None:

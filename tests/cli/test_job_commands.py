@@ -1,0 +1,166 @@
+"""Trainings as jobs of a cluster with a token: handed over, followed, stopped, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import command_line
+
+from distsgd.api import train
+
+pytestmark = pytest.mark.ray
+
+Cluster = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_ports(number: int) -> list[int]:
+    doors = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [door.getsockname()[1] for door in doors]
+    for door in doors:
+        door.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def node(home: Path) -> dict[str, Any]:
+    (note,) = (home / "cluster").glob("node-*.json")
+    return dict(json.loads(note.read_text()))
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "DISTSGD_HOME": str(home), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path) -> Iterator[Cluster]:
+    """Runs commands of the user whose cluster it is; other Rays may be there."""
+
+    def run(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line(*arguments), env={**environment(home), **more}, capture_output=True,
+            text=True, timeout=120, stdin=subprocess.DEVNULL, cwd=home,
+        )  # fmt: skip
+
+    port, jobs_port = free_ports(2)
+    done = run("cluster", "start", "--head", "--port", port, "--jobs-port", jobs_port,
+               "--cpus", "3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    yield run
+    assert run("cluster", "stop").returncode == 0
+
+
+def test_the_head_listens_on_loopback_alone(cluster: Cluster, home: Path) -> None:
+    folder = node(home)["folder"]
+    from distsgd.runtime.session_guard import processes_of
+
+    ours = {inode for pid in processes_of(folder) for inode in sockets_of(pid)}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and inode in ours:
+                listening.append(local.partition(":")[0])
+    assert listening
+    assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def sockets_of(pid: int) -> Iterator[str]:
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = str(entry.readlink())
+        if target.startswith("socket:["):
+            yield target.removeprefix("socket:[").removesuffix("]")
+
+
+def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("epochs = 3\nworkers = 2\n")
+    done = cluster("submit", "--dataset", "sample", "--config", config)
+    assert done.returncode == 0, done.stderr
+    bits = train("sample", workers=0, epochs=3).weights_sha256
+    assert f"sha256 {bits}" in done.stdout and "has succeeded" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+    begun = cluster("submit", "--dataset", "sample", "--epochs", "100000", "--detach", "--json")
+    job = json.loads(begun.stdout)["job"]
+    until = time.monotonic() + 60
+    while "\n    5 " not in cluster("jobs", "logs", job).stdout:
+        assert time.monotonic() < until
+    listed = json.loads(cluster("jobs", "list", "--json").stdout)["jobs"]
+    assert [one["state"] for one in listed] == ["running", "succeeded"]
+    stopped = cluster("jobs", "stop", job)
+    assert stopped.returncode == 0 and f"submit --resume {job}" in stopped.stderr
+    shown = json.loads(cluster("runs", "show", job, "--json").stdout)
+    assert shown["status"] in ("interrupted", "dead")
+    assert cluster("audit", job).returncode == 0
+    more = cluster("submit", "--resume", job, "--epochs", "100001", "--detach", "--json")
+    assert more.returncode == 0, more.stderr
+    assert cluster("jobs", "stop", "latest").returncode == 0
+
+
+def test_control_c_leaves_the_job_running(cluster: Cluster, home: Path) -> None:
+    process = subprocess.Popen(
+        command_line("submit", "--dataset", "sample", "--epochs", "100000", "--workers", "1"),
+        env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the job goes on" in errors
+    job = errors.partition("jobs logs ")[2].split()[0]
+    assert json.loads(cluster("jobs", "list", "--json").stdout)["jobs"][0]["state"] == "running"
+    assert cluster("jobs", "stop", job).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--epoks", "3"), 2, "No such option"),
+        (("--address", "ftp://x"), 2, "--address cannot be"),
+        (("--address", "http://127.0.0.1:1"), 1, "nobody takes jobs at"),
+        (("--config", "nowhere.toml"), 2, "there is no file nowhere.toml"),
+        (("--epochs", "2", "--json", "--help=1"), 2, "--help"),
+    ],
+)
+def test_slips_are_told_before_anything_is_sent(
+    cluster: Cluster, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = cluster("submit", *arguments)
+    assert done.returncode == code and says in done.stderr, done.stderr
+
+
+def test_without_the_token_every_door_refuses(cluster: Cluster, home: Path) -> None:
+    address = node(home)
+    door = f"http://127.0.0.1:{address['jobs_port']}"
+    token = (home / "cluster" / "token").read_text()
+    for given, says in (
+        ({"DISTSGD_HOME": str(home / "stranger")}, "wants a token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, "wants another token"),
+    ):
+        for command in (("submit", "--epochs", "1"), ("jobs", "list"), ("jobs", "stop", "x")):
+            done = cluster(*command, "--address", door, **given)
+            assert done.returncode == 1 and says in done.stderr, done.stderr
+        done = cluster("train", "--address", address["address"], "--dataset", "sample", **given)
+        assert done.returncode == 1 and says in done.stderr, done.stderr
+    assert cluster("jobs", "logs", "nothing").returncode == 1
+    for pid in [path for path in Path("/proc").iterdir() if path.name.isdecimal()]:
+        try:
+            assert token not in (pid / "cmdline").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue

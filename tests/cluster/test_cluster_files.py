@@ -1,0 +1,219 @@
+"""The files in cluster/: as far as they can be tried without the platforms that they are for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer
+import yaml
+
+from distsgd.cli.main import app
+from distsgd.data.locations import SAMPLE
+
+TOP = Path(__file__).parents[2]
+CLUSTER = TOP / "cluster"
+LAUNCHER = ("on-premises", "aws")
+PLATFORMS = ("on-premises", "aws", "kubernetes", "slurm")
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8")))
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Command lines of distsgd in a text, without its own place."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    found = re.findall(r'(?:^|[\s/"])(?:"\$distsgd"|distsgd|\$\{DISTSGD[^}]*\}) ([a-z].*)$', text,
+                       re.MULTILINE)  # fmt: skip
+    cut = (re.split(r" (?:>|&|2>|#) ?| \| ", line)[0] for line in found)
+    return [shlex.split(line.replace("$(", "(")) for line in cut if "node..." not in line]
+
+
+def parse(words: list[str]) -> None:
+    """Have the command line read the words, and do nothing."""
+    command = typer.main.get_command(app)
+    name = "distsgd"
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
+
+
+@pytest.mark.parametrize("platform", LAUNCHER)
+def test_ray_takes_the_files_of_its_launcher(platform: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    (config,) = documents(f"{platform}/cluster.yaml")
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["max_workers"] == {"on-premises": 2, "aws": 4}[platform]
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config({**prepared, "head_start_ray_command": []})
+
+
+@pytest.mark.parametrize("platform", LAUNCHER)
+def test_the_machines_of_the_launcher_begin_with_our_own_commands(platform: str) -> None:
+    (config,) = documents(f"{platform}/cluster.yaml")
+    for part in ("head_start_ray_commands", "worker_start_ray_commands"):
+        lines = [
+            line.replace("$(hostname -I | cut -d' ' -f1)", "10.0.0.1") for line in config[part]
+        ]
+        words = [shlex.split(line) for line in lines]
+        assert [line[0] for line in words] == ["~/distsgd-venv/bin/distsgd"] * 2
+        assert [line[1:3] for line in words] == [["cluster", "stop"], ["cluster", "start"]]
+        for line in words:
+            parse(line[1:])
+        assert "--token-file" in words[1]
+    # What is packed is there, and the environments of this machine are not.
+    assert config["file_mounts"]["~/distsgd"] == "."
+    assert {".git", ".venv"} <= set(config["rsync_exclude"])
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_kuberay_knows_every_field(kind: str) -> None:
+    known = json.loads((Path(__file__).parent / "kuberay_fields.json").read_text())["kinds"]
+    first, *others = documents(f"kubernetes/{kind.lower()}.yaml")
+    assert (first["apiVersion"], first["kind"]) == ("ray.io/v1", kind)
+    jsonschema.Draft202012Validator(known[kind]).validate(first["spec"])
+    spec = first["spec"] if kind == "RayCluster" else first["spec"]["rayClusterSpec"]
+    jsonschema.Draft202012Validator(known["RayCluster"]).validate(spec)
+    assert spec["authOptions"]["mode"] == "token"
+    mounted: set[str] = set()
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            mounted |= volumes
+        assert pod["securityContext"]["runAsNonRoot"]
+    if kind == "RayCluster":
+        assert [one["kind"] for one in others] == ["PersistentVolumeClaim", "NetworkPolicy"]
+    else:
+        words = shlex.split(first["spec"]["entrypoint"])
+        assert words[:3] == ["python", "-m", "distsgd"]
+        parse(words[3:])
+        assert yaml.safe_load(first["spec"]["runtimeEnvYAML"])["env_vars"]["DISTSGD_RUN_NAME"]
+
+
+def test_the_schema_of_kuberay_finds_a_slip() -> None:
+    known = json.loads((Path(__file__).parent / "kuberay_fields.json").read_text())["kinds"]
+    (first, *_) = documents("kubernetes/raycluster.yaml")
+    for slip in ({"authOption": {}}, {"authOptions": {"mode": "tokens"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**first["spec"], **slip}, known["RayCluster"])
+
+
+def test_the_container_copies_what_is_there_and_runs_as_nobody_special() -> None:
+    text = (CLUSTER / "container" / "Containerfile").read_text()
+    steps = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    known = {"FROM", "RUN", "COPY", "USER", "WORKDIR", "ENV", "VOLUME", "ENTRYPOINT", "CMD"}
+    steps = [step for step in steps if step]
+    assert {step.split()[0] for step in steps} <= known and steps[0].startswith("FROM ")
+    for step in steps:
+        word, *rest = step.split()
+        if word == "COPY":
+            assert all((TOP / source).exists() for source in rest[:-1])
+    assert any(step.split() == ["USER", "1000"] for step in steps)
+    assert 'ENTRYPOINT ["distsgd"]' in steps
+    assert not re.search(r"(?i)token|password|secret_", "\n".join(steps))
+
+
+def test_no_file_holds_a_secret_or_ends_what_is_not_its_own() -> None:
+    for path in CLUSTER.rglob("*"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"AKIA[A-Z0-9]{16}|\b[0-9a-f]{64}\b", text)
+            assert "ray stop" not in text and "pkill" not in text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_each_platform_has_its_page_and_its_commands_can_be_read(platform: str) -> None:
+    page = (CLUSTER / platform / "README.md").read_text(encoding="utf-8")
+    found = [line for block in re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+             for line in commands_in(block)]  # fmt: skip
+    assert found
+    for words in found:
+        parse(words)
+    for name in re.findall(r"cluster/[\w/.-]+\.(?:yaml|sbatch|md)|cluster/\w+/Containerfile", page):
+        assert (TOP / name).exists(), name
+
+
+SRUN = """#!/usr/bin/env bash
+# One node: what is asked for runs here, as a step that ends with what it has started.
+while [[ $1 == --* ]]; do shift; done
+[ "$*" != "hostname -I" ] || { echo "127.0.0.1 "; exit; }
+exec "$@"
+"""
+
+
+@pytest.fixture
+def allocation(tmp_path: Path) -> dict[str, str]:
+    """The environment of a batch script on an allocation of one node."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    distsgd = f'#!/bin/sh\nexec "{sys.executable}" -m distsgd "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho here\n"),
+                       ("distsgd", distsgd)):  # fmt: skip
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {
+        **kept, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3",
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here",
+        "DISTSGD_HOME": str(tmp_path / "home"), "PYTHONPATH": str(TOP), "HOME": str(tmp_path),
+    }  # fmt: skip
+
+
+@pytest.mark.ray
+def test_the_batch_script_trains_and_leaves_nothing(
+    allocation: dict[str, str], tmp_path: Path
+) -> None:
+    script = CLUSTER / "slurm" / "train.sbatch"
+    assert script.stat().st_mode & stat.S_IXUSR
+    before = set(Path("/tmp").glob("distsgd-node-*"))
+    done = subprocess.run(
+        [script, "--dataset", "sample", "--workers", "2", "--epochs", "2"], env=allocation,
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "sha256" in done.stdout and "by shm" in done.stderr
+    home = tmp_path / "home"
+    assert not list(tmp_path.glob(".distsgd*"))
+    (run,) = (home / "runs").iterdir()
+    assert json.loads((run / "report.json").read_text())["status"] == "finished"
+    assert set(Path("/tmp").glob("distsgd-node-*")) <= before
+    failed = subprocess.run(
+        [script, "--dataset", "nowhere"], env=allocation, capture_output=True, text=True,
+        timeout=180,
+    )  # fmt: skip
+    assert failed.returncode == 1 and "no dataset at" in failed.stderr
+
+
+@pytest.mark.ray
+def test_the_time_of_an_allocation_ends(allocation: dict[str, str], tmp_path: Path) -> None:
+    script = CLUSTER / "slurm" / "train.sbatch"
+    process = subprocess.Popen(
+        [script, "--dataset", str(SAMPLE), "--workers", "2", "--epochs", "100000"],
+        env=allocation, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    home = tmp_path / "home"
+    until = time.monotonic() + 90
+    while not list(home.glob("runs/*/checkpoints/step-*1*.npz")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "to go on: distsgd resume" in errors
+    assert not list(tmp_path.glob(".distsgd*"))
