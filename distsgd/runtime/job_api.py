@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import shutil
 import tempfile
@@ -38,8 +37,7 @@ _LOGGERS = (
     "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )  # fmt: skip
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_PACKAGED = ("*.py", "py.typed", "*.json", "*.toml", "*.css", "*.html")
+_ENDED = ("succeeded", "failed", "stopped")
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ class JobState:
     @property
     def over(self) -> bool:
         """Whether it has ended, in whichever way."""
-        return self.state.upper() in _ENDED
+        return self.state in _ENDED
 
 
 def jobs_address(address: str) -> str:
@@ -252,19 +250,10 @@ def _state(info: Any) -> JobState:
 def _package(files: Sequence[Path], *, sample: bool) -> Iterator[Path]:
     """A folder with our own code and what else is named; no data, no environment."""
     top = Path(__file__).parents[1]
+    left_out = ["__pycache__"] if sample else ["__pycache__", "*.arrow"]
     with tempfile.TemporaryDirectory(prefix="distsgd-package-") as name:
         folder = Path(name)
-        for pattern in _PACKAGED:
-            for path in top.rglob(pattern):
-                if "__pycache__" in path.parts or (not sample and path.parent.name == "sample"):
-                    continue
-                to = folder / "distsgd" / path.relative_to(top)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, to)
-        if sample:
-            shutil.copytree(top / "data" / "sample", folder / "distsgd/data/sample",
-                            dirs_exist_ok=True)  # fmt: skip
+        shutil.copytree(top, folder / "distsgd", ignore=shutil.ignore_patterns(*left_out))
         for path in files:
             shutil.copyfile(path, folder / path.name)
-        os.utime(folder)
         yield folder
