@@ -61,5 +61,5 @@ class EpochOrder:
         if key not in self._orders:
             while len(self._orders) >= _KEPT:
                 del self._orders[min(self._orders)]
-            self._orders[key] = self._plan.window_order(epoch, number)
+            self._orders[key] = self._plan.window_order(epoch, number, self._of(epoch)[number])
         return self._orders[key]

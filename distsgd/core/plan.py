@@ -122,8 +122,17 @@ class Plan:
             for (low, high), part in zip(pairwise(ends.tolist()), parts, strict=True)
         ]
 
-    def window_order(self, epoch: int, number: int) -> NDArray[np.int64]:
+    @cached_property
+    def _shard_starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *self.shards])
+
+    def window_order(self, epoch: int, number: int, window: Window) -> NDArray[np.int64]:
         """The examples of one window in the order in which they are used.
+
+        Args:
+            epoch: from 0.
+            number: of the window within the epoch, from 0.
+            window: that one of `windows`.
 
         Only the raw bits of PCG64 are used, which numpy keeps stable over its versions, and a
         stable sort: the order does not depend on the version of numpy.
@@ -133,18 +142,17 @@ class Plan:
         if self.sampling == "random":
             bits = _bits([self.seed, _ORDER_STREAM, epoch], self.examples)
             return (bits % np.uint64(self.examples)).astype(np.int64)
-        window = self.windows(epoch)[number]
         if not window.shards:
             return _permutation([self.seed, _ORDER_STREAM, epoch], self.examples)
-        starts = np.cumsum([0, *self.shards])
+        starts = self._shard_starts
         rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in window.shards])
         key = [self.seed, _WINDOW_STREAM, epoch, number]
         return rows[_permutation(key, len(rows))]
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The examples of an epoch in the order in which they are used, shape (examples,)."""
-        numbers = range(len(self.windows(epoch)))
-        parts = [self.window_order(epoch, number) for number in numbers]
+        windows = enumerate(self.windows(epoch))
+        parts = [self.window_order(epoch, number, window) for number, window in windows]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def indices(self, step: int, slot: int) -> NDArray[np.int64]:

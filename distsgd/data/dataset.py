@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
@@ -23,9 +23,23 @@ from distsgd.errors import CorruptDataError, DatasetError
 if TYPE_CHECKING:
     from distsgd.data.remote.remote_folder import RemoteFolder
 
-__all__ = ["Dataset", "Split", "damaged_shards", "verify_shards"]
+__all__ = ["Dataset", "Split", "check_labels", "damaged_shards", "verify_shards"]
 
 _THREADS = 2
+
+
+def check_labels(labels: Ints, manifest: Manifest, where: str) -> None:
+    """Refuse labels that no class is named for.
+
+    Raises:
+        DatasetError: there is one.
+    """
+    if len(labels) and int(labels.max()) >= len(manifest.classes):
+        raise DatasetError(
+            f"{where} has a label {labels.max()}, but only {len(manifest.classes)} classes are "
+            "named",
+            "The dataset was written wrongly; fetch it again",
+        )
 
 
 class Split:
@@ -46,11 +60,7 @@ class Split:
         self._labels: Ints = np.concatenate([shard.labels for shard in opened])
         if len(self) and int(self._labels.max()) >= len(manifest.classes):
             self.verify()
-            raise DatasetError(
-                f"the {split} split of {folder} has a label {self._labels.max()}, but only "
-                f"{len(manifest.classes)} classes are named",
-                "The dataset was written wrongly; fetch it again",
-            )
+            check_labels(self._labels, manifest, f"the {split} split of {folder}")
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -65,6 +75,9 @@ class Split:
         """The labels of the examples at ``indices``, of its shape."""
         found: Ints = self.labels[indices]
         return found
+
+    def expect(self, shards: Sequence[int], most: int) -> None:
+        """Say which shards come, and how many are needed at once; here all are at hand."""
 
     def verify(self) -> tuple[Found, ...]:
         """Check the SHA-256 of every shard, on two threads, unless this has been done.

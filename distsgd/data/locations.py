@@ -7,6 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
+from distsgd.data.remote.uri import is_uri
 from distsgd.errors import DatasetError
 
 __all__ = [
@@ -66,7 +67,7 @@ def find_dataset(dataset: str) -> Path:
         DatasetError: there is none; says what to do.
         DistsgdError: it is a URI that cannot be used, see `find_remote`.
     """
-    if "://" in dataset:
+    if is_uri(dataset):
         from distsgd.data.remote.remote_folder import find_remote
 
         return find_remote(dataset)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes, Ints
-from distsgd.data.dataset import Split
+from distsgd.data.dataset import Split, check_labels
 from distsgd.data.manifest import Manifest
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.shards import OpenShard, label_dtype, open_shard
@@ -56,7 +56,8 @@ class StreamedSplit(Split):
     @property
     def labels(self) -> Ints:
         """All labels, shape (rows,); goes through all shards."""
-        return np.concatenate([labels for _, labels in self.batches()])
+        # Copies: a view would keep a shard mapped, and its room taken, after it was let go.
+        return np.concatenate([labels.copy() for _, labels in self.batches()])
 
     def labels_of(self, indices: NDArray[np.int64]) -> Ints:
         """The labels of the examples at ``indices``, of its shape."""
@@ -122,6 +123,7 @@ class StreamedSplit(Split):
             held = self._cache.hold(entry, self._make_room)
             opened = open_shard(held.path, entry, self._manifest)
             opened.verify()
+            check_labels(opened.labels, self._manifest, entry.file)
             used = _InUse(held, opened)
         self._in_use[shard] = used
         return used.opened

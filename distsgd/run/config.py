@@ -12,6 +12,7 @@ from distsgd.core.models import LINEAR, MOST_HIDDEN
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.schedules import SCHEDULES
+from distsgd.data.remote.uri import is_uri
 from distsgd.errors import UsageError
 from distsgd.run.recipe import BASE_BATCH, recipe_for
 from distsgd.run.setting_values import as_type, refuse, setting
@@ -216,7 +217,7 @@ class TrainConfig:
                 f"--shuffle shard does not go with --sampling {self.sampling}",
                 "Give --sampling shuffle",
             )
-        if self.cache_size and "://" not in self.dataset:
+        if self.cache_size and not is_uri(self.dataset):
             raise UsageError(
                 f"--cache-size is for datasets that lie elsewhere, and {self.dataset} is here",
                 "Give --dataset s3://..., gs://..., http(s)://... or file://...",

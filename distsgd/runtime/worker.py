@@ -15,7 +15,6 @@ from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.row_cache import open_rows
-from distsgd.data.streamed import StreamedSplit
 from distsgd.runtime.dataset_here import dataset_here
 from distsgd.runtime.job import Job
 from distsgd.runtime.trace import Trace
@@ -169,8 +168,6 @@ class Worker:
 
     def _expect(self, epoch: int, position: int) -> None:
         """When a window of the order begins, tell those that fetch shards what comes."""
-        if not isinstance(self._split, StreamedSplit):
-            return
         window = (epoch, self._order.window_at(epoch, position))
         if self._window is None or window > self._window:
             self._window = window

@@ -64,7 +64,8 @@ def test_epochs_and_windows_differ_and_the_bits_are_pinned():
     orders = [plan.order(0), plan.order(1)]
     assert not np.array_equal(*orders)
     assert plan.windows(0) != plan.windows(1)
-    one, two = (plan.window_order(0, number) % 500 for number in (0, 1))
+    windows = plan.windows(0)
+    one, two = (plan.window_order(0, number, windows[number]) % 500 for number in (0, 1))
     assert not np.array_equal(one, two)
     digest = hashlib.sha256(np.concatenate(orders).astype("<i8").tobytes()).hexdigest()
     assert digest[:16] == "fdefbdf0cd80a515"

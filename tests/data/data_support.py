@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distsgd.data import manifest as manifest_module
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST, Manifest
 from distsgd.data.shards import write_dataset
 
@@ -226,3 +228,18 @@ def running_site() -> Iterator[Site]:
             site.closing.set()
             server.shutdown()
             thread.join()
+
+
+def sample_in_shards(folder: Path, shards: int) -> Path:
+    """The sample written anew in so many training shards, into a new folder; returns it."""
+    sample = Dataset(SAMPLE)
+    train, test = (
+        tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
+        for split in (sample.train, sample.test)
+    )
+    folder.mkdir(parents=True)
+    write_dataset(
+        folder, name="sample", shape=sample.manifest.shape, classes=sample.manifest.classes,
+        train=train, test=test, shards=shards,
+    )  # fmt: skip
+    return folder

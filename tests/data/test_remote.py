@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from data_support import sample_in_shards
 from object_store import KEY
 from store_process import SECRETS, StoreProcess, object_store
 from support import Run
@@ -19,12 +18,9 @@ from distsgd.api import evaluate, resume, train
 from distsgd.api.audit import audit
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
-from distsgd.data.manifest import MANIFEST, Shard
+from distsgd.data.manifest import MANIFEST
 from distsgd.data.remote import fetching
-from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.remote.uri import parse_uri
-from distsgd.data.shards import write_dataset
-from distsgd.data.streamed import StreamedSplit
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
 
 SHARDS = 16
@@ -34,16 +30,7 @@ SHARDS = 16
 def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample in one shard of two kinds: as it is, and in many shards of unequal length."""
     folder = tmp_path_factory.mktemp("buckets")
-    sample = Dataset(SAMPLE)
-    parts = [
-        tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
-        for split in (sample.train, sample.test)
-    ]
-    (many := folder / "open" / "many").mkdir(parents=True)
-    write_dataset(
-        many, name="sample", shape=sample.manifest.shape, classes=sample.manifest.classes,
-        train=parts[0], test=parts[1], shards=SHARDS,
-    )  # fmt: skip
+    sample_in_shards(folder / "open" / "many", SHARDS)
     shutil.copytree(SAMPLE, folder / "data" / "sample")
     shutil.copytree(SAMPLE, folder / "open" / "a sample")
     return folder
@@ -265,91 +252,3 @@ def test_a_bound_that_is_too_small_is_told_before_anything_is_fetched(
     with pytest.raises(UsageError, match="--verify"):
         train(store.open("many"), workers=0, shuffle="shard", verify=1.0)
     assert bytes_here() == 0
-
-
-class Fetched:
-    """Counts what a cache fetches."""
-
-    def __init__(self, source: Path) -> None:
-        self.source, self.files = source, Counter[str]()
-
-    def __call__(self, entry: Shard, part: Path) -> None:
-        self.files[entry.file] += 1
-        shutil.copyfile(self.source / entry.file, part)
-
-
-def test_what_is_needed_last_makes_room(buckets: Path, tmp_path: Path) -> None:
-    source = buckets / "open" / "many"
-    entries = Dataset(source).manifest.train
-    fetched = Fetched(source)
-    size = max(entry.size for entry in entries)
-    (tmp_path / "all" / "set").mkdir(parents=True)
-    cache = NodeCache(tmp_path / "all" / "set", 3 * size, fetched)
-    files = [entry.file for entry in entries]
-    cache.need(files)
-    for entry in entries[:3]:
-        assert cache.prefetch(entry)
-    assert not cache.prefetch(entries[3])  # the others are needed sooner
-    cache.need(files[1:] + files[:1])
-    assert cache.prefetch(entries[3])
-    there = sorted(path.name for path in (tmp_path / "all" / "set").glob("*.arrow"))
-    assert there == files[1:4]
-    held = [cache.hold(entry) for entry in entries[1:4]]
-    cache.need(files[4:])
-    assert not cache.prefetch(entries[4])  # all are in use
-    held.pop().release()
-    cache.hold(entries[4]).release()
-    assert max(fetched.files.values()) == 1
-    other = NodeCache(tmp_path / "all" / "other", 3 * size, fetched)
-    (tmp_path / "all" / "other").mkdir()
-    other.hold(entries[5]).release()  # the bound is for all datasets together
-    assert not (tmp_path / "all" / "set" / files[4]).exists()
-
-
-def test_what_an_interrupted_process_left_is_no_shard(buckets: Path, tmp_path: Path) -> None:
-    source = buckets / "open" / "many"
-    entry = Dataset(source).manifest.train[0]
-    fetched = Fetched(source)
-    (folder := tmp_path / "all" / "set").mkdir(parents=True)
-    (folder / f".{entry.file}.part").write_bytes(b"half of it")
-    (folder / ".another.arrow.part").write_bytes(bytes(entry.size))
-    (folder / entry.file).write_bytes(b"not whole")
-    cache = NodeCache(folder, entry.size, fetched)
-    held = cache.hold(entry)
-    assert held.path.read_bytes() == (source / entry.file).read_bytes()
-    assert not list(folder.glob(".*.part"))
-
-
-def test_many_threads_want_the_same(buckets: Path, tmp_path: Path) -> None:
-    source = buckets / "open" / "many"
-    entries = Dataset(source).manifest.train
-    (folder := tmp_path / "all" / "set").mkdir(parents=True)
-    fetched = Fetched(source)
-    caches = [NodeCache(folder, None, fetched) for _ in range(6)]
-    threads = [
-        threading.Thread(target=lambda one=cache: [one.hold(entry) for entry in entries])
-        for cache in caches
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(fetched.files.values()) == {1} and len(fetched.files) == SHARDS
-
-
-def test_a_streamed_split_gives_what_the_files_have(buckets: Path, tmp_path: Path) -> None:
-    source = buckets / "open" / "many"
-    whole = Dataset(source)
-    (folder := tmp_path / "all" / "set").mkdir(parents=True)
-    size = max(entry.size for entry in whole.manifest.train)
-    cache = NodeCache(folder, 4 * size, Fetched(source))
-    split = StreamedSplit(whole.manifest, cache)
-    assert len(split) == len(whole.train)
-    assert np.array_equal(split.labels, whole.train.labels)
-    indices = np.random.default_rng(0).integers(len(split), size=(3, 50))
-    pixels, expected = (np.empty((150, whole.manifest.features), np.uint8) for _ in range(2))
-    split.gather(indices.reshape(-1), pixels)
-    whole.train.gather(indices.reshape(-1), expected)
-    assert np.array_equal(pixels, expected)
-    assert np.array_equal(split.labels_of(indices), whole.train.labels[indices])
-    assert sum(path.stat().st_size for path in folder.glob("*.arrow")) <= 4 * size
