@@ -139,7 +139,7 @@ def test_and_so_where_workers_do_not_wait(
     run = tmp_path / "run"
     train(
         "sample", workers=3, servers=servers, epochs=40, batch_size=64, consistency=policy,
-        checkpoint_seconds=0.02, run_dir=run,
+        checkpoint_seconds=0.002, run_dir=run,
     )  # fmt: skip
     sha = replay(run).weights_sha256
     updates = (run / JOURNAL).read_bytes().count(b"\n")
