@@ -175,9 +175,11 @@ class Dataset:
     def train(self) -> Split:
         """The training examples."""
         if self._remote is not None and self._stream:
+            from distsgd.data.remote.fetching_ahead import FetchingAhead
             from distsgd.data.streamed import StreamedSplit
 
-            return StreamedSplit(self.manifest, self._remote.cache)
+            ahead = FetchingAhead(self.folder, self._remote.limit)
+            return StreamedSplit(self.manifest, self._remote.cache, ahead.follow)
         return self._whole("train")
 
     @cached_property

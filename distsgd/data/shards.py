@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 
-def _schema(shape: Sequence[int], classes: Sequence[str]) -> pa.Schema:
+@lru_cache(maxsize=8)
+def _schema(shape: tuple[int, ...], classes: tuple[str, ...]) -> pa.Schema:
     """Image as a fixed-shape tensor of uint8 (channel, row, column), label as uint8 or uint16."""
     names = json.dumps(list(classes))
     label = pa.from_numpy_dtype(label_dtype(len(classes)))
@@ -58,7 +60,7 @@ def write_shard(
         pixels: shape (rows, features).
         labels: shape (rows,); uint8, or uint16 if there are more than 256 classes.
     """
-    schema = _schema(shape, classes)
+    schema = _schema(tuple(shape), tuple(classes))
     storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
     images = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
     batch = pa.record_batch([images, pa.array(labels)], schema=schema)
@@ -199,18 +201,18 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         DatasetError: the file is missing or of another schema.
         CorruptDataError: it is not a whole Arrow file.
     """
-    mend = mending(path.parent)
     try:
         before = identity_of(path)
         content = pa.memory_map(str(path))
         batch = _only_batch(content)
-        if batch.schema != _schema(manifest.shape, manifest.classes):
+        if batch.schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
             raise DatasetError(
-                f"the shard {path} has another schema than its dataset: {batch.schema.names}", mend
+                f"the shard {path} has another schema than its dataset: {batch.schema.names}",
+                mending(path.parent),
             )
         if len(batch) != entry.rows:
             raise CorruptDataError(
-                f"the shard {path} has {len(batch)} rows, not {entry.rows}", mend
+                f"the shard {path} has {len(batch)} rows, not {entry.rows}", mending(path.parent)
             )
         batch.validate()  # that its buffers are as long as its rows need
         pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
@@ -218,11 +220,11 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         pixels = pixels.reshape(entry.rows, manifest.features)
         return OpenShard(pixels, labels, path, before, content, entry.sha256)
     except FileNotFoundError:
-        raise DatasetError(f"the shard {path} is missing", mend) from None
+        raise DatasetError(f"the shard {path} is missing", mending(path.parent)) from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptDataError(f"the shard {path} is not a whole Arrow file: {error}", mend) from (
-            None
-        )
+        raise CorruptDataError(
+            f"the shard {path} is not a whole Arrow file: {error}", mending(path.parent)
+        ) from None
 
 
 def _only_batch(content: pa.NativeFile) -> pa.RecordBatch:

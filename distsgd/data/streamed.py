@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +14,8 @@ from distsgd.data.manifest import Manifest
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.shards import OpenShard, label_dtype, open_shard
 from distsgd.data.verified import Found
-from distsgd.errors import DistsgdError
 
 __all__ = ["StreamedSplit"]
-
-
-_THREADS = 2
-"""Two: while one waits for the store, the other hashes and writes."""
 
 
 class _InUse(NamedTuple):
@@ -34,21 +26,25 @@ class _InUse(NamedTuple):
 class StreamedSplit(Split):
     """The training examples of a dataset, of which not all are here at once.
 
-    Like `Split`, but shards are fetched when rows of them are needed, and before that by a thread
-    that follows what `expect` was told.
+    Like `Split`, but shards are fetched when rows of them are needed, if not before that.
 
     Args:
         manifest: of the dataset.
         cache: of this node.
+        ahead: told what `expect` was told, as names of files, to fetch them ahead.
     """
 
-    def __init__(self, manifest: Manifest, cache: NodeCache) -> None:
-        self._manifest, self._cache = manifest, cache
+    def __init__(
+        self,
+        manifest: Manifest,
+        cache: NodeCache,
+        ahead: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> None:
+        self._manifest, self._cache, self._ahead = manifest, cache, ahead
         self._entries = manifest.train
         self._starts = np.cumsum([0, *(entry.rows for entry in self._entries)])
         self._in_use: dict[int, _InUse] = {}  # the one used last comes last
         self._most = len(self._entries)
-        self._prefetcher: _Prefetcher | None = None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -97,12 +93,9 @@ class StreamedSplit(Split):
             most: how many are needed at once.
         """
         self._most = most
-        files = [self._entries[shard].file for shard in shards]
+        files = [self._entries[shard].file for shard in dict.fromkeys(shards)]
         self._cache.need(files)
-        if self._prefetcher is None:
-            self._prefetcher = _Prefetcher(self._cache, self._manifest)
-            weakref.finalize(self, self._prefetcher.stop)
-        self._prefetcher.follow(shards)
+        self._ahead(files)
 
     def _parts(
         self, indices: NDArray[np.int64]
@@ -138,47 +131,3 @@ class StreamedSplit(Split):
     def _let_go(self, shard: int) -> None:
         if (used := self._in_use.pop(shard, None)) is not None:
             used.held.release()
-
-
-class _Prefetcher:
-    """Threads that fetch what will be needed, as far as there is room."""
-
-    def __init__(self, cache: NodeCache, manifest: Manifest) -> None:
-        self._cache, self._entries = cache, manifest.train
-        self._ahead: Sequence[int] = ()
-        self._lock, self._order = threading.Lock(), threading.Lock()
-        self._running = 0
-
-    def follow(self, shards: Sequence[int]) -> None:
-        """What is needed from now on, in that order."""
-        with self._lock:
-            self._ahead = list(dict.fromkeys(shards))
-            while self._running < min(_THREADS, len(self._ahead)):
-                self._running += 1
-                # A daemon: a process that ends does not wait for what it will not need.
-                threading.Thread(target=self._run, daemon=True).start()
-
-    def stop(self) -> None:
-        """Nothing more is needed."""
-        with self._lock:
-            self._ahead = ()
-
-    def _run(self) -> None:
-        while True:
-            with ExitStack() as in_order:  # room is taken for one shard after the other
-                in_order.enter_context(self._order)
-                if (shard := self._next()) is None:
-                    return
-                try:
-                    if not self._cache.prefetch(self._entries[shard], in_order.close):
-                        self.stop()
-                except (DistsgdError, OSError):
-                    self.stop()  # it is met again, and told, by who needs the shard
-
-    def _next(self) -> int | None:
-        with self._lock:
-            if not self._ahead:
-                self._running -= 1
-                return None
-            shard, *self._ahead = self._ahead
-            return shard

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distsgd.data.remote.stores import Refused, Store
+from distsgd.data.remote.stores import Piece, Refused, Store
 from distsgd.errors import CorruptDataError, SourceError, storage_error
 
 __all__ = ["PAUSES", "Notice", "fetch_checked", "fetch_small"]
@@ -61,7 +61,7 @@ def _fetch_once(store: Store, name: str, size: int, part: Path, whose: str, noti
     try:
         with part.open("r+b" if part.exists() else "w+b") as file:
 
-            def write(piece: bytes) -> None:
+            def write(piece: Piece) -> None:
                 found.update(piece)
                 try:
                     file.write(piece)
@@ -83,7 +83,7 @@ def fetch_small(store: Store, name: str, whose: str, notice: Notice) -> bytes:
     """
     content = bytearray()
 
-    def write(piece: bytes) -> None:
+    def write(piece: Piece) -> None:
         content.extend(piece)
         if len(content) > _MOST_BYTES:
             raise SourceError(f"{whose}/{name} is too large", "Look at what lies there")
@@ -96,7 +96,7 @@ def _follow(
     store: Store,
     name: str,
     size: int | None,
-    write: Callable[[bytes], None],
+    write: Callable[[Piece], None],
     whose: str,
     notice: Notice,
 ) -> None:
@@ -105,7 +105,7 @@ def _follow(
     while True:
         tries, before = tries + 1, have
         try:
-            for piece in store.pieces(name, have):
+            for piece in store.pieces(name, have, size):
                 have += len(piece)
                 if size is not None and have > size:
                     raise Refused(f"it is longer than the {size} bytes that the manifest says")

@@ -6,11 +6,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock
 
 from distsgd.data.manifest import Shard
 from distsgd.data.verified import Identity, believe, checksum, found_before, identity_of
@@ -20,8 +18,6 @@ __all__ = ["Held", "NodeCache"]
 
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.01
-_LOCK_SECONDS = 0.001
-"""Between two looks whether a lock is free; it is held for as long as a fetch takes at most."""
 
 Fetch = Callable[[Shard, Path], None]
 """Fetches a shard to a path, or raises."""
@@ -138,8 +134,8 @@ class NodeCache:
         path = self._folder / entry.file
         part = path.with_name(f".{entry.file}.part")
         self._locks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(self._lock_of(path)).acquire(poll_interval=_LOCK_SECONDS):
-            if path.exists():
+        with _locked(self._lock_of(path), wait=soon) as ours:
+            if not ours or path.exists():  # somebody else is fetching it, or has
                 return True
             if not self._reserved(entry, part, soon=soon):
                 return False
@@ -166,7 +162,7 @@ class NodeCache:
     def _reserved(self, entry: Shard, part: Path, *, soon: bool) -> bool:
         """Take room for a shard, removing what is needed later or not at all."""
         try:
-            with FileLock(self._locks / "room.lock").acquire(poll_interval=_LOCK_SECONDS):
+            with _locked(self._locks / "room.lock"):
                 part.unlink(missing_ok=True)  # of a process that has died
                 if self._limit is not None and not self._make_room(entry, soon=soon):
                     return False
@@ -180,7 +176,7 @@ class NodeCache:
     def _make_room(self, entry: Shard, *, soon: bool) -> bool:
         assert self._limit is not None
         # Parts first: one that becomes a shard in the meantime is counted twice, not overlooked.
-        parts, sizes = _sizes(self._all, "*/.*.part"), _sizes(self._all, "*/*.arrow")
+        parts, sizes = _sizes(self._all, ".part"), _sizes(self._all, ".arrow")
         room = self._limit - sum(sizes.values()) - sum(parts.values())
         if room >= entry.size:
             return True
@@ -201,13 +197,8 @@ class NodeCache:
     def _abandoned(self, part: Path) -> bool:
         """Whether the process that was fetching to it has died."""
         name = part.name.removeprefix(".").removesuffix(".part")
-        lock = FileLock(self._lock_of(part.with_name(name)), timeout=0)
-        try:
-            lock.acquire()
-        except OSError:  # filelock's Timeout is one
-            return False
-        lock.release()
-        return True
+        with _locked(self._lock_of(part.with_name(name)), wait=False) as ours:
+            return ours
 
     def _lock_of(self, path: Path) -> Path:
         return self._locks / f"{path.parent.name}-{path.name}.lock"
@@ -217,14 +208,36 @@ class NodeCache:
         return self.upcoming.get(path.name, float("inf")) if ours else float("inf")
 
 
-def _sizes(folder: Path, pattern: str) -> dict[Path, int]:
-    """Files and their bytes, the oldest first; others may be removing some of them."""
-    found: dict[Path, os.stat_result] = {}
-    for path in folder.glob(pattern):
-        with suppress(FileNotFoundError):
-            found[path] = path.stat()
-    by_age = sorted(found, key=lambda path: found[path].st_mtime)
-    return {path: found[path].st_size for path in by_age}
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock; yields whether we do. The system wakes who waits: nobody looks again and again,
+    which a library for locks would do, at a cost that shows beside the training."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _sizes(folder: Path, ending: str) -> dict[Path, int]:
+    """Files in the folders below and their bytes, the oldest first; others may remove some."""
+    found: list[tuple[float, Path, int]] = []
+    with os.scandir(folder) as datasets:
+        for dataset in datasets:
+            if not dataset.is_dir():
+                continue
+            with os.scandir(dataset) as files:
+                for file in files:
+                    if file.name.endswith(ending):
+                        with suppress(FileNotFoundError):
+                            is_now = file.stat()
+                            found.append((is_now.st_mtime, Path(file.path), is_now.st_size))
+    return {path: size for _, path, size in sorted(found)}
 
 
 def _note_of(path: Path) -> Path:

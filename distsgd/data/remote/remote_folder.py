@@ -63,12 +63,13 @@ class RemoteFolder:
 
     Attributes:
         cache: of this node.
+        limit: as given.
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
         self._uri = parse_uri(json.loads((folder / REMOTE_SOURCE).read_text())["uri"])
         self._store: Store | None = None
-        self._folder = folder
+        self._folder, self.limit = folder, limit
         self._held: list[Held] = []
         self.cache = NodeCache(folder, limit, self._fetch)
 

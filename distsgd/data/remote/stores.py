@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol
@@ -11,15 +12,20 @@ from urllib.parse import quote
 
 import requests
 from pyarrow import fs
+from pyarrow.dataset import IpcFileFormat
 
 from distsgd.data.download import reason
 from distsgd.data.remote.uri import Uri
 from distsgd.errors import SourceError
 
-__all__ = ["Refused", "Store", "open_store"]
+__all__ = ["Piece", "Refused", "Store", "open_store"]
 
-_PIECE = 4 << 20
+_PIECE = 16 << 20
+_FORMAT = IpcFileFormat()
 _CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 20.0
+
+
+Piece = bytes | memoryview
 
 
 class Refused(Exception):
@@ -29,12 +35,13 @@ class Refused(Exception):
 class Store(Protocol):
     """A folder somewhere else."""
 
-    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
-        """The content of a file from an offset on.
+    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
+        """The content of a file from an offset on; each piece is used before the next is asked for.
 
         Args:
             name: of the file.
             offset: bytes to leave out.
+            size: that it should have, or None.
 
         Raises:
             Refused: there is no such file, or we may not read it.
@@ -117,18 +124,21 @@ _NEVER = (
 class _FileSystemFolder:
     def __init__(self, system: Any, folder: str) -> None:
         self._system, self._folder = system, folder
+        self._of_thread = threading.local()
 
-    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
+    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
         path = f"{self._folder}/{name}"
         try:
-            with self._system.open_input_file(path) as file:
-                end = file.size()
+            with self._opened(path, size) as file:
+                end = file.size() if size is None else size
+                buffer = self._buffer(min(_PIECE, end - offset))
+                file.seek(offset)
                 while offset < end:
-                    piece = file.read_at(min(_PIECE, end - offset), offset)
-                    if not piece:
+                    room = buffer[: end - offset]
+                    if not (got := file.readinto(room)):
                         raise OSError(f"it gives no more after {offset} of {end} bytes")
-                    offset += len(piece)
-                    yield piece
+                    offset += got
+                    yield room[:got]
         except FileNotFoundError:
             raise Refused("there is no such file") from None
         except PermissionError as error:
@@ -138,13 +148,25 @@ class _FileSystemFolder:
                 raise Refused(_reason(error)) from None
             raise OSError(_reason(error)) from None
 
+    def _opened(self, path: str, size: int | None) -> Any:
+        if size is None:
+            return self._system.open_input_file(path)
+        # Only through a fragment can the size be told; the store is not asked for it then.
+        return _FORMAT.make_fragment(path, self._system, file_size=size).open()
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread, used again: to get it anew costs more than to fill it."""
+        if len(getattr(self._of_thread, "buffer", b"")) < size:
+            self._of_thread.buffer = bytearray(size)
+        return memoryview(self._of_thread.buffer)
+
 
 class _WebFolder:
     def __init__(self, address: str) -> None:
         self._address = address
         self._session = requests.Session()
 
-    def pieces(self, name: str, offset: int) -> Iterator[bytes]:
+    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"

@@ -1,0 +1,203 @@
+"""A set that is four times as large as the cache of a node, against the same in memory.
+
+    python scripts/out_of_core.py [--source s3 http file] [--epochs N] [--rounds N] [--only TEXT]
+
+CIFAR-10 four times over (200,000 images) lies in 32 shards in a store of its own on the same
+machine, which is the object store of the tests, or a folder. It is streamed with --shuffle shard,
+two shards mixed, through a cache that holds a quarter of the training shards beside the test shard,
+which always stays. Images a second of the steps after the first epoch; each streamed run follows
+the same run in memory, and has to give the same bits.
+
+The limit is what the cores of this machine could do if none ever waited: the CPU of the steps in
+memory, and that of fetching, hashing and writing, the store's own included, for the three quarters
+that a cache of a quarter cannot have. Takes half a minute a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from store_process import object_store
+
+from distsgd.api import train
+from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow
+from distsgd.bench.environment import busy_cores, environment
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
+from distsgd.data.manifest import read_manifest
+from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
+from distsgd.data.shards import write_dataset
+
+COPIES, SHARDS, MIXED, SHARE = 4, 32, 2, 4
+IMAGES = COPIES * 50_000
+RUNS: dict[str, dict[str, Any]] = {
+    "linear, inline": {"workers": 0},
+    "linear, 1 worker": {"workers": 1},
+    "linear, 2 workers, bsp": {"workers": 2},
+    "linear, 2 workers, asp": {"workers": 2, "consistency": "asp"},
+    "mlp:100, inline": {"workers": 0, "model": "mlp:100"},
+    "mlp:100, 2 workers, bsp": {"workers": 2, "model": "mlp:100"},
+}
+
+
+class Warm(Reporter):
+    """Images a second after the first epoch."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+
+    def epoch(self, row: EpochRow) -> None:
+        self._seconds.append(row.seconds)
+
+    @property
+    def rate(self) -> float:
+        return IMAGES * (len(self._seconds) - 1) / (self._seconds[-1] - self._seconds[0])
+
+
+class Pair(NamedTuple):
+    """Images a second."""
+
+    memory: float
+    streamed: float
+
+
+def lay_out(there: Path) -> tuple[int, int]:
+    """CIFAR-10 a few times over; returns the bytes of those for training, and for testing."""
+    cifar = Dataset(find_dataset("cifar10"))
+    rows, test = (
+        tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
+        for split in (cifar.train, cifar.test)
+    )
+    there.mkdir(parents=True)
+    manifest = write_dataset(
+        there, name="cifar10", shape=cifar.manifest.shape, classes=cifar.manifest.classes,
+        train=tuple(np.concatenate([part] * COPIES) for part in rows), test=test, shards=SHARDS,
+    )  # fmt: skip
+    return tuple(sum(one.size for one in manifest.shards(split)) for split in ("train", "test"))
+
+
+@contextmanager
+def address(source: str, bucket: Path) -> Iterator[str]:
+    """The URI of the set, in a store that is there for as long."""
+    there = bucket / "open" / "cifar"
+    if source == "file":
+        yield there.as_uri()
+        return
+    with object_store(bucket) as store:
+        yield store.open("cifar") if source == "s3" else f"http://{store.address}/open/cifar"
+
+
+@contextmanager
+def an_empty_cache() -> Iterator[None]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, DISTSGD_CACHE=folder),
+    ):
+        yield
+
+
+def cpu_seconds() -> float:
+    """Of this process, and of those that it has begun and seen the end of."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def cost_of_fetching(source: str, bucket: Path, room: int) -> float:
+    """CPU seconds for all training shards once, the store's included."""
+    spent = []
+    for fetches in (False, True):  # a store costs something to begin, too
+        before = cpu_seconds()
+        with an_empty_cache(), address(source, bucket) as uri:
+            folder = find_remote(uri)
+            remote = RemoteFolder(folder, room)
+            for entry in read_manifest(folder).train if fetches else ():
+                remote.cache.hold(entry).release()
+        spent.append(cpu_seconds() - before)
+    return spent[1] - spent[0]
+
+
+def rate(dataset: str, epochs: int, settings: dict[str, Any]) -> tuple[float, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        warm = Warm()
+        result = train(
+            dataset, epochs=epochs, reporter=warm, run_dir=Path(folder) / "run", **settings
+        )
+        return warm.rate, result.weights_sha256
+
+
+def measure(source: str, bucket: Path, cache_bytes: int, epochs: int, run: dict[str, Any]) -> Pair:
+    """The same run twice, in memory first."""
+    shuffled = {**run, "shuffle": "shard", "shuffle_window": MIXED}
+    memory, wanted = rate(str(bucket / "open" / "cifar"), epochs, shuffled)
+    with an_empty_cache(), address(source, bucket) as uri:
+        bound = {"cache_size": -(-cache_bytes // 2**20)}
+        streamed, found = rate(uri, epochs, {**shuffled, **bound})
+    if found != wanted and run.get("consistency") != "asp":
+        raise SystemExit(f"error: {run} gives other bits when it is streamed")
+    return Pair(memory, streamed)
+
+
+def limit(pair: Pair, run: dict[str, Any], fetching: float) -> float:
+    """Images a second with all cores busy."""
+    cores = len(os.sched_getaffinity(0))
+    steps = IMAGES / pair.memory * min(cores, max(1, run["workers"]))
+    return cores * IMAGES / (steps + fetching * (1 - 1 / SHARE))
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", nargs="+", choices=("s3", "http", "file"), default=["s3"])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="a part of the names of the runs to make")
+    options = parser.parse_args()
+    for name, value in environment().items():
+        print(f"{name}: {value}")
+    print(f"busy cores before: {busy_cores():.2f}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        bucket = Path(folder)
+        size, test_size = lay_out(bucket / "open" / "cifar")
+        room = size // SHARE + test_size
+        for source in options.source:
+            fetching = min(cost_of_fetching(source, bucket, room) for _ in range(3))
+            print(f"{source}: {fetching:.2f} s of CPU to fetch all {size / 1e6:.0f} MB once\n")
+            print("| what | in memory, images/s | streamed | ratio | limit | of the limit |")
+            print("| --- | ---: | ---: | ---: | ---: | ---: |")
+            for name, run in RUNS.items():
+                if options.only not in name:
+                    continue
+                pairs = []
+                for _ in range(options.rounds):
+                    pairs.append(measure(source, bucket, room, options.epochs, run))
+                    time.sleep(0.5)
+                middle = sorted(pairs, key=lambda pair: pair.streamed / pair.memory)[
+                    len(pairs) // 2
+                ]
+                most = statistics.median(limit(pair, run, fetching) for pair in pairs)
+                print(
+                    f"| {name} | {middle.memory:,.0f} | {middle.streamed:,.0f} | "
+                    f"{middle.streamed / middle.memory:.2f} | {most / middle.memory:.2f} | "
+                    f"{middle.streamed / most:.2f} |",
+                    flush=True,
+                )
+            print()
+
+
+if __name__ == "__main__":
+    main()
