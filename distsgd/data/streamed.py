@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,10 @@ from distsgd.data.shards import OpenShard, label_dtype, open_shard
 from distsgd.data.verified import Found
 
 __all__ = ["StreamedSplit"]
+
+
+_FAR = 1000
+"""Shards that are told of, of those that come: each window tells anew."""
 
 
 class _InUse(NamedTuple):
@@ -93,7 +98,8 @@ class StreamedSplit(Split):
             most: how many are needed at once.
         """
         self._most = most
-        files = [self._entries[shard].file for shard in dict.fromkeys(shards)]
+        nearest = islice(dict.fromkeys(shards), _FAR)
+        files = [self._entries[shard].file for shard in nearest]
         self._cache.need(files)
         self._ahead(files)
 

@@ -31,6 +31,7 @@ from distsgd.errors import DistsgdError
 __all__ = ["FetchingAhead"]
 
 _LOCK = ".fetching-ahead.lock"
+_SECONDS_TO_END = 5.0
 _THREADS = 2
 """Two: while one waits for the store, the other hashes and writes."""
 
@@ -91,7 +92,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.close()
-    process.wait()
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class _Threads:
