@@ -70,7 +70,8 @@ def replay(run: str | Path) -> Replay:
                 if read_checkpoint(path).weights.tobytes() != found.tobytes():
                     raise JournalError(
                         before + 1,
-                        f"the bits of W differ from version {before + 1} to {version} on",
+                        f"the bits of W differ from version {before + 1} to {version} on"
+                        + (f"; but {other}" if (other := folder.other_blas()) else ""),
                     )
                 before = version
     last, known = (

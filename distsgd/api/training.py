@@ -182,6 +182,8 @@ def resume(
                 folder.release()
                 return _reported(folder)
             dataset.verify()
+            if other := folder.other_blas():
+                (reporter or Reporter()).notice(other)
             found = tail.recovered(opened)
         except BaseException:
             folder.release()

@@ -9,8 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from threadpoolctl import threadpool_info
-
+from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
 
 __all__ = ["busy_cores", "environment"]
@@ -31,7 +30,7 @@ def environment() -> dict[str, str]:
     for package in _PACKAGES:
         found[package] = _version(package)
         if package == "numpy":
-            found["blas"] = _blas()
+            found["blas"] = blas_kernel()
     return found
 
 
@@ -68,14 +67,3 @@ def _cpu() -> str:
 
 def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _blas() -> str:
-    """The BLAS that numpy has loaded."""
-    import numpy  # noqa: F401
-
-    for library in threadpool_info():
-        if library["user_api"] == "blas":
-            kind = library.get("architecture") or "unknown kind of CPU"
-            return f"{library['internal_api']} {library['version']} ({kind})"
-    return "unknown"

@@ -135,9 +135,16 @@ def list_(address: AddressFlag = "auto", json: JsonFlag = False) -> None:
         print_json({"jobs": [asdict(state) for state in found]})
         return
     print_table(
-        ("job", "state", "begun", "ended", "command"),
-        [(one.job, one.state, one.begun, one.ended, one.command) for one in found],
+        ("job", "state", "begun (UTC)", "ended (UTC)", "command"),
+        [
+            (one.job, one.state, _plain_time(one.begun), _plain_time(one.ended), one.command)
+            for one in found
+        ],
     )
+
+
+def _plain_time(time: str) -> str:
+    return time.replace("T", " ").removesuffix("+00:00")
 
 
 @app.command()

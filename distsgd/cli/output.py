@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,7 +58,9 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: s
 
     table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+        first = number == 0  # a name, which may be copied
+        justify: Literal["left", "right"] = "left" if first else "right"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=first)
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure
+from distsgd.runtime.blas import SAME_BLAS, blas_kernel
 from distsgd.runtime.ray_answers import HINT, answer_of, cause_of
 from distsgd.runtime.whereabouts import end_process, whereabouts
 
@@ -61,6 +62,8 @@ class Fleet:
         self._failures = 0
         self._alone_since: float | None = None
         self._said = False
+        self._blas = {blas_kernel()}
+        self._to_say: list[str] = []
         for worker in range(workers):
             self._actors[worker] = make(worker)
 
@@ -128,7 +131,8 @@ class Fleet:
             self._replace(worker, error)
         else:
             if calls is self._connecting:
-                self.names[worker], self.hosts[worker] = result
+                self.names[worker], self.hosts[worker], blas = result
+                self._compare(worker, blas)
                 if self.begun:
                     self._run(worker)
                 else:
@@ -169,11 +173,13 @@ class Fleet:
         self._failures = 0
 
     def check(self) -> str | None:
-        """What there is to say when nobody works.
+        """What there is to say of who has come, or when nobody works.
 
         Raises:
             RuntimeFailure: nobody has for too long.
         """
+        if self._to_say:
+            return self._to_say.pop(0)
         if self._running or self._ready or not self._connecting:
             self._alone_since, self._said = None, False
             return None
@@ -185,6 +191,15 @@ class Fleet:
             return None
         self._said = True
         return f"no worker is there; waiting up to {self._patience:g} s for one"
+
+    def _compare(self, worker: int, blas: str) -> None:
+        """Each kernel that is not the driver's is told of once."""
+        if blas not in self._blas:
+            self._blas.add(blas)
+            self._to_say.append(
+                f"worker {worker} on {self.hosts[worker]} multiplies by {blas}, this process by "
+                f"{blas_kernel()}: the bits depend on who computes what; {SAME_BLAS}"
+            )
 
     def kill(self) -> None:
         """End every actor."""

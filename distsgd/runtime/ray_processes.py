@@ -22,6 +22,7 @@ from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
 from distsgd.core.arrays import Floats
 from distsgd.errors import ChannelClosed, DatasetError
+from distsgd.runtime.blas import blas_kernel
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
 from distsgd.runtime.job import Job, Snapshot
@@ -153,13 +154,13 @@ class WorkerProcess:
                 raise type(error)(f"on node {here}: {error.problem}", error.hint) from None
             _settle_down()
 
-    def connect(self, servers: list[Contact], channel: str) -> tuple[str, str]:
+    def connect(self, servers: list[Contact], channel: str) -> tuple[str, str, str]:
         """Open the data, and connect to the servers by the named channel, or the best there is.
 
         The data is not opened on creation: errors of calls come through, of creation not.
 
         Returns:
-            the name of the channel, and the address of this node.
+            the name of the channel, the address of this node, and its BLAS.
         """
         self.open()
         channels = [
@@ -172,7 +173,7 @@ class WorkerProcess:
         if (chaos := self._job.chaos) is not None:
             tally = Tally(Path(self._job.tally), self._number)
             self._channel = FaultyChannel(self._channel, PushFaults(chaos, self._number, tally))
-        return self._channel.name, ray.util.get_node_ip_address()
+        return self._channel.name, ray.util.get_node_ip_address(), blas_kernel()
 
     def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
         actor, node, address = contact
