@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
-from distsgd.runtime.ray_session import check_ray
+from distsgd.runtime.ray_health import check_ray
 
 __all__ = ["HINT", "answer_of", "cause_of", "server_lost", "what_to_tell"]
 
@@ -49,7 +49,7 @@ def answer_of(references: Any) -> Any:
 def what_to_tell(error: Exception) -> Exception:
     """The error for the user: when Ray itself has died, everything else is a consequence."""
     try:
-        check_ray()
+        check_ray(surely=True)
     except RuntimeFailure as found:
         return found
     if isinstance(error, ChannelClosed):

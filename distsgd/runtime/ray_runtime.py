@@ -28,8 +28,9 @@ from distsgd.runtime.placement import place_of_servers, place_of_workers
 from distsgd.runtime.ray_answers import HINT, answer_of, what_to_tell
 from distsgd.runtime.ray_fleet import WAIT_SECONDS, Fleet
 from distsgd.runtime.ray_havoc import Havoc
+from distsgd.runtime.ray_health import check_ray
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
-from distsgd.runtime.ray_session import check_ray, ray_session
+from distsgd.runtime.ray_session import ray_session
 from distsgd.runtime.statistics import Statistics
 from distsgd.runtime.trace import Track
 
@@ -131,6 +132,7 @@ class _Driver:
         """Who replaces another has nothing left over."""
         start = replace(self._start, left_over={}) if number in again else self._start
         again.add(number)
+        check_ray(surely=True)
         # A Ray of our own has room for the first workers alone; more share their CPUs.
         every = ray.cluster_resources().get("CPU", 0)
         room = number < self._workers or number + self._job.servers < every
@@ -144,6 +146,7 @@ class _Driver:
 
     def _begin(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Start everyone, and have the workers connect; a stop before that is the end."""
+        check_ray(surely=True)
         self._servers = _start_servers(self._job, self._start, self._workers)
         for number, server in enumerate(self._servers):
             self._born(f"server {number}", server)

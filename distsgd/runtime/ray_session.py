@@ -7,6 +7,7 @@ and guard are both gone are removed by the next session.
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import logging
 import os
@@ -17,17 +18,15 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded
 
 __all__ = [
-    "LOOPBACK", "check_ray", "is_loopback", "keep_stdout", "own_signals", "ray_environment",
+    "LOOPBACK", "is_loopback", "keep_stdout", "own_signals", "ray_environment",
     "ray_session", "shut_down", "sweep_dead_sessions",
 ]  # fmt: skip
 
@@ -35,8 +34,6 @@ _PREFIX = "distsgd-ray-"
 _UNLOCKED = ".distsgd-"
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 2.0
-
-_VITAL = {"raylet", "gcs_server"}
 
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
@@ -82,19 +79,32 @@ def _root() -> Path:
 def sweep_dead_sessions() -> None:
     """End what is left of sessions whose owner was killed, and remove their folders."""
     for folder in _root().glob(f"{_PREFIX}*"):
-        lock = FileLock(folder / LOCK)
-        try:
-            if folder.stat().st_uid != os.getuid():
-                continue
-            lock.acquire(timeout=0)
-        except (OSError, Timeout):
-            continue
-        clear_session(folder)
-        lock.release()
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid():
+                _sweep(folder)
     for folder in _root().glob(f"{_UNLOCKED}*-*"):
         owner = folder.name.removeprefix(_UNLOCKED).partition("-")[0]
         if not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Clear a folder of which nobody holds the lock.
+
+    Nothing is made here: the lock is not to be one that comes after the owner has removed its own.
+    """
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        folder.rmdir()  # the lock goes last: it is empty, or it is not one of ours
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # It may have been removed since it was opened, by who had it; then all has been done.
+        if (folder / LOCK).stat().st_ino == os.fstat(lock).st_ino:
+            clear_session(folder)
+    finally:
+        os.close(lock)
 
 
 @contextmanager
@@ -154,15 +164,17 @@ def _session_folder() -> Iterator[Path]:
     # It takes its final name when it is locked already: another sweep never sees it without.
     # Until then its name says who is to be alive.
     unlocked = Path(tempfile.mkdtemp(prefix=f"{_UNLOCKED}{os.getpid()}-", dir=_root()))
-    lock = FileLock(unlocked / LOCK)
-    lock.acquire()
+    lock = os.open(unlocked / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name.rpartition('-')[2]}")
     try:
         with guarded(folder):
             yield folder
     finally:
         clear_session(folder, _SECONDS_TO_LEAVE)
-        lock.release()
+        # What could not be removed stays locked, and so ours, until this process ends.
+        if not folder.exists():
+            os.close(lock)
 
 
 @contextmanager
@@ -201,26 +213,6 @@ def shut_down() -> None:
     ray.shutdown()
     if getattr(node, "_gcs_client", None) is not None:
         node._gcs_client = None
-
-
-def check_ray() -> None:
-    """See that the processes live that Ray cannot do without, if this process has started them.
-
-    Ray itself waits for them to come back, or ends this process without a word of ours.
-
-    Raises:
-        RuntimeFailure: one of them has died.
-    """
-    import ray
-
-    node = getattr(ray._private.worker, "_global_node", None)  # there is no public call for it
-    found = getattr(node, "dead_processes", list)
-    dead = {str(name) for name, _ in found()}
-    for name in sorted(dead & _VITAL):
-        raise RuntimeFailure(
-            f"a process of Ray died: {name}",
-            "Look for a lack of memory; `distsgd resume` goes on from the last update",
-        )
 
 
 @contextmanager

@@ -24,24 +24,36 @@ LOCK = "owner.lock"
 MARK = "DISTSGD_NODE"
 """In the environment of what `cluster start` starts, and of its children: their folder."""
 
+_DRIVER_LOG = "/python-core-driver-"
+"""In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
+
 _SECONDS_TO_DIE = 10.0
 
 
 def processes_of(folder: str) -> list[int]:
     """Processes, other than this one, that name the folder, have a file of it open, or its mark.
 
-    Ray's workers rename themselves, so that their command line alone does not tell.
+    Ray's workers rename themselves, so that their command line alone does not tell. Drivers have
+    files open, too, and for ever, but are their users': a notebook that has trained on the cluster
+    outlives it.
     """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if int(entry.name) != os.getpid() and (
-                folder.encode() in (entry / "cmdline").read_bytes()
-                or any(folder in file for file in _open_files(entry))
-                or _marked(entry, folder)
+                _named(entry, folder) or _has_open(entry, folder)
             ):
                 found.append(int(entry.name))
     return found
+
+
+def _named(process: Path, folder: str) -> bool:
+    return folder.encode() in (process / "cmdline").read_bytes() or _marked(process, folder)
+
+
+def _has_open(process: Path, folder: str) -> bool:
+    ours = [file for file in _open_files(process) if folder in file]
+    return bool(ours) and not any(_DRIVER_LOG in file for file in ours)
 
 
 def _marked(process: Path, folder: str) -> bool:
@@ -71,7 +83,20 @@ def clear_session(folder: Path, seconds: float = 0.0) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The lock goes last: a folder with something in it has one, or nobody knows if it is used."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+        if [entry.name for entry in folder.iterdir()] in ([], [LOCK]):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _only_looks(pid: int, folder: Path) -> bool:
@@ -82,9 +107,7 @@ def _only_looks(pid: int, folder: Path) -> bool:
     with suppress(OSError):
         process = Path(f"/proc/{pid}")
         ours = {file for file in _open_files(process) if str(folder) in file}
-        named = str(folder).encode() in (process / "cmdline").read_bytes()
-        named = named or _marked(process, str(folder))
-        return not named and ours <= {str(folder / LOCK)}
+        return not _named(process, str(folder)) and ours <= {str(folder / LOCK)}
     return True
 
 

@@ -151,7 +151,7 @@ class _Round:
         import ray
 
         from distsgd.runtime.ray_answers import cause_of
-        from distsgd.runtime.ray_session import check_ray
+        from distsgd.runtime.ray_health import check_ray
 
         while True:
             try:

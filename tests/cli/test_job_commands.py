@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,3 +165,42 @@ def test_without_the_token_every_door_refuses(cluster: Cluster, home: Path) -> N
             assert token not in (pid / "cmdline").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
+
+
+_NOTEBOOK = """
+import distsgd
+from distsgd.errors import DistsgdError
+print(distsgd.train("sample", workers=1, epochs=1, address="auto").status, flush=True)
+class Told(distsgd.Reporter):
+    def epoch(self, row):
+        print("epoch", flush=True)
+try:
+    distsgd.train("sample", workers=1, epochs=100_000, address="auto", reporter=Told())
+except DistsgdError as error:
+    print(error, flush=True)
+input()
+"""
+
+
+def test_who_has_trained_on_a_cluster_outlives_it(tmp_path: Path) -> None:
+    """A notebook keeps files of Ray open; it is not a part of the node, and not ended with it."""
+    home = tmp_path / "home"
+    port, jobs_port = free_ports(2)
+
+    def cluster(*arguments: object) -> None:
+        done = subprocess.run(command_line("cluster", *arguments), env=environment(home),
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    cluster("start", "--head", "--port", port, "--jobs-port", jobs_port, "--cpus", 2)
+    with subprocess.Popen(
+        [sys.executable, "-c", _NOTEBOOK], env=environment(home), text=True, cwd=tmp_path,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as notebook:  # fmt: skip
+        assert notebook.stdout is not None and notebook.stdin is not None
+        assert [notebook.stdout.readline() for _ in range(2)] == ["finished\n", "epoch\n"]
+        cluster("stop")
+        told = next(line for line in notebook.stdout if line != "epoch\n")
+        assert f"127.0.0.1:{port} no longer answers" in told and "distsgd resume" in told
+        notebook.stdin.write("\n")
+    assert notebook.returncode == 0

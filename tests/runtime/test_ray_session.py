@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from support import Run
 
 from distsgd.errors import ChannelClosed
+from distsgd.runtime import ray_session, session_guard
 from distsgd.runtime.ray_answers import what_to_tell
 from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
 from distsgd.runtime.session_guard import LOCK, clear_session, processes_of
@@ -73,6 +75,49 @@ def test_a_session_whose_owner_lives_stays(temporary: Path) -> None:
     with a_process(locked, folder / LOCK) as process:
         sweep_dead_sessions()
         assert folder.exists() and process.poll() is None
+
+
+def test_an_owner_that_removes_its_folder_is_let_do_so(temporary: Path) -> None:
+    """Its lock is gone, the folder not yet; it has files of it open that it has removed."""
+    folder = a_session(temporary)
+    opened = "files = [open(f'{sys.stdin.readline().strip()}') for _ in range(2)]"
+    (folder / "ray" / "log").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys; {opened}; print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdin is not None and owner.stdout is not None
+        owner.stdin.write(f"{folder / LOCK}\n{folder / 'ray' / 'log'}\n")
+        owner.stdin.flush()
+        owner.stdout.readline()
+        (folder / "ray" / "log").unlink()
+        (folder / LOCK).unlink()
+        sweep_dead_sessions()
+        assert owner.poll() is None and (folder / "ray").is_dir()
+        (folder / "ray").rmdir()
+        sweep_dead_sessions()
+        assert owner.poll() is None and not folder.exists()
+
+
+def test_a_lock_that_was_removed_while_it_was_opened_is_none(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_session(temporary)
+    (folder / "ray" / "log").touch()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (folder / LOCK).unlink())
+    sweep_dead_sessions()
+    assert (folder / "ray" / "log").exists() and not (folder / LOCK).exists()
+
+
+def test_what_cannot_be_removed_stays_ours(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_guard, "_remove", lambda folder: None)
+    with ray_session._session_folder() as folder, a_process("", folder) as process:
+        process.kill()
+    monkeypatch.undo()
+    sweep_dead_sessions()
+    assert (folder / LOCK).exists()
 
 
 def test_another_command_that_looks_at_the_lock_is_not_ended(temporary: Path) -> None:

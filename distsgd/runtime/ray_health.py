@@ -1,0 +1,109 @@
+"""Whether the Ray that this process is connected to still lives.
+
+Ray itself waits for its vital processes to come back, and then ends the process that is connected,
+without a word of ours: after about 15 seconds, see `RAY_gcs_rpc_server_reconnect_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic, sleep
+
+from distsgd.errors import RuntimeFailure
+
+__all__ = ["HeadWatch", "check_ray"]
+
+_VITAL = {"raylet", "gcs_server"}
+
+_EVERY_SECONDS = 1.0
+_CONNECT_SECONDS = 0.5
+_POLL_SECONDS = 0.25
+_PATIENCE_SECONDS = 8.0
+"""Enough for a hiccup of the network, and well before Ray's own end of it."""
+
+_REFUSED_SECONDS = 2.0
+"""The machine is there, but no head; no hiccup does that."""
+
+
+class HeadWatch:
+    """Looks now and then whether the head of a cluster takes connections.
+
+    Args:
+        address: HOST:PORT of the head.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._looked = monotonic()
+        self._silent_since: float | None = None
+
+    def look(self) -> None:
+        """Connect, unless that has just been done.
+
+        Raises:
+            RuntimeFailure: nobody has answered for some seconds.
+        """
+        if monotonic() > self._looked + _EVERY_SECONDS:
+            self._connect()
+
+    def wait(self) -> None:
+        """Return when the head has answered now.
+
+        Raises:
+            RuntimeFailure: see `look`.
+        """
+        while not self._connect():
+            sleep(_POLL_SECONDS)
+
+    def _connect(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        self._looked = now = monotonic()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        except OSError as error:
+            self._silent_since = self._silent_since or now
+            refused = isinstance(error, ConnectionRefusedError)
+            if now > self._silent_since + (_REFUSED_SECONDS if refused else _PATIENCE_SECONDS):
+                raise RuntimeFailure(
+                    f"the head of the cluster at {self.address} no longer answers: "
+                    f"{error.strerror or error}",
+                    "Start it again; `distsgd resume` goes on from the last update",
+                ) from None
+            return False
+        self._silent_since = None
+        return True
+
+
+_watch: HeadWatch | None = None
+
+
+def check_ray(*, surely: bool = False) -> None:
+    """See that the processes live that Ray cannot do without: ours, or those of a cluster's head.
+
+    Args:
+        surely: look at the head now, and wait until it answers. Before calls of Ray that need
+            it: they do not come back without.
+
+    Raises:
+        RuntimeFailure: one of them has died, or the head does not answer.
+    """
+    import ray
+
+    node = getattr(ray._private.worker, "_global_node", None)  # there is no public call for it
+    found = getattr(node, "dead_processes", list)
+    dead = {str(name) for name, _ in found()}
+    for name in sorted(dead & _VITAL):
+        raise RuntimeFailure(
+            f"a process of Ray died: {name}",
+            "Look for a lack of memory; `distsgd resume` goes on from the last update",
+        )
+    if not getattr(node, "is_head", lambda: True)():
+        head = _watched(str(ray.get_runtime_context().gcs_address))
+        (head.wait if surely else head.look)()
+
+
+def _watched(address: str) -> HeadWatch:
+    global _watch
+    if _watch is None or _watch.address != address:
+        _watch = HeadWatch(address)
+    return _watch
