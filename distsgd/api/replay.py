@@ -16,6 +16,7 @@ from distsgd.run.checkpoint import (
     read_checkpoint,
     weights_sha256,
 )
+from distsgd.run.kernels import other_kernels
 
 __all__ = ["Replay", "replay"]
 
@@ -71,7 +72,7 @@ def replay(run: str | Path) -> Replay:
                     raise JournalError(
                         before + 1,
                         f"the bits of W differ from version {before + 1} to {version} on"
-                        + (f"; but {other}" if (other := folder.other_blas()) else ""),
+                        + (f"; but {other}" if (other := other_kernels(folder)) else ""),
                     )
                 before = version
     last, known = (

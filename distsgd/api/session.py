@@ -19,6 +19,7 @@ from distsgd.api.stop_signals import StopSignals
 from distsgd.api.verifier import Verifier
 from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, VerificationError
 from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
+from distsgd.run.kernels import add_kernel
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
 from distsgd.runtime.events import (
@@ -172,6 +173,8 @@ class Session:
                     self._reporter.notice(event.told)
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
+                if event.kernel:
+                    add_kernel(self._run, event.kernel)
             elif isinstance(event, Updated):
                 self._keeper.updated(event.update)
                 if self._watch is not None:

@@ -30,8 +30,10 @@ from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run, find_run
 from distsgd.run.journal import Mark
+from distsgd.run.kernels import add_kernel, other_kernels
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import want_workers
+from distsgd.runtime.blas import blas_kernel
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["resume", "scale", "train", "train_with"]
@@ -182,8 +184,9 @@ def resume(
                 folder.release()
                 return _reported(folder)
             dataset.verify()
-            if other := folder.other_blas():
+            if other := other_kernels(folder):
                 (reporter or Reporter()).notice(other)
+                add_kernel(folder, blas_kernel())
             found = tail.recovered(opened)
         except BaseException:
             folder.release()

@@ -28,7 +28,7 @@ from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, home_folder
 from distsgd.errors import RunError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
-from distsgd.runtime.blas import SAME_BLAS, blas_kernel
+from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
 
 __all__ = ["RunFolder", "create_run", "find_run", "list_runs", "runs_home", "versions"]
@@ -151,16 +151,6 @@ class RunFolder:
             raise RunError(
                 f"{self.path / 'config.json'} is damaged: {error}", "Train again"
             ) from None
-
-    def other_blas(self) -> str:
-        """What there is to say if the run was begun where matrices are multiplied otherwise."""
-        known = self.read("config.json").get("versions", {}).get("blas")
-        if known in (None, here := blas_kernel()):
-            return ""
-        return (
-            f"the run was computed by {known}, and this machine has {here}, which rounds "
-            f"otherwise; {SAME_BLAS}"
-        )
 
     def status(self) -> str:
         """ "running", "finished", "interrupted", "diverged", "failed" or "dead" (killed)."""

@@ -146,9 +146,15 @@ class Witnessed:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know of, and that does not end the training."""
+    """Something that the user should know of, and that does not end the training.
+
+    Attributes:
+        text: what it is.
+        kernel: another kernel than the driver's, by which a worker multiplies; else "".
+    """
 
     text: str
+    kernel: str = ""
 
 
 @dataclass(frozen=True)

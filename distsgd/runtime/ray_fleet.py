@@ -12,6 +12,7 @@ import ray
 
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure
 from distsgd.runtime.blas import SAME_BLAS, blas_kernel
+from distsgd.runtime.events import Notice
 from distsgd.runtime.ray_answers import HINT, answer_of, cause_of
 from distsgd.runtime.whereabouts import end_process, whereabouts
 
@@ -63,7 +64,7 @@ class Fleet:
         self._alone_since: float | None = None
         self._said = False
         self._blas = {blas_kernel()}
-        self._to_say: list[str] = []
+        self._to_say: list[Notice] = []
         for worker in range(workers):
             self._actors[worker] = make(worker)
 
@@ -172,7 +173,7 @@ class Fleet:
         """An update has been applied: whoever fails from now on may be replaced again."""
         self._failures = 0
 
-    def check(self) -> str | None:
+    def check(self) -> Notice | None:
         """What there is to say of who has come, or when nobody works.
 
         Raises:
@@ -190,16 +191,17 @@ class Fleet:
         if self._said or alone < min(_SECONDS_UNSAID, self._patience / 2):
             return None
         self._said = True
-        return f"no worker is there; waiting up to {self._patience:g} s for one"
+        return Notice(f"no worker is there; waiting up to {self._patience:g} s for one")
 
     def _compare(self, worker: int, blas: str) -> None:
         """Each kernel that is not the driver's is told of once."""
         if blas not in self._blas:
             self._blas.add(blas)
-            self._to_say.append(
+            text = (
                 f"worker {worker} on {self.hosts[worker]} multiplies by {blas}, this process by "
                 f"{blas_kernel()}: the bits depend on who computes what; {SAME_BLAS}"
             )
+            self._to_say.append(Notice(text, blas))
 
     def kill(self) -> None:
         """End every actor."""

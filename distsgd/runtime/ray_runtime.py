@@ -225,8 +225,8 @@ class _Driver:
                 yield Notice(said)
         if wanted is not None and (said := fleet.resize(wanted)):
             yield Notice(said)
-        if (said := fleet.check()) is not None:
-            yield Notice(said)
+        if (notice := fleet.check()) is not None:
+            yield notice
 
     def _taken(self, events: list[Event]) -> list[Event]:
         """The events with what the coordinator alone does not know."""

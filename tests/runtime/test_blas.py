@@ -10,6 +10,9 @@ from support import Run
 
 from distsgd.api import train
 from distsgd.api.reporter import Reporter
+from distsgd.run import folder
+from distsgd.run.folder import RunFolder
+from distsgd.run.kernels import kernels_of, other_kernels
 from distsgd.runtime import ray_fleet
 from distsgd.runtime.blas import blas_kernel
 
@@ -30,8 +33,11 @@ def test_a_run_of_another_processor(distsgd: Run, tmp_path: Path) -> None:
     assert distsgd("replay", tmp_path / "run", env=OLD).returncode == 0
     elsewhere = distsgd("replay", tmp_path / "run")
     assert elsewhere.returncode == 1 and "OPENBLAS_CORETYPE" in elsewhere.stderr
+    assert "computed by openblas" in elsewhere.stderr and " and openblas" not in elsewhere.stderr
     resumed = distsgd("resume", tmp_path / "run", "--epochs", 3)
     assert resumed.returncode == 0 and "computed by openblas" in resumed.stderr
+    mixed = distsgd("replay", tmp_path / "run", env=OLD)
+    assert mixed.returncode == 1 and " and openblas" in mixed.stderr
     other = tmp_path / "other"
     quiet = distsgd("train", "--dataset", "sample", "--workers", 0, "--run-dir", other)
     assert "OPENBLAS_CORETYPE" not in quiet.stderr + distsgd("replay", other).stderr
@@ -52,7 +58,10 @@ def test_workers_on_other_processors_are_told_once(
     same, other = Notices(), Notices()
     train("sample", workers=2, epochs=2, reporter=same)
     monkeypatch.setattr(ray_fleet, "blas_kernel", lambda: "openblas 0.1 (Abacus)")
-    train("sample", workers=2, epochs=2, reporter=other)
+    monkeypatch.setattr(folder, "blas_kernel", lambda: "openblas 0.1 (Abacus)")
+    found = RunFolder(Path(train("sample", workers=2, epochs=2, reporter=other).run_dir))
+    assert kernels_of(found) == ["openblas 0.1 (Abacus)", blas_kernel()]
+    assert blas_kernel() in other_kernels(found)
     (text,) = other.texts
     assert f"multiplies by {blas_kernel()}, this process by openblas 0.1 (Abacus)" in text
     assert same.texts == []
