@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
 
 from distsgd.api.background import Background
@@ -17,7 +17,14 @@ from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.stop_signals import StopSignals
 from distsgd.api.verifier import Verifier
-from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, VerificationError
+from distsgd.errors import (
+    DivergedError,
+    RunError,
+    RuntimeFailure,
+    ServerLost,
+    StorageError,
+    VerificationError,
+)
 from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
 from distsgd.run.kernels import add_kernel
 from distsgd.run.trace_file import write_trace_file
@@ -174,7 +181,8 @@ class Session:
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
                 if event.kernel:
-                    add_kernel(self._run, event.kernel)
+                    with suppress(StorageError):  # a full disk does not end a training
+                        add_kernel(self._run, event.kernel)
             elif isinstance(event, Updated):
                 self._keeper.updated(event.update)
                 if self._watch is not None:

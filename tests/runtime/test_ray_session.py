@@ -80,7 +80,7 @@ def test_a_session_whose_owner_lives_stays(temporary: Path) -> None:
 def test_an_owner_that_removes_its_folder_is_let_do_so(temporary: Path) -> None:
     """Its lock is gone, the folder not yet; it has files of it open that it has removed."""
     folder = a_session(temporary)
-    opened = "files = [open(f'{sys.stdin.readline().strip()}') for _ in range(2)]"
+    opened = "files = [open(sys.stdin.readline().strip()) for _ in range(2)]"
     (folder / "ray" / "log").touch()
     with subprocess.Popen(
         [sys.executable, "-c", f"import sys; {opened}; print(flush=True); sys.stdin.read()"],
