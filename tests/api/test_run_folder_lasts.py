@@ -136,16 +136,18 @@ def test_a_resume_begins_with_the_newest_checkpoint(policy: str, tmp_path: Path)
 def test_and_so_where_workers_do_not_wait(
     policy: str, servers: int, tmp_path: Path, shared_ray: None
 ) -> None:
-    run = tmp_path / "run"
-    train(
-        "sample", workers=3, servers=servers, epochs=40, batch_size=64, consistency=policy,
-        checkpoint_seconds=0.002, run_dir=run,
-    )  # fmt: skip
+    for attempt in range(5):  # whether the last epoch has a checkpoint within is up to the clock
+        run = tmp_path / f"run-{attempt}"
+        train(
+            "sample", workers=3, servers=servers, epochs=3, batch_size=8, consistency=policy,
+            checkpoint_seconds=0.002, run_dir=run,
+        )  # fmt: skip
+        updates = (run / JOURNAL).read_bytes().count(b"\n")
+        if any(version % (updates // 3) for version in checkpoint_versions(run / "checkpoints")):
+            break
     sha = replay(run).weights_sha256
-    updates = (run / JOURNAL).read_bytes().count(b"\n")
-    versions = checkpoint_versions(run / "checkpoints")
-    for version in versions[1:]:
-        if version % 24 == 0:  # ends of epochs
+    for version in checkpoint_versions(run / "checkpoints")[1:]:
+        if version % (updates // 3) == 0:  # ends of epochs
             (run / "checkpoints" / f"step-{version:09d}.npz").unlink()
     found = find_tail(open_run(run))
     assert 0 < found.model.version < updates

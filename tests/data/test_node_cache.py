@@ -13,6 +13,7 @@ from data_support import sample_in_shards
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.manifest import Shard
+from distsgd.data.remote import node_cache
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.shards import write_dataset
 from distsgd.data.streamed import StreamedSplit
@@ -63,6 +64,27 @@ def test_what_is_needed_last_makes_room(many: Path, tmp_path: Path) -> None:
     (tmp_path / "all" / "other").mkdir()
     other.hold(entries[5]).release()  # the bound is for all datasets together
     assert not (tmp_path / "all" / "set" / files[4]).exists()
+
+
+def test_what_arrives_while_room_is_counted_is_counted_once(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = Dataset(many).manifest.train
+    (folder := tmp_path / "all" / "set").mkdir(parents=True)
+    part = folder / f".{entries[0].file}.part"
+    part.write_bytes((many / entries[0].file).read_bytes())
+    sizes = node_cache._sizes
+
+    def then_it_arrives(of: Path, ending: str) -> dict[Path, int]:
+        found = sizes(of, ending)
+        if part.exists():
+            part.rename(folder / entries[0].file)
+        return found
+
+    monkeypatch.setattr(node_cache, "_sizes", then_it_arrives)
+    cache = NodeCache(folder, entries[0].size + entries[1].size, Fetched(many))
+    cache.need([entry.file for entry in entries])
+    assert cache.prefetch(entries[1]) and (folder / entries[0].file).exists()
 
 
 def test_what_an_interrupted_process_left_is_no_shard(many: Path, tmp_path: Path) -> None:

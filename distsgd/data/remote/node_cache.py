@@ -132,7 +132,7 @@ class NodeCache:
     ) -> bool:
         """Fetch it unless somebody else just has; returns False if there is no room."""
         path = self._folder / entry.file
-        part = path.with_name(f".{entry.file}.part")
+        part = _part_of(path)
         self._locks.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(self._lock_of(path), wait=soon) as ours:
             if not ours or path.exists():  # somebody else is fetching it, or has
@@ -175,8 +175,11 @@ class NodeCache:
 
     def _make_room(self, entry: Shard, *, soon: bool) -> bool:
         assert self._limit is not None
-        # Parts first: one that becomes a shard in the meantime is counted twice, not overlooked.
+        # Parts first, so that one that becomes a shard in the meantime is not overlooked; nor is
+        # it counted twice, as room that seems to be missing ends the fetching ahead.
         parts, sizes = _sizes(self._all, ".part"), _sizes(self._all, ".arrow")
+        for path in sizes:
+            parts.pop(_part_of(path), None)
         room = self._limit - sum(sizes.values()) - sum(parts.values())
         if room >= entry.size:
             return True
@@ -238,6 +241,10 @@ def _sizes(folder: Path, ending: str) -> dict[Path, int]:
                             is_now = file.stat()
                             found.append((is_now.st_mtime, Path(file.path), is_now.st_size))
     return {path: size for _, path, size in sorted(found)}
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _note_of(path: Path) -> Path:
