@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,10 @@ def start(
         Path | None, typer.Option(help="For a head that `ray up` starts: its file.")
     ] = None,
     block: Annotated[
-        bool, typer.Option("--block", help="Stay, and end the node with this command.")
+        bool,
+        typer.Option(
+            "--block", help="Stay, join again when cut off, end the node with this command."
+        ),
     ] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -54,7 +58,7 @@ def start(
     Example: distsgd cluster start --join 10.0.0.1:6379 --token-file token
     """
     from distsgd.errors import UsageError
-    from distsgd.runtime import local_node
+    from distsgd.runtime import local_node, node_guard
     from distsgd.runtime.cluster_token import token_file as own_token_file
 
     if head == (join is not None):
@@ -71,7 +75,10 @@ def start(
         _tell(node, own_token_file())
     if block:
         sys.stdout.flush()
-        local_node.guard_node(node)
+        again = (
+            None if join is None else partial(local_node.start_member, join, node_ip, None, cpus)
+        )
+        node_guard.guard_node(node, again)
 
 
 def _tell(node: Node, token: Path) -> None:

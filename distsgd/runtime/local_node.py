@@ -6,14 +6,14 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
@@ -23,13 +23,12 @@ from distsgd.runtime.node_address import check_address, check_port, free_port, w
 from distsgd.runtime.ray_session import LOOPBACK, is_loopback
 from distsgd.runtime.session_guard import MARK, clear_session, processes_of
 
-__all__ = ["Node", "guard_node", "read_node", "start_head", "start_member", "stop_node"]
+__all__ = ["Node", "read_node", "start_head", "start_member", "stop_node"]
 
 PORT = 6379
 JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
 _SECONDS_TO_START = 60
-_POLL_SECONDS = 0.5
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -68,11 +67,17 @@ class Node:
         """Those that live."""
         return processes_of(self.folder)
 
+    @property
+    def lives(self) -> bool:
+        """Whether it is part of a cluster: Ray's log monitor, say, outlives a raylet that died."""
+        running = set(map(_program, self.processes))
+        return running >= ({"raylet", "gcs_server"} if self.head else {"raylet"})
+
 
 def read_node() -> Node | None:
     """What has been started here and lives, if anything."""
     node = _remembered()
-    return node if node is not None and node.processes else None
+    return node if node is not None and node.lives else None
 
 
 def start_head(
@@ -148,6 +153,13 @@ def _note() -> Path:
     return cluster_home() / f"node-{socket.gethostname()}.json"
 
 
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return ""
+
+
 def _secret_in(file: Path) -> str:
     try:
         if secret := file.read_text(encoding="utf-8").strip():
@@ -174,33 +186,16 @@ def stop_node() -> Node | None:
     Raises:
         RuntimeFailure: a process does not end.
     """
-    node = _remembered()
-    if node is None:
+    if _remembered() is None:
         return None
-    clear_session(Path(node.folder))
-    if left := node.processes:
-        raise RuntimeFailure(f"processes {left} do not end", "End them by hand, then try again")
-    _note().unlink(missing_ok=True)
+    with FileLock(_note().with_suffix(".lock")):  # who comes second finds that it is done
+        if (node := _remembered()) is None:
+            return None
+        clear_session(Path(node.folder))
+        if left := node.processes:
+            raise RuntimeFailure(f"processes {left} do not end", "End them by hand, then try again")
+        _note().unlink(missing_ok=True)
     return node
-
-
-def guard_node(node: Node) -> None:
-    """Return when the node has ended, or end it when SIGTERM or SIGINT comes.
-
-    Raises:
-        RuntimeFailure: it has ended by itself.
-    """
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda found, _: asked.append(found))
-    while node.processes and not asked:
-        time.sleep(_POLL_SECONDS)
-    stop_node()
-    if not asked:
-        raise RuntimeFailure(
-            f"the node {node.node_ip} has ended by itself",
-            "Look whether the head is up, and whether this machine can reach it",
-        )
 
 
 def _check_free(node_ip: str) -> None:
@@ -209,7 +204,7 @@ def _check_free(node_ip: str) -> None:
             f"this machine is a node of the cluster at {node.address} already",
             "`distsgd cluster stop` ends it",
         )
-    stop_node()  # what a loss of power has left
+    stop_node()  # what is left of one that has died
     check_address(node_ip)
 
 

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 TOP = Path(__file__).parents[2]
 
@@ -79,11 +78,11 @@ class Host:
             text=True, timeout=timeout, cwd=self.folder,
         )  # fmt: skip
 
-    def start(self, *arguments: object, **more: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, **more: str) -> subprocess.Popen[str]:
         """Begin a command there."""
         return subprocess.Popen(
-            self.command(*arguments), env=self.environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, cwd=self.folder, **more,
+            self.command(*arguments), env={**self.environment, **more}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, cwd=self.folder,
         )  # fmt: skip
 
     def pids(self) -> list[int]:

@@ -44,23 +44,35 @@ def cluster() -> Iterator[list[Host]]:
             "cluster", "start", "--head", "--node-ip", first.ip, "--cpus", "3", **SECRETS
         )
         assert done.returncode == 0, done.stderr
-        for host in others:
-            join(first, host)
+        join(first, others[0])
+        stays = others[1].start(*joining(first, others[1]), "--block", **SECRETS)
+        assert stays.stdout is not None
+        assert others[1].ip in stays.stdout.readline()
         yield found
         for host in found:
             host.distsgd("cluster", "stop")
-            assert not host.pids()
+            wait_for(lambda host=host: not host.pids())
+        stays.communicate(timeout=20)
     assert set(Path("/tmp").glob("distsgd-node-*")) <= before
 
 
-def join(first: Host, host: Host) -> None:
+def joining(first: Host, host: Host) -> tuple[object, ...]:
+    """The command with which a host joins the first one's cluster."""
     token = host.folder / "token"
     shutil.copy(first.folder / "home" / "cluster" / "token", token)
-    done = host.distsgd(
-        "cluster", "start", "--join", f"{first.ip}:6379", "--token-file", token, "--cpus", "2",
-        **SECRETS,
-    )  # fmt: skip
+    head = f"{first.ip}:6379"
+    return "cluster", "start", "--join", head, "--token-file", token, "--cpus", "2"
+
+
+def join(first: Host, host: Host) -> None:
+    done = host.distsgd(*joining(first, host), **SECRETS)
     assert done.returncode == 0, done.stderr
+
+
+def alive(first: Host) -> list[str]:
+    """The nodes of its cluster."""
+    nodes = json.loads(first.distsgd("cluster", "status", "--json").stdout)["nodes"]
+    return [node["address"] for node in nodes if node["state"] == "alive"]
 
 
 def updates(run: Path) -> int:
@@ -251,10 +263,14 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     size = updates(run)
     assert wait_for(lambda: updates(run) > size + 1_000) < 10
     join(first, fourth)
+    assert alive(first) == [first.ip, fourth.ip]
     third.back()
     out, _ = begun.communicate(timeout=180)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     done = first.distsgd("audit", run)
     assert done.returncode == 0 and "holds" in done.stdout
-    third.kill()
+    wait_for(lambda: third.ip in alive(first))  # whoever stands by it has joined it again
+    done = first.distsgd("train", "--address", "auto", "--workers", "4", *SETTINGS)
+    assert f"on {third.ip} by tcp" in done.stderr
+    assert json.loads(done.stdout)["weights_sha256"] == undisturbed
