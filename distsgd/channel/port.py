@@ -18,18 +18,18 @@ from functools import partial
 import numpy as np
 
 from distsgd.channel.base import Decode, ServerPort, Work
+from distsgd.channel.doorway import Doorway
 from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
 from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
 from distsgd.channel.shared_loop import SharedLoop
-from distsgd.channel.tls import secured
-from distsgd.errors import ChannelClosed, UsageError
+from distsgd.channel.tls import check_certificates, secured
+from distsgd.errors import ChannelClosed
 
 __all__ = ["Address", "Port"]
 
 _BUFFER_BYTES = 1 << 20
-_MOST_UNKNOWN = 64
-"""Connections that may be greeting at once; what comes beyond that is closed unread."""
+_PAUSE_SECONDS = 0.1
 _MOST_PLACES = 100
 """Places of strangers that are remembered, and told."""
 
@@ -71,6 +71,7 @@ class Port:
         log: Callable[[int], Iterable[Entry]] | None = None,
     ) -> None:
         self._server, self._shape, self._decode, self._log = server, shape, decode, log
+        check_certificates()  # here they are our user's trouble, later a stranger's
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"distsgd-{secrets.token_hex(8)}"
         unix.bind(f"\0{name}")
@@ -78,7 +79,7 @@ class Port:
         self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
         self._shared = SharedLoop(server, shape, decode)
         self._latest: dict[int, socket.socket] = {}  # worker -> its connection
-        self._unknown = threading.BoundedSemaphore(_MOST_UNKNOWN)
+        self._closed = threading.Event()
         self._refused: set[str] = set()
         self._listeners = (unix, tcp)
         for listener in self._listeners:
@@ -87,6 +88,7 @@ class Port:
 
     def close(self) -> None:
         """Listen no more."""
+        self._closed.set()
         for listener in self._listeners:
             # A thread that waits in accept is not woken by close alone.
             with suppress(OSError):
@@ -95,15 +97,30 @@ class Port:
         self._shared.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        while True:
+        doorway = Doorway()
+        while not self._closed.is_set():
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return
-            if not self._unknown.acquire(blocking=False):
-                connection.close()
+            except OSError:  # closed, or there are too many open files for the moment
+                self._closed.wait(_PAUSE_SECONDS)
                 continue
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            try:
+                self._admit(connection, doorway)
+            except OSError:
+                connection.close()
+
+    def _admit(self, connection: socket.socket, doorway: Doorway) -> None:
+        """Have it served by a thread of its own.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        leave = doorway.enter(connection)
+        try:
+            threading.Thread(target=self._serve, args=(connection, leave), daemon=True).start()
+        except RuntimeError as error:
+            leave()
+            raise OSError(str(error)) from None
 
     def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int] | None:
         """The connection, under TLS if that is on, and its worker; None for a stranger."""
@@ -119,7 +136,7 @@ class Port:
                 worker = greet_worker(connection, self.address.token)
                 if worker is not None:
                     return connection, worker
-        except (ChannelClosed, UsageError):
+        except ChannelClosed:
             pass
         connection.close()
         if where not in self._refused and len(self._refused) < _MOST_PLACES:
@@ -127,7 +144,7 @@ class Port:
             self._server.refused(where)
         return None
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, leave: Callable[[], None]) -> None:
         near = connection.family == socket.AF_UNIX
         try:
             greeted = self._greeted(connection)
@@ -135,7 +152,7 @@ class Port:
             connection.close()
             greeted = None
         finally:
-            self._unknown.release()
+            leave()
         if greeted is None:
             return
         connection, worker = greeted

@@ -12,7 +12,7 @@ import ssl
 
 from distsgd.errors import ChannelClosed, UsageError
 
-__all__ = ["context", "secured", "wanted"]
+__all__ = ["check_certificates", "context", "secured", "wanted"]
 
 
 def secured(connection: socket.socket, *, server: bool) -> socket.socket:
@@ -29,6 +29,16 @@ def secured(connection: socket.socket, *, server: bool) -> socket.socket:
     except (ssl.SSLError, OSError) as error:
         connection.close()
         raise ChannelClosed(f"no TLS with the other end of a channel: {error}") from None
+
+
+def check_certificates() -> None:
+    """See whether there are certificates, if the cluster uses TLS.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    if wanted():
+        context(server=True)
 
 
 def wanted() -> bool:

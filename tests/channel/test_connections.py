@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pytest
 
 from distsgd.channel.base import Work
 from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
+from distsgd.channel.doorway import Doorway
 from distsgd.channel.framing import _PUSH, Shape
-from distsgd.channel.greeting import greet_server
+from distsgd.channel.greeting import greet_server, greet_worker
 from distsgd.channel.port import Address, Port
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
@@ -211,18 +212,35 @@ def listen_in(between: socket.socket, server: tuple[str, int], recorded: bytearr
         thread.join(10)
 
 
-def test_a_flood_of_strangers_leaves_room_for_workers(server: Recording, port: Port) -> None:
-    flood = [socket.create_connection(port.address.tcp) for _ in range(150)]
-    for stranger in flood:
-        stranger.close()
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        with suppress(ChannelClosed):
-            channel = TcpChannel(port.address, 0, SHAPE)
-            break
-    assert exchange(channel, None) is not None
-    assert server.strangers in ([], ["127.0.0.1"])
-    channel.close()
+def test_strangers_who_stay_leave_room_for_workers(server: Recording, port: Port) -> None:
+    with ExitStack() as open_ones:
+        for _ in range(150):  # and say nothing
+            open_ones.enter_context(socket.create_connection(port.address.tcp))
+        channel = TcpChannel(port.address, 0, SHAPE)
+        assert exchange(channel, None) is not None
+        channel.close()
+
+
+def test_who_draws_his_greeting_out_is_cut_off() -> None:
+    """Byte by byte, each within the time that one may take."""
+    over = threading.Event()
+    theirs, ours = socket.socketpair()
+
+    def dribble() -> None:
+        with suppress(OSError):
+            while not over.wait(0.05):
+                theirs.sendall(b"x")
+
+    drip = threading.Thread(target=dribble)
+    with theirs, ours:
+        leave = Doorway(seconds=0.5).enter(ours)
+        began = time.monotonic()
+        drip.start()
+        assert greet_worker(ours, bytes(32)) is None
+        assert time.monotonic() - began < 68 * 0.05
+        over.set()
+        drip.join()
+        leave()
 
 
 @BOTH
