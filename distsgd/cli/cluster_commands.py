@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,8 +30,10 @@ def start(
         str | None,
         typer.Option(help="Address to listen at. (default: 127.0.0.1; the way to the head)"),
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the head.")] = 6379,
-    jobs_port: Annotated[int, typer.Option(help="Where the head takes jobs.")] = 8265,
+    port: Annotated[int | None, typer.Option(help="Of the head. (default: 6379)")] = None,
+    jobs_port: Annotated[
+        int | None, typer.Option(help="Where the head takes jobs. (default: 8265)")
+    ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs to offer. (default: all)")] = None,
     token_file: Annotated[
         Path | None,
@@ -63,9 +65,15 @@ def start(
 
     if head == (join is not None):
         raise UsageError("cluster start begins a cluster or joins one", "Give --head or --join")
+    of_heads: dict[str, Any] = {
+        "port": port, "jobs_port": jobs_port, "autoscaling": autoscaling_config
+    }  # fmt: skip
+    given = {name: value for name, value in of_heads.items() if value is not None}
     if join is None:
-        node = local_node.start_head(
-            node_ip or "127.0.0.1", port, cpus, jobs_port, token_file, autoscaling_config
+        node = local_node.start_head(node_ip or "127.0.0.1", cpus=cpus, token=token_file, **given)
+    elif given:
+        raise UsageError(
+            "--port, --jobs-port and --autoscaling-config are of a head", "Leave them out"
         )
     else:
         node = local_node.start_member(join, node_ip, token_file, cpus)

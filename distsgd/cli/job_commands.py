@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +25,8 @@ AddressFlag = Annotated[
 ]
 Job = Annotated[str, typer.Argument(help="A job of `jobs list`, or latest.")]
 
-_NOT_HERE = ("--address", "--json", "--help")
-"""Flags of train that mean something else to submit."""
+_NOT_HERE = ("--address", "--json", "--help", "--run-dir", "--trace")
+"""Flags of train that mean something else to submit, or name files that would go with the job."""
 
 
 def submit(
@@ -52,7 +52,7 @@ def submit(
 
     arguments, files, sample = _checked(context.args, resume)
     with job_api(address) as api:
-        job = api.submit(arguments, files, sample=sample)
+        job = api.submit(arguments, files, sample=sample, run=resume)
         if json and detach:
             print_json({"job": job, "address": api.address})
             return
@@ -70,21 +70,34 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
     """
     from distsgd.cli.main import app as whole
     from distsgd.errors import UsageError
+    from distsgd.run.config import TrainConfig
+    from distsgd.run.config_sources import config_elsewhere
 
-    for flag in given:
-        if flag.partition("=")[0] in _NOT_HERE:
+    for word in given:
+        if (flag := word.partition("=")[0]) in _NOT_HERE:
             raise UsageError(f"{flag} is given twice, or means nothing in a job", "Leave it out")
     name = "train" if resume is None else "resume"
     command = typer.main.get_command(whole).commands[name]  # type: ignore[attr-defined]
     words = given if resume is None else [resume, *given]
     read = command.make_context(name, list(words)).params
-    files = [read["config"]] if read.get("config") else []
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"--config: there is no file {file}", "Check the path")
-        words = [file.name if word == str(file) else word for word in words]
-        words = [word.replace(f"--config={file}", f"--config={file.name}") for word in words]
-    return [name, *words], files, read.get("dataset") == "sample"
+    if resume is not None:
+        return [name, *words], [], True  # of what dataset its run is, only the head knows
+    file: Path | None = read["config"]
+    flags = {one.name: read[one.name] for one in fields(TrainConfig) if one.name in read}
+    config = config_elsewhere(flags, file, read["set_"])
+    if config.workers == 0:
+        raise UsageError("--workers 0 trains without a cluster", "Leave it out, or take train")
+    if file is not None:
+        words = [_by_its_name(word, file) for word in words]
+    return [name, *words], [] if file is None else [file], config.dataset == "sample"
+
+
+def _by_its_name(word: str, file: Path) -> str:
+    """The word of a command line, with the name alone if it is the file."""
+    flag, equals, value = word.partition("=")
+    if flag == "--config" and equals and Path(value) == file:
+        return f"{flag}={file.name}"
+    return file.name if Path(word) == file else word
 
 
 def _how_to_come_back(job: str) -> str:
@@ -117,8 +130,8 @@ def _follow(api: JobApi, job: str, json: bool = False) -> None:
 
 def _tell_end(state: JobState) -> None:
     say(f"{state.job} {'is still ' if not state.over else 'has '}{state.state}")
-    if state.state != "succeeded":
-        say(f"if its run has begun, to go on with it: distsgd submit --resume {state.job}")
+    if state.over and state.state != "succeeded":
+        say(f"if its run has begun, to go on with it: distsgd submit --resume {state.run}")
 
 
 @app.command("list")
@@ -184,6 +197,8 @@ def stop(job: Job = "latest", address: AddressFlag = "auto", json: JsonFlag = Fa
     else:
         print_pairs([("job", state.job), ("state", state.state)])
         _tell_end(state)
+    if not state.over:
+        raise typer.Exit(1)
 
 
 def _named(api: JobApi, job: str) -> str:

@@ -11,11 +11,20 @@ from typing import Any
 
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
+from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig, setting
 from distsgd.runtime.room import room_for_workers
 
-__all__ = ["AUTO", "FULL", "config_from", "read_config_file", "with_room", "with_whole_batch"]
+__all__ = [
+    "AUTO",
+    "FULL",
+    "config_elsewhere",
+    "config_from",
+    "read_config_file",
+    "with_room",
+    "with_whole_batch",
+]
 
 AUTO = "auto"
 """As many workers as there is room for."""
@@ -37,6 +46,33 @@ def config_from(
     Raises:
         UsageError: a setting is unknown, given twice, or cannot be used.
     """
+    return TrainConfig(**with_whole_batch(with_room(_given(settings, file, assignments))))
+
+
+def config_elsewhere(
+    settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
+) -> TrainConfig:
+    """The same for a training on another machine, whose room and data are not known here.
+
+    What depends on them has its default.
+
+    Raises:
+        UsageError: see `config_from`, or the address of the dataset cannot be used.
+    """
+    chosen = _given(settings, file, assignments)
+    for name, depends in (("workers", AUTO), ("batch_size", FULL)):
+        if chosen.get(name) == depends:
+            del chosen[name]
+    config = TrainConfig(**chosen)
+    if is_uri(config.dataset):
+        parse_uri(config.dataset)
+    return config
+
+
+def _given(
+    settings: dict[str, Any], file: Path | None, assignments: list[str] | None
+) -> dict[str, Any]:
+    """See `config_from`."""
     chosen = read_config_file(file) if file else {}
     given = {name: value for name, value in settings.items() if value is not None}
     for text in assignments or []:
@@ -50,7 +86,7 @@ def config_from(
         given[name] = value.strip()
     for name in given:
         _check_name(name, "train()")
-    return TrainConfig(**with_whole_batch(with_room({**chosen, **given})))
+    return {**chosen, **given}
 
 
 def with_room(settings: dict[str, Any]) -> dict[str, Any]:

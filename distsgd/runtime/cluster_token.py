@@ -13,7 +13,7 @@ __all__ = ["check_token", "cluster_home", "known_token", "token_file"]
 
 _SECONDS = 5.0
 _CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_home() -> Path:
@@ -29,7 +29,8 @@ def token_file() -> Path:
 
 def known_token() -> dict[str, str]:
     """Settings of Ray for the token that is here, if its own variables do not name another."""
-    if any(name in os.environ for name in _TOKENS) or not token_file().is_file():
+    named = any(os.environ.get(name) for name in _TOKENS)
+    if named or os.environ.get("RAY_AUTH_MODE", "token") != "token" or not token_file().is_file():
         return {}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
 

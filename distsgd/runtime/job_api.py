@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,12 @@ from shlex import join
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+import requests
+
 from distsgd.data.locations import RUN_NAME
 from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
 from distsgd.runtime.cluster_token import known_token, token_file
+from distsgd.runtime.job_package import package
 from distsgd.runtime.joined_cluster import address_of
 from distsgd.runtime.local_node import JOBS_PORT, read_node
 from distsgd.runtime.ray_session import ray_environment
@@ -33,6 +35,9 @@ __all__ = ["JobApi", "JobState", "job_api", "jobs_address"]
 _MARK = "distsgd"
 _SECONDS_FOR_AGENT = 40.0
 _SECONDS_TO_STOP = 30.0
+_SECONDS_UNSEEN = 5.0
+_PATIENCE = (5.0, 60.0)
+"""Seconds to be connected, and until the head says something."""
 _LOGGERS = (
     "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
@@ -47,7 +52,8 @@ class JobState:
     """A job.
 
     Attributes:
-        job: its name, and that of its run.
+        job: its name.
+        run: the name of its run: that of the job, or of the run that it goes on with.
         state: "pending", "running", "succeeded", "failed" or "stopped".
         begun: when, in UTC and as ISO 8601, or "".
         ended: likewise.
@@ -56,6 +62,7 @@ class JobState:
     """
 
     job: str
+    run: str
     state: str
     begun: str
     ended: str
@@ -77,6 +84,8 @@ def jobs_address(address: str) -> str:
     Raises:
         UsageError: it is none of them.
     """
+    if address == "auto" and "://" in (known := os.environ.get("RAY_ADDRESS", "")):
+        address = known  # as Ray's own commands for jobs take it
     if "://" in address:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -102,24 +111,28 @@ class JobApi:
     def __init__(self, client: JobSubmissionClient, address: str) -> None:
         self._client, self.address = client, address
 
-    def submit(self, arguments: Sequence[str], files: Sequence[Path], *, sample: bool) -> str:
+    def submit(
+        self, arguments: Sequence[str], files: Sequence[Path], *, sample: bool,
+        run: str | None = None,
+    ) -> str:  # fmt: skip
         """Hand over a command of distsgd; returns the name of the job.
 
         Args:
             arguments: what follows "distsgd".
             files: that the command reads, by their names without a folder.
             sample: whether the embedded images are needed.
+            run: that it goes on with; None for one of its own, by the name of the job.
 
         Raises:
             RuntimeFailure: the cluster does not take it.
         """
         job = f"job-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        with _package(files, sample=sample) as folder:
+        with package(files, sample=sample) as folder:
             settings: dict[str, Any] = {
                 # Within a job, that is the cluster that it runs on.
                 "entrypoint": join(["python", "-m", "distsgd", *arguments, "--address", "auto"]),
                 "submission_id": job,
-                "metadata": {_MARK: __version__, "command": join(arguments)},
+                "metadata": {_MARK: __version__, "command": join(arguments), "run": run or job},
                 "runtime_env": {
                     "working_dir": str(folder),
                     "env_vars": {RUN_NAME: job, "COLUMNS": "100"},
@@ -155,13 +168,25 @@ class JobApi:
         return str(self._asked(lambda: self._client.get_job_logs(job)))
 
     def follow(self, job: str, show: Callable[[str], None]) -> JobState:
-        """Show what a job prints until it ends; returns how it ended."""
+        """Show what a job prints until it ends; returns how it ended.
+
+        Raises:
+            RuntimeFailure: the head no longer answers; of that the stream itself says nothing.
+        """
 
         async def lines() -> None:
             async for text in self._client.tail_job_logs(job):
                 show(text)
 
-        self._asked(lambda: asyncio.run(lines()))
+        async def watched() -> None:
+            reading, over = asyncio.create_task(lines()), False
+            while not over and not (await asyncio.wait({reading}, timeout=_SECONDS_UNSEEN))[0]:
+                over = (await asyncio.to_thread(self.state, job)).over
+            await asyncio.wait({reading}, timeout=_SECONDS_UNSEEN)
+            if reading.done():
+                reading.result()
+
+        self._asked(lambda: asyncio.run(watched()))
         return self._ended(job)
 
     def stop(self, job: str) -> JobState:
@@ -199,10 +224,16 @@ def job_api(address: str) -> Iterator[JobApi]:
     with ray_environment(RAY_USAGE_STATS_ENABLED="0", **known_token()):
         from ray.job_submission import JobSubmissionClient
 
+        class Impatient(JobSubmissionClient):  # type: ignore[misc]
+            """Ray's own would wait for ever."""
+
+            def _do_request(self, *given: Any, **named: Any) -> Any:
+                return super()._do_request(*given, **{"timeout": _PATIENCE, **named})
+
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            client = JobSubmissionClient(where)
+            client = Impatient(where)
         except Exception as error:
             raise _understood(error, where) from None
         yield JobApi(client, where)
@@ -220,7 +251,8 @@ def _understood(error: Exception, address: str) -> DistsgdError:
             f"Copy the head's token to {token_file()}, or name its file in RAY_AUTH_TOKEN_PATH "
             "with RAY_AUTH_MODE=token",
         )
-    if isinstance(error, ConnectionError) or "Failed to connect" in text:
+    unreachable = isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
+    if unreachable or "Failed to connect" in text or "Cannot connect" in text:
         return RuntimeFailure(
             f"nobody takes jobs at {address}",
             "Look whether the head is up, and whether its port for jobs (8265) can be reached",
@@ -238,22 +270,10 @@ def _state(info: Any) -> JobState:
 
     return JobState(
         job=info.submission_id,
+        run=(info.metadata or {}).get("run", info.submission_id),
         state=str(getattr(info.status, "value", info.status)).lower(),
         begun=at(info.start_time),
         ended=at(info.end_time),
         command=(info.metadata or {}).get("command", info.entrypoint),
         message=(info.message or "").strip(),
     )
-
-
-@contextmanager
-def _package(files: Sequence[Path], *, sample: bool) -> Iterator[Path]:
-    """A folder with our own code and what else is named; no data, no environment."""
-    top = Path(__file__).parents[1]
-    left_out = ["__pycache__"] if sample else ["__pycache__", "*.arrow"]
-    with tempfile.TemporaryDirectory(prefix="distsgd-package-") as name:
-        folder = Path(name)
-        shutil.copytree(top, folder / "distsgd", ignore=shutil.ignore_patterns(*left_out))
-        for path in files:
-            shutil.copyfile(path, folder / path.name)
-        yield folder

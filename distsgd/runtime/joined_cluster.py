@@ -44,16 +44,17 @@ def address_of(address: str) -> str:
         UsageError: it is no address, or "auto" and none is known.
     """
     if address == "auto":
-        node = read_node()
-        found = os.environ.get("RAY_ADDRESS") or (node.address if node else None)
-        if found is None or found == "auto":
+        node, found = read_node(), os.environ.get("RAY_ADDRESS")
+        if found in (None, "", "auto"):
+            found = node.address if node else None
+        if found is None:
             raise UsageError(
                 "--address auto: no cluster is known on this machine",
                 "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
             )
         address = found
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise UsageError(f"--address cannot be {address}", "Give HOST:PORT, or auto")
     return address
 

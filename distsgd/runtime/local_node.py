@@ -19,7 +19,7 @@ from distsgd.data.atomic import replace_file
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
-from distsgd.runtime.node_address import check_address, check_port, free_port, way_to
+from distsgd.runtime.node_address import answers, check_address, check_port, free_port, way_to
 from distsgd.runtime.ray_session import LOOPBACK, is_loopback
 from distsgd.runtime.session_guard import MARK, clear_session, processes_of
 
@@ -111,7 +111,8 @@ def start_head(
         raise UsageError(
             f"--autoscaling-config: there is no file {autoscaling}", "`ray up` puts it on the head"
         )
-    _write(token_file(), secrets.token_hex(32) if token is None else _secret_in(token))
+    _check_no_other_head()
+    secret = secrets.token_hex(32) if token is None else _secret_in(token)
     arguments = [
         "--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={node_ip}",
         f"--dashboard-port={jobs_port}",
@@ -120,7 +121,7 @@ def start_head(
         arguments.append(f"--autoscaling-config={autoscaling}")
     node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
                 jobs_port=jobs_port)  # fmt: skip
-    return _started(node, arguments, cpus)
+    return _started(node, arguments, cpus, secret)
 
 
 def start_member(
@@ -143,14 +144,25 @@ def start_member(
     secret = _secret_in(token or token_file())
     check_tls(address)
     check_token(address, {"RAY_AUTH_TOKEN": secret})
-    _write(token_file(), secret)
     node = Node(address=address, node_ip=own, head=False, folder="")
-    return _started(node, [f"--address={address}"], cpus)
+    return _started(node, [f"--address={address}"], cpus, secret)
 
 
 def _note() -> Path:
     """Where it is written what runs here; several machines may share the folder."""
     return cluster_home() / f"node-{socket.gethostname()}.json"
+
+
+def _check_no_other_head() -> None:
+    """Machines may share the folder, but there is one token in it."""
+    for note in cluster_home().glob("node-*.json"):
+        other = _noted(note)
+        if note != _note() and other is not None and other.head and answers(other.address):
+            raise UsageError(
+                f"the token of the cluster at {other.address} lies in {cluster_home()}, which that "
+                "machine shares",
+                "Name another folder for this one: DISTSGD_CLUSTER_HOME",
+            )
 
 
 def _program(pid: int) -> str:
@@ -174,8 +186,12 @@ def _secret_in(file: Path) -> str:
 
 def _remembered() -> Node | None:
     """What was started here last, whether it lives or not."""
+    return _noted(_note())
+
+
+def _noted(note: Path) -> Node | None:
     try:
-        return Node(**json.loads(_note().read_text(encoding="utf-8")))
+        return Node(**json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -216,11 +232,13 @@ def _write(path: Path, content: str) -> None:
         raise storage_error(error, path) from None
 
 
-def _started(wanted: Node, arguments: list[str], cpus: int | None) -> Node:
+def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) -> Node:
     """Run `ray start`, whose processes stay, and remember them."""
     # Short, as the paths of its sockets must fit, and the user's alone.
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
     node = replace(wanted, folder=str(folder))
+    before = token_file().read_text() if token_file().is_file() else None
+    _write(token_file(), secret)
     _write(_note(), json.dumps(asdict(node)))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
@@ -229,26 +247,38 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None) -> Node:
         f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
         "--disable-usage-stats", *arguments, *([] if cpus is None else [f"--num-cpus={cpus}"]),
     ]  # fmt: skip
-    environment = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    if (why := _trouble(command, _environment(node))) is None:
+        return node
+    clear_session(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    _note().unlink(missing_ok=True)
+    if before is not None:  # of a cluster that may live
+        _write(token_file(), before)
+    raise RuntimeFailure(
+        f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
+    )
+
+
+def _environment(node: Node) -> dict[str, str]:
+    """Of Ray's processes."""
+    found = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file())}
     # Jobs are begun by the name of "python": let it be this one.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment.pop("RAY_AUTH_TOKEN", None)
-    environment[MARK] = str(folder)
+    found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    found.pop("RAY_AUTH_TOKEN", None)
+    found[MARK] = node.folder
     if is_loopback(node.node_ip):
-        environment[LOOPBACK] = "0"
+        found[LOOPBACK] = "0"
+    return found
+
+
+def _trouble(command: list[str], environment: dict[str, str]) -> str | None:
+    """Carry it out; returns why it failed."""
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_SECONDS_TO_START
         )
-        failed = done.returncode != 0
-        why = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
     except subprocess.TimeoutExpired:
-        failed, why = True, f"it takes longer than {_SECONDS_TO_START} s"
-    if failed:
-        clear_session(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        _note().unlink(missing_ok=True)
-        raise RuntimeFailure(
-            f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
-        )
-    return node
+        return f"it takes longer than {_SECONDS_TO_START} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]

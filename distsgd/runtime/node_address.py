@@ -7,17 +7,23 @@ import socket
 
 from distsgd.errors import RuntimeFailure, UsageError
 
-__all__ = ["check_address", "check_port", "free_port", "way_to"]
+__all__ = ["answers", "check_address", "check_port", "free_port", "way_to"]
+
+_SECONDS = 5.0
 
 
 def check_address(node_ip: str) -> None:
     """See whether one can listen at an address.
 
     Raises:
-        UsageError: it is not of this machine.
+        UsageError: it is not of this machine, or not of IP version 4.
     """
     try:
-        ipaddress.ip_address(node_ip)
+        if ipaddress.ip_address(node_ip).version != 4:
+            raise UsageError(
+                f"--node-ip {node_ip} is an address of IP version 6",
+                "Give one of version 4, which is what channels listen at",
+            )
         free_port(node_ip)
     except (ValueError, OSError):
         raise UsageError(
@@ -36,7 +42,7 @@ def check_port(node_ip: str, flag: str, port: int) -> None:
     Raises:
         UsageError: somebody else does.
     """
-    with socket.socket(socket.AF_INET6 if ":" in node_ip else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((node_ip, port))
@@ -49,10 +55,20 @@ def check_port(node_ip: str, flag: str, port: int) -> None:
 
 def free_port(node_ip: str) -> int:
     """A port of an address that nobody listens at now."""
-    with socket.socket(socket.AF_INET6 if ":" in node_ip else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.bind((node_ip, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def way_to(address: str) -> str:
@@ -66,7 +82,7 @@ def way_to(address: str) -> str:
     if not host or not port.isdecimal():
         raise UsageError(f"--join cannot be {address}", "Give HOST:PORT of the head")
     try:
-        with socket.create_connection((host, int(port)), timeout=5) as found:
+        with socket.create_connection((host, int(port)), timeout=_SECONDS) as found:
             own: str = found.getsockname()[0]
             return own
     except OSError as error:

@@ -27,6 +27,9 @@ MARK = "DISTSGD_NODE"
 _DRIVER_LOG = "/python-core-driver-"
 """In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
 
+_PROGRAMS = ("python", "raylet", "gcs_server")
+"""What Ray's processes are, of whatever version."""
+
 _SECONDS_TO_DIE = 10.0
 
 
@@ -35,16 +38,21 @@ def processes_of(folder: str) -> list[int]:
 
     Ray's workers rename themselves, so that their command line alone does not tell. Drivers have
     files open, too, and for ever, but are their users': a notebook that has trained on the cluster
-    outlives it.
+    outlives it. So does a pager or shell that somebody looks through the folder with.
     """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if int(entry.name) != os.getpid() and (
-                _named(entry, folder) or _has_open(entry, folder)
-            ):
+            if int(entry.name) != os.getpid() and _belongs(entry, folder):
                 found.append(int(entry.name))
     return found
+
+
+def _belongs(process: Path, folder: str) -> bool:
+    if _marked(process, folder):
+        return True
+    program = (process / "exe").readlink().name
+    return program.startswith(_PROGRAMS) and (_named(process, folder) or _has_open(process, folder))
 
 
 def _named(process: Path, folder: str) -> bool:

@@ -86,10 +86,9 @@ def sockets_of(pid: int) -> Iterator[str]:
             yield target.removeprefix("socket:[").removesuffix("]")
 
 
-def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, tmp_path: Path) -> None:
-    config = tmp_path / "mine.toml"
-    config.write_text("epochs = 3\nworkers = 2\n")
-    done = cluster("submit", "--dataset", "sample", "--config", config)
+def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, home: Path) -> None:
+    (home / "mine.toml").write_text('dataset = "sample"\nepochs = 3\nworkers = 2\n')
+    done = cluster("submit", "--config", f".//{Path('mine.toml')}")
     assert done.returncode == 0, done.stderr
     bits = train("sample", workers=0, epochs=3).weights_sha256
     assert f"sha256 {bits}" in done.stdout and "has succeeded" in done.stderr
@@ -109,7 +108,14 @@ def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, tmp_pat
     assert cluster("audit", job).returncode == 0
     more = cluster("submit", "--resume", job, "--epochs", "100001", "--detach", "--json")
     assert more.returncode == 0, more.stderr
-    assert cluster("jobs", "stop", "latest").returncode == 0
+    again = json.loads(more.stdout)["job"]
+    while "\n" not in cluster("jobs", "logs", again).stdout.partition("seconds\n")[2]:
+        assert time.monotonic() < until + 60
+    stopped = cluster("jobs", "stop", "latest")
+    assert stopped.returncode == 0
+    assert f"submit --resume {job}\n" in stopped.stderr  # that is whose run it is
+    later = json.loads(cluster("runs", "show", job, "--json").stdout)
+    assert len(later["epochs"]) > len(shown["epochs"])
 
 
 def test_control_c_leaves_the_job_running(cluster: Cluster, home: Path) -> None:
@@ -137,6 +143,11 @@ def test_control_c_leaves_the_job_running(cluster: Cluster, home: Path) -> None:
         (("--address", "http://127.0.0.1:1"), 1, "nobody takes jobs at"),
         (("--config", "nowhere.toml"), 2, "there is no file nowhere.toml"),
         (("--epochs", "2", "--json", "--help=1"), 2, "--help"),
+        (("--epochs", "-1"), 2, "epochs"),
+        (("--run-dir", "mine"), 2, "--run-dir is given twice, or means nothing in a job"),
+        (("--workers", "0"), 2, "--workers 0 trains without a cluster"),
+        (("--dataset", "s3://KEY:SECRET@bucket/x"), 2, "carries a name or a key"),
+        (("--set", "dataset=s3://KEY:SECRET@bucket/x"), 2, "carries a name or a key"),
     ],
 )
 def test_slips_are_told_before_anything_is_sent(
@@ -199,7 +210,11 @@ def test_who_has_trained_on_a_cluster_outlives_it(tmp_path: Path) -> None:
     ) as notebook:  # fmt: skip
         assert notebook.stdout is not None and notebook.stdin is not None
         assert [notebook.stdout.readline() for _ in range(2)] == ["finished\n", "epoch\n"]
-        cluster("stop")
+        log = Path(node(home)["folder"]) / "ray" / "session_latest" / "logs" / "raylet.out"
+        with subprocess.Popen(["tail", "-f", log], stdout=subprocess.DEVNULL) as looks:
+            cluster("stop")
+            assert looks.poll() is None
+            looks.kill()
         told = next(line for line in notebook.stdout if line != "epoch\n")
         assert f"127.0.0.1:{port} no longer answers" in told and "distsgd resume" in told
         notebook.stdin.write("\n")

@@ -1,0 +1,48 @@
+"""A head that takes jobs no longer, and one that never says anything."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import requests
+
+from distsgd.errors import RuntimeFailure
+from distsgd.runtime import job_api
+from distsgd.runtime.job_api import JobApi, jobs_address
+
+
+def test_who_is_connected_to_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_api, "_PATIENCE", (1.0, 0.5))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RuntimeFailure, match="nobody takes jobs"), job_api.job_api(address):
+            pass
+
+
+class Gone:
+    """A client whose head lost its power: the stream of the log just stays silent."""
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "the first line"
+        await asyncio.Event().wait()
+
+    def get_job_info(self, job: str) -> Any:
+        raise requests.ConnectionError("no route to host")
+
+
+def test_following_ends_when_the_head_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_api, "_SECONDS_UNSEEN", 0.05)
+    client: Any = Gone()
+    shown: list[str] = []
+    with pytest.raises(RuntimeFailure, match="nobody takes jobs at http://head:8265"):
+        JobApi(client, "http://head:8265").follow("job", shown.append)
+    assert shown == ["the first line"]
+
+
+def test_the_address_that_rays_own_commands_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    assert jobs_address("auto") == "http://10.0.0.1:8265"
