@@ -114,6 +114,7 @@ def test_each_shard_is_fetched_once_by_several_workers(
         {"status": 500, "times": 2, "path": MANIFEST},
         {"status": 503, "times": 3, "method": "HEAD"},
         {"cut": 1_000_000, "times": 4, "path": "arrow"},
+        {"cut": 300_000, "times": 99, "path": "arrow"},
         {"cut": 5_000, "times": 1, "path": MANIFEST},
         {"wait": 0.5, "times": 3},
     ],

@@ -17,6 +17,9 @@ PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 _MOST_TRIES = 50
 _MOST_BYTES = 64 << 20
+_PIECE_BYTES, _LEAST_BYTES = 16 << 20, 64 << 10
+"""Of a piece, at first and at last: each try that brings nothing new has it quartered, so that
+what a store gives that breaks off again and again is kept all the same."""
 
 Notice = Callable[[str], None]
 """Told of trouble that may pass, in words."""
@@ -102,10 +105,11 @@ def _follow(
 ) -> None:
     """Hand on the content piece by piece, however often it breaks off."""
     have = vain = tries = 0
+    most = _PIECE_BYTES
     while True:
         tries, before = tries + 1, have
         try:
-            for piece in store.pieces(name, have, size):
+            for piece in store.pieces(name, have, size, most):
                 have += len(piece)
                 if size is not None and have > size:
                     raise Refused(f"it is longer than the {size} bytes that the manifest says")
@@ -118,6 +122,8 @@ def _follow(
         except OSError as error:
             why = str(error).partition("\n")[0].rstrip(".")
         vain = 0 if have > before else vain + 1
+        if vain:
+            most = max(_LEAST_BYTES, most // 4)
         if vain > len(PAUSES) or tries == _MOST_TRIES:
             raise SourceError(f"{whose}/{name} cannot be read, {tries} tries: {why}", _HINT)
         pause = PAUSES[max(0, vain - 1)]

@@ -20,7 +20,7 @@ from distsgd.errors import SourceError
 
 __all__ = ["Piece", "Refused", "Store", "open_store"]
 
-_PIECE = 16 << 20
+_WEB_PIECE = 1 << 20
 _FORMAT = IpcFileFormat()
 _CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 20.0
 
@@ -35,13 +35,14 @@ class Refused(Exception):
 class Store(Protocol):
     """A folder somewhere else."""
 
-    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
+    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
         """The content of a file from an offset on; each piece is used before the next is asked for.
 
         Args:
             name: of the file.
             offset: bytes to leave out.
             size: that it should have, or None.
+            most: bytes of a piece: what is lost of it when the store breaks off.
 
         Raises:
             Refused: there is no such file, or we may not read it.
@@ -126,15 +127,15 @@ class _FileSystemFolder:
         self._system, self._folder = system, folder
         self._of_thread = threading.local()
 
-    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
+    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
         path = f"{self._folder}/{name}"
         try:
             with self._opened(path, size) as file:
                 end = file.size() if size is None else size
-                buffer = self._buffer(min(_PIECE, end - offset))
+                buffer = self._buffer(min(most, end - offset))
                 file.seek(offset)
                 while offset < end:
-                    room = buffer[: end - offset]
+                    room = buffer[: min(most, end - offset)]
                     if not (got := file.readinto(room)):
                         raise OSError(f"it gives no more after {offset} of {end} bytes")
                     offset += got
@@ -166,7 +167,7 @@ class _WebFolder:
         self._address = address
         self._session = requests.Session()
 
-    def pieces(self, name: str, offset: int, size: int | None) -> Iterator[Piece]:
+    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -179,7 +180,7 @@ class _WebFolder:
                     raise Refused(f"the server answers {answer.status_code}")
                 answer.raise_for_status()
                 skip = offset if answer.status_code != 206 else 0
-                for piece in answer.iter_content(_PIECE):
+                for piece in answer.iter_content(min(most, _WEB_PIECE)):
                     if skip < len(piece):
                         yield piece[skip:]
                     skip = max(0, skip - len(piece))
