@@ -2,7 +2,7 @@
 
     python scripts/out_of_core.py [--source s3 http file] [--epochs N] [--rounds N] [--only TEXT]
 
-CIFAR-10 four times over (200,000 images) lies in 32 shards in a store of its own on the same
+CIFAR-10 four times over (200,000 images) lies in 64 shards in a store of its own on the same
 machine, which is the object store of the tests, or a folder. It is streamed with --shuffle shard,
 two shards mixed, through a cache that holds a quarter of the training shards beside the test shard,
 which always stays. Images a second of the steps after the first epoch; each streamed run follows
@@ -43,7 +43,7 @@ from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
 from distsgd.data.shards import write_dataset
 
-COPIES, SHARDS, MIXED, SHARE = 4, 32, 2, 4
+COPIES, SHARDS, MIXED, SHARE = 4, 64, 2, 4
 IMAGES = COPIES * 50_000
 RUNS: dict[str, dict[str, Any]] = {
     "linear, inline": {"workers": 0},

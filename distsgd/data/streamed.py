@@ -19,6 +19,7 @@ from distsgd.data.verified import Found
 __all__ = ["StreamedSplit"]
 
 
+_LEAST_AHEAD = 2
 _FAR = 1000
 """Shards that are told of, of those that come: each window tells anew."""
 
@@ -36,14 +37,14 @@ class StreamedSplit(Split):
     Args:
         manifest: of the dataset.
         cache: of this node.
-        ahead: told what `expect` was told, as names of files, to fetch them ahead.
+        ahead: told what `expect` was told, as names of files, and how many of them to fetch ahead.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         cache: NodeCache,
-        ahead: Callable[[Sequence[str]], None] = lambda _: None,
+        ahead: Callable[[Sequence[str], int], None] = lambda files, count: None,
     ) -> None:
         self._manifest, self._cache, self._ahead = manifest, cache, ahead
         self._entries = manifest.train
@@ -93,6 +94,10 @@ class StreamedSplit(Split):
     def expect(self, shards: Sequence[int], most: int) -> None:
         """Say what comes.
 
+        No more is fetched ahead than half as much again: the rest of the cache is for what has been
+        used, and will be needed soonest of all that has. Of a cache that is filled with what comes,
+        nothing is found again.
+
         Args:
             shards: in the order in which they will be needed.
             most: how many are needed at once.
@@ -101,7 +106,7 @@ class StreamedSplit(Split):
         nearest = islice(dict.fromkeys(shards), _FAR)
         files = [self._entries[shard].file for shard in nearest]
         self._cache.need(files)
-        self._ahead(files)
+        self._ahead(files, most + max(_LEAST_AHEAD, most // 2))
 
     def _parts(
         self, indices: NDArray[np.int64]

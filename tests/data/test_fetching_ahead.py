@@ -25,7 +25,8 @@ from pathlib import Path
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.fetching_ahead import FetchingAhead
 ahead = FetchingAhead(Path(sys.argv[1]), None)
-ahead.follow([entry.file for entry in read_manifest(Path(sys.argv[1])).train])
+files = [entry.file for entry in read_manifest(Path(sys.argv[1])).train]
+ahead.follow(files, len(files))
 print("said", flush=True)
 sys.stdin.read()
 """
@@ -56,9 +57,9 @@ def at_work(folder: Path) -> list[int]:
 def test_it_fetches_what_is_said_and_ends_with_us(folder: Path) -> None:
     files = [entry.file for entry in read_manifest(folder).train]
     ahead = FetchingAhead(folder, None)
-    ahead.follow(files[:2])
+    ahead.follow(files[:2], SHARDS)
     assert wait_until(lambda: shards(folder) == files[:2])
-    ahead.follow(files[3:4])
+    ahead.follow(files[3:], 1)
     assert wait_until(lambda: shards(folder) == [*files[:2], files[3]])
     assert len(at_work(folder)) == 1
     del ahead
@@ -70,9 +71,9 @@ def test_no_more_than_there_is_room_for_and_the_soonest(folder: Path) -> None:
     files = [entry.file for entry in entries]
     limit = 3 * max(entry.size for entry in entries)
     ahead = FetchingAhead(folder, limit)
-    ahead.follow(files)
+    ahead.follow(files, SHARDS)
     assert wait_until(lambda: shards(folder) == files[:3])
-    ahead.follow(files[2:])
+    ahead.follow(files[2:], SHARDS)
     assert wait_until(lambda: shards(folder) == files[2:5])
 
 
@@ -88,12 +89,12 @@ def test_one_a_node_and_the_next_takes_its_place(folder: Path) -> None:
         assert wait_until(lambda: shards(folder) == files)
         theirs = at_work(folder)
         ahead = FetchingAhead(folder, None)
-        ahead.follow(files)
+        ahead.follow(files, SHARDS)
         assert at_work(folder) == theirs and len(theirs) == 1
         first.kill()  # what it has begun ends with it, although nobody has told it to
         assert wait_until(lambda: at_work(folder) == [])
         (folder / files[0]).unlink()
-        ahead.follow(files)
+        ahead.follow(files, SHARDS)
         assert wait_until(lambda: shards(folder) == files)
         assert len(at_work(folder)) == 1
     finally:
@@ -104,13 +105,13 @@ def test_one_a_node_and_the_next_takes_its_place(folder: Path) -> None:
 def test_when_it_dies_another_one_is_begun(folder: Path) -> None:
     files = [entry.file for entry in read_manifest(folder).train]
     ahead = FetchingAhead(folder, None)
-    ahead.follow(files[:1])
+    ahead.follow(files[:1], SHARDS)
     assert wait_until(lambda: shards(folder) == files[:1])
     (pid,) = at_work(folder)
     os.kill(pid, signal.SIGKILL)
 
     def all_here() -> bool:
-        ahead.follow(files)  # the first time it finds out that it has died
+        ahead.follow(files, SHARDS)  # the first time it finds out that it has died
         return shards(folder) == files
 
     assert wait_until(all_here)
@@ -121,7 +122,7 @@ def test_trouble_is_left_to_who_needs_the_shard(folder: Path, tmp_path: Path) ->
     files = [entry.file for entry in read_manifest(folder).train]
     (tmp_path / "there" / files[0]).rename(tmp_path / "gone")
     ahead = FetchingAhead(folder, None)
-    ahead.follow(files)
-    ahead.follow(files[1:2])
+    ahead.follow(files, SHARDS)
+    ahead.follow(files[1:2], SHARDS)
     assert wait_until(lambda: files[1] in shards(folder))
     assert len(at_work(folder)) == 1 and files[0] not in shards(folder)

@@ -6,8 +6,8 @@ the process to 0.73.
 
     python -m distsgd.data.remote.fetching_ahead FOLDER LIMIT
 
-reads lines from its standard input, each a JSON list of files in the order in which they will be
-needed from then on, and ends with it. LIMIT is in bytes, 0 for none.
+reads lines from its standard input, each a JSON list of how many to fetch and of the files in the
+order in which they will be needed from then on, and ends with it. LIMIT is in bytes, 0 for none.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class FetchingAhead:
         self._lock = -1
         self._process: subprocess.Popen[bytes] | None = None
 
-    def follow(self, files: Sequence[str]) -> None:
-        """Say which files are needed from now on, in that order."""
+    def follow(self, files: Sequence[str], count: int) -> None:
+        """Say which files are needed from now on, in that order, and how many of them to fetch."""
         if not self._ours():
             return
         if self._process is None:
             self._begin()
         assert self._process is not None and self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(list(files)).encode() + b"\n")
+            self._process.stdin.write(json.dumps([count, *files]).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:  # it has died: the next call begins another one
             self._process.wait()
@@ -108,11 +108,11 @@ class _Threads:
         self._lock, self._order = threading.Lock(), threading.Lock()
         self._running = 0
 
-    def follow(self, entries: Sequence[Shard]) -> None:
-        """What is needed from now on, in that order."""
+    def follow(self, entries: Sequence[Shard], count: int) -> None:
+        """What is needed from now on, in that order; the first few are fetched."""
         self._cache.need([entry.file for entry in entries])
         with self._lock:
-            self._ahead = list(entries)
+            self._ahead = list(entries[:count])
             while self._running < min(_THREADS, len(self._ahead)):
                 self._running += 1
                 threading.Thread(target=self._run, daemon=True).start()
@@ -140,7 +140,8 @@ def main(folder: Path, limit: int) -> None:
     entries = {entry.file: entry for entry in read_manifest(folder).train}
     threads = _Threads(RemoteFolder(folder, limit or None).cache)
     for line in sys.stdin.buffer:
-        threads.follow([entries[file] for file in json.loads(line)])
+        count, *files = json.loads(line)
+        threads.follow([entries[file] for file in files], count)
     os._exit(0)  # what is being fetched is not waited for; its part is taken for what it is
 
 
