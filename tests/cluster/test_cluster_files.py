@@ -152,7 +152,7 @@ def test_each_platform_has_its_page_and_its_commands_can_be_read(platform: str) 
 
 SRUN = """#!/usr/bin/env bash
 # One node: what is asked for runs here, as a step that ends with what it has started.
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do [[ $1 != --nodelist=* ]] || export SLURM_NODE=${1#*=}; shift; done
 [ "$*" != "hostname -I" ] || { echo "127.0.0.1 "; exit; }
 exec "$@"
 """
@@ -199,6 +199,103 @@ def test_the_batch_script_trains_and_leaves_nothing(
         timeout=180,
     )  # fmt: skip
     assert failed.returncode == 1 and "no dataset at" in failed.stderr
+
+
+def options_of(script: Path) -> dict[str, str | None]:
+    """What a batch script asks SLURM for, by its #SBATCH lines."""
+    lines = re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script.read_text(), re.MULTILINE)
+    return {name: value or None for name, value in lines}
+
+
+def test_slurm_leaves_a_training_alone_when_a_node_fails() -> None:
+    script = CLUSTER / "slurm" / "train.sbatch"
+    asked = options_of(script)
+    assert {"no-kill", "no-requeue"} <= set(asked) and asked["signal"] == "B:TERM@60"
+    # Only the allocation: a step with it would not end with its node.
+    (step,) = re.findall(r"exec srun .*", script.read_text())
+    assert "--no-kill" not in step
+
+
+STAND_IN = """#!/usr/bin/env bash
+# distsgd, as far as the batch script needs it: a node that ends when told to, one that fails, and a
+# training that outlives it.
+note() { echo "$*" >> "$HOME/told"; }
+stay() { trap 'note "$1 ended"; exit 0' TERM; while true; do sleep 0.1; done; }
+case "$*" in
+    "cluster start --head "*) stay head ;;
+    "cluster start --join "*)
+        case $SLURM_NODE in
+            fails) note "fails failed"; exit 1 ;;
+            hangs) trap '' TERM; exec sleep 300 ;;
+            *) stay "$SLURM_NODE" ;;
+        esac ;;
+    train*)
+        trap 'note "training told"; exit "$CODE"' TERM
+        until grep -q "fails failed" "$HOME/told" 2>/dev/null; do sleep 0.1; done
+        sleep 0.5
+        note "training goes on"
+        [ -z "$STAYS" ] || while true; do sleep 0.1; done
+        exit "$CODE" ;;
+esac
+"""
+
+
+@pytest.fixture
+def several_nodes(allocation: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Nodes without a Ray: the head, one that stays, and one that fails."""
+    tools = tmp_path / "tools"
+    (tools / "scontrol").write_text("#!/bin/sh\nprintf '%s\\n' head stays fails $MORE\n")
+    (tools / "distsgd").write_text(STAND_IN)
+    return {**allocation, "CODE": "0", "STAYS": "", "MORE": ""}
+
+
+def told(tmp_path: Path) -> list[str]:
+    file = tmp_path / "told"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_node_that_fails_ends_no_training(
+    code: int, several_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [CLUSTER / "slurm" / "train.sbatch"], env={**several_nodes, "CODE": str(code)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    first, second, *ended = told(tmp_path)
+    assert (first, second) == ("fails failed", "training goes on")
+    assert sorted(ended) == ["head ended", "stays ended"]
+    assert not list(tmp_path.glob(".distsgd*"))
+
+
+@pytest.mark.parametrize("code", [0, 130])
+def test_the_exit_code_is_that_of_a_training_that_was_told_to_end(
+    code: int, several_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [CLUSTER / "slurm" / "train.sbatch"],
+        env={**several_nodes, "CODE": str(code), "STAYS": "yes"},
+    )
+    until = time.monotonic() + 30
+    while "training goes on" not in told(tmp_path):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == code
+    assert "training told" in told(tmp_path)
+
+
+def test_a_node_that_does_not_answer_keeps_no_allocation(
+    several_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [CLUSTER / "slurm" / "train.sbatch"], env={**several_nodes, "MORE": "hangs"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and 15 < time.monotonic() - begun < 45
+    assert {"head ended", "stays ended"} <= set(told(tmp_path))
 
 
 @pytest.mark.ray
