@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -78,6 +79,50 @@ def test_the_machines_of_the_launcher_begin_with_our_own_commands(platform: str)
     # What is packed is there, and the environments of this machine are not.
     assert config["file_mounts"]["~/distsgd"] == "."
     assert {".git", ".venv"} <= set(config["rsync_exclude"])
+
+
+def test_the_head_gets_a_key_for_its_workers() -> None:
+    from ray.autoscaler._private.commands import _set_up_config_for_head_node
+    from ray.autoscaler._private.util import prepare_config
+
+    (config,) = documents("on-premises/cluster.yaml")
+    key = config["auth"]["ssh_private_key"]
+    page = (CLUSTER / "on-premises" / "README.md").read_text(encoding="utf-8")
+    assert f"ssh-keygen -t ed25519 -N '' -f {key}\n" in page and f"ssh-copy-id -i {key}.pub" in page
+    provider = SimpleNamespace(prepare_for_head_node=lambda given: given)
+    found, file = _set_up_config_for_head_node(prepare_config(config), provider, False)
+    with file:
+        there = json.loads(Path(file.name).read_text(encoding="utf-8"))
+    own = there["auth"]["ssh_private_key"]
+    assert found["file_mounts"][own] == key
+    assert own not in there["file_mounts"], "the workers need no key"
+
+
+def test_machines_of_ones_own_are_ended_by_our_own_command() -> None:
+    (config,) = documents("on-premises/cluster.yaml")
+    page = (CLUSTER / "on-premises" / "README.md").read_text(encoding="utf-8")
+    provider = config["provider"]
+    # The head first: it would have workers that have ended join again.
+    machines = " ".join([provider["head_ip"], *provider["worker_ips"]])
+    user, key = config["auth"]["ssh_user"], config["auth"]["ssh_private_key"]
+    assert (
+        f"for machine in {machines}; do\n"
+        f"    ssh -i {key} {user}@$machine distsgd-venv/bin/distsgd cluster stop\ndone" in page
+    )
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert not any("ray down" in block for block in blocks)
+
+
+def test_an_image_for_amazon_has_to_be_chosen() -> None:
+    (config,) = documents("aws/cluster.yaml")
+    page = (CLUSTER / "aws" / "README.md").read_text(encoding="utf-8")
+    images = {kind["node_config"]["ImageId"] for kind in config["available_node_types"].values()}
+    # No image of Ray's choice, and none that AWS would take.
+    assert images == {"ami-FILL-IN"} and "`ami-FILL-IN`" in page
+    assert f"--region {config['provider']['region']}" in page
+    assert "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/" in page
+    assert f"-i ~/.ssh/ray-autoscaler_{config['provider']['region']}.pem" in page
+    assert "ray get-head-ip cluster/aws/cluster.yaml" in page
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
