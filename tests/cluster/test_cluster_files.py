@@ -128,7 +128,7 @@ def test_an_image_for_amazon_has_to_be_chosen() -> None:
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
 def test_kuberay_knows_every_field(kind: str) -> None:
     known = json.loads((Path(__file__).parent / "kuberay_fields.json").read_text())["kinds"]
-    first, *others = documents(f"kubernetes/{kind.lower()}.yaml")
+    (first,) = documents(f"kubernetes/{kind.lower()}.yaml")
     assert (first["apiVersion"], first["kind"]) == ("ray.io/v1", kind)
     jsonschema.Draft202012Validator(known[kind]).validate(first["spec"])
     spec = first["spec"] if kind == "RayCluster" else first["spec"]["rayClusterSpec"]
@@ -143,13 +143,57 @@ def test_kuberay_knows_every_field(kind: str) -> None:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             mounted |= volumes
         assert pod["securityContext"]["runAsNonRoot"]
-    if kind == "RayCluster":
-        assert [one["kind"] for one in others] == ["PersistentVolumeClaim", "NetworkPolicy"]
-    else:
+    if kind == "RayJob":
         words = shlex.split(first["spec"]["entrypoint"])
         assert words[:3] == ["python", "-m", "distsgd"]
         parse(words[3:])
         assert yaml.safe_load(first["spec"]["runtimeEnvYAML"])["env_vars"]["DISTSGD_RUN_NAME"]
+
+
+def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a podSelector of ours chooses a pod with these labels."""
+    assert set(selector) == {"matchLabels"}
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def test_what_both_ways_to_train_on_kubernetes_need_is_in_a_file_of_its_own() -> None:
+    claim, policy = documents("kubernetes/common.yaml")
+    (cluster,) = documents("kubernetes/raycluster.yaml")
+    (job,) = documents("kubernetes/rayjob.yaml")
+    assert (claim["kind"], policy["kind"]) == ("PersistentVolumeClaim", "NetworkPolicy")
+    page = (CLUSTER / "kubernetes" / "README.md").read_text(encoding="utf-8")
+    applied = re.findall(r"^kubectl apply -f cluster/kubernetes/(\w+).yaml$", page, re.MULTILINE)
+    assert applied == ["common", "rayjob", "raycluster"]
+    rules = policy["spec"]["ingress"][0]["from"]
+
+    def let_in(labels: dict[str, str], near: bool = True) -> bool:
+        return any(
+            chosen(rule["podSelector"], labels)
+            for rule in rules if near or "namespaceSelector" in rule
+        )  # fmt: skip
+
+    # What KubeRay puts on every pod of every Ray cluster.
+    any_ray = {"app.kubernetes.io/name": "kuberay", "ray.io/is-ray-node": "yes",
+               "app.kubernetes.io/created-by": "kuberay-operator"}  # fmt: skip
+    for name, spec in (("distsgd", cluster["spec"]),
+                       ("distsgd-train-x7k2p", job["spec"]["rayClusterSpec"])):  # fmt: skip
+        head, *workers = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+        for group in (head, *workers):
+            labels = {**any_ray, "ray.io/cluster": name, **group["template"]["metadata"]["labels"]}
+            assert chosen(policy["spec"]["podSelector"], labels) and let_in(labels)
+        claims = [volume["persistentVolumeClaim"]["claimName"]
+                  for volume in head["template"]["spec"]["volumes"]
+                  if "persistentVolumeClaim" in volume]  # fmt: skip
+        assert claims == [claim["metadata"]["name"]]
+    # The pod that hands the job over has the label of its Job, whose name is that of the RayJob.
+    assert let_in({"batch.kubernetes.io/job-name": job["metadata"]["name"]})
+    # KubeRay, as its Helm chart and its kustomization name it, in any namespace; nobody else.
+    for name in ("kuberay-operator", "kuberay"):
+        operator = {"app.kubernetes.io/name": name,
+                    "app.kubernetes.io/component": "kuberay-operator"}  # fmt: skip
+        assert let_in(operator, near=False)
+    assert not let_in({**any_ray, "ray.io/cluster": "of-others"})
+    assert not let_in({"app.kubernetes.io/part-of": "distsgd"}, near=False)
 
 
 def test_the_schema_of_kuberay_finds_a_slip() -> None:
