@@ -6,10 +6,13 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -385,6 +388,62 @@ def test_a_node_that_does_not_answer_keeps_no_allocation(
     )  # fmt: skip
     assert done.returncode == 0 and 15 < time.monotonic() - begun < 45
     assert {"head ended", "stays ended"} <= set(told(tmp_path))
+
+
+def ours(mark: str) -> list[int]:
+    """Processes with these words in their environment: they were begun by this test."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+SECOND_HOME = """\
+if [ "${SLURM_NODE-}" = second ]; then
+    cp -r "$DISTSGD_CLUSTER_HOME" "$HOME/second" && rm "$HOME"/second/node-*
+    export DISTSGD_CLUSTER_HOME="$HOME/second"
+fi
+"""
+
+
+@pytest.mark.ray
+def test_a_training_outlives_a_node_that_fails(allocation: dict[str, str], tmp_path: Path) -> None:
+    """Two nodes on this machine, the second with a folder of its own for what runs there."""
+    addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    if not addresses:
+        pytest.skip("needs an address beside 127.0.0.1, where Ray takes no second node")
+    tools, script = tmp_path / "tools", CLUSTER / "slurm" / "train.sbatch"
+    (tools / "scontrol").write_text("#!/bin/sh\nprintf 'first\\nsecond\\n'\n")
+    step = SRUN.replace("127.0.0.1", addresses[0]).replace("exec ", f"{SECOND_HOME}exec ")
+    (tools / "srun").write_text(step)
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [script, "--dataset", str(SAMPLE), "--workers", "2", "--placement", "spread",
+             "--epochs", "1000"],
+            env={**allocation, "SLURM_CPUS_PER_TASK": "2"}, stdout=subprocess.PIPE, stderr=errors,
+            text=True,
+        )  # fmt: skip
+    until = time.monotonic() + 90
+    while "worker 1 on" not in (tmp_path / "errors").read_text():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    begun = f"DISTSGD_CLUSTER_HOME={tmp_path}/second"
+    assert ours(begun)
+    while victims := ours(begun):
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    (note,) = (tmp_path / "second").glob("node-*.json")
+    shutil.rmtree(json.loads(note.read_text())["folder"])
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, (tmp_path / "errors").read_text()
+    assert "sha256" in output and not list(tmp_path.glob(".distsgd*"))
+    (run,) = (tmp_path / "home" / "runs").iterdir()
+    assert json.loads((run / "report.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.ray
