@@ -13,6 +13,7 @@ from distsgd.channel.greeting import greet_server
 from distsgd.channel.log_stream import FOLLOWER, Entry, read_log
 from distsgd.channel.port import Address
 from distsgd.channel.shared_memory import SharedMemory
+from distsgd.channel.socket_options import set_options
 from distsgd.channel.tls import secured
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
@@ -119,7 +120,7 @@ def _connect_near(address: Address, number: int) -> socket.socket:
 def _connect_far(address: Address, number: int) -> socket.socket:
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_options(connection)
         connection.settimeout(10)
         _connect(connection, address.tcp)
         connection = secured(connection, server=False)

@@ -23,12 +23,12 @@ from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
 from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
 from distsgd.channel.shared_loop import SharedLoop
+from distsgd.channel.socket_options import set_options
 from distsgd.channel.tls import check_certificates, secured
 from distsgd.errors import ChannelClosed
 
 __all__ = ["Address", "Port"]
 
-_BUFFER_BYTES = 1 << 20
 _PAUSE_SECONDS = 0.1
 _MOST_PLACES = 100
 """Places of strangers that are remembered, and told."""
@@ -127,11 +127,10 @@ class Port:
         near = connection.family == socket.AF_UNIX
         where = "this node" if near else str(connection.getpeername()[0])
         try:
+            set_options(connection)
             if not near:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.settimeout(10)
                 connection = secured(connection, server=True)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             if not near or same_user(connection):
                 worker = greet_worker(connection, self.address.token)
                 if worker is not None:
