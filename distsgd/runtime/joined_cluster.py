@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, known_token
-from distsgd.runtime.local_node import read_node
+from distsgd.runtime.local_node import last_node, read_node
 from distsgd.runtime.ray_session import (
     LOOPBACK,
     is_loopback,
@@ -44,19 +44,29 @@ def address_of(address: str) -> str:
         UsageError: it is no address, or "auto" and none is known.
     """
     if address == "auto":
-        node, found = read_node(), os.environ.get("RAY_ADDRESS")
-        if found in (None, "", "auto"):
-            found = node.address if node else None
-        if found is None:
-            raise UsageError(
-                "--address auto: no cluster is known on this machine",
-                "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
-            )
-        address = found
+        address = os.environ.get("RAY_ADDRESS", "auto") or "auto"
+    if address == "auto":
+        address = _own_cluster()
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise UsageError(f"--address cannot be {address}", "Give HOST:PORT, or auto")
     return address
+
+
+def _own_cluster() -> str:
+    """HOST:PORT of the head of the cluster that this machine was joined to."""
+    if (node := read_node()) is not None:
+        return node.address
+    if (node := last_node()) is not None:
+        how = "--head" if node.head else f"--join {node.address}"
+        raise UsageError(
+            f"--address auto: this machine's node of the cluster at {node.address} has ended",
+            f"Start it again: `distsgd cluster start {how}`",
+        )
+    raise UsageError(
+        "--address auto: no cluster is known on this machine",
+        "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
+    )
 
 
 def check_cluster(address: str) -> str:

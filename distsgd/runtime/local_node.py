@@ -23,7 +23,7 @@ from distsgd.runtime.node_address import answers, check_address, check_port, fre
 from distsgd.runtime.ray_session import LOOPBACK, is_loopback
 from distsgd.runtime.session_guard import MARK, clear_session, processes_of
 
-__all__ = ["Node", "read_node", "start_head", "start_member", "stop_node"]
+__all__ = ["Node", "last_node", "read_node", "start_head", "start_member", "stop_node"]
 
 PORT = 6379
 JOBS_PORT = 8265
@@ -76,7 +76,7 @@ class Node:
 
 def read_node() -> Node | None:
     """What has been started here and lives, if anything."""
-    node = _remembered()
+    node = last_node()
     return node if node is not None and node.lives else None
 
 
@@ -184,7 +184,7 @@ def _secret_in(file: Path) -> str:
     )
 
 
-def _remembered() -> Node | None:
+def last_node() -> Node | None:
     """What was started here last, whether it lives or not."""
     return _noted(_note())
 
@@ -202,10 +202,10 @@ def stop_node() -> Node | None:
     Raises:
         RuntimeFailure: a process does not end.
     """
-    if _remembered() is None:
+    if last_node() is None:
         return None
     with FileLock(_note().with_suffix(".lock")):  # who comes second finds that it is done
-        if (node := _remembered()) is None:
+        if (node := last_node()) is None:
             return None
         clear_session(Path(node.folder))
         if left := node.processes:
