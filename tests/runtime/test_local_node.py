@@ -80,9 +80,7 @@ def test_auto_is_what_was_started_here(home: Path, monkeypatch: pytest.MonkeyPat
         address_of("auto")
     node = Node(address="10.0.0.1:6379", node_ip="10.0.0.1", head=True, folder="/nowhere")
     (home / f"node-{socket.gethostname()}.json").write_text(json.dumps(asdict(node)))
-    with pytest.raises(
-        UsageError, match="has ended. Start it again: `distsgd cluster start --head"
-    ):
+    with pytest.raises(UsageError, match="distsgd cluster start --head"):
         address_of("auto")
     monkeypatch.setattr("distsgd.runtime.joined_cluster.read_node", lambda: node)
     assert address_of("auto") == "10.0.0.1:6379"
