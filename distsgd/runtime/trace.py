@@ -35,7 +35,7 @@ class Trace:
     """
 
     def __init__(self, on: bool) -> None:
-        self._on, self._last = on, 0
+        self._on, self._last = on, perf_counter_ns()
         self._spans: list[Span] = []
 
     def start(self) -> None:

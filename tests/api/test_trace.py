@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def test_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_workers_and_servers(tmp_path: Path, shared_ray: None) -> None:
+    began = time.perf_counter()
     result = train("sample", workers=2, servers=2, epochs=2, trace=tmp_path / "trace.json")
+    took = time.perf_counter() - began
     tracks = tracks_of(tmp_path / "trace.json")
+    for spans in tracks.values():  # none is from before the training
+        assert (spans[-1]["ts"] + spans[-1]["dur"] - spans[0]["ts"]) / 1e6 < took
     assert list(tracks) == ["server 0", "server 1", "worker 0", "worker 1"]
     counts = {name: [span["name"] for span in spans] for name, spans in tracks.items()}
     assert counts["server 0"].count("update") == counts["server 1"].count("applied") == result.steps
