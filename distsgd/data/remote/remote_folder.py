@@ -81,8 +81,9 @@ class RemoteFolder:
         """
         missing = [entry for entry in entries if not (self._folder / entry.file).exists()]
         if missing:
+            what = f"{len(missing)} shards" if len(missing) > 1 else "a shard"
             size = sum(entry.size for entry in missing) / 1e6
-            _log.warning("fetching %d shards (%.0f MB) of %s", len(missing), size, self._uri.name)
+            _log.warning("fetching %s (%.0f MB) of %s", what, size, self._uri.name)
         with ThreadPoolExecutor(_THREADS) as pool:
             self._held += pool.map(self.cache.hold, entries)
 
