@@ -135,6 +135,7 @@ class Fleet:
                 self.names[worker], self.hosts[worker], blas = result
                 self._compare(worker, blas)
                 if self.begun:
+                    self._tell_of(worker)
                     self._run(worker)
                 else:
                     self._ready[worker] = monotonic()
@@ -192,6 +193,12 @@ class Fleet:
             return None
         self._said = True
         return Notice(f"no worker is there; waiting up to {self._patience:g} s for one")
+
+    def _tell_of(self, worker: int) -> None:
+        """Where one who comes late is, on a cluster."""
+        if not (host := self.hosts[worker]).startswith("127."):
+            text = f"worker {worker} on {host} by {self.names[worker]}"
+            self._to_say.append(Notice(text))
 
     def _compare(self, worker: int, blas: str) -> None:
         """Each kernel that is not the driver's is told of once."""

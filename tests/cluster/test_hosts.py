@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -260,17 +262,40 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     size = updates(run)
     assert wait_for(lambda: updates(run) > size) < 5
     third.cut_off()
-    size = updates(run)
+    cut, size = time.monotonic(), updates(run)
     assert wait_for(lambda: updates(run) > size + 1_000) < 10
-    join(first, fourth)
-    assert alive(first) == [first.ip, fourth.ip]
-    third.back()
     out, _ = begun.communicate(timeout=180)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     done = first.distsgd("audit", run)
     assert done.returncode == 0 and "holds" in done.stdout
-    wait_for(lambda: third.ip in alive(first))  # whoever stands by it has joined it again
-    done = first.distsgd("train", "--address", "auto", "--workers", "4", *SETTINGS)
-    assert f"on {third.ip} by tcp" in done.stderr
-    assert json.loads(done.stdout)["weights_sha256"] == undisturbed
+    wait_for(lambda: alive(first) == [first.ip])
+
+    run = first.folder / "growing"
+    begun = first.start(
+        "train", "--address", "auto", "--workers", "auto", "--epochs", "100000", "--run-dir", run
+    )
+    wait_for(lambda: updates(run) > 20_000)
+    join(first, fourth)
+    assert begun.stdout is not None
+    assert told_of(begun.stdout, fourth.ip) == "tcp"
+    wait_for(lambda: time.monotonic() - cut > 20)
+    third.back()  # who stands by it joins it again
+    assert told_of(begun.stdout, third.ip) == "tcp"
+    size = updates(run)
+    wait_for(lambda: updates(run) > size + 20_000)
+    assert alive(first) == [first.ip, third.ip, fourth.ip]
+    begun.send_signal(signal.SIGINT)
+    out, _ = begun.communicate(timeout=60)
+    assert begun.returncode == 130, out
+    for command in ("audit", "replay"):
+        done = first.distsgd(command, run)
+        assert done.returncode == 0, done.stderr
+
+
+def told_of(lines: Iterable[str], ip: str) -> str:
+    """The channel of the first worker that a training tells of on a host."""
+    for line in lines:
+        if found := re.fullmatch(rf"worker \d+ on {re.escape(ip)} by (\w+)", line.strip()):
+            return found[1]
+    return ""
