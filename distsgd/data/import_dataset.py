@@ -105,16 +105,14 @@ def import_dataset(
     """
     _check(name, test_share, shards)
     target = dataset_folder(name)
-    if target.exists() and not force:
-        raise UsageError(
-            f"there is a dataset '{name}' in {target}", "Take another --name, or give --force"
-        )
+    _refuse_to_replace(target, force)
     opened = open_source(
         Path(source).expanduser(), Path(test).expanduser() if test else None, wishes or Wishes()
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(target.with_name(f".{name}.lock"), say):
+            _refuse_to_replace(target, force)  # again: another import may have ended by now
             sweep(target)
             with (
                 installed(target) as beside,
@@ -151,6 +149,14 @@ def _check(name: str, test_share: float, shards: int | None) -> None:
         raise UsageError(f"--test-share cannot be {test_share:g}", "Give a share between 0 and 1")
     if shards is not None and shards < 1:
         raise UsageError(f"--shards cannot be {shards}", "Give 1 or more")
+
+
+def _refuse_to_replace(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise UsageError(
+            f"there is a dataset '{target.name}' in {target}",
+            "Take another --name, or give --force",
+        )
 
 
 class _Import:
