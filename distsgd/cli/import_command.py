@@ -32,6 +32,10 @@ def import_rows(
     shape: Annotated[
         str | None, typer.Option(help="What flat numbers are: CHANNELSxROWSxCOLUMNS, as 1x28x28.")
     ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether line 1 of a CSV file has names."),
+    ] = None,
     shards: Annotated[int | None, typer.Option(min=1, max=1000, help="Training shards.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of test rows.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset of that name.")] = False,
@@ -53,6 +57,7 @@ def import_rows(
         drop=tuple(drop or ()),
         size=(rows_columns[0], rows_columns[1]) if rows_columns else None,
         shape=_numbers(shape, "--shape", 3),
+        header=header,
     )
     with ProgressBar(rows=True) as bar:
         found = import_dataset(

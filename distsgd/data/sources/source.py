@@ -72,6 +72,7 @@ class Wishes:
         drop: columns to leave out.
         size: (rows, columns) that images are resized to; None for that of the first.
         shape: of an example, where its numbers are flat; None for the source's own.
+        header: whether the first line of a CSV file has names; None to find out.
     """
 
     label: str | None = None
@@ -79,6 +80,7 @@ class Wishes:
     drop: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
+    header: bool | None = None
 
 
 def plain_label(value: object) -> Label:
