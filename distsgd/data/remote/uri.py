@@ -48,7 +48,10 @@ def parse_uri(text: str) -> Uri:
     Raises:
         UsageError: it is of an unknown kind, is not whole, or carries a secret.
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:  # such as brackets that are not closed
+        raise UsageError(f"--dataset {text} is no address: {error}", "Check it") from None
     scheme = "gs" if parts.scheme == "gcs" else parts.scheme
     if scheme not in SCHEMES:
         raise UsageError(
