@@ -16,6 +16,8 @@ from support import Run
 
 from distsgd.api import evaluate, resume, train
 from distsgd.api.audit import audit
+from distsgd.api.probe import Measuring
+from distsgd.api.simulate import compare, simulate
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
@@ -213,6 +215,20 @@ def test_streamed_within_a_bound_the_bits_are_the_same(
     assert bytes_here() <= bound * 2**20
 
 
+def test_a_simulation_streams_within_the_bound_too(
+    store: StoreProcess, buckets: Path, here: Callable[..., str]
+) -> None:
+    wanted = {"shuffle": "shard", "shuffle_window": 2}
+    few = Measuring(examples=100)
+    found = simulate(store.open("many"), epochs=2, cache_size=3, measuring=few, **wanted)
+    assert found.weights_sha256 == here(buckets / "open" / "many", **wanted)
+    assert bytes_here() <= 3 * 2**20
+    compare("bsp", store.open("many"), epochs=1, cache_size=3, measuring=few, **wanted)
+    assert bytes_here() <= 3 * 2**20
+    with pytest.raises(UsageError, match="--shuffle shard"):
+        simulate(store.open("many"), cache_size=2)
+
+
 @pytest.mark.ray
 def test_streamed_by_several_workers_and_gone_on_with(
     store: StoreProcess, buckets: Path, here: Callable[..., str], shared_ray: None, tmp_path: Path
@@ -231,6 +247,7 @@ def test_streamed_by_several_workers_and_gone_on_with(
 
 
 def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd: Run) -> None:
+    assert distsgd("data", "info", "--dataset", "http://[::1/x").returncode == 2
     for command in ("info", "verify"):
         done = distsgd("data", command, "--dataset", store.s3("data/sample"), "--json")
         assert done.returncode == 0, done.stderr
