@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,10 @@ def import_rows(
         bool | None,
         typer.Option("--header/--no-header", help="Whether line 1 of a CSV file has names."),
     ] = None,
-    shards: Annotated[int | None, typer.Option(min=1, max=1000, help="Training shards.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of test rows.")] = 0,
+    shards: Annotated[
+        int, typer.Option(min=1, max=1000, help="Training shards, at least; of 64 MiB at most.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of test rows.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset of that name.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -83,7 +86,7 @@ def _numbers(text: str | None, flag: str, how_many: int) -> tuple[int, ...] | No
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != how_many or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != how_many or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts):
         example = "32x32" if how_many == 2 else "3x32x32"
         raise UsageError(f"{flag} cannot be {text}", f"Give whole numbers, as {example}")
     return tuple(map(int, parts))

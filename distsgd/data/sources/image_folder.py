@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
+from math import prod
 from pathlib import Path
 
 from PIL import Image
 
 from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_first
-from distsgd.data.sources.source import Batch, Source, Wishes
+from distsgd.data.sources.source import Batch, Source, Wishes, rows_at_once
 from distsgd.errors import SourceError
 
 __all__ = ["open_image_folder"]
 
-_ROWS = 256
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 _LOOKED_AT = 20
 """Images of each class that tell whether there are colours."""
@@ -42,7 +42,7 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
         )
 
     def read(split: Path) -> Iterator[Batch]:
-        for images in _batched(_images(split, classes)):
+        for images in _batched(_images(split, classes), rows_at_once(prod(shape))):
             yield decode_batch(images, shape, wishes.size is not None)
 
     return Source(
@@ -50,6 +50,7 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
         classes=classes,
         train=lambda: read(train),
         test=(lambda: read(test)) if test else None,
+        pixels=True,
         rows=sum(1 for part in splits for _ in _images(part, classes)),
     )
 
@@ -108,6 +109,6 @@ def _images(folder: Path, classes: tuple[str, ...]) -> Iterator[Encoded]:
             yield str(path.relative_to(folder.parent)), path, label
 
 
-def _batched(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    while some := list(islice(images, _ROWS)):
+def _batched(images: Iterator[Encoded], most: int) -> Iterator[list[Encoded]]:
+    while some := list(islice(images, most)):
         yield some

@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distsgd.data.sources.csv_file import CsvFile
-from distsgd.data.sources.table_columns import batch_of, is_number, widths_of
+from distsgd.data.sources.source import rows_at_once
+from distsgd.data.sources.table_columns import batch_of, is_number, refuse_doubles, widths_of
 from distsgd.errors import SourceError, UsageError
 
 __all__ = ["read_numbers"]
-
-_ROWS = 1024
 
 
 def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[np.float64]:
@@ -43,10 +42,10 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
     if not path.is_file():
         raise UsageError(f"there is no file {path}", "Check the path")
     found: list[NDArray[np.float64]] = []
-    for batch, where, named in _batches(path, names):
+    for batch, where, named in _batches(path, names, features):
         chosen = _chosen(batch, names if named else (), features, path)
         columns = [batch.column(name) for name in chosen]
-        widths = widths_of(columns)
+        widths = widths_of(columns, chosen)
         if sum(widths) != features:
             raise UsageError(
                 f"{path} has {sum(widths)} numbers a row, and the model takes {features}",
@@ -62,19 +61,21 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
 
 
 def _batches(
-    path: Path, names: tuple[str, ...]
+    path: Path, names: tuple[str, ...], features: int
 ) -> Iterator[tuple[pa.RecordBatch, list[str], bool]]:
     """Rows, where they stand, and whether their columns have names."""
     if path.suffix.lower() != ".parquet":
-        file = CsvFile(path, known=names)
-        for batch, where, bad in file.batches():
+        lines = CsvFile(path, known=names)
+        for batch, where, bad in lines.batches():
             if bad:
                 raise SourceError(f"{bad[0].where}: {bad[0].why}", "Mend that row")
-            yield batch, where, file.named
+            yield batch, where, lines.named
         return
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+        file = pq.ParquetFile(path)
+        refuse_doubles(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(rows_at_once(8 * features)):
             yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))], True
             number += len(batch)
     except (pa.ArrowException, OSError) as error:
