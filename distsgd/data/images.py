@@ -51,8 +51,9 @@ def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
     with Image.open(source, formats=_FORMATS) as image:
         image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
         image.load()
-        with suppress(Exception):  # where what stands beside the pixels is broken, they stay
-            ImageOps.exif_transpose(image, in_place=True)
+        if image.info:  # with nothing beside the pixels it would take time for nothing
+            with suppress(Exception):  # where that is broken, the pixels stay
+                ImageOps.exif_transpose(image, in_place=True)
         return _of_bytes(image).convert("RGB" if channels == 3 else "L")
 
 

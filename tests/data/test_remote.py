@@ -190,6 +190,13 @@ def test_addresses_that_cannot_be_used(
     assert "secret@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["http://[::1/x", "s3://a:secret@[b/x", "s3://a:secret@b\u2100/x"])
+def test_what_is_no_address_is_refused_without_a_word_of_it(uri: str) -> None:
+    with pytest.raises(UsageError, match=r"://\.\.\. is no address") as caught:
+        find_dataset(uri)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_endpoint_of_the_environment_is_used(
     store: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +254,6 @@ def test_streamed_by_several_workers_and_gone_on_with(
 
 
 def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd: Run) -> None:
-    assert distsgd("data", "info", "--dataset", "http://[::1/x").returncode == 2
     for command in ("info", "verify"):
         done = distsgd("data", command, "--dataset", store.s3("data/sample"), "--json")
         assert done.returncode == 0, done.stderr

@@ -50,8 +50,10 @@ def parse_uri(text: str) -> Uri:
     """
     try:
         parts = urlsplit(text)
-    except ValueError as error:  # such as brackets that are not closed
-        raise UsageError(f"--dataset {text} is no address: {error}", "Check it") from None
+    except ValueError:  # such as brackets that are not closed; what it says may have a secret
+        raise UsageError(
+            f"--dataset {text.partition(':')[0]}://... is no address", "Check what follows ://"
+        ) from None
     scheme = "gs" if parts.scheme == "gcs" else parts.scheme
     if scheme not in SCHEMES:
         raise UsageError(
