@@ -35,7 +35,9 @@ def import_rows(
     ] = None,
     header: Annotated[
         bool | None,
-        typer.Option("--header/--no-header", help="Whether line 1 of a CSV file has names."),
+        typer.Option(
+            "--header/--no-header", help="Line 1 of a CSV file has names, or not; else found out."
+        ),
     ] = None,
     shards: Annotated[
         int, typer.Option(min=1, max=1000, help="Training shards, at least; of 64 MiB at most.")
