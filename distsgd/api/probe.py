@@ -97,6 +97,11 @@ def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Ints]:
     """Pixels and labels of so many examples, evenly spaced over a split."""
     count = min(examples, len(split))
     rows = np.arange(count, dtype=np.int64) * len(split) // count
-    pixels = np.empty((count, features), dtype=np.uint8)
-    split.gather(rows, pixels)
-    return pixels, split.labels[rows]
+    pixels, found = np.empty((count, features), dtype=np.uint8), []
+    low = done = 0
+    for part, labels in split.batches():  # of a split that is streamed, none is kept
+        here = rows[(rows >= low) & (rows < low + len(part))] - low
+        pixels[done : done + len(here)] = part[here]
+        found.append(labels[here])
+        low, done = low + len(part), done + len(here)
+    return pixels, np.concatenate(found)

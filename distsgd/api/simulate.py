@@ -8,6 +8,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.probe import Measuring
 from distsgd.api.simulated_results import Comparison, SimulationResult, summary
 from distsgd.api.simulated_run import SimulatedRun
@@ -54,11 +55,18 @@ def simulate(
 def simulate_with(config: TrainConfig, fleet: Fleet, measuring: Measuring) -> SimulationResult:
     """See `simulate`; takes the settings as one object."""
     with threadpool_limits(1), StopSignals() as signals:
-        run = SimulatedRun(config, fleet, measuring, Dataset(find_dataset(config.dataset)), signals)
+        run = SimulatedRun(config, fleet, measuring, _opened(config), signals)
         result = run.result()
     if run.diverged is not None:
         raise DivergedError(run.diverged.step, run.diverged.loss, run.diverged.learning_rate)
     return result
+
+
+def _opened(config: TrainConfig) -> Dataset:
+    dataset = dataset_of(config, find_dataset(config.dataset))
+    check_room(config, dataset)
+    dataset.verify()
+    return dataset
 
 
 def compare(
@@ -118,7 +126,7 @@ def compare_with(
     numbers = list(range(first.seed, first.seed + seeds))
     runs: dict[str, list[SimulationResult]] = {}
     with threadpool_limits(1), StopSignals() as signals:
-        dataset = Dataset(find_dataset(first.dataset))
+        dataset = _opened(first)
         for name, config in configs.items():
             runs[name] = []
             for seed in numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,16 @@ def import_rows(
     shape: Annotated[
         str | None, typer.Option(help="What flat numbers are: CHANNELSxROWSxCOLUMNS, as 1x28x28.")
     ] = None,
-    shards: Annotated[int | None, typer.Option(min=1, max=1000, help="Training shards.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of test rows.")] = 0,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header", help="Line 1 of a CSV file has names, or not; else found out."
+        ),
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(min=1, max=1000, help="Training shards, at least; of 64 MiB at most.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of test rows.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset of that name.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -53,6 +62,7 @@ def import_rows(
         drop=tuple(drop or ()),
         size=(rows_columns[0], rows_columns[1]) if rows_columns else None,
         shape=_numbers(shape, "--shape", 3),
+        header=header,
     )
     with ProgressBar(rows=True) as bar:
         found = import_dataset(
@@ -78,7 +88,7 @@ def _numbers(text: str | None, flag: str, how_many: int) -> tuple[int, ...] | No
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != how_many or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != how_many or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts):
         example = "32x32" if how_many == 2 else "3x32x32"
         raise UsageError(f"{flag} cannot be {text}", f"Give whole numbers, as {example}")
     return tuple(map(int, parts))

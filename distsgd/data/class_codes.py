@@ -19,11 +19,21 @@ class ClassCodes:
     Args:
         classes: names of the classes 0, 1, ..., if the source has them; then codes are numbers of
             classes.
+
+    Raises:
+        DatasetError: they are too many, or two are the same.
     """
 
     def __init__(self, classes: tuple[str, ...] | None) -> None:
         self._classes = classes
         known = classes or ()
+        if len(known) > MOST_CLASSES:
+            raise DatasetError(
+                f"the source names {len(known)} classes, and there can be {MOST_CLASSES}",
+                "Take fewer, or another column: --label NAME",
+            )
+        if len(set(known)) < len(known):
+            raise DatasetError("two classes of the source have the same name", "Rename one")
         self._codes: dict[Label, int] = {str(name): i for i, name in enumerate(known)}
 
     def codes(self, labels: list[Label]) -> tuple[NDArray[np.bool_], Ints, list[Rejected]]:

@@ -12,6 +12,10 @@ from distsgd.core.arrays import Bytes
 
 __all__ = ["ColumnScale"]
 
+_NUMBERS_AT_ONCE = 1 << 20
+_NO_WIDTH = 1e-200
+"""A column that changes by less than this does not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnScale:
@@ -48,8 +52,13 @@ class ColumnScale:
         """The pixels of numbers, shape (rows, features); a column that never changes becomes 0."""
         low, high = np.array(self.low), np.array(self.high)
         width = high - low
-        factor = np.divide(255.0, width, out=np.zeros_like(width), where=width > 0)
-        steps: Bytes = np.rint(np.clip((numbers - low) * factor, 0, 255)).astype(np.uint8)
+        factor = np.divide(255.0, width, out=np.zeros_like(width), where=width > _NO_WIDTH)
+        steps: Bytes = np.empty(numbers.shape, dtype=np.uint8)
+        some = max(1, _NUMBERS_AT_ONCE // max(1, numbers.shape[1]))
+        for start in range(0, len(numbers), some):
+            part = numbers[start : start + some] - low
+            part *= factor
+            steps[start : start + some] = np.rint(np.clip(part, 0, 255, out=part), out=part)
         return steps
 
     def to_json(self) -> dict[str, Any]:

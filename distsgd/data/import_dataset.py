@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
-import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from distsgd.core.arrays import Ints
-from distsgd.data.class_codes import ClassCodes
-from distsgd.data.column_scale import ColumnScale
 from distsgd.data.download import Progress
 from distsgd.data.fetch import DEFAULT_SHARDS, Say
 from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import RESERVED, dataset_folder
-from distsgd.data.manifest import Manifest
-from distsgd.data.rejected_rows import RejectedRows
-from distsgd.data.shards import DatasetWriter, label_dtype, shard_spans
+from distsgd.data.row_import import REJECTED, RowImport
 from distsgd.data.sources.choose import open_source
-from distsgd.data.sources.source import Batch, Source, Wishes
-from distsgd.data.spool import ColumnStatistics, Spool
+from distsgd.data.sources.source import Wishes
 from distsgd.data.waiting_lock import waiting_lock
-from distsgd.errors import DatasetError, UsageError, storage_error
+from distsgd.errors import UsageError, storage_error
 
 __all__ = ["REJECTED", "Imported", "import_dataset"]
 
-REJECTED = "rejected.csv"
-_SHARD_BYTES = 64 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -74,7 +60,7 @@ def import_dataset(
     test: str | Path | None = None,
     test_share: float = 0.2,
     seed: int = 0,
-    shards: int | None = None,
+    shards: int = DEFAULT_SHARDS,
     force: bool = False,
     wishes: Wishes | None = None,
     progress: Progress = lambda *_: None,
@@ -82,8 +68,8 @@ def import_dataset(
 ) -> Imported:
     """Make a dataset of rows from Parquet, CSV, NPZ, or a folder of images by class.
 
-    Rows keep their order. Whole numbers from 0 to 255 are taken as they are; others are put on
-    256 steps (`ColumnScale`), which the manifest records.
+    Rows keep their order. Whole numbers from 0 to 255 are taken as they are, but small ones that
+    are no pixels are stretched; other numbers are put on 256 steps. The manifest has the scale.
 
     Args:
         source: file or folder; see `open_source`.
@@ -91,7 +77,7 @@ def import_dataset(
         test: a file of the test rows, if the source does not say which they are.
         test_share: share of the rows drawn for the test split, where nothing says which they are.
         seed: of that draw.
-        shards: training shards; None for 8, more if they were larger than 64 MiB.
+        shards: training shards, at least; there are more if they were larger than 64 MiB.
         force: replace a dataset of that name.
         wishes: which columns are what.
         progress: told how many rows are read.
@@ -103,22 +89,20 @@ def import_dataset(
         DatasetError: it is not enough for a dataset.
         StorageError: the cache cannot be written.
     """
-    _check(name, test_share, shards)
+    _check(name, test_share, shards, seed)
     target = dataset_folder(name)
-    if target.exists() and not force:
-        raise UsageError(
-            f"there is a dataset '{name}' in {target}", "Take another --name, or give --force"
-        )
+    _refuse_to_replace(target, force)
     opened = open_source(
         Path(source).expanduser(), Path(test).expanduser() if test else None, wishes or Wishes()
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(target.with_name(f".{name}.lock"), say):
+            _refuse_to_replace(target, force)  # again: another import may have ended by now
             sweep(target)
             with (
                 installed(target) as beside,
-                closing(_Import(opened, beside, test_share, seed)) as work,
+                closing(RowImport(opened, beside, test_share, seed)) as work,
             ):
                 say("reading rows")
                 work.read(progress)
@@ -141,7 +125,7 @@ def import_dataset(
     )
 
 
-def _check(name: str, test_share: float, shards: int | None) -> None:
+def _check(name: str, test_share: float, shards: int, seed: int) -> None:
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
             f"--name cannot be '{name}'",
@@ -149,95 +133,15 @@ def _check(name: str, test_share: float, shards: int | None) -> None:
         )
     if not 0 < test_share < 1:
         raise UsageError(f"--test-share cannot be {test_share:g}", "Give a share between 0 and 1")
-    if shards is not None and shards < 1:
+    if shards < 1:
         raise UsageError(f"--shards cannot be {shards}", "Give 1 or more")
+    if seed < 0:
+        raise UsageError(f"--seed cannot be {seed}", "Give 0 or more")
 
 
-class _Import:
-    """Rows into spools, then into shards."""
-
-    def __init__(self, source: Source, folder: Path, share: float, seed: int) -> None:
-        self._source, self._folder = source, folder
-        self._share, self._random = share, np.random.default_rng(seed)
-        features = math.prod(source.shape)
-        self._spools = folder / "spool"
-        self._spools.mkdir()
-        self._train = Spool(self._spools / "train", features)
-        self._test = Spool(self._spools / "test", features)
-        self._statistics = ColumnStatistics(features)
-        self._codes = ClassCodes(source.classes)
-        self.rejected = RejectedRows(folder / REJECTED)
-        self._seen = 0
-
-    def read(self, progress: Progress) -> None:
-        """All rows, once."""
-        source = self._source
-        for batch in source.train():
-            good, codes = self._usable(batch)
-            for_test = self._random.random(len(codes)) < (0 if source.test else self._share)
-            self._keep(good[~for_test], codes[~for_test])
-            self._test.add(good[for_test], codes[for_test])
-            progress("reading rows", self._seen, source.rows or 0)
-        for batch in source.test() if source.test else ():
-            self._test.add(*self._usable(batch))
-            progress("reading rows", self._seen, source.rows or 0)
-        self._train.flush()
-        self._test.flush()
-        self._require_rows()
-
-    def _keep(self, values: NDArray[Any], codes: Ints) -> None:
-        self._train.add(values, codes)
-        if values.dtype != np.uint8:
-            self._statistics.add(values)
-
-    def _usable(self, batch: Batch) -> tuple[NDArray[Any], Ints]:
-        """Values and codes of the rows that can be used; the others are listed."""
-        good, codes, wrong = self._codes.codes(batch.labels)
-        self.rejected.add(batch.rejected)
-        self.rejected.add(wrong)
-        self._seen += len(batch.labels) + len(batch.rejected)
-        return (batch.values, codes) if good.all() else (batch.values[good], codes[good])
-
-    def _require_rows(self) -> None:
-        for split, spool in (("training", self._train), ("test", self._test)):
-            if not len(spool):
-                first = f", the first ({self.rejected.first[0]})" if self.rejected.count else ""
-                raise DatasetError(
-                    f"there are no {split} rows: {self._seen} were read, and "
-                    f"{self.rejected.count} of them rejected{first}",
-                    "Give more rows, or --test-share" if self._source.test is None else "Check it",
-                )
-
-    def write(self, name: str, shards: int | None) -> Manifest:
-        """All shards, and the manifest last."""
-        classes, order = self._codes.classes()
-        scale = self._scale()
-        writer = DatasetWriter(self._folder, self._source.shape, classes)
-        for split, spool, number in (
-            ("train", self._train, shards or max(DEFAULT_SHARDS, self._least(self._train))),
-            ("test", self._test, self._least(self._test)),
-        ):
-            labels = order[spool.labels].astype(label_dtype(len(classes)))
-            for file, span in shard_spans(split, len(spool), min(number, len(spool))):
-                writer.write(split, file, spool.pixels(span, scale), labels[span])
-        self.close()
-        shutil.rmtree(self._spools)
-        return writer.finish(name, scale)
-
-    def close(self) -> None:
-        """Close the files; not for the first time is well, too."""
-        for file in (self._train, self._test, self.rejected):
-            file.close()
-
-    def _least(self, spool: Spool) -> int:
-        """Shards that are not larger than they should be."""
-        return -(-len(spool) * math.prod(self._source.shape) // _SHARD_BYTES)
-
-    def _scale(self) -> ColumnScale | None:
-        """How numbers become pixels; columns with names have a scale even if it does nothing."""
-        names = self._source.names
-        if not (self._train.are_pixels and self._test.are_pixels):
-            return self._statistics.scale(names, alike=len(self._source.shape) == 3)
-        if not names:
-            return None
-        return ColumnScale(names=names, low=(0.0,) * len(names), high=(255.0,) * len(names))
+def _refuse_to_replace(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise UsageError(
+            f"there is a dataset '{target.name}' in {target}",
+            "Take another --name, or give --force",
+        )

@@ -13,6 +13,9 @@ from distsgd.data.atomic import sync_folder, sync_tree
 
 __all__ = ["installed", "sweep"]
 
+_BESIDE = "~"
+"""Follows the name of the dataset; names have none, so that no other name begins with both."""
+
 
 @contextmanager
 def installed(target: Path) -> Iterator[Path]:
@@ -20,12 +23,12 @@ def installed(target: Path) -> Iterator[Path]:
 
     Whoever calls holds the lock of the dataset.
     """
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{_BESIDE}"))
     try:
         yield beside
         sync_tree(beside)
         if target.exists():
-            target.rename(target.with_name(f".{target.name}-old-{os.getpid()}"))
+            target.rename(target.with_name(f".{target.name}{_BESIDE}old-{os.getpid()}"))
         beside.rename(target)
         sync_folder(target.parent)
         sweep(target)
@@ -36,5 +39,5 @@ def installed(target: Path) -> Iterator[Path]:
 
 def sweep(target: Path) -> None:
     """Remove what an interrupted process left; we hold the lock, so nobody is using it."""
-    for left in target.parent.glob(f".{target.name}-*"):
+    for left in target.parent.glob(f".{target.name}{_BESIDE}*"):
         shutil.rmtree(left, ignore_errors=True)

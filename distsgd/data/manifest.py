@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "r
 MANIFEST = "manifest.json"
 MOST_CLASSES = 10_000
 _FORMAT = "distsgd dataset 1"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}\.arrow", re.ASCII)
+_MOST = 2**50
+"""Neither rows nor bytes of a shard are as many."""
 
 
 @dataclass(frozen=True)
@@ -152,19 +156,14 @@ def parse_manifest(raw: bytes, path: object, mend: str) -> Manifest:
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
-    def shards(split: str) -> tuple[Shard, ...]:
-        return tuple(
-            Shard(str(entry["file"]), int(entry["rows"]), int(entry["size"]), str(entry["sha256"]))
-            for entry in content[split]
-        )
-
+    train, test = (tuple(map(_shard, content[split])) for split in ("train", "test"))
     manifest = Manifest(
         name=str(content["name"]),
         shape=tuple(int(n) for n in content["shape"]),
         classes=tuple(str(name) for name in content["classes"]),
         pixel_sums=tuple(int(n) for n in content["pixel_sums"]),
-        train=shards("train"),
-        test=shards("test"),
+        train=train,
+        test=test,
         scale=ColumnScale.from_json(content["scale"]) if "scale" in content else None,
     )
     if len(manifest.classes) < 2:
@@ -179,6 +178,17 @@ def _parse(content: dict[str, Any]) -> Manifest:
         raise ValueError("its shape, sums and rows do not go together")
     if manifest.scale is not None and manifest.scale.features not in (1, manifest.features):
         raise ValueError("its shape and scale do not go together")
-    if any(Path(shard.file).name != shard.file for shard in manifest.train + manifest.test):
-        raise ValueError("a shard lies outside of the folder")
+    if len({shard.file for shard in train + test}) < len(train + test):
+        raise ValueError("two shards have the same name")
     return manifest
+
+
+def _shard(entry: dict[str, Any]) -> Shard:
+    """A shard, whose name and numbers others will rely on."""
+    file = str(entry["file"])
+    if not _NAME.fullmatch(file):
+        raise ValueError(f"{file!r} is no name of a shard")
+    for key in ("rows", "size"):
+        if type(entry[key]) is not int or not 0 < entry[key] < _MOST:
+            raise ValueError(f"{entry[key]!r} is no number of {key}")
+    return Shard(file, entry["rows"], entry["size"], str(entry["sha256"]))

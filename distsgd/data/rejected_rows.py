@@ -36,9 +36,10 @@ class RejectedRows:
         """Some more."""
         for row in rows:
             self.count += 1
-            self._writer.writerow(row)
+            where, why = map(_shown, row)
+            self._writer.writerow([where, why])
             if len(self.first) < _SHOWN:
-                self.first.append(f"{row.where}: {row.why}")
+                self.first.append(f"{where}: {why}")
 
     def close(self) -> None:
         """Nothing more comes; a file without rows is removed."""
@@ -46,3 +47,8 @@ class RejectedRows:
             self._file.close()
             if not self.count:
                 self._path.unlink()
+
+
+def _shown(text: str) -> str:
+    """As it can be written: what is no UTF-8 in the name of a file is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -69,6 +69,7 @@ class Spool:
     Attributes:
         labels: of the rows, as numbers of classes in the order in which they came.
         are_pixels: whether all numbers are whole and from 0 to 255.
+        greatest: of the numbers; of none, 0.
     """
 
     def __init__(self, path: Path, features: int) -> None:
@@ -77,6 +78,7 @@ class Spool:
         self._dtype: np.dtype[Any] = np.dtype(np.uint8)
         self._labels: list[Ints] = []
         self.are_pixels = True
+        self.greatest = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._labels))
@@ -84,6 +86,7 @@ class Spool:
     def add(self, values: NDArray[Any], labels: Ints) -> None:
         """Some rows, all uint8 or all float64."""
         self._dtype = values.dtype
+        self.greatest = max(self.greatest, float(values.max(initial=0)))
         if values.dtype != np.uint8 and self.are_pixels:
             self.are_pixels = bool(((values >= 0) & (values <= 255) & (values % 1 == 0)).all())
         self._file.write(np.ascontiguousarray(values).data)

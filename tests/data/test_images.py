@@ -166,3 +166,37 @@ def test_a_damaged_image_is_read_or_refused_in_words(tmp_path: Path, form: str) 
         except UsageError:
             refused += 1
     assert refused > 10
+
+
+def ramp() -> np.ndarray:
+    """All numbers of 16 bits."""
+    return np.arange(65536, dtype=np.uint16).reshape(256, 256)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_of_grey_of_16_bits_the_upper_8_are_taken(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(ramp()).save(tmp_path / f"deep.{suffix}")
+    pixels = read_image(tmp_path / f"deep.{suffix}", (1, 256, 256))
+    np.testing.assert_array_equal(pixels, np.repeat(np.arange(256), 256))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_numbers_of_no_known_range_are_refused(tmp_path: Path, dtype: str) -> None:
+    Image.fromarray(np.ones((9, 9), dtype)).save(tmp_path / "depth.tiff")
+    with pytest.raises(UsageError, match=r"numbers of 32 bits, .*: save 8 or 16 bits"):
+        read_image(tmp_path / "depth.tiff", SHAPE)
+
+
+def test_what_was_photographed_upright_stands_upright(tmp_path: Path) -> None:
+    content = colours(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it to the right
+    Image.fromarray(content).save(tmp_path / "photo.png", exif=exif)
+    upright = np.rot90(content, -1).transpose(2, 0, 1).reshape(-1)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png", (3, 6, 4)), upright)
+
+
+def test_what_pillow_would_hand_to_a_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(UsageError, match="cannot identify image file"):
+        read_image(tmp_path / "a.png", SHAPE)

@@ -16,6 +16,8 @@ from support import Run
 
 from distsgd.api import evaluate, resume, train
 from distsgd.api.audit import audit
+from distsgd.api.probe import Measuring
+from distsgd.api.simulate import compare, simulate
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
@@ -189,6 +191,13 @@ def test_addresses_that_cannot_be_used(
     assert "secret@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["http://[::1/x", "s3://a:secret@[b/x", "s3://a:secret@b\u2100/x"])
+def test_what_is_no_address_is_refused_without_a_word_of_it(uri: str) -> None:
+    with pytest.raises(UsageError, match=r"://\.\.\. is no address") as caught:
+        find_dataset(uri)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_endpoint_of_the_environment_is_used(
     store: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +221,20 @@ def test_streamed_within_a_bound_the_bits_are_the_same(
     assert evaluate(result.run_dir, split="train").accuracy == result.train_accuracy
     assert audit(result.run_dir).complete
     assert bytes_here() <= bound * 2**20
+
+
+def test_a_simulation_streams_within_the_bound_too(
+    store: StoreProcess, buckets: Path, here: Callable[..., str]
+) -> None:
+    wanted = {"shuffle": "shard", "shuffle_window": 2}
+    few = Measuring(examples=100)
+    found = simulate(store.open("many"), epochs=2, cache_size=3, measuring=few, **wanted)
+    assert found.weights_sha256 == here(buckets / "open" / "many", **wanted)
+    assert bytes_here() <= 3 * 2**20
+    compare("bsp", store.open("many"), epochs=1, cache_size=3, measuring=few, **wanted)
+    assert bytes_here() <= 3 * 2**20
+    with pytest.raises(UsageError, match="--shuffle shard"):
+        simulate(store.open("many"), cache_size=2)
 
 
 @pytest.mark.ray

@@ -48,7 +48,12 @@ def parse_uri(text: str) -> Uri:
     Raises:
         UsageError: it is of an unknown kind, is not whole, or carries a secret.
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # such as brackets that are not closed; what it says may have a secret
+        raise UsageError(
+            f"--dataset {text.partition(':')[0]}://... is no address", "Check what follows ://"
+        ) from None
     scheme = "gs" if parts.scheme == "gcs" else parts.scheme
     if scheme not in SCHEMES:
         raise UsageError(

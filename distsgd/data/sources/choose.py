@@ -15,6 +15,9 @@ from distsgd.errors import SourceError, UsageError
 
 __all__ = ["open_source"]
 
+_MOST_NUMBERS = 2**24
+"""Of a row: an image of 2,300 x 2,300 in colours."""
+
 
 def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
     """Open a file or folder by what it is.
@@ -33,6 +36,7 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
         if one is not None and not one.exists():
             raise SourceError(f"there is no file or folder {one}", "Check the path")
     source = _open(path, test, wishes)
+    _check_width(path, prod(source.shape))
     if wishes.shape is None:
         return source
     if prod(wishes.shape) != prod(source.shape):
@@ -42,6 +46,16 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
             "Give one of as many",
         )
     return replace(source, shape=wishes.shape, names=())
+
+
+def _check_width(path: Path, width: int) -> None:
+    if not width:
+        raise SourceError(f"the rows of {path} have no numbers", "Check the file")
+    if width > _MOST_NUMBERS:
+        raise UsageError(
+            f"the rows of {path} would have {width} numbers, and {_MOST_NUMBERS} are the most",
+            "Give smaller ones; of images, a smaller --size",
+        )
 
 
 def _open(path: Path, test: Path | None, wishes: Wishes) -> Source:

@@ -6,18 +6,19 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from distsgd.core.arrays import Bytes
-from distsgd.data.images import decoded, pixels_of
+from distsgd.data.images import decoded, is_grey, pixels_of
 from distsgd.data.sources.source import Batch, Label, Rejected, plain_label
 
 __all__ = ["Encoded", "decode_batch", "shape_of_first"]
 
 _THREADS = 2
-_GREY = ("1", "L", "LA", "I", "I;16", "F")
+_LOOKED_AT = 1000
+"""Images that have to be grey before all are taken to be."""
 
 Encoded = tuple[str, Path | bytes | None, object]
 """Where an image stands, its file or bytes, and its label."""
@@ -26,16 +27,29 @@ Encoded = tuple[str, Path | bytes | None, object]
 def shape_of_first(
     images: Iterable[Path | bytes | None], size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
-    """(channels, rows, columns) of the first image that can be read; None if there is none."""
-    for image in images:
+    """(channels, rows, columns) of the examples; None if no image can be read.
+
+    They are those of the first image, but with colours if any of the others has some.
+    """
+    extent: tuple[int, int] | None = None
+    for number, image in enumerate(images):
+        if image is None:
+            continue
         try:
-            with Image.open(BytesIO(image) if isinstance(image, bytes) else str(image)) as found:
-                found.load()
-                rows, columns = size or (found.height, found.width)
-                return 1 if found.mode in _GREY else 3, rows, columns
+            if extent is None:
+                found = decoded(_source(image), 1)
+                extent = size or (found.height, found.width)
+            if not is_grey(_source(image)):
+                return 3, *extent
         except Exception:  # a decoder can raise anything; such a row is rejected later
             continue
-    return None
+        if number >= _LOOKED_AT:
+            break
+    return (1, *extent) if extent else None
+
+
+def _source(image: Path | bytes) -> Path | BinaryIO:
+    return BytesIO(image) if isinstance(image, bytes) else image
 
 
 def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) -> Batch:
@@ -52,8 +66,7 @@ def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) ->
             label = plain_label(item[2])
             if item[1] is None:
                 return "it has no image"
-            source = BytesIO(item[1]) if isinstance(item[1], bytes) else item[1]
-            image = decoded(source, shape[0])
+            image = decoded(_source(item[1]), shape[0])
             size = (shape[2], shape[1])
             if image.size != size and not resize:
                 return (

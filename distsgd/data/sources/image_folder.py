@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
+from math import prod
 from pathlib import Path
 
 from PIL import Image
 
 from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_first
-from distsgd.data.sources.source import Batch, Source, Wishes
+from distsgd.data.sources.source import Batch, Source, Wishes, rows_at_once
 from distsgd.errors import SourceError
 
 __all__ = ["open_image_folder"]
 
-_ROWS = 256
-_TRAIN, _TEST = ("train", "training"), ("test", "val", "validation")
+_TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+_LOOKED_AT = 20
+"""Images of each class that tell whether there are colours."""
 
 
 def open_image_folder(folder: Path, wishes: Wishes) -> Source:
@@ -25,22 +27,22 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
     Raises:
         SourceError: there is no class, or no image.
     """
-    names = [path.name for path in _folders(folder)]
-    train = next((folder / name for name in _TRAIN if name in names), folder)
-    tests = [folder / name for name in _TEST if name in names]
-    test = tests[0] if train != folder and tests else None
+    train, test = _splits(folder)
     splits = [part for part in (train, test) if part is not None]
-    classes = tuple(sorted({path.name for part in splits for path in _folders(part)}))
-    shape = shape_of_first((image for _, image, _ in _images(train, classes)), wishes.size)
+    names = {path.name for part in splits for path in _folders(part)}
+    classes = tuple(sorted(name for name in names if any(_has_images(p / name) for p in splits)))
+    _refuse_odd_names(folder, classes)
+    some = chain.from_iterable(islice(_files(train / name), _LOOKED_AT) for name in classes)
+    shape = shape_of_first(some, wishes.size)
     if len(classes) < 2 or shape is None:
         raise SourceError(
             f"{folder} is no folder of images by class: "
-            + ("it has no image" if len(classes) > 1 else f"it has {len(classes)} classes"),
+            + ("no image can be read" if len(classes) > 1 else f"it has {len(classes)} classes"),
             "It needs a folder for each class, or train/ and test/ with one for each",
         )
 
     def read(split: Path) -> Iterator[Batch]:
-        for images in _batched(_images(split, classes)):
+        for images in _batched(_images(split, classes), rows_at_once(prod(shape))):
             yield decode_batch(images, shape, wishes.size is not None)
 
     return Source(
@@ -48,25 +50,65 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
         classes=classes,
         train=lambda: read(train),
         test=(lambda: read(test)) if test else None,
+        pixels=True,
         rows=sum(1 for part in splits for _ in _images(part, classes)),
     )
 
 
+def _splits(folder: Path) -> tuple[Path, Path | None]:
+    """The folders of the training images, or of all, and of those for testing."""
+    named = {path.name.lower(): path for path in _folders(folder)}
+    train = next((named[name] for name in _TRAIN if name in named), None)
+    if train is None:
+        return folder, None
+    return train, next((named[name] for name in _TEST if name in named), None)
+
+
+def _is_litter(name: str) -> bool:
+    """Whether it is hidden, or of a system, and no folder of the user's."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_litter(path.name))
+
+
+def _refuse_odd_names(folder: Path, classes: tuple[str, ...]) -> None:
+    for name in classes:
+        if not name.isprintable():
+            raise SourceError(
+                f"the folder {name!r} in {folder} has a name that cannot be shown",
+                "Rename it: it is the name of a class",
+            )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every image file below a folder."""
+    known = Image.registered_extensions()
+    for where, files in sorted(_walk(folder)):
+        for file in files:
+            path = Path(where, file)
+            if path.suffix.lower() in known and not _is_litter(file):
+                yield path
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        yield where, sorted(files)
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_files(folder), None) is not None
 
 
 def _images(folder: Path, classes: tuple[str, ...]) -> Iterator[Encoded]:
-    """Every image file, of classes one after another."""
-    known = Image.registered_extensions()
+    """Every image of a split, of classes one after another."""
     for label, name in enumerate(classes):
-        for where, _, files in sorted(os.walk(folder / name)):
-            for file in sorted(files):
-                path = Path(where, file)
-                if path.suffix.lower() in known and not file.startswith("."):
-                    yield str(path.relative_to(folder.parent)), path, label
+        for path in _files(folder / name):
+            yield str(path.relative_to(folder.parent)), path, label
 
 
-def _batched(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    while some := list(islice(images, _ROWS)):
+def _batched(images: Iterator[Encoded], most: int) -> Iterator[list[Encoded]]:
+    while some := list(islice(images, most)):
         yield some

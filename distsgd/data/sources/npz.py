@@ -13,12 +13,19 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from distsgd.data.sources.source import Batch, Rejected, Source, Wishes, plain_label
+from distsgd.data.sources.source import (
+    LARGEST,
+    Batch,
+    Rejected,
+    Source,
+    Wishes,
+    plain_label,
+    rows_at_once,
+)
 from distsgd.errors import SourceError, UsageError
 
 __all__ = ["open_npz"]
 
-_ROWS = 1024
 _PAIRS = (("x_train", "y_train", "x_test", "y_test"),
           ("train_images", "train_labels", "test_images", "test_labels"),
           ("x_train", "t_train", "x_test", "t_test"))  # fmt: skip
@@ -63,13 +70,13 @@ class _Array:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         return read(file)
 
-    def parts(self) -> Iterator[NDArray[Any]]:
-        """Its rows, some at a time."""
+    def parts(self, most: int) -> Iterator[NDArray[Any]]:
+        """Its rows, so many at a time."""
         size = self.dtype.itemsize * math.prod(self.shape[1:])
         with self._open() as file:
             self._header(file)
-            for low in range(0, len(self), _ROWS):
-                rows = min(_ROWS, len(self) - low)
+            for low in range(0, len(self), most):
+                rows = min(most, len(self) - low)
                 content = file.read(rows * size)
                 if len(content) < rows * size:
                     raise SourceError(f"'{self.name}' of {self._path} is cut short", "Check it")
@@ -97,12 +104,19 @@ def open_npz(path: Path, wishes: Wishes) -> Source:
                 "not go together",
                 "They need as many rows, and train and test the same shape",
             )
-    layout = _Layout(arrays[0].shape[1:], path)
+        if values.dtype.kind not in "biuf":
+            raise SourceError(
+                f"the array '{values.name}' of {path} is of {values.dtype}, not of numbers",
+                "Save it as an array of numbers",
+            )
+    plain = all(values.dtype == np.uint8 for values in arrays[::2])
+    layout = _Layout(arrays[0].shape[1:], path, plain)
     return Source(
         shape=layout.shape,
         train=lambda: _read(path, arrays[0], arrays[1], layout),
         test=(lambda: _read(path, arrays[2], arrays[3], layout)) if len(arrays) == 4 else None,
         rows=sum(len(values) for values in arrays[::2]),
+        pixels=plain and len(layout.shape) == 3,
     )
 
 
@@ -127,10 +141,16 @@ def _choose(names: list[str], wishes: Wishes, path: Path) -> list[str]:
 
 
 class _Layout:
-    """How an array's rows become examples: images channel by channel, all else flat."""
+    """How an array's rows become examples: images channel by channel, all else flat.
 
-    def __init__(self, shape: tuple[int, ...], path: Path) -> None:
-        self._last = False
+    Args:
+        shape: of a row.
+        path: for errors.
+        plain: whether all numbers are uint8; otherwise they become float64, all of them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], path: Path, plain: bool) -> None:
+        self._last, self._plain = False, plain
         self.shape: tuple[int, ...]
         if len(shape) == 2:
             self.shape = (1, *shape)
@@ -148,13 +168,14 @@ class _Layout:
         """Shape (rows, features)."""
         if self._last:
             values = np.moveaxis(values, -1, 1)
-        return np.ascontiguousarray(values.reshape(len(values), -1))
+        flat = np.ascontiguousarray(values.reshape(len(values), -1))
+        return flat if self._plain else flat.astype(np.float64)
 
 
 def _read(path: Path, values: _Array, labels: _Array, layout: _Layout) -> Iterator[Batch]:
-    low = 0
+    low, most = 0, rows_at_once(8 * math.prod(values.shape[1:]))
     try:
-        for part, some in zip(values.parts(), labels.parts(), strict=True):
+        for part, some in zip(values.parts(most), labels.parts(most), strict=True):
             yield _batch(path, low, layout.flat(part), some.reshape(len(some), -1))
             low += len(part)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
@@ -167,9 +188,7 @@ def _batch(path: Path, low: int, values: NDArray[Any], labels: NDArray[Any]) -> 
             f"the labels of {path} have {labels.shape[1]} numbers a row, not 1",
             "Save the number of the class",
         )
-    if values.dtype != np.uint8:
-        values = values.astype(np.float64)
-    sound = np.isfinite(values).all(axis=1)
+    sound = (np.abs(values) <= LARGEST).all(axis=1)
     kept, found, rejected = [], [], []
     for row, label in enumerate(labels[:, 0].tolist()):
         try:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_first
-from distsgd.data.sources.source import Batch, Source, Wishes
-from distsgd.data.sources.table_columns import batch_of, is_number, label_column, widths_of
+from distsgd.data.sources.source import Batch, Source, Wishes, rows_at_once
+from distsgd.data.sources.table_columns import (
+    batch_of,
+    is_number,
+    label_column,
+    refuse_doubles,
+    widths_of,
+)
 from distsgd.errors import SourceError, UsageError
 
 __all__ = ["open_parquet"]
-
-_ROWS = 1024
 
 
 def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
@@ -36,25 +40,28 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
     """
     with _errors(train[0]):
         schema = pq.read_schema(train[0])
+        refuse_doubles(schema.names, str(train[0]))
         hub = _hub_features(schema)
         label = _label(schema, hub, wishes, train[0])
         image = _image(schema, hub, wishes, train[0])
         for path in [*train, *test]:
             if pq.read_schema(path).names != schema.names:
                 raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
-        first = next(pq.ParquetFile(train[0]).iter_batches(_ROWS), None)
-        rows = sum(pq.read_metadata(path).num_rows for path in [*train, *test])
+        files = [pq.read_metadata(path) for path in [*train, *test]]
+        kept = max(map(_row_bytes, files))
+        first = next(pq.ParquetFile(train[0]).iter_batches(rows_at_once(kept)), None)
     if first is None:
         raise SourceError(f"{train[0]} has no rows", "Give a file that has")
     opened = (
         _Images(image, label, first, wishes) if image else _Numbers(schema, label, first, wishes)
     )
+    at_once = rows_at_once(max(kept, opened.row_bytes))
 
     def read(paths: list[Path]) -> Iterator[Batch]:
         for path in paths:
             with _errors(path):
                 number = 0
-                for batch in pq.ParquetFile(path).iter_batches(_ROWS, columns=opened.columns):
+                for batch in pq.ParquetFile(path).iter_batches(at_once, columns=opened.columns):
                     where = [f"{path.name} row {number + row}" for row in range(len(batch))]
                     number += len(batch)
                     yield opened.read(batch, where)
@@ -62,11 +69,26 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
     return Source(
         shape=opened.shape,
         names=opened.names,
-        classes=tuple(hub[label]["names"]) if "names" in hub.get(label, {}) else None,
+        classes=_classes(hub.get(label, {})),
         train=lambda: read(train),
         test=(lambda: read(test)) if test else None,
-        rows=rows,
+        rows=sum(file.num_rows for file in files),
+        pixels=image is not None,
     )
+
+
+def _row_bytes(file: pq.FileMetaData) -> int:
+    """What a row of a file takes in it, before compression."""
+    groups = [file.row_group(number) for number in range(file.num_row_groups)]
+    return max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+
+
+def _classes(column: dict[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes, if the hub has some for a column."""
+    names = column.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) or None
 
 
 class _errors:
@@ -79,7 +101,7 @@ class _errors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError):
+        if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
             raise SourceError(
                 f"{self._path} is no Parquet file that can be read: {error}", "Check the file"
             ) from None
@@ -143,6 +165,7 @@ class _Images:
         if shape is None:
             raise SourceError(f"no image in column '{image}' can be read", "Check the file")
         self.shape: tuple[int, ...] = shape
+        self.row_bytes = math.prod(shape)
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
         """Decode some."""
@@ -175,8 +198,9 @@ class _Numbers:
             raise UsageError("there is no column of numbers beside the label", "Check the file")
         self._features = names
         self.columns = [*names, label]
-        self._widths = widths_of([first.column(name) for name in names])
-        self.shape: tuple[int, ...] = (int(np.sum(self._widths)),)
+        self._widths = widths_of([first.column(name) for name in names], names)
+        self.shape: tuple[int, ...] = (sum(self._widths),)
+        self.row_bytes = 8 * sum(self._widths)
         plain = set(self._widths) == {1}
         self.names: tuple[str, ...] = tuple(names) if plain else ()
 

@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distsgd.data.sources.csv_file import CsvFile
-from distsgd.data.sources.table_columns import batch_of, is_number, widths_of
+from distsgd.data.sources.source import rows_at_once
+from distsgd.data.sources.table_columns import batch_of, is_number, refuse_doubles, widths_of
 from distsgd.errors import SourceError, UsageError
 
 __all__ = ["read_numbers"]
-
-_ROWS = 1024
 
 
 def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[np.float64]:
@@ -24,8 +23,8 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
 
     Args:
         path: the file; columns that the model does not know are passed over.
-        names: of the model's columns; if they are not in the file, or have no names, it must have
-            just as many columns.
+        names: of the model's columns; a file that has no names, or knows none of these, must
+            have just as many columns, in their order.
         features: of the model.
 
     Returns:
@@ -43,10 +42,10 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
     if not path.is_file():
         raise UsageError(f"there is no file {path}", "Check the path")
     found: list[NDArray[np.float64]] = []
-    for batch, where in _batches(path):
-        chosen = _chosen(batch, names, features, path)
+    for batch, where, named in _batches(path, names, features):
+        chosen = _chosen(batch, names if named else (), features, path)
         columns = [batch.column(name) for name in chosen]
-        widths = widths_of(columns)
+        widths = widths_of(columns, chosen)
         if sum(widths) != features:
             raise UsageError(
                 f"{path} has {sum(widths)} numbers a row, and the model takes {features}",
@@ -61,31 +60,41 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
     return np.concatenate(found)
 
 
-def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
+def _batches(
+    path: Path, names: tuple[str, ...], features: int
+) -> Iterator[tuple[pa.RecordBatch, list[str], bool]]:
+    """Rows, where they stand, and whether their columns have names."""
     if path.suffix.lower() != ".parquet":
-        for batch, where, bad in CsvFile(path).batches():
+        lines = CsvFile(path, known=names)
+        for batch, where, bad in lines.batches():
             if bad:
                 raise SourceError(f"{bad[0].where}: {bad[0].why}", "Mend that row")
-            yield batch, where
+            yield batch, where, lines.named
         return
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS):
-            yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))]
+        file = pq.ParquetFile(path)
+        refuse_doubles(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(rows_at_once(8 * features)):
+            yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))], True
             number += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} is no Parquet file that can be read: {error}") from None
 
 
 def _chosen(batch: pa.RecordBatch, names: tuple[str, ...], features: int, path: Path) -> list[str]:
+    """The columns of the features, by their names, or by their order if it knows none of these."""
     there = list(batch.schema.names)
     missing = [name for name in names if name not in there]
     if names and not missing:
         return list(names)
-    if names and len(there) != features:
-        raise UsageError(
-            f"{path} has no column '{missing[0]}'",
-            f"The model takes {', '.join(names[:20])}; or give {features} columns in that order",
-        )
     texts = path.suffix.lower() != ".parquet"
-    return [name for name in there if texts or is_number(batch.schema.field(name).type)]
+    usable = [name for name in there if texts or is_number(batch.schema.field(name).type)]
+    if names and (len(missing) < len(names) or len(usable) != features):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UsageError(
+            f"{path} has no column {', '.join(map(repr, missing[:5]))}{more}",
+            f"The model takes {', '.join(names[:20])}; or give {features} columns in that order, "
+            "without names",
+        )
+    return usable

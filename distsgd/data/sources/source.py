@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Label", "Rejected", "Source", "Wishes", "plain_label"]
+__all__ = [
+    "LARGEST",
+    "Batch",
+    "Label",
+    "Rejected",
+    "Source",
+    "Wishes",
+    "plain_label",
+    "rows_at_once",
+]
+
+LARGEST = 1e100
+"""Beyond it a number is none that can be used: sums of squares would not be finite."""
+
+_AT_ONCE_BYTES, _AT_ONCE_ROWS = 32 * 2**20, 1024
 
 Label = int | str
 """As it stands in the source."""
@@ -52,6 +66,7 @@ class Source:
         train: its training rows, or all of its rows.
         test: its test rows, if it says which they are.
         rows: how many it has, if that is known beforehand, for progress.
+        pixels: whether its numbers are pixels, which are taken as they are.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +75,7 @@ class Source:
     train: Callable[[], Iterator[Batch]]
     test: Callable[[], Iterator[Batch]] | None = None
     rows: int | None = None
+    pixels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +88,7 @@ class Wishes:
         drop: columns to leave out.
         size: (rows, columns) that images are resized to; None for that of the first.
         shape: of an example, where its numbers are flat; None for the source's own.
+        header: whether the first line of a CSV file has names; None to find out.
     """
 
     label: str | None = None
@@ -79,6 +96,12 @@ class Wishes:
     drop: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
+    header: bool | None = None
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many rows are read at a time, so that memory does not grow with their width."""
+    return max(1, min(_AT_ONCE_ROWS, _AT_ONCE_BYTES // max(1, row_bytes)))
 
 
 def plain_label(value: object) -> Label:

@@ -1,0 +1,82 @@
+"""Folders of images as people have them: odd names, things beside, colours that come late."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.errors import SourceError
+
+
+def put(path: Path, *, grey: bool = False, number: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = (4, 5) if grey else (4, 5, 3)
+    pixels = np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def pets(folder: Path, *, grey: bool = False) -> Path:
+    for name in ("cat", "dog"):
+        for number in range(20):
+            put(folder / name / f"{number}.png", grey=grey, number=number)
+    return folder
+
+
+def rows(found: Imported) -> int:
+    return found.train + found.test
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "Val")])
+def test_the_folders_of_the_splits_may_have_capitals(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        pets(tmp_path / "pets" / name)
+    found = import_dataset(tmp_path / "pets", "pets")
+    assert found.classes == ("cat", "dog") and (found.train, found.test) == (40, 40)
+
+
+def test_hidden_folders_and_those_of_archives_are_passed_over(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets")
+    put(folder / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    put(folder / "cat" / "__MACOSX" / "0.png")
+    put(folder / "__MACOSX" / "._0.png")
+    (folder / "empty").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "read.me").write_text("of cats")
+    found = import_dataset(folder, "pets")
+    assert found.classes == ("cat", "dog") and rows(found) == 40
+
+
+def test_one_image_with_colours_gives_all_of_them_colours(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets", grey=True)
+    assert import_dataset(folder, "grey").shape == (1, 4, 5)
+    put(folder / "dog" / "9.png")
+    assert import_dataset(folder, "coloured").shape == (3, 4, 5)
+
+
+def test_images_whose_numbers_have_no_known_range_are_rejected(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets", grey=True)
+    Image.fromarray(np.ones((4, 5), np.float32)).save(folder / "cat" / "depth.tiff")
+    found = import_dataset(folder, "pets")
+    assert rows(found) == 40 and found.rejected == 1 and "32 bits" in found.first_rejected[0]
+
+
+def test_a_rejected_image_may_have_any_name(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets")
+    (Path(os.fsdecode(os.fsencode(folder / "cat") + b"/\xff.png"))).write_bytes(b"no image")
+    found = import_dataset(folder, "pets")
+    assert found.rejected == 1 and r"\udcff.png" in found.first_rejected[0]
+    assert r"\udcff.png" in (Path(found.dataset) / REJECTED).read_text()
+
+
+def test_a_class_whose_name_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets")
+    (folder / "cat").rename(os.fsdecode(os.fsencode(folder) + b"/\xff"))
+    with pytest.raises(SourceError, match=r"'\\udcff' in .* cannot be shown"):
+        import_dataset(folder, "pets")
