@@ -25,7 +25,7 @@ from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
 from distsgd.channel.shared_loop import SharedLoop
 from distsgd.channel.socket_options import set_options
 from distsgd.channel.tls import check_certificates, secured
-from distsgd.errors import ChannelClosed
+from distsgd.errors import ChannelClosed, UsageError
 
 __all__ = ["Address", "Port"]
 
@@ -135,7 +135,7 @@ class Port:
                 worker = greet_worker(connection, self.address.token)
                 if worker is not None:
                     return connection, worker
-        except ChannelClosed:
+        except (ChannelClosed, UsageError):  # certificates are being changed, say
             pass
         connection.close()
         if where not in self._refused and len(self._refused) < _MOST_PLACES:

@@ -16,9 +16,9 @@ has measured, and of a worker that sends 123 KB and then waits it measures littl
 
 def set_options(connection: socket.socket) -> None:
     """Set them on either end of a connection; what the system refuses stays as it is."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     if connection.family == socket.AF_UNIX:
-        return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        return  # the buffers of TCP grow by themselves, unless somebody sets their size
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(OSError):
         if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)[:3] != b"bbr":

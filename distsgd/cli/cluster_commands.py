@@ -13,7 +13,7 @@ import typer
 from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
-    from distsgd.runtime.local_node import Node
+    from distsgd.runtime.node_note import Node
 
 __all__ = ["app"]
 
@@ -109,7 +109,7 @@ def stop(json: JsonFlag = False) -> None:
 
     Example: distsgd cluster stop
     """
-    from distsgd.runtime.local_node import stop_node
+    from distsgd.runtime.node_note import stop_node
 
     node = stop_node()
     if json:

@@ -68,6 +68,7 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
 
     Its flags are read here once, so that a slip is told before anything is sent.
     """
+    from distsgd.api.chaos_flag import chaos_from
     from distsgd.cli.main import app as whole
     from distsgd.errors import UsageError
     from distsgd.run.config import TrainConfig
@@ -80,16 +81,18 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
     command = typer.main.get_command(whole).commands[name]  # type: ignore[attr-defined]
     words = given if resume is None else [resume, *given]
     read = command.make_context(name, list(words)).params
-    if resume is not None:
-        return [name, *words], [], True  # of what dataset its run is, only the head knows
-    file: Path | None = read["config"]
+    file: Path | None = read.get("config")
     flags = {one.name: read[one.name] for one in fields(TrainConfig) if one.name in read}
-    config = config_elsewhere(flags, file, read["set_"])
+    config = config_elsewhere(flags, file, read.get("set_"))
     if config.workers == 0:
         raise UsageError("--workers 0 trains without a cluster", "Leave it out, or take train")
+    if read["chaos"]:
+        chaos_from(read["chaos"], config.seed, config.workers)
     if file is not None:
         words = [_by_its_name(word, file) for word in words]
-    return [name, *words], [] if file is None else [file], config.dataset == "sample"
+    # Of what dataset a run is that is there already, only the head knows.
+    sample = resume is not None or config.dataset == "sample"
+    return [name, *words], [] if file is None else [file], sample
 
 
 def _by_its_name(word: str, file: Path) -> str:
@@ -110,6 +113,8 @@ def _how_to_come_back(job: str) -> str:
 def _follow(api: JobApi, job: str, json: bool = False) -> None:
     """Show what a job prints until it ends; the exit code says how."""
 
+    from distsgd.errors import DistsgdError
+
     def leave(number: int, frame: object) -> None:
         """At once: what follows the job would first take leave of the cluster, for seconds."""
         say(f"\n{_how_to_come_back(job)}")
@@ -119,6 +124,9 @@ def _follow(api: JobApi, job: str, json: bool = False) -> None:
     before = signal.signal(signal.SIGINT, leave)
     try:
         state = api.follow(job, lambda text: typer.echo(text, nl=False, err=json))
+    except DistsgdError:
+        say(_how_to_come_back(job))
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
     if json:

@@ -32,6 +32,8 @@ AUTO = "auto"
 FULL = "full"
 """A minibatch of all examples: gradient descent."""
 
+_LARGEST = 1 << 40
+
 
 def config_from(
     settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
@@ -54,18 +56,24 @@ def config_elsewhere(
 ) -> TrainConfig:
     """The same for a training on another machine, whose room and data are not known here.
 
-    What depends on them has its default.
+    Workers that depend on them have their default, a whole batch is as large as can be.
 
     Raises:
         UsageError: see `config_from`, or the address of the dataset cannot be used.
     """
     chosen = _given(settings, file, assignments)
-    for name, depends in (("workers", AUTO), ("batch_size", FULL)):
-        if chosen.get(name) == depends:
-            del chosen[name]
+    if chosen.get("workers") == AUTO:
+        del chosen["workers"]
+    if chosen.get("batch_size") == FULL:
+        chosen["batch_size"] = _LARGEST
     config = TrainConfig(**chosen)
     if is_uri(config.dataset):
         parse_uri(config.dataset)
+    elif "/" in config.dataset and not Path(config.dataset).is_absolute():
+        raise UsageError(
+            f"--dataset {config.dataset} is a path from this folder, which is not there",
+            "Give a whole path of the cluster's machines, a name of `data list` there, or a URI",
+        )
     return config
 
 

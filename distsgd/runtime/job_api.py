@@ -23,7 +23,8 @@ from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
 from distsgd.runtime.cluster_token import known_token, token_file
 from distsgd.runtime.job_package import package
 from distsgd.runtime.joined_cluster import address_of
-from distsgd.runtime.local_node import JOBS_PORT, read_node
+from distsgd.runtime.local_node import JOBS_PORT
+from distsgd.runtime.node_note import read_node
 from distsgd.runtime.ray_session import ray_environment
 from distsgd.version import __version__
 
@@ -35,9 +36,9 @@ __all__ = ["JobApi", "JobState", "job_api", "jobs_address"]
 _MARK = "distsgd"
 _SECONDS_FOR_AGENT = 40.0
 _SECONDS_TO_STOP = 30.0
-_SECONDS_UNSEEN = 5.0
-_PATIENCE = (5.0, 60.0)
-"""Seconds to be connected, and until the head says something."""
+_SECONDS_UNSEEN, _SECONDS_GONE = 5.0, 60.0
+_PATIENCE, _PATIENCE_TO_SEND = (5.0, 60.0), (600.0, 60.0)
+"""Seconds to be connected, and until the head says something; what is sent counts to the first."""
 _LOGGERS = (
     "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
@@ -181,13 +182,24 @@ class JobApi:
         async def watched() -> None:
             reading, over = asyncio.create_task(lines()), False
             while not over and not (await asyncio.wait({reading}, timeout=_SECONDS_UNSEEN))[0]:
-                over = (await asyncio.to_thread(self.state, job)).over
+                over = await asyncio.to_thread(self._over, job)
             await asyncio.wait({reading}, timeout=_SECONDS_UNSEEN)
             if reading.done():
                 reading.result()
 
         self._asked(lambda: asyncio.run(watched()))
         return self._ended(job)
+
+    def _over(self, job: str) -> bool:
+        """Whether it has ended; asked again for a while when the head does not answer."""
+        until = time.monotonic() + _SECONDS_GONE
+        while True:
+            try:
+                return self.state(job).over
+            except RuntimeFailure:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_SECONDS_UNSEEN)
 
     def stop(self, job: str) -> JobState:
         """End a job, and wait until it has ended; its run can be gone on with."""
@@ -228,7 +240,8 @@ def job_api(address: str) -> Iterator[JobApi]:
             """Ray's own would wait for ever."""
 
             def _do_request(self, *given: Any, **named: Any) -> Any:
-                return super()._do_request(*given, **{"timeout": _PATIENCE, **named})
+                patience = _PATIENCE if named.get("data") is None else _PATIENCE_TO_SEND
+                return super()._do_request(*given, **{"timeout": patience, **named})
 
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)

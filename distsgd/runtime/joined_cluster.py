@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, known_token
-from distsgd.runtime.local_node import last_node, read_node
+from distsgd.runtime.node_note import Node, last_node, read_node
 from distsgd.runtime.ray_session import (
     LOOPBACK,
     is_loopback,
@@ -58,15 +58,23 @@ def _own_cluster() -> str:
     if (node := read_node()) is not None:
         return node.address
     if (node := last_node()) is not None:
-        how = "--head" if node.head else f"--join {node.address}"
+        whose = f"this machine's node of the cluster at {node.address}"
+        if node.processes:
+            raise UsageError(f"--address auto: {whose} is not up", "Try again in a moment")
         raise UsageError(
-            f"--address auto: this machine's node of the cluster at {node.address} has ended",
-            f"Start it again: `distsgd cluster start {how}`",
+            f"--address auto: {whose} has ended", f"Start it again: `{_how_to_start(node)}`"
         )
     raise UsageError(
         "--address auto: no cluster is known on this machine",
         "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
     )
+
+
+def _how_to_start(node: Node) -> str:
+    if not node.head:
+        return f"distsgd cluster start --join {node.address}"
+    port = node.address.rpartition(":")[2]
+    return f"distsgd cluster start --head --node-ip {node.node_ip} --port {port}"
 
 
 def check_cluster(address: str) -> str:

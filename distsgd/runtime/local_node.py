@@ -1,4 +1,4 @@
-"""This machine as a node of a Ray cluster: started, and stopped again without harm to others."""
+"""This machine made a node of a Ray cluster, without harm to others."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
 from distsgd.runtime.node_address import answers, check_address, check_port, free_port, way_to
+from distsgd.runtime.node_note import Node, alone, last_node, note_file, other_notes
 from distsgd.runtime.ray_session import LOOPBACK, is_loopback
-from distsgd.runtime.session_guard import MARK, clear_session, processes_of
+from distsgd.runtime.session_guard import MARK, clear_session
 
-__all__ = ["Node", "last_node", "read_node", "start_head", "start_member", "stop_node"]
+__all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
 
 PORT = 6379
 JOBS_PORT = 8265
@@ -42,42 +40,6 @@ _SETTINGS = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """What `cluster start` has started here.
-
-    Attributes:
-        address: HOST:PORT of the cluster's head.
-        node_ip: the address that this machine listens at.
-        head: whether it is the head.
-        folder: of Ray's files; every process of it names the folder.
-        jobs_port: where the head takes jobs; 0 on others.
-    """
-
-    address: str
-    node_ip: str
-    head: bool
-    folder: str
-    jobs_port: int = 0
-
-    @property
-    def processes(self) -> list[int]:
-        """Those that live."""
-        return processes_of(self.folder)
-
-    @property
-    def lives(self) -> bool:
-        """Whether it is part of a cluster: Ray's log monitor, say, outlives a raylet that died."""
-        running = set(map(_program, self.processes))
-        return running >= ({"raylet", "gcs_server"} if self.head else {"raylet"})
-
-
-def read_node() -> Node | None:
-    """What has been started here and lives, if anything."""
-    node = last_node()
-    return node if node is not None and node.lives else None
 
 
 def start_head(
@@ -102,7 +64,22 @@ def start_head(
         UsageError: the address is not of this machine, or a node runs already.
         RuntimeFailure: Ray did not start.
     """
-    _check_free(node_ip)
+    with alone():
+        _check_free(node_ip)
+        _check_head(node_ip, port, jobs_port, autoscaling)
+        secret = secrets.token_hex(32) if token is None else _secret_in(token)
+        arguments = [
+            "--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={node_ip}",
+            f"--dashboard-port={jobs_port}",
+        ]  # fmt: skip
+        if autoscaling is not None:
+            arguments.append(f"--autoscaling-config={autoscaling}")
+        node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
+                    jobs_port=jobs_port)  # fmt: skip
+        return _started(node, arguments, cpus, secret)
+
+
+def _check_head(node_ip: str, port: int, jobs_port: int, autoscaling: Path | None) -> None:
     for flag, number in (("--port", port), ("--jobs-port", jobs_port)):
         if not 0 < number < 65_536:
             raise UsageError(f"{flag} cannot be {number}", "Give a number from 1 to 65535")
@@ -112,16 +89,6 @@ def start_head(
             f"--autoscaling-config: there is no file {autoscaling}", "`ray up` puts it on the head"
         )
     _check_no_other_head()
-    secret = secrets.token_hex(32) if token is None else _secret_in(token)
-    arguments = [
-        "--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={node_ip}",
-        f"--dashboard-port={jobs_port}",
-    ]  # fmt: skip
-    if autoscaling is not None:
-        arguments.append(f"--autoscaling-config={autoscaling}")
-    node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
-                jobs_port=jobs_port)  # fmt: skip
-    return _started(node, arguments, cpus, secret)
 
 
 def start_member(
@@ -140,36 +107,24 @@ def start_member(
         RuntimeFailure: the head cannot be reached, or Ray did not start.
     """
     own = node_ip or way_to(address)
-    _check_free(own)
-    secret = _secret_in(token or token_file())
-    check_tls(address)
-    check_token(address, {"RAY_AUTH_TOKEN": secret})
-    node = Node(address=address, node_ip=own, head=False, folder="")
-    return _started(node, [f"--address={address}"], cpus, secret)
-
-
-def _note() -> Path:
-    """Where it is written what runs here; several machines may share the folder."""
-    return cluster_home() / f"node-{socket.gethostname()}.json"
+    with alone():
+        _check_free(own)
+        secret = _secret_in(token or token_file())
+        check_tls(address)
+        check_token(address, {"RAY_AUTH_TOKEN": secret})
+        node = Node(address=address, node_ip=own, head=False, folder="")
+        return _started(node, [f"--address={address}"], cpus, secret)
 
 
 def _check_no_other_head() -> None:
     """Machines may share the folder, but there is one token in it."""
-    for note in cluster_home().glob("node-*.json"):
-        other = _noted(note)
-        if note != _note() and other is not None and other.head and answers(other.address):
+    for other in other_notes():
+        if other.head and not is_loopback(other.node_ip) and answers(other.address):
             raise UsageError(
                 f"the token of the cluster at {other.address} lies in {cluster_home()}, which that "
                 "machine shares",
                 "Name another folder for this one: DISTSGD_CLUSTER_HOME",
             )
-
-
-def _program(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/exe").readlink().name
-    except OSError:
-        return ""
 
 
 def _secret_in(file: Path) -> str:
@@ -184,43 +139,14 @@ def _secret_in(file: Path) -> str:
     )
 
 
-def last_node() -> Node | None:
-    """What was started here last, whether it lives or not."""
-    return _noted(_note())
-
-
-def _noted(note: Path) -> Node | None:
-    try:
-        return Node(**json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def stop_node() -> Node | None:
-    """End what `cluster start` has started here; returns what that was.
-
-    Raises:
-        RuntimeFailure: a process does not end.
-    """
-    if last_node() is None:
-        return None
-    with FileLock(_note().with_suffix(".lock")):  # who comes second finds that it is done
-        if (node := last_node()) is None:
-            return None
-        clear_session(Path(node.folder))
-        if left := node.processes:
-            raise RuntimeFailure(f"processes {left} do not end", "End them by hand, then try again")
-        _note().unlink(missing_ok=True)
-    return node
-
-
 def _check_free(node_ip: str) -> None:
-    if (node := read_node()) is not None:
-        raise UsageError(
-            f"this machine is a node of the cluster at {node.address} already",
-            "`distsgd cluster stop` ends it",
-        )
-    stop_node()  # what is left of one that has died
+    if (node := last_node()) is not None:
+        if node.lives:
+            raise UsageError(
+                f"this machine is a node of the cluster at {node.address} already",
+                "`distsgd cluster stop` ends it",
+            )
+        clear_session(Path(node.folder))  # what is left of one that has died
     check_address(node_ip)
 
 
@@ -237,9 +163,6 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     # Short, as the paths of its sockets must fit, and the user's alone.
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
     node = replace(wanted, folder=str(folder))
-    before = token_file().read_text() if token_file().is_file() else None
-    _write(token_file(), secret)
-    _write(_note(), json.dumps(asdict(node)))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
         f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
@@ -247,16 +170,25 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
         f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
         "--disable-usage-stats", *arguments, *([] if cpus is None else [f"--num-cpus={cpus}"]),
     ]  # fmt: skip
+    before = {file: _content(file) for file in (token_file(), note_file())}
+    _write(token_file(), secret)
+    _write(note_file(), json.dumps(asdict(node)))
     if (why := _trouble(command, _environment(node))) is None:
         return node
     clear_session(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    _note().unlink(missing_ok=True)
-    if before is not None:  # of a cluster that may live
-        _write(token_file(), before)
+    for file, content in before.items():  # the token may be that of a cluster that lives
+        if content is not None:
+            _write(file, content)
+        elif file == note_file():
+            file.unlink(missing_ok=True)
     raise RuntimeFailure(
         f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
     )
+
+
+def _content(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _environment(node: Node) -> dict[str, str]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 
 from distsgd.errors import DistsgdError, RuntimeFailure
-from distsgd.runtime.local_node import Node, stop_node
+from distsgd.runtime.node_note import Node, alone, last_node, stop_node
 
 __all__ = ["guard_node"]
 
 _SECONDS_TO_RETURN = 600.0
+_MOST_FALLS = 5
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0
 _log = logging.getLogger("distsgd")
@@ -37,26 +39,63 @@ def guard_node(
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda found, _: asked.append(found))
-    while True:
-        while node.lives and not asked:
-            time.sleep(_POLL_SECONDS)
-        if stop_node() is None or asked:
-            return
-        if join is None:
-            raise RuntimeFailure(f"the head {node.node_ip} has ended by itself", "Start it again")
-        _log.warning("the node %s has fallen out of its cluster; joining again", node.node_ip)
-        if (found := _joined(join, asked, seconds)) is None:
-            return
+    falls: deque[float] = deque(maxlen=_MOST_FALLS)
+    found: Node | None = node
+    while found is not None:
         node = found
-        _log.warning("the node %s is back", node.node_ip)
+        _watch(node, asked)
+        if asked or not _is_last(node):
+            break
+        falls.append(time.monotonic())
+        try:
+            _check_worth_it(node, join, falls, seconds)
+            assert join is not None
+            found = _joined(node, join, asked, seconds)
+        except DistsgdError:
+            stop_node(node.folder)
+            raise
+    stop_node(node.folder)
 
 
-def _joined(join: Callable[[], Node], asked: list[int], seconds: float) -> Node | None:
-    """The node, once its head takes it; None if it is asked to end in the meantime."""
+def _check_worth_it(
+    node: Node, join: Callable[[], Node] | None, falls: deque[float], seconds: float
+) -> None:
+    """See whether to join again, after these falls."""
+    if join is None:
+        raise RuntimeFailure(f"the head {node.node_ip} has ended by itself", "Start it again")
+    if len(falls) == _MOST_FALLS and falls[-1] - falls[0] < seconds:
+        raise RuntimeFailure(
+            f"the node {node.node_ip} has fallen out of its cluster {_MOST_FALLS} times",
+            "Look at the machine and at its network",
+        )
+
+
+def _watch(node: Node, asked: list[int]) -> None:
+    """Return when it has ended, looked at twice, or somebody has asked."""
+    missed = 0
+    while missed < 2 and not asked:
+        time.sleep(_POLL_SECONDS)
+        missed = 0 if node.lives else missed + 1
+
+
+def _is_last(node: Node) -> bool:
+    """Whether nobody has stopped it: whoever is about to do so is waited for."""
+    with alone():
+        return last_node() == node
+
+
+def _joined(node: Node, join: Callable[[], Node], asked: list[int], seconds: float) -> Node | None:
+    """The node, once its head takes it; None if it is to end instead."""
+    _log.warning("the node %s has fallen out of its cluster; joining again", node.node_ip)
     until = time.monotonic() + seconds
     while not asked:
         try:
-            return join()
+            with alone():  # a `cluster stop` beside it comes before, or after
+                if last_node() != node:
+                    return None
+                found = join()
+            _log.warning("the node %s is back", node.node_ip)
+            return found
         except DistsgdError:
             if time.monotonic() > until:
                 raise

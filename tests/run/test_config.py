@@ -10,7 +10,7 @@ from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
-from distsgd.run.config_sources import config_from
+from distsgd.run.config_sources import config_elsewhere, config_from
 from distsgd.run.recipe import (
     LEARNING_RATES,
     REGULARIZATION,
@@ -67,3 +67,15 @@ def test_wrong_values_are_refused_by_name(settings: dict[str, object]) -> None:
     name = next(iter(settings)).replace("_", "-")
     with pytest.raises(UsageError, match=name.replace("-", "[-_]")):
         TrainConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_what_only_the_other_machine_knows_is_left_to_it() -> None:
+    for settings in (
+        {"workers": "auto", "batch_size": "full", "consistency": "backup", "backup": 5},
+        {"dataset": "a name there", "batch_size": "full", "slot_size": 512},
+        {"dataset": "/a/path/there"},
+        {"dataset": "s3://bucket/set?region=eu-central-1"},
+    ):
+        config_elsewhere(settings)
+    with pytest.raises(UsageError, match="carries a name or a key"):
+        config_elsewhere({}, None, ["dataset=s3://KEY:SECRET@bucket/set"])

@@ -30,17 +30,38 @@ class Gone:
         yield "the first line"
         await asyncio.Event().wait()
 
+    asked = 0
+
     def get_job_info(self, job: str) -> Any:
+        self.asked += 1
         raise requests.ConnectionError("no route to host")
+
+
+def test_a_package_may_take_its_time_on_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit for a connection is one for all that is sent, too."""
+    asked: list[tuple[str, tuple[float, float]]] = []
+
+    def request(method: str, url: str, **named: Any) -> requests.Response:
+        asked.append((method, named["timeout"]))
+        answer = requests.Response()
+        answer.status_code, answer._content = 200, b'{"ray_version": "2.60.0"}'
+        return answer
+
+    monkeypatch.setattr(requests, "request", request)
+    with job_api.job_api("http://head:8265") as api:
+        api._client._do_request("PUT", "/package", data=bytes(10))
+    assert {method for method, _ in asked[:-1]} == {"GET"} and asked[-1][0] == "PUT"
+    assert asked[0][1][0] <= 5 and asked[-1][1][0] >= 60
 
 
 def test_following_ends_when_the_head_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_api, "_SECONDS_UNSEEN", 0.05)
+    monkeypatch.setattr(job_api, "_SECONDS_GONE", 0.3)
     client: Any = Gone()
     shown: list[str] = []
     with pytest.raises(RuntimeFailure, match="nobody takes jobs at http://head:8265"):
         JobApi(client, "http://head:8265").follow("job", shown.append)
-    assert shown == ["the first line"]
+    assert shown == ["the first line"] and client.asked > 1
 
 
 def test_the_address_that_rays_own_commands_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each further try, after as many that brought nothing new."""
 
 _MOST_TRIES = 50
+"""And as many more as there are smallest pieces."""
 _MOST_BYTES = 64 << 20
-_PIECE_BYTES, _LEAST_BYTES = 16 << 20, 64 << 10
+_PIECE_BYTES, _LEAST_BYTES = 16 << 20, 256 << 10
 """Of a piece, at first and at last: each try that brings nothing new has it quartered, so that
 what a store gives that breaks off again and again is kept all the same."""
 
@@ -105,7 +106,7 @@ def _follow(
 ) -> None:
     """Hand on the content piece by piece, however often it breaks off."""
     have = vain = tries = 0
-    most = _PIECE_BYTES
+    most, most_tries = _PIECE_BYTES, _MOST_TRIES + (size or 0) // _LEAST_BYTES
     while True:
         tries, before = tries + 1, have
         try:
@@ -124,7 +125,7 @@ def _follow(
         vain = 0 if have > before else vain + 1
         if vain:
             most = max(_LEAST_BYTES, most // 4)
-        if vain > len(PAUSES) or tries == _MOST_TRIES:
+        if vain > len(PAUSES) or tries == most_tries:
             raise SourceError(f"{whose}/{name} cannot be read, {tries} tries: {why}", _HINT)
         pause = PAUSES[max(0, vain - 1)]
         notice(f"{whose}/{name}: {why}; trying again in {pause:g} s")
