@@ -58,11 +58,9 @@ def _own_cluster() -> str:
     if (node := read_node()) is not None:
         return node.address
     if (node := last_node()) is not None:
-        whose = f"this machine's node of the cluster at {node.address}"
-        if node.processes:
-            raise UsageError(f"--address auto: {whose} is not up", "Try again in a moment")
         raise UsageError(
-            f"--address auto: {whose} has ended", f"Start it again: `{_how_to_start(node)}`"
+            f"--address auto: this machine's node of the cluster at {node.address} is not up",
+            f"Unless it is being started just now: `{_how_to_start(node)}`",
         )
     raise UsageError(
         "--address auto: no cluster is known on this machine",

@@ -52,7 +52,8 @@ def _belongs(process: Path, folder: str) -> bool:
     if _marked(process, folder):
         return True
     program = (process / "exe").readlink().name
-    return program.startswith(_PROGRAMS) and (_named(process, folder) or _has_open(process, folder))
+    names_it = folder.encode() in (process / "cmdline").read_bytes()
+    return program.startswith(_PROGRAMS) and (names_it or _has_open(process, folder))
 
 
 def _named(process: Path, folder: str) -> bool:
