@@ -32,10 +32,9 @@ def test_the_sample_is_small() -> None:
     assert sum(path.stat().st_size for path in sample.iterdir()) <= 6.2e6
 
 
-def test_files_are_short_and_say_what_is_in_them() -> None:
+def test_files_say_what_is_in_them() -> None:
     for path in (TOP / "distsgd").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 300, path
         assert re.match(r'"""[A-Z`]', text), path
 
 
