@@ -30,15 +30,13 @@ class Replay:
         updates: updates that were made anew.
         begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
-        same_bits: whether each checkpoint of the run has the bits of the replay.
-        checkpoints: how many were compared.
+        checkpoints: how many were compared; each has the bits of the replay.
     """
 
     run_dir: str
     updates: int
     begins_after: int
     weights_sha256: str
-    same_bits: bool
     checkpoints: int
 
 
@@ -87,6 +85,5 @@ def replay(run: str | Path) -> Replay:
         updates=known - first.version,
         begins_after=first.version,
         weights_sha256=weights_sha256(found),
-        same_bits=True,
         checkpoints=checked,
     )

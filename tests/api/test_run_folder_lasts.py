@@ -47,11 +47,10 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
     """Its journal is chained to the settings that it has, not to those of today."""
     run = tmp_path / "run"
     whole = a_run(run)
-    content = json.loads((run / "config.json").read_text())
+    content = RunFolder(run).read("config.json")
     for name in ("journal", "checkpoint_seconds", "cache"):
         del content["settings"][name]
-    del content["digest"]
-    (run / "config.json").write_text(json.dumps(content))
+    RunFolder(run).write("config.json", content)
     opened = open_run(run)
     before = first_digest({**content["settings"], "seed": 1}, opened.dataset.manifest.digest)
     assert opened.first != before
@@ -75,11 +74,10 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
 
 def test_settings_of_a_later_version_are_named(tmp_path: Path) -> None:
     a_run(tmp_path / "run", epochs=1)
-    path = tmp_path / "run" / "config.json"
-    content = json.loads(path.read_text())
+    folder = RunFolder(tmp_path / "run")
+    content = folder.read("config.json")
     content["settings"]["teleport"] = True
-    del content["digest"]
-    path.write_text(json.dumps(content))
+    folder.write("config.json", content)
     with pytest.raises(RunError, match="does not know: teleport"):
         audit(tmp_path / "run")
 
