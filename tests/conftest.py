@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--schedules",
         type=int,
-        default=10_000,
+        default=2_500,
         help="random schedules that each consistency policy is tested with",
     )
 

@@ -82,7 +82,7 @@ def test_settings_of_a_later_version_are_named(tmp_path: Path) -> None:
         audit(tmp_path / "run")
 
 
-def test_a_resume_goes_on_with_what_the_last_one_had(distsgd: Run, tmp_path: Path) -> None:
+def test_a_resume_goes_on_with_what_the_last_one_had(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     longer = a_run(tmp_path / "longer", epochs=5, schedule="constant")
     a_run(run, schedule="constant")
@@ -92,7 +92,7 @@ def test_a_resume_goes_on_with_what_the_last_one_had(distsgd: Run, tmp_path: Pat
     assert (result.servers, result.epochs, result.weights_sha256) == (2, 5, longer)
     assert find_tail(open_run(run)).settings.channel == "tcp"
     assert replay(run).weights_sha256 == longer and audit(run).epochs == 5
-    shown = json.loads(distsgd("runs", "show", run, "--json").stdout)
+    shown = json.loads(distsgd_here("runs", "show", run, "--json").stdout)
     assert [(e["servers"], e["channel"], e["epochs"]) for e in shown["resumed"]] == [
         (2, "tcp", 4), (2, "tcp", 5),
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_and_so_where_workers_do_not_wait(
     assert sha == resume(run).weights_sha256
 
 
-def test_a_bounded_journal_says_where_it_begins(distsgd: Run, tmp_path: Path) -> None:
+def test_a_bounded_journal_says_where_it_begins(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings: dict[str, Any] = {"epochs": 9, "keep_checkpoints": 2}
     whole = a_run(tmp_path / "whole", **settings)
@@ -163,7 +163,7 @@ def test_a_bounded_journal_says_where_it_begins(distsgd: Run, tmp_path: Path) ->
     assert (found.updates, found.begins_after, found.complete) == (108, 96, True)
     again = replay(run)
     assert (again.updates, again.weights_sha256) == (12, whole)
-    assert "after update 96" in distsgd("audit", run).stdout
+    assert "after update 96" in distsgd_here("audit", run).stdout
     shutil.copytree(run / "checkpoints", tmp_path / "copy")
     (tmp_path / "copy" / "step-000000108.npz").unlink()
     cut(run, 5)  # a line that says what was dropped, and four updates
@@ -197,10 +197,10 @@ def test_who_comes_second_is_told(tmp_path: Path) -> None:
     first.release()
 
 
-def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd: Run, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     a_run(run, epochs=9, keep_checkpoints=2, learning_rate=0.1)
-    shown = json.loads(distsgd("runs", "show", run, "--json").stdout)
+    shown = json.loads(distsgd_here("runs", "show", run, "--json").stdout)
     best = max(row["test_accuracy"] for row in shown["epochs"])
     assert shown["best"]["test_accuracy"] == best == evaluate(run, best=True).accuracy
     assert evaluate(run, best=True).step == shown["best"]["version"]
