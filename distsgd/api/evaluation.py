@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
@@ -26,6 +25,7 @@ from distsgd.run.checkpoint import (
 )
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.metrics import best_epoch
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
@@ -108,7 +108,7 @@ def evaluate(
     chosen = dataset or settings.dataset
     opened = dataset_of(settings, find_dataset(chosen))
     model = _model(folder, best)
-    with threadpool_limits(1):
+    with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)
     counts = found.confusion.sum(axis=1)
     return Evaluation(
@@ -165,7 +165,7 @@ def predict(
     weights = model.padded()
     features = model.preprocessing.buffer(len(names), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
-    with threadpool_limits(1):
+    with one_blas_thread():
         out = np.empty((len(names), len(model.classes)), weights.dtype)
         scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))
