@@ -10,6 +10,7 @@ import numpy as np
 
 from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
+from distsgd.api.opened_run import dataset_of_run
 from distsgd.core.arrays import Bytes
 from distsgd.core.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
@@ -95,18 +96,23 @@ def evaluate(
 
     Args:
         run: path or name of a run, or "latest".
-        dataset: None for the one it was trained on.
+        dataset: another one, whose columns and classes are matched by name and whose numbers are
+            put on the steps of the run; None for the very one it was trained on.
         split: "test" or "train".
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
-        RunError: there is no such run, or it is damaged.
+        RunError: there is no such run, it is damaged, or its dataset is another by now.
         DatasetError: the dataset is missing or damaged.
+        UsageError: the dataset does not go with the run, see `Conversion`.
     """
     folder = find_run(run)
     settings = folder.settings()
-    chosen = dataset or settings.dataset
-    opened = dataset_of(settings, find_dataset(chosen))
+    chosen = settings.dataset if dataset is None else dataset
+    if dataset is None:
+        opened = dataset_of_run(folder)
+    else:
+        opened = dataset_of(settings, find_dataset(dataset))
     model = _model(folder, best)
     with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)
