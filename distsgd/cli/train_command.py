@@ -131,6 +131,7 @@ def train(
     Example: distsgd train --chaos kill-worker:every=500,stop-worker:at=300:for=2s,drop-push:p=0.01
     """
     from distsgd.api.training import train_with
+    from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.run.config_sources import config_from
 
@@ -143,7 +144,11 @@ def train(
         "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    _show(train_with(settings, run_dir, make_reporter(json), trace, chaos, address), json)
+    stop = StopSignals()
+    result = train_with(settings, run_dir, make_reporter(json), trace, chaos, address, stop)
+    _show(result, json)
+    if result.status == "interrupted":
+        stop.leave()
 
 
 def resume(
@@ -170,14 +175,16 @@ def resume(
 
     Example: distsgd resume latest --workers 3
     """
-    from distsgd.api.training import resume as resume_run
+    from distsgd.api.training import resume_with
+    from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
 
-    result = resume_run(
-        run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
-        reporter=make_reporter(json), address=address,
-    )  # fmt: skip
+    given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
+    stop = StopSignals()
+    result = resume_with(run, given, make_reporter(json), chaos, address, stop)
     _show(result, json)
+    if result.status == "interrupted":
+        stop.leave()
 
 
 def scale(
@@ -219,7 +226,6 @@ def _show(result: TrainResult, json: bool) -> None:
         ])  # fmt: skip
     if result.status == "interrupted":
         say(f"interrupted after step {result.steps}; to go on: distsgd resume {result.run_dir}")
-        raise typer.Exit(130)
 
 
 def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
