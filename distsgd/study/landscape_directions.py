@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.models import LINEAR
 from distsgd.errors import RunError, UsageError
-from distsgd.run.checkpoint import checkpoint_path, checkpoint_versions, read_checkpoint
+from distsgd.run.checkpoint import checkpoint_path, checkpoint_versions, read_if_kept
 from distsgd.run.folder import RunFolder, find_run
 
 __all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_directions"]
@@ -51,10 +51,12 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
             "Give a run of --model linear",
         )
     versions = checkpoint_versions(folder.checkpoints)
-    if not versions:
+    kept = (read_if_kept(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions)
+    found = [model for model in kept if model is not None]
+    if not found:
         raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
-    found = [read_checkpoint(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions]
-    return folder, Path(tuple(versions), np.stack([one.weights for one in found]).astype(float))
+    weights = np.stack([model.weights for model in found]).astype(float)
+    return folder, Path(tuple(model.version for model in found), weights)
 
 
 def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:
