@@ -281,6 +281,7 @@ class Session:
             wall_seconds=time.perf_counter() - began,
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
+            journal_head=self._keeper.head,
             chaos=self._watch.report() if self._watch is not None else None,
             verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
         )

@@ -30,7 +30,7 @@ from distsgd.run.folder import RunFolder, create_run, find_run
 from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
 from distsgd.run.trace_file import check_trace_file
-from distsgd.run.wanted_workers import want_workers
+from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel, one_blas_thread
 from distsgd.runtime.job import Snapshot
 
@@ -205,11 +205,13 @@ def resume_with(
         folder.hold()
         try:
             folder.sweep()
+            forget_wanted(folder)
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
             _check_address(address, config)
-            if folder.status() == "finished" and config.epochs == tail.settings.epochs:
+            ended = folder.report().get("status")
+            if ended == "finished" and config.epochs == tail.settings.epochs:
                 reporter.notice(f"{folder.path} has finished already; --epochs makes it longer")
                 folder.release()
                 return _reported(folder)

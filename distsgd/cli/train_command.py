@@ -225,6 +225,7 @@ def _show(result: TrainResult, json: bool) -> None:
             *_cost_of_chaos(result),
             *_verified(result),
             ("weights", f"sha256 {result.weights_sha256}"),
+            *([("journal", f"head {result.journal_head}")] if result.journal_head else []),
             ("run", result.run_dir),
         ])  # fmt: skip
     if result.status == "interrupted":
