@@ -383,8 +383,9 @@ class Drawer:
     def damaged(self, name: str) -> Path:
         """A copy of material of which one file is damaged."""
         path = self.place(name)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        self.damage(self.random.choice(files))
+        files = sorted(p for p in (path, *path.rglob("*")) if p.is_file())
+        if files:  # it may have been damaged before
+            self.damage(self.random.choice(files))
         return path
 
     def damage(self, file: Path) -> None:
@@ -856,7 +857,7 @@ def _working_folder(case: Case) -> Path:
         if kind in ("plain", "deleted", "unreadable")
         else case.folder / "cwd" / kind
     )
-    cwd.mkdir(exist_ok=True)
+    cwd.mkdir(parents=True, exist_ok=True)
     if kind == "shadows":
         for name in ("queue", "numpy", "distsgd", "typing", "ray", "rich"):
             (cwd / f"{name}.py").write_text("raise SystemExit('a file of the user is run')\n")
