@@ -16,6 +16,8 @@ DistsgdError                 something a user can mend; exit code 1
 
 from __future__ import annotations
 
+import sys
+
 __all__ = [
     "ChannelClosed",
     "CorruptDataError",
@@ -30,6 +32,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "VerificationError",
+    "missing_package",
     "storage_error",
 ]
 
@@ -142,3 +145,20 @@ def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
             else ("Check that the folder exists and that you may write to it")
         )
     return StorageError(f"cannot write {path}: {why}", hint)
+
+
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "google": "protobuf"}
+"""Packages that are imported by another name than they are installed by."""
+
+
+def missing_package(error: ImportError) -> DistsgdError | None:
+    """What to install if an import failed that is not of a module of ours; None if it is one."""
+    name = (error.name or "").partition(".")[0]
+    if not name or name in ("distsgd", *sys.stdlib_module_names):
+        return None
+    package = _PACKAGES.get(name, name)
+    if isinstance(error, ModuleNotFoundError):
+        problem = f"the package {package} is not installed"
+    else:
+        problem = f"the package {package} is damaged: {(str(error).splitlines() or [''])[0]}"
+    return DistsgdError(problem, f"Run: {sys.executable} -m pip install --upgrade {package}")

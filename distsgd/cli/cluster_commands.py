@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say
+from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say, show
+from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
     from distsgd.runtime.node_note import Node
@@ -77,16 +78,19 @@ def start(
         )
     else:
         node = local_node.start_member(join, node_ip, token_file, cpus)
-    if json:
-        print_json({**asdict(node), "token_file": str(own_token_file())})
-    else:
-        _tell(node, own_token_file())
-    if block:
-        sys.stdout.flush()
-        again = (
-            None if join is None else partial(local_node.start_member, join, node_ip, None, cpus)
-        )
-        node_guard.guard_node(node, again)
+    # With --block, the node must not be left without its guard when nobody reads.
+    with outliving_stdout("the node") if block else nullcontext():
+        if json:
+            print_json({**asdict(node), "token_file": str(own_token_file())})
+        else:
+            _tell(node, own_token_file())
+        if block:
+            again = (
+                None
+                if join is None
+                else partial(local_node.start_member, join, node_ip, None, cpus)
+            )
+            node_guard.guard_node(node, again)
 
 
 def _tell(node: Node, token: Path) -> None:
@@ -97,9 +101,9 @@ def _tell(node: Node, token: Path) -> None:
     ])  # fmt: skip
     if node.head:
         say(
-            f"other machines: copy {token} there over a safe way (scp), then\n"
-            f"  distsgd cluster start --join {node.address} --token-file FILE\n"
-            f"then train on all of them, from here: distsgd train --address {node.address}"
+            f"other machines: copy {token} there over a safe way (scp), then",
+            f"  distsgd cluster start --join {node.address} --token-file FILE",
+            f"then train on all of them, from here: distsgd train --address {node.address}",
         )
 
 
@@ -115,7 +119,7 @@ def stop(json: JsonFlag = False) -> None:
     if json:
         print_json({"stopped": None if node is None else asdict(node)})
     else:
-        print("nothing was started here" if node is None else f"{node.node_ip} is stopped")
+        show("nothing was started here" if node is None else f"{node.node_ip} is stopped")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distsgd.cli.import_command import import_rows
-from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table
+from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table, show
 from distsgd.cli.progress_bar import ProgressBar
 from distsgd.errors import DatasetError, UsageError
 
@@ -71,7 +71,7 @@ def fetch(
         print_json({"dataset": str(folder), "digest": manifest.digest,
                     "shards": len(manifest.train)})  # fmt: skip
     else:
-        print(f"CIFAR-10 is ready in {folder}")
+        show(f"CIFAR-10 is ready in {folder}")
 
 
 def _repair(dataset: str, source: str, json: bool) -> None:
@@ -82,9 +82,9 @@ def _repair(dataset: str, source: str, json: bool) -> None:
     if json:
         print_json(found)
     elif found.mended:
-        print(f"mended {', '.join(found.mended)} of {found.dataset}")
+        show(f"mended {', '.join(found.mended)} of {found.dataset}")
     else:
-        print(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
+        show(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
 
 
 @app.command("list")
@@ -187,4 +187,4 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
         print_json({"dataset": str(folder), "shards": shards, "sound": True,
                     "digest": manifest.digest})  # fmt: skip
     else:
-        print(f"{shards} shards of {folder} are sound; digest {manifest.digest}")
+        show(f"{shards} shards of {folder} are sound; digest {manifest.digest}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, print_json
+from distsgd.cli.output import JsonFlag, count, print_json, show
 from distsgd.cli.progress_bar import ProgressBar
 from distsgd.errors import UsageError
 
@@ -72,15 +72,15 @@ def import_rows(
     if json:
         print_json(found)
         return
-    print(
+    show(
         f"{count(found.train)} training and {count(found.test)} test rows of "
         f"{'x'.join(map(str, found.shape))}, {len(found.classes)} classes, are in {found.dataset}"
     )
     if found.rejected:
-        print(f"{count(found.rejected)} rows were rejected; all are in {REJECTED} there, as")
+        show(f"{count(found.rejected)} rows were rejected; all are in {REJECTED} there, as")
         for line in found.first_rejected[:3]:
-            print(f"  {line}")
-    print(f"Train on it: distsgd train --dataset {found.name}")
+            show(f"  {line}")
+    show(f"Train on it: distsgd train --dataset {found.name}")
 
 
 def _numbers(text: str | None, flag: str, how_many: int) -> tuple[int, ...] | None:

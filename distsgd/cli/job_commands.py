@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, say
+from distsgd.cli.output import JsonFlag, pass_on, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
     from distsgd.runtime.job_api import JobApi, JobState
@@ -58,7 +58,7 @@ def submit(
             return
         say(f"{job} is handed to {api.address}")
         if detach:
-            say(_how_to_come_back(job))
+            say(*_how_to_come_back(job))
         else:
             _follow(api, job, json)
 
@@ -103,10 +103,10 @@ def _by_its_name(word: str, file: Path) -> str:
     return file.name if Path(word) == file else word
 
 
-def _how_to_come_back(job: str) -> str:
+def _how_to_come_back(job: str) -> tuple[str, str]:
     return (
-        f"the job goes on; to see it: distsgd jobs logs {job} --follow\n"
-        f"to end it: distsgd jobs stop {job}"
+        f"the job goes on; to see it: distsgd jobs logs {job} --follow",
+        f"to end it: distsgd jobs stop {job}",
     )
 
 
@@ -117,15 +117,15 @@ def _follow(api: JobApi, job: str, json: bool = False) -> None:
 
     def leave(number: int, frame: object) -> None:
         """At once: what follows the job would first take leave of the cluster, for seconds."""
-        say(f"\n{_how_to_come_back(job)}")
+        say("", *_how_to_come_back(job))
         sys.stdout.flush()
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, leave)
     try:
-        state = api.follow(job, lambda text: typer.echo(text, nl=False, err=json))
+        state = api.follow(job, lambda text: pass_on(text, err=json))
     except DistsgdError:
-        say(_how_to_come_back(job))
+        say(*_how_to_come_back(job))
         raise
     finally:
         signal.signal(signal.SIGINT, before)
@@ -187,7 +187,7 @@ def logs(
         if follow:
             _follow(api, name)
         else:
-            typer.echo(api.logs(name), nl=False)
+            pass_on(api.logs(name))
 
 
 @app.command()

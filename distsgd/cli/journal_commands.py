@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from distsgd.cli.arguments import Run
-from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table
+from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table, show
 from distsgd.errors import JournalError
 
 __all__ = ["add_to"]
@@ -43,7 +43,7 @@ def audit(run: Run = "latest", json: JsonFlag = False) -> None:
             for name, applied in found.class_examples.items()
         ],
     )
-    print("the journal holds")
+    show("the journal holds")
 
 
 def replay(run: Run = "latest", json: JsonFlag = False) -> None:

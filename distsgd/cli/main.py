@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +24,9 @@ from distsgd.cli import (
     study_commands,
     train_command,
 )
-from distsgd.errors import DistsgdError, storage_error
+from distsgd.cli.output import say, show
+from distsgd.cli.streams import ReaderGone, check_stdout, prepare_streams
+from distsgd.errors import DistsgdError, missing_package, storage_error
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -40,7 +43,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"distsgd {__version__}")
+        show(f"distsgd {__version__}")
         raise typer.Exit
 
 
@@ -76,31 +79,70 @@ app.add_typer(study_commands.app, name="study")
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
+    prepare_streams()
+    logging.getLogger("distsgd").addHandler(_Notices())
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments)
+        code = app(args=arguments, standalone_mode=False)
+        check_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except ReaderGone:
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if debug:
+        if debug and not _is_about_usage(error):
             raise
         sys.exit(_report(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Notices(logging.Handler):
+    """What the package logs, such as that a shard is fetched again, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one message."""
+        say(record.getMessage())
+
+
+def _is_about_usage(error: Exception) -> bool:
+    """Whether typer has found fault with the command line; its classes are not public."""
+    return hasattr(error, "format_message")
 
 
 def _report(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code."""
+    if _is_about_usage(error):
+        return _report_usage(error)
+    if isinstance(error, ImportError):
+        error = missing_package(error) or error
+    if isinstance(error, UnicodeEncodeError):
+        error = _unknown_to_locale(error)
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
         error = storage_error(error, error.filename or "a file")
     if isinstance(error, DistsgdError):
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return error.exit_code
     first = (str(error).splitlines() or [""])[0]
-    print(
+    say(
         f"error: this is a fault of distsgd: {type(error).__name__}: {first}. "
-        "Run it again with --debug and report what it shows.",
-        file=sys.stderr,
+        "Run it again with --debug and report what it shows."
     )
     return 1
+
+
+def _report_usage(error: Any) -> int:
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    if message:  # without one, the help was shown instead
+        end = "" if message.endswith((".", "?")) else "."
+        see = f" See `{context.command_path} --help`." if context else ""
+        say(f"error: {message}{end}{see}")
+    return int(error.exit_code)
+
+
+def _unknown_to_locale(error: UnicodeEncodeError) -> DistsgdError:
+    return DistsgdError(
+        f"{error.object} cannot be written in {error.encoding}, the encoding of this locale",
+        "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1",
+    )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from distsgd.cli.arguments import Run
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, show
 from distsgd.errors import UsageError
 
 __all__ = ["add_to"]
@@ -125,7 +125,7 @@ def gradcheck(
                 for row in rows
             ],
         )  # fmt: skip
-        print(f"largest relative error {worst:.1e} (limit {LIMIT:.0e})")
+        show(f"largest relative error {worst:.1e} (limit {LIMIT:.0e})")
     if not passed:
         raise typer.Exit(1)
 

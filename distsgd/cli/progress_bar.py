@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 
-from distsgd.cli.output import say
+from distsgd.cli.output import say, terminal, text_column, visible
 
 __all__ = ["ProgressBar"]
 
@@ -21,37 +20,35 @@ class ProgressBar:
         self._rows = rows
 
     def __enter__(self) -> ProgressBar:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
             MofNCompleteColumn,
             Progress,
-            TextColumn,
             TimeElapsedColumn,
         )
 
+        console = terminal(err=True)
+        self._live = console is not None
         columns = (
-            TextColumn("{task.description}"),
+            text_column("{task.description}"),
             BarColumn(),
             MofNCompleteColumn() if self._rows else DownloadColumn(),
             TimeElapsedColumn(),
         )
-        self._bar = Progress(
-            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-        )
+        self._bar = Progress(*columns, console=console, disable=not self._live, transient=True)
         self._bar.start()
         self._task = self._bar.add_task("starting", total=None)
         return self
 
     def update(self, what: str, done: int, total: int) -> None:
         """How much is done of how much (0: unknown)."""
-        self._bar.update(self._task, description=what, completed=done, total=total or None)
+        self._bar.update(self._task, description=visible(what), completed=done, total=total or None)
 
     def say(self, text: str) -> None:
         """A new stage."""
-        self._bar.update(self._task, description=text, completed=0, total=None)
-        if not sys.stderr.isatty():
+        self._bar.update(self._task, description=visible(text), completed=0, total=None)
+        if not self._live:
             say(text)
 
     def __exit__(

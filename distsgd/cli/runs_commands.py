@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from distsgd.cli.arguments import Run
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, show
 
 __all__ = ["app"]
 
@@ -26,7 +26,7 @@ def list_(json: JsonFlag = False) -> None:
     if json:
         print_json({"runs": runs})
     elif not runs:
-        print("There are no runs yet. Make one: distsgd train")
+        show("There are no runs yet. Make one: distsgd train")
     else:
         print_table(
             ("run", "status", "model", "loss", "workers", "epochs", "test"),
@@ -35,6 +35,7 @@ def list_(json: JsonFlag = False) -> None:
                  str(run["workers"]), str(run["epochs"]), _share(run["test_accuracy"]))
                 for run in runs
             ],
+            optional=("workers", "loss", "model", "epochs"),
         )  # fmt: skip
 
 
@@ -70,8 +71,8 @@ def _summary(run: Any) -> dict[str, Any]:
     }
 
 
-@app.command()
-def show(
+@app.command(name="show")
+def show_(
     run: Run = "latest",
     json: JsonFlag = False,
 ) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, say
+from distsgd.cli.output import (
+    JsonFlag,
+    count,
+    percent,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+    show,
+)
 from distsgd.cli.study_options import (
     DatasetFlag,
     ExamplesFlag,
@@ -151,7 +160,7 @@ def numeric(
             for i, step in enumerate(found.curves[0].steps)
         ],
     )
-    print(f"the analytic gradient takes {1000 * found.analytic_seconds:.1f} ms")
+    show(f"the analytic gradient takes {1000 * found.analytic_seconds:.1f} ms")
 
 
 def stepsize(
@@ -186,7 +195,7 @@ def stepsize(
         [(f"{step:g}", f"{after:.6g}") for step, after in
          zip(found.steps, found.losses, strict=True)],
     )  # fmt: skip
-    print(f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}")
+    show(f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -81,7 +81,7 @@ def show_comparison(found: Comparison) -> None:
         ]  # fmt: skip
         rows.append(cells)
     title = f"means over {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
-    print_table(headings, rows, title)
+    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "staleness"))
 
 
 def _spread(times: Sequence[float | None]) -> str:

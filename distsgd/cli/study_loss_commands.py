@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, print_json, print_table
+from distsgd.cli.output import JsonFlag, count, print_json, print_table, show
 from distsgd.cli.study_options import DatasetFlag, PlotFlag, SeedFlag, checked, drawn, reals
 
 __all__ = ["add_to"]
@@ -43,7 +43,7 @@ def loss(
             for row in found.rows
         ],
     )
-    print(f"for small W: {found.expected_svm:g} and {found.expected_softmax:.4f}")
+    show(f"for small W: {found.expected_svm:g} and {found.expected_softmax:.4f}")
 
 
 def hinges(
@@ -83,7 +83,7 @@ def hinges(
             for kink in found.kinks
         ],
     )  # fmt: skip
-    print(f"the lowest loss is at w0 = {found.lowest:g}")
+    show(f"the lowest loss is at w0 = {found.lowest:g}")
 
 
 def convexity(
@@ -110,7 +110,7 @@ def convexity(
         ("model", "loss", "most above the chord"),
         [(one.model, one.loss, f"{one.excess:.1e}") for one in found.shown],
     )
-    print(f"linear: of {2 * found.segments} segments, at most {found.worst_linear:.1e}")
+    show(f"linear: of {2 * found.segments} segments, at most {found.worst_linear:.1e}")
 
 
 def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:

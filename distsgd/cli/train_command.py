@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say, show
+from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
     from distsgd.api.results import TrainResult
@@ -143,7 +144,9 @@ def train(
         "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    _show(train_with(settings, run_dir, make_reporter(json), trace, chaos, address), json)
+    with outliving_stdout("training"):
+        result = train_with(settings, run_dir, make_reporter(json), trace, chaos, address)
+    _show(result, json)
 
 
 def resume(
@@ -173,10 +176,11 @@ def resume(
     from distsgd.api.training import resume as resume_run
     from distsgd.cli.train_reporter import make_reporter
 
-    result = resume_run(
-        run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
-        reporter=make_reporter(json), address=address,
-    )  # fmt: skip
+    with outliving_stdout("training"):
+        result = resume_run(
+            run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
+            reporter=make_reporter(json), address=address,
+        )  # fmt: skip
     _show(result, json)
 
 
@@ -202,7 +206,7 @@ def _show(result: TrainResult, json: bool) -> None:
     if json:
         print_json(result)
     else:
-        print()
+        show()
         print_pairs([
             ("test accuracy", percent(result.test_accuracy)),
             ("training accuracy", percent(result.train_accuracy)),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
-from distsgd.cli.output import percent
+from distsgd.cli.output import percent, say, show, terminal, text_column, visible
 from distsgd.core.models import LINEAR
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.events import Progress as Steps
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["make_reporter"]
 
@@ -41,17 +43,16 @@ class _PlainReporter(Reporter):
     """One plain line an epoch."""
 
     def __init__(self, to_stderr: bool) -> None:
-        self._file = sys.stderr if to_stderr else sys.stdout
+        self._print = say if to_stderr else show
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        print(_title(config), file=self._file)
-        print(_HEADING, file=self._file, flush=True)
+        self._print(_title(config), _HEADING)
 
     def epoch(self, row: EpochRow) -> None:
-        print(_row(row), file=self._file, flush=True)
+        self._print(_row(row))
 
     def notice(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 class _LiveReporter(Reporter):
@@ -60,19 +61,19 @@ class _LiveReporter(Reporter):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            text_column("epoch {task.fields[epoch]}"),
+            text_column("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} images/s"),
+            text_column("loss {task.fields[loss]}"),
+            text_column("{task.fields[speed]} images/s"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         )
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        self._console.print(_title(config), highlight=False, markup=False)
-        self._console.print(_HEADING, highlight=False, style="bold")
+        self._console.print(visible(_title(config)), soft_wrap=True)
+        self._console.print(_HEADING, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
         self._bar.start()
 
@@ -86,10 +87,10 @@ class _LiveReporter(Reporter):
         )
 
     def epoch(self, row: EpochRow) -> None:
-        self._console.print(_row(row), highlight=False)
+        self._console.print(_row(row))
 
     def notice(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, style="yellow")
+        self._console.print(visible(text), style="yellow", soft_wrap=True)
 
     def ended(self) -> None:
         self._bar.stop()
@@ -97,5 +98,5 @@ class _LiveReporter(Reporter):
 
 def make_reporter(json: bool) -> Reporter:
     """Live on a terminal, plain when piped; with --json on stderr."""
-    console = Console(stderr=json)
-    return _LiveReporter(console) if console.is_terminal else _PlainReporter(json)
+    console = terminal(err=json)
+    return _PlainReporter(json) if console is None else _LiveReporter(console)
