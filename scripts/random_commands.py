@@ -58,7 +58,7 @@ RAY_WORKED, RAY_WAITED = 40.0, 120.0
 
 EXPECTED = (0, 1, 2, 130, 141, 143)
 FAULT = re.compile(
-    r"fault of distsgd|Traceback \(most recent|Exception ignored|Fatal Python error|Segmentation"
+    r"fault of distsgd|Traceback \(most recent|Exception ignored|Fatal Python|Segmentation|OpenBLAS"
     r"|\b[A-Z][A-Za-z]*Warning: "
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -674,7 +674,7 @@ ENVIRONMENT: dict[str, tuple[str | None, ...]] = {
     "TMPDIR": (None, "@missing", "@file", "@closed", "relative", "@" + "x" * 150),
     "LANG": (None, "C", "POSIX", "xx_YY.UTF-8", "ko_KR.EUC-KR", "en_US.ISO-8859-1"),
     "LC_ALL": ("C", "POSIX", "xx", "en_US.ISO-8859-1"),
-    "PYTHONIOENCODING": ("ascii", "latin-1", "ascii:strict", "utf-8:strict", "cp949", "utf-16"),
+    "PYTHONIOENCODING": ("ascii", "latin-1", "ascii:strict", "utf-8:strict", "cp1252"),
     "PYTHONUTF8": ("0", "1"),
     "PYTHONCOERCECLOCALE": ("0",),
     "PYTHONUNBUFFERED": ("1",),
@@ -707,7 +707,7 @@ STREAMS = {0: ("closed",), 1: ("closed", "full", "early"), 2: ("closed", "full")
 LIMITS = {
     "NOFILE": (32, 64, 256),
     "FSIZE": (0, 1000, 100_000, 1_000_000),
-    "AS": tuple(size * 2**20 for size in (64, 128, 200, 256, 320, 400, 512, 700, 1000)),
+    "AS": tuple(size * 2**20 for size in (64, 128, 200, 256, 320, 400, 512, 700, 1000, 1100, 1300, 1600)),
 }
 FOLDERS = ("deleted", "unreadable", "shadows", "read-only", "[bold]a[/b]", "\udcff", "日本")
 UNKNOWN_USER = 54_321
@@ -872,6 +872,8 @@ def _working_folder(case: Case) -> Path:
 
 def _become(case: Case, cwd: Path) -> None:
     """Between fork and exec: take what the case meets upon this process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # a shell has its background jobs ignore some
     if case.working_folder == "unreadable":
         cwd.chmod(0)
     if case.working_folder == "deleted":
