@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 
-from distsgd.errors import missing_package, resource_error
+from distsgd.errors import DistsgdError, missing_package, resource_error
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def _problem() -> str:
     try:
         import distsgd.cli.main  # noqa: F401
     except (ImportError, MemoryError, OSError) as error:
-        known = resource_error(error)
+        known: DistsgdError | None = resource_error(error)
         if known is None and isinstance(error, ImportError):
             known = missing_package(error)
         if known is None:
