@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,12 +344,30 @@ def group_of(fault: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
+    """A case, how it ended, and what is wrong with that."""
+
     number: int
     line: str
-    code: int | None
-    answer: str
+    outcome: Outcome
     faults: tuple[str, ...]
-    seconds: float
+    computed: float  # seconds of processor time
+
+    def show(self) -> None:
+        """Print the case and its streams."""
+        print(f"{self.number}: {self.line}")
+        for stream, text in self.outcome.output.items():
+            print(f"--- {stream}\n{text!r}" if "\x1b" in text else f"--- {stream}\n{text}")
+        print(f"--- exit code {self.outcome.code}, {self.outcome.seconds:.1f} s", flush=True)
+
+    def record(self) -> str:
+        """As a line of JSON."""
+        lines = "\n".join(self.outcome.output.values()).splitlines()
+        content = {
+            "number": self.number, "line": self.line, "code": self.outcome.code,
+            "answer": _last(lines), "faults": self.faults, "computed": round(self.computed, 2),
+            "seconds": round(self.outcome.seconds, 2), "interrupted": self.outcome.interrupted,
+        }  # fmt: skip
+        return json.dumps(content) + "\n"
 
 
 @dataclass(frozen=True)
@@ -360,35 +378,34 @@ class Job:
     number: int
     material: Path
     folder: Path
-    ray_share: float
-    users: bool
+    ray: float  # the share of cases that may start Ray
+    strangers: bool  # whether some are run by a user that the system does not know
     show: bool = False
 
     def run(self) -> Verdict:
-        folder = self.folder / f"case-{self.number}"
-        case = draw_case(
-            self.seed, self.number, Material(self.material), folder, self.ray_share, self.users
-        )
-        if self.show:
-            print(f"{self.number}: {case.line()}", flush=True)
+        """Draw, run and judge; an error of this script is a fault of the case."""
+        folder, before = self.folder / f"case-{self.number}", _computed_by_children()
+        line, outcome, found = "", Outcome(None, {}, 0.0), []
         try:
+            material = Material(self.material)
+            case = draw_case(self.seed, self.number, material, folder, self.ray, self.strangers)
+            line = case.line()
             outcome = run_case(case)
             found = faults(case, outcome)
+        except Exception as error:
+            found = [f"this script: {error!r}"]
         finally:
             _remove(folder)
+        computed = _computed_by_children() - before
+        verdict = Verdict(self.number, line, outcome, tuple(found), computed)
         if self.show:
-            for stream, text in outcome.output.items():
-                print(
-                    f"--- stream {stream}\n{text[-5000:]!r}"
-                    if "\x1b" in text
-                    else f"--- stream {stream}\n{text[-5000:]}".encode(
-                        "utf-8", "backslashreplace"
-                    ).decode()
-                )
-        lines = [line for line in "\n".join(outcome.output.values()).splitlines() if line.strip()]
-        return Verdict(
-            self.number, case.line(), outcome.code, _last(lines), tuple(found), outcome.seconds
-        )
+            verdict.show()
+        return verdict
+
+
+def _computed_by_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _remove(folder: Path) -> None:
@@ -400,14 +417,12 @@ def _remove(folder: Path) -> None:
 
 def reachable_to_others() -> bool:
     """Whether a user that the system does not know could run this Python."""
+    other = {"user": UNKNOWN_USER, "group": UNKNOWN_USER, "extra_groups": []}
     try:
-        code = [sys.executable, "-c", "import distsgd"]
-        return (
-            subprocess.run(code, user=UNKNOWN_USER, group=UNKNOWN_USER, extra_groups=[]).returncode
-            == 0
-        )
+        subprocess.run([sys.executable, "-c", "import distsgd"], check=True, **other)
     except (OSError, subprocess.SubprocessError):
         return False
+    return True
 
 
 def play(jobs: Iterable[Job], processes: int) -> Iterator[Verdict]:
@@ -432,17 +447,15 @@ def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     folder = Path(tempfile.mkdtemp(prefix="random-commands-"))
     folder.chmod(0o755)
-    users = os.geteuid() == 0 and reachable_to_others()
-    if os.geteuid() == 0 and not users:
-        print("without cases of an unknown user: this Python lies in a folder that is closed to it")
+    strangers = os.geteuid() == 0 and reachable_to_others()
+    if os.geteuid() == 0 and not strangers:
+        print("without unknown users: this Python lies in a folder that is closed to them")
     try:
         material = Material(folder / "material")
         material.make()
         numbers = range(given.first, given.first + given.cases)
-        jobs = [
-            Job(given.seed, number, material.folder, folder, given.ray, users, given.show)
-            for number in numbers
-        ]
+        same = (material.folder, folder, given.ray, strangers, given.show)
+        jobs = [Job(given.seed, number, *same) for number in numbers]
         return report(play(jobs, min(given.jobs, len(jobs))), given)
     finally:
         _remove(folder)
@@ -453,24 +466,22 @@ def report(verdicts: Iterator[Verdict], given: argparse.Namespace) -> int:
     groups: dict[str, list[Verdict]] = defaultdict(list)
     codes: Counter[int | None] = Counter()
     begun = time.monotonic()
-    log: Callable[[str], object] = given.log.open("w").write if given.log else lambda text: None
+    log = given.log.open("w", buffering=1) if given.log else None
     for verdict in verdicts:
-        codes[verdict.code] += 1
-        log(json.dumps(vars(verdict)) + "\n")
+        codes[verdict.outcome.code] += 1
+        if log:
+            log.write(verdict.record())
         if verdict.faults:
             groups[group_of(verdict.faults[0])].append(verdict)
             print(f"{verdict.number}: {verdict.faults[0]}\n    {verdict.line}", flush=True)
-    seconds = time.monotonic() - begun
     share = f" --ray {given.ray}" if given.ray else ""
     for name, found in sorted(groups.items(), key=lambda item: -len(item[1])):
-        first = found[0].number
-        print(f"\n{len(found)} times: {name}\n  python scripts/random_commands.py 1 --seed "
-              f"{given.seed} --first {first}{share} --show")  # fmt: skip
+        again = f"1 --seed {given.seed} --first {found[0].number}{share} --show"
+        print(f"\n{len(found)} times: {name}\n  python scripts/random_commands.py {again}")
     failed = sum(map(len, groups.values()))
     shown = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items(), key=str))
-    print(
-        f"\n{codes.total() - failed} of {codes.total()} pass in {seconds:.0f} s; exit codes {shown}"
-    )
+    seconds = time.monotonic() - begun
+    print(f"\n{codes.total() - failed} of {codes.total()} pass in {seconds:.0f} s; codes {shown}")
     return int(failed > 0)
 
 

@@ -539,7 +539,7 @@ UNKNOWN_USER = 54_321
 
 def draw_case(
     seed: int, number: int, material: Material, folder: Path, ray_share: float = 0.0,
-    users: bool = False,
+    strangers: bool = False,
 ) -> Case:  # fmt: skip
     """The case of a number, with all its files in place."""
     random = Random(f"{seed}-{number}")
@@ -556,11 +556,11 @@ def draw_case(
         if random.random() < small / 3:
             value = random.choice(values)
             case.environment[name] = value and value.replace("@", f"{folder}/")
-    if users and random.random() < 0.08:
+    stranger = random.random() < 0.08  # drawn in any case, so that the rest is the same
+    unset = [name for name in ("HOME", "DISTSGD_HOME", "USER") if random.random() < 0.5]
+    if stranger and strangers:
         case.user = UNKNOWN_USER
-        for name in ("HOME", "DISTSGD_HOME", "USER"):
-            if random.random() < 0.5:
-                case.environment[name] = None
+        case.environment.update(dict.fromkeys(unset))
     if random.random() < 0.1:
         case.streams = {1: "terminal", 2: "terminal"}
     elif random.random() < 0.2:
