@@ -160,7 +160,7 @@ def listed(text: str) -> list[str]:
     """The words that a help text offers: softmax and svm of "softmax or svm. (default: svm)"."""
     first = re.split(r"\.(?=\s|$)|\(|\\?\[|;", text)[0].rpartition(": ")[2]
     parts = [part.strip() for part in re.split(r",? or |, ", first)]
-    examples = [part.rpartition(" as ")[2] for part in parts if " as " in part]
+    examples = re.findall(r"\bas ([^,\s]+)", first)
     words = [word for word in parts + examples if _WORD.fullmatch(word)]
     return words if len(parts) > 1 else []
 
