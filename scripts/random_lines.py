@@ -47,6 +47,12 @@ class Command:
     words: tuple[str, ...]
     parameters: tuple[Parameter, ...]
 
+    @property
+    def weight(self) -> int:
+        """How often it is drawn: the more it takes that can be odd in many ways, the oftener."""
+        files = [one for one in self.parameters if one.kind in ("run", "dataset", "path", "output")]
+        return 4 + len(self.parameters) + 4 * len(files)
+
 
 KINDS = (
     (r"^json:", "json"),
@@ -72,9 +78,10 @@ def commands() -> list[Command]:
 
 
 def _walk(command: Any, words: tuple[str, ...]) -> Iterator[Command]:
-    if inner := getattr(command, "commands", None):
-        for name, one in inner.items():
-            yield from _walk(one, (*words, name))
+    inner = getattr(command, "commands", {})
+    for name, one in inner.items():
+        yield from _walk(one, (*words, name))
+    if inner and not (words and command.invoke_without_command):
         return
     found = [_parameter(one) for one in command.params if one.name != "help"]
     yield Command(words, tuple(found))
@@ -126,7 +133,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "list": ("1", "1,2", "16,64", "0.1,0.01", "1:4", "0@1", "bsp,asp"),
     "int": ("1", "2", "3", "20"),
     "float": ("0.1", "0.5", "1", "1e-4"),
-    "text": ("x",),
+    "text": ("x", "label", "1", "0.1", "1000"),
 }
 ODD: dict[str, tuple[str, ...]] = {
     "ray workers": ("-1", "nan", "", "0.5", "-" + "9" * 30, "None", "zero", "１x", "0x"),
@@ -160,9 +167,8 @@ def listed(text: str) -> list[str]:
     """The words that a help text offers: softmax and svm of "softmax or svm. (default: svm)"."""
     first = re.split(r"\.(?=\s|$)|\(|\\?\[|;", text)[0].rpartition(": ")[2]
     parts = [part.strip() for part in re.split(r",? or |, ", first)]
-    examples = re.findall(r"\bas ([^,\s]+)", first)
-    words = [word for word in parts + examples if _WORD.fullmatch(word)]
-    return words if len(parts) > 1 else []
+    words = [part for part in parts if _WORD.fullmatch(part)] if len(parts) > 1 else []
+    return words + re.findall(r"\bas (\w[^,\s]*)", first)
 
 
 @dataclass
@@ -218,12 +224,15 @@ class Drawer:
     def __init__(self, random: Random, material: Material, folder: Path) -> None:
         self.random, self.material, self.folder = random, material, folder
         self.inputs = folder / "in"
-        self.oddness = random.choice((0.05, 0.2, 0.6))
+        self.odd_left = random.choice((0, 1, 1, 1, 2, 99))  # more than one hide each other
         self.may_change: set[Path] = set()
         self.ray = False
 
     def odd(self) -> bool:
-        return self.random.random() < self.oddness
+        """Whether the next value is an odd one."""
+        odd = self.odd_left > 0 and self.random.random() < 0.5
+        self.odd_left -= odd
+        return odd
 
     # paths
 
@@ -332,8 +341,8 @@ class Drawer:
             return self.input(parameter)
         offered = listed(parameter.help) if kind == "text" else []
         if not self.odd():
-            good = offered or GOOD.get(kind, GOOD["text"])
-            return self.random.choice(good)
+            good = GOOD.get(kind, GOOD["text"])
+            return self.random.choice(offered if offered and self.random.random() < 0.9 else good)
         if kind in ("int", "float") and self.random.random() < 0.8:
             return self.random.choice(NUMBERS)
         if kind == "list":
@@ -435,7 +444,11 @@ class Drawer:
             elif parameter.required and self.random.random() < 0.97:
                 options.append(self.option(parameter, command))
             else:
-                chance = 0.35 if parameter.kind == "json" else 0.2
+                chance = min(0.25, 3 / len(command.parameters))
+                if parameter.kind == "json":
+                    chance = 0.35
+                elif parameter.kind == "address":
+                    chance = 0.03
                 while self.random.random() < chance:
                     options.append(self.option(parameter, command))
                     if not parameter.several and self.random.random() < 0.97:
@@ -547,7 +560,8 @@ def draw_case(
     drawer.inputs.mkdir(parents=True)
     for name in ("home", "tmp", "cwd", "out", "data/runs", "cache/datasets"):
         (folder / name).mkdir(parents=True)
-    command = random.choice(commands())
+    known = commands()
+    command = random.choices(known, [one.weight for one in known])[0]
     words = _whole_line(random, drawer, command, ray_share)
     case = Case(number, folder, words, ray=drawer.ray)
     _fill_home(random, material, folder)

@@ -46,7 +46,7 @@ def test_all_commands_are_known() -> None:
 def test_what_a_help_text_offers() -> None:
     assert listed("softmax or svm. (default: softmax)") == ["softmax", "svm"]
     assert listed("linear, or mlp:HIDDEN, as mlp:20.") == ["linear", "mlp:20"]
-    assert listed("Worker processes from here on, 1 or more.") == ["more"]
+    assert listed("Resize images: ROWSxCOLUMNS, as 32x32.") == ["32x32"]
 
 
 FINE = "error: no run at x. Check the path.\n"
