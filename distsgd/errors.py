@@ -11,6 +11,7 @@ DistsgdError                 something a user can mend; exit code 1
 ├── ResourceError            too little memory, or too few threads or open files
 ├── DivergedError            the loss is no longer a finite number
 ├── VerificationError        an update is not what its examples and settings make it
+├── ServerLost               a parameter server that has died
 └── RuntimeFailure           workers or servers that could not do their work
     └── ChannelClosed        the other end of a channel has gone
 """

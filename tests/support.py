@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
 
 from distsgd.runtime.session_guard import processes_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-"""Runs the command line with these arguments; see the fixture `distsgd`."""
+"""Runs the command line with these arguments; see the fixtures `distsgd` and `distsgd_here`."""
 
 
 def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "distsgd", *map(str, arguments)]
+
+
+def run_here(
+    arguments: Sequence[str], folder: Path, environment: dict[str, str]
+) -> tuple[int, str, str]:
+    """Run the command line in this process; returns its exit code, stdout and stderr."""
+    from distsgd.__main__ import main
+
+    code: object = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as errors,
+        Path(os.devnull).open() as nothing,
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["distsgd", *arguments])
+        for name, stream in (("stdin", nothing), ("stdout", out), ("stderr", errors)):
+            patch.setattr(sys, name, stream)
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        except Exception:
+            code = 1
+            traceback.print_exc(file=errors)
+        texts = [stream.seek(0) or stream.read() for stream in (out, errors)]
+    assert isinstance(code, int)
+    return code, *texts
 
 
 def processes_with(text: str) -> Sequence[int]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
+from distsgd.api.opened_run import dataset_of_run
 from distsgd.core.arrays import Bytes
 from distsgd.core.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
@@ -26,6 +26,7 @@ from distsgd.run.checkpoint import (
 )
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.metrics import best_epoch
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
@@ -95,20 +96,25 @@ def evaluate(
 
     Args:
         run: path or name of a run, or "latest".
-        dataset: None for the one it was trained on.
+        dataset: another one, whose columns and classes are matched by name and whose numbers are
+            put on the steps of the run; None for the very one it was trained on.
         split: "test" or "train".
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
-        RunError: there is no such run, or it is damaged.
+        RunError: there is no such run, it is damaged, or its dataset is another by now.
         DatasetError: the dataset is missing or damaged.
+        UsageError: the dataset does not go with the run, see `Conversion`.
     """
     folder = find_run(run)
     settings = folder.settings()
-    chosen = dataset or settings.dataset
-    opened = dataset_of(settings, find_dataset(chosen))
+    chosen = settings.dataset if dataset is None else dataset
+    if dataset is None:
+        opened = dataset_of_run(folder)
+    else:
+        opened = dataset_of(settings, find_dataset(dataset))
     model = _model(folder, best)
-    with threadpool_limits(1):
+    with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)
     counts = found.confusion.sum(axis=1)
     return Evaluation(
@@ -165,7 +171,7 @@ def predict(
     weights = model.padded()
     features = model.preprocessing.buffer(len(names), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
-    with threadpool_limits(1):
+    with one_blas_thread():
         out = np.empty((len(names), len(model.classes)), weights.dtype)
         scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))

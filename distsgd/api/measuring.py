@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from distsgd.core.arrays import Ints
 from distsgd.core.measure import measure
+from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
-from distsgd.errors import UsageError
 from distsgd.run.checkpoint import Model
 
-__all__ = ["Measured", "measure_split"]
+__all__ = ["Measured", "conversion_for", "measure_split"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,23 +30,29 @@ class Measured:
     confusion: Ints
 
 
+def conversion_for(model: Model, dataset: Dataset) -> Conversion:
+    """From the examples of a dataset to those that a model takes.
+
+    Raises:
+        UsageError: they do not go together, see `Conversion`.
+    """
+    return Conversion(
+        model.shape, model.classes, model.columns, dataset.manifest, dataset.folder
+    )  # fmt: skip
+
+
 def measure_split(model: Model, dataset: Dataset, split: str, regularization: float) -> Measured:
     """Measure a model on the "train" or "test" examples of a dataset.
 
     Raises:
-        UsageError: the dataset has other classes or images of another shape.
+        UsageError: the dataset does not go with the model, see `Conversion`.
     """
-    manifest = dataset.manifest
-    if (manifest.shape, manifest.classes) != (model.shape, model.classes):
-        raise UsageError(
-            f"the run was trained on images {model.shape} of {len(model.classes)} classes, "
-            f"{dataset.folder} has {manifest.shape} of {len(manifest.classes)}",
-            "Give the --dataset that the run was trained on",
-        )
+    conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
     weights = model.padded()
+    batches = conversion.batches(examples.batches())
     found, confusion = measure(
-        model.architecture, weights, model.loss, model.preprocessing, examples.batches()
+        model.architecture, weights, model.loss, model.preprocessing, batches
     )
     extra = model.architecture.penalty(weights, regularization)
     count = max(1, found.examples)

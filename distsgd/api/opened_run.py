@@ -9,16 +9,15 @@ from pathlib import Path
 from distsgd.api.dataset_of import dataset_of
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote.uri import is_uri
-from distsgd.errors import JournalError, RunError
+from distsgd.data.manifest import MANIFEST, read_manifest
+from distsgd.errors import DistsgdError, JournalError, RunError
 from distsgd.run.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.journal import Entry, Mark, first_digest
 from distsgd.run.journal_reader import beginning, read_journal
 
-__all__ = ["OpenedRun", "open_run"]
+__all__ = ["OpenedRun", "dataset_of_run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -81,23 +80,42 @@ def open_run(run: str | Path) -> OpenedRun:
         RunError: the run or its dataset cannot be found, or is another than it was.
     """
     folder = find_run(run)
+    return OpenedRun(folder, folder.settings(), dataset_of_run(folder))
+
+
+def dataset_of_run(folder: RunFolder) -> Dataset:
+    """The very dataset that a run was trained on: where it was, or else by its name.
+
+    Raises:
+        RunError: there is only another one by now, or config.json is damaged.
+        DatasetError: there is none.
+    """
     config = folder.settings()
     try:
         recorded = folder.read("config.json")["dataset"]
-        dataset = dataset_of(config, _folder_of(config, Path(recorded["folder"])))
-        digest = str(recorded["digest"])
+        place, digest = Path(recorded["folder"]), str(recorded["digest"])
     except (KeyError, TypeError):
         raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
-    if dataset.manifest.digest != digest:
-        raise RunError(
-            f"{dataset.folder} is no longer the dataset that the run was trained on",
-            "Put the old one back",
-        )
-    return OpenedRun(folder, config, dataset)
+    for here in _places(config, place):
+        if read_manifest(here).digest == digest:
+            return dataset_of(config, here)
+        place = here
+    raise RunError(
+        f"{place} is no longer the dataset that the run was trained on",
+        "Put the old one back; `distsgd evaluate` measures the run on the new one with "
+        f"--dataset {config.dataset}",
+    )
 
 
-def _folder_of(config: TrainConfig, recorded: Path) -> Path:
-    """Where the dataset is now; one that lies elsewhere can be had again."""
-    if is_uri(config.dataset) and not (recorded / MANIFEST).is_file():
-        return find_dataset(config.dataset)
-    return recorded
+def _places(config: TrainConfig, recorded: Path) -> Iterator[Path]:
+    """Where the dataset of a run may be now."""
+    if there := (recorded / MANIFEST).is_file():
+        yield recorded
+    try:
+        named = find_dataset(config.dataset)
+    except DistsgdError:
+        if not there:
+            raise
+    else:
+        if named != recorded:
+            yield named

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.probe import Measuring
 from distsgd.api.simulated_results import Comparison, SimulationResult, summary
@@ -19,6 +17,7 @@ from distsgd.data.locations import find_dataset
 from distsgd.errors import DivergedError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
+from distsgd.runtime.blas import one_blas_thread
 from distsgd.runtime.simulated_fleet import Fleet
 
 __all__ = ["compare", "compare_with", "policy_configs", "simulate", "simulate_with"]
@@ -54,7 +53,7 @@ def simulate(
 
 def simulate_with(config: TrainConfig, fleet: Fleet, measuring: Measuring) -> SimulationResult:
     """See `simulate`; takes the settings as one object."""
-    with threadpool_limits(1), StopSignals() as signals:
+    with one_blas_thread(), StopSignals() as signals:
         run = SimulatedRun(config, fleet, measuring, _opened(config), signals)
         result = run.result()
     if run.diverged is not None:
@@ -125,7 +124,7 @@ def compare_with(
     first = next(iter(configs.values()))
     numbers = list(range(first.seed, first.seed + seeds))
     runs: dict[str, list[SimulationResult]] = {}
-    with threadpool_limits(1), StopSignals() as signals:
+    with one_blas_thread(), StopSignals() as signals:
         dataset = _opened(first)
         for name, config in configs.items():
             runs[name] = []

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.jobs import first_weights, make_job
@@ -33,7 +31,7 @@ from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import want_workers
-from distsgd.runtime.blas import blas_kernel
+from distsgd.runtime.blas import blas_kernel, one_blas_thread
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["resume", "scale", "train", "train_with"]
@@ -103,7 +101,7 @@ def train_with(
     faults = _faults(chaos, config)
     if trace is not None:
         check_trace_file(trace)
-    with threadpool_limits(1), StopSignals() as signals:
+    with one_blas_thread(check_at_end=False), StopSignals() as signals:
         folder = find_dataset(config.dataset)
         dataset = dataset_of(config, folder)
         check_room(config, dataset)
@@ -166,7 +164,7 @@ def resume(
     """
     began = time.perf_counter()
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
-    with threadpool_limits(1), StopSignals() as signals:
+    with one_blas_thread(check_at_end=False), StopSignals() as signals:
         opened = open_run(run)
         folder, dataset = opened.folder, opened.dataset
         _check_not_running(folder)

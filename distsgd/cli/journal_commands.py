@@ -58,7 +58,7 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
     with _telling("same_bits", json):
         found = compute(run)
     if json:
-        print_json(found)
+        print_json({"same_bits": True, **vars(found)})
         return
     print_pairs([
         ("run", found.run_dir),

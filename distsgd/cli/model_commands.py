@@ -22,7 +22,8 @@ Best = Annotated[
 def evaluate(
     run: Run,
     dataset: Annotated[
-        str | None, typer.Option(help="Another dataset than the one it was trained on.")
+        str | None,
+        typer.Option(help="Another than its own; columns and classes are matched by name."),
     ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     best: Best = False,

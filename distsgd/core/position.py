@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from distsgd.core.open_minibatch import Piece
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import shares
 
-__all__ = ["Ledger", "Position", "position_after", "slots_of_lease"]
+__all__ = ["Ledger", "Position", "slots_of_lease"]
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,3 @@ class Ledger:
         ledger._begun = {step: set(slots) for step, *slots in content["begun"]}
         ledger._serials = {int(worker): int(serial) for worker, serial in content["serials"]}
         return ledger
-
-
-def position_after(plan: Plan, policy: Policy, updates: Iterable[Update]) -> Position:
-    """The position after all updates of a run, in their order."""
-    ledger = Ledger()
-    for update in updates:
-        ledger.add(plan, update)
-    return ledger.position(plan, policy)

@@ -50,7 +50,7 @@ class ColumnScale:
 
     def pixels(self, numbers: NDArray[np.float64]) -> Bytes:
         """The pixels of numbers, shape (rows, features); a column that never changes becomes 0."""
-        low, high = np.array(self.low), np.array(self.high)
+        low, high = np.array(self.low, dtype=np.float64), np.array(self.high, dtype=np.float64)
         width = high - low
         factor = np.divide(255.0, width, out=np.zeros_like(width), where=width > _NO_WIDTH)
         steps: Bytes = np.empty(numbers.shape, dtype=np.uint8)

@@ -162,7 +162,7 @@ def _read(path: Path) -> Model:
 
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
     left_over, reads = _named(arrays, _LEFT_OVER).items(), _named(arrays, _READ).items()
-    place, columns = meta.get("place"), meta.get("columns")
+    place, columns = meta["place"], meta["columns"]
     found = Model(
         weights=arrays["weights"],
         state=_named(arrays, _STATE),
@@ -174,7 +174,7 @@ def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
         left_over={int(worker): array for worker, array in left_over},
         reads={int(version): array for version, array in reads},
         place=Place.from_json(place) if place else None,
-        model=str(meta.get("model", LINEAR)),
+        model=str(meta["model"]),
         columns=ColumnScale.from_json(columns) if columns else None,
     )
     shape = found.architecture.kept_shape

@@ -95,7 +95,7 @@ class RunFolder:
         self._lock.release()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, checked against its digest if it has one.
+        """A JSON file of the run, checked against its digest.
 
         Raises:
             RunError: it is missing or damaged.
@@ -109,8 +109,7 @@ class RunFolder:
             raise RunError(f"{path} is damaged: {error}", "Train again") from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
-        digest = content.pop("digest", None)
-        if digest is not None and digest != _digest(name, content):
+        if content.pop("digest", None) != _digest(name, content):
             raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
         return content
 

@@ -20,8 +20,7 @@ Where a run was gone on with after an interruption, there is a line instead that
     h   channel from there on
     d   digest
 
-Lines of version 0.1.0 have no s and h there, and n is at least 1. A journal whose beginning was
-dropped (the setting `journal`) begins with a line that has
+A journal whose beginning was dropped (the setting `journal`) begins with a line that has
 
     o   bytes of the lines that were dropped
     l   how many they were
@@ -81,15 +80,15 @@ class Resumed:
         version: version of W from which it went on.
         epochs: epochs asked for from there on.
         workers: worker processes from there on; 0 for one process without Ray.
-        servers: parameter servers from there on; None for as many as before.
-        channel: from there on; None for that of before.
+        servers: parameter servers from there on.
+        channel: from there on.
     """
 
     version: int
     epochs: int
     workers: int
-    servers: int | None = None
-    channel: str | None = None
+    servers: int
+    channel: str
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,9 @@ def _dropped(line: bytes) -> Mark | None:
 
 def _parse(content: dict[str, Any]) -> Entry:
     if "r" in content:
-        servers, channel = content.get("s"), content.get("h")
         return Resumed(
-            int(content["r"]), int(content["e"]), int(content["n"]),
-            None if servers is None else int(servers), None if channel is None else str(channel),
+            int(content["r"]), int(content["e"]), int(content["n"]), int(content["s"]),
+            str(content["h"]),
         )  # fmt: skip
     contributions = tuple((int(worker), Lease(*map(int, lease))) for worker, *lease in content["c"])
     requeued = tuple((int(p), int(s), int(f), int(e)) for p, s, f, e in content["q"])

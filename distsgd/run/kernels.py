@@ -11,14 +11,8 @@ _NAME = "kernels.json"
 
 
 def kernels_of(run: RunFolder) -> list[str]:
-    """Those known of: of who began the run, then of workers and resumes that had others.
-
-    Returns:
-        none, if the run is of a version that did not look.
-    """
-    begun = run.read("config.json").get("versions", {}).get("blas")
-    if begun is None:
-        return []
+    """The one that began the run, then those of workers and resumes that had others."""
+    begun = run.read("config.json")["versions"]["blas"]
     later = run.read(_NAME)["kernels"] if (run.path / _NAME).exists() else []
     return [begun, *later]
 
@@ -30,7 +24,7 @@ def add_kernel(run: RunFolder, kernel: str) -> None:
         StorageError: the disk is full or cannot be written.
     """
     known = kernels_of(run)
-    if known and kernel not in known:
+    if kernel not in known:
         run.write(_NAME, {"kernels": [*known[1:], kernel]})
 
 

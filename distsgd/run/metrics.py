@@ -6,9 +6,7 @@ Each line ends with its own CRC-32 (c), so that a number that the disk has alter
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,7 @@ __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics"]
 
 
 class MetricsWriter(LineFile):
-    """Appends records to metrics.jsonl, each at once; a last line that was cut off is removed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with suppress(OSError):
-            content = path.read_bytes()
-            if content and not content.endswith(b"\n"):
-                self._size = content.rfind(b"\n") + 1
-                os.truncate(path, self._size)
+    """Appends records to metrics.jsonl, each at once."""
 
     def write(self, content: dict[str, Any]) -> None:
         """See `LineFile.write`."""
@@ -51,7 +41,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if record.pop("c", None) not in (None, _check(record)):
+            if record.pop("c", None) != _check(record):
                 raise ValueError("its checksum does not match")
         except (ValueError, AttributeError, TypeError, RecursionError):
             if number == len(lines) and not line.endswith(b"\n"):
@@ -86,7 +76,7 @@ def best_epoch(folder: Path) -> Best | None:
     Raises:
         RunError: as `read_metrics`.
     """
-    rows = [row for row in epoch_rows(folder / "metrics.jsonl") if "version" in row]
+    rows = epoch_rows(folder / "metrics.jsonl")
     found = ((row["test_accuracy"], -row["test_loss"], int(row["version"])) for row in rows)
     return max(found, default=None)
 

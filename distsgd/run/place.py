@@ -53,13 +53,10 @@ class Place:
 
 def resumed_settings(config: TrainConfig, entry: Resumed) -> TrainConfig:
     """The settings from a line of the journal on that says that the run was gone on with."""
-    workers = entry.workers
-    if entry.servers is None and workers == max(1, config.workers):
-        workers = config.workers  # of version 0.1.0, which has 1 for 0
     return replace(
         config,
         epochs=entry.epochs,
-        workers=workers,
-        servers=entry.servers or config.servers,
-        channel=entry.channel or config.channel,
+        workers=entry.workers,
+        servers=entry.servers,
+        channel=entry.channel,
     )

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["PLACEMENTS", "place_of_servers", "place_of_workers"]
-
-PLACEMENTS = ("near", "spread")
-"""Servers on the driver's node if there is room, or on as many nodes as there are."""
+__all__ = ["place_of_servers", "place_of_workers"]
 
 
 def _several_nodes() -> bool:
@@ -24,7 +21,8 @@ def place_of_servers(placement: str) -> dict[str, Any]:
     """Options of the servers' actors.
 
     Args:
-        placement: one of `PLACEMENTS`.
+        placement: "near", on the driver's node if there is room, or "spread", on as many nodes
+            as there are.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

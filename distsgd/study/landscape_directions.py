@@ -14,7 +14,12 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.models import LINEAR
 from distsgd.errors import RunError, UsageError
-from distsgd.run.checkpoint import checkpoint_path, checkpoint_versions, read_checkpoint
+from distsgd.run.checkpoint import (
+    Model,
+    checkpoint_path,
+    checkpoint_versions,
+    read_checkpoint,
+)
 from distsgd.run.folder import RunFolder, find_run
 
 __all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_directions"]
@@ -31,10 +36,12 @@ class Path:
     Attributes:
         versions: updates applied to each.
         weights: shape (checkpoints, classes, features + 1), float64, in order.
+        model: the last of them; None if only W is known.
     """
 
     versions: tuple[int, ...]
     weights: Floats
+    model: Model | None = None
 
 
 def path_of(run: str) -> tuple[RunFolder, Path]:
@@ -54,7 +61,8 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
     if not versions:
         raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
     found = [read_checkpoint(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions]
-    return folder, Path(tuple(versions), np.stack([one.weights for one in found]).astype(float))
+    weights = np.stack([one.weights for one in found]).astype(float)
+    return folder, Path(tuple(versions), weights, found[-1])
 
 
 def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:
@@ -127,15 +135,26 @@ def _direction(name: str, weights: Floats, gradient: Floats, path: Path | None) 
     if name == "gradient":
         return gradient
     if kind == "run" and rest:
-        end: Floats = path_of(rest)[1].weights[-1]
-        if end.shape == weights.shape:
-            towards: Floats = end - weights
-            return towards
-        raise UsageError(f"--along {name} has W of another shape", "Give a run on this dataset")
+        return _towards(name, path_of(rest)[1], weights, path)
     if name in PRINCIPAL and path is not None:
         one: Floats = principal_directions(path)[0][PRINCIPAL.index(name)]
         return one
     raise UsageError(f"--along cannot be {name}", f"Give {_ALLOWED}")
+
+
+def _towards(name: str, other: Path, weights: Floats, path: Path | None) -> Floats:
+    """From W to the last W of another run, if both take the same examples."""
+    end = other.weights[-1]
+    if end.shape != weights.shape:
+        raise UsageError(f"--along {name} has W of another shape", "Give a run on this dataset")
+    ours, theirs = path.model if path else None, other.model
+    if ours and theirs and (ours.columns, ours.classes) != (theirs.columns, theirs.classes):
+        raise UsageError(
+            f"--along {name} was trained on other columns, steps or classes than --run",
+            "Give a run on the same dataset",
+        )
+    found: Floats = end - weights
+    return found
 
 
 def in_plane(path: Path, along: Floats) -> tuple[Floats, float]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.api.measuring import conversion_for
+from distsgd.api.opened_run import dataset_of_run
 from distsgd.core.arrays import Bytes, Floats
+from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
 from distsgd.study.choices import check_loss
@@ -30,6 +33,7 @@ class View:
         high: one more than that of the last.
         mean: what is subtracted from pixels.
         scale: what they are divided by.
+        conversion: to the examples that the run takes; None for those of the dataset.
     """
 
     dataset: str
@@ -37,15 +41,19 @@ class View:
     high: int
     mean: Floats
     scale: float
+    conversion: Conversion | None = None
 
     def examples(self, opened: Dataset, low: int, high: int) -> Examples:
         """Training examples low to high - 1."""
-        pixels: Bytes = np.empty((high - low, len(self.mean)), dtype=np.uint8)
+        pixels: Bytes = np.empty((high - low, opened.manifest.features), dtype=np.uint8)
         opened.train.gather(np.arange(low, high), pixels)
+        labels, classes = opened.train.labels[low:high], len(opened.manifest.classes)
+        if self.conversion is not None:
+            pixels, labels = self.conversion.pixels(pixels), self.conversion.labels(labels)
+            classes = self.conversion.classes
         features = np.ones((high - low, len(self.mean) + 1))
         features[:, :-1] = (pixels - self.mean) / self.scale
-        labels = opened.train.labels[low:high].astype(np.intp)
-        return Examples(features, labels, len(opened.manifest.classes))
+        return Examples(features, labels.astype(np.intp), classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +84,7 @@ def scene_of(
 
     Raises:
         UsageError: loss or lambda cannot be used.
-        RunError: see `path_of`.
+        RunError: see `path_of`, or the run's dataset is another by now.
     """
     given = {"dataset": dataset, "loss": loss, "regularization": regularization}
     found: dict[str, Any] = {
@@ -86,8 +94,9 @@ def scene_of(
     if run is not None:
         folder, path = path_of(run)
         settings = folder.settings()
+        own = settings.dataset if dataset is not None else str(dataset_of_run(folder).folder)
         found = {
-            "dataset": settings.dataset, "loss": settings.loss,
+            "dataset": own, "loss": settings.loss,
             "regularization": settings.regularization, "scale": settings.pixel_scale,
             "path": path, "around": f"the last W of {folder.path.name}",
         }  # fmt: skip
@@ -102,16 +111,14 @@ def middle(scene: Scene, opened: Dataset, scale: float, seed: int) -> Floats:
     """W: the run's last, or randn * scale.
 
     Raises:
-        UsageError: the scale cannot be used, or W is of another shape.
+        UsageError: the scale cannot be used.
     """
-    shape = len(opened.manifest.classes), opened.manifest.features + 1
     if scene.path is None:
         if not 0 <= scale < np.inf:
             raise UsageError(f"--scale cannot be {scale:g}", "Give a number, 0 or more")
+        shape = len(opened.manifest.classes), opened.manifest.features + 1
         return np.random.default_rng(seed).standard_normal(shape) * scale
     weights: Floats = scene.path.weights[-1]
-    if weights.shape != shape:
-        raise UsageError(f"W of the run does not fit {scene.dataset}", "Leave out --dataset")
     return weights
 
 
@@ -119,8 +126,9 @@ def view_of(scene: Scene, opened: Dataset, examples: int | None, example: int | 
     """The first examples, or only one of them.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer, or they do not go with the run, see `Conversion`.
     """
+    model = scene.path.model if scene.path else None
     if example is None:
         few = min(_EXAMPLES, len(opened.train))
         wanted = few if examples is None else examples
@@ -128,4 +136,6 @@ def view_of(scene: Scene, opened: Dataset, examples: int | None, example: int | 
     else:
         low = check_limit("--example", example, len(opened.train) - 1, least=0)
         high = low + 1
-    return View(scene.dataset, low, high, opened.pixel_mean.astype(float), scene.scale)
+    mean = opened.pixel_mean if model is None else model.preprocessing.mean
+    conversion = conversion_for(model, opened) if model is not None else None
+    return View(scene.dataset, low, high, mean.astype(float), scene.scale, conversion)

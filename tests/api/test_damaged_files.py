@@ -29,7 +29,7 @@ from distsgd.data.shards import write_dataset
 from distsgd.errors import DistsgdError
 from distsgd.run.checkpoint import read_checkpoint, weights_sha256
 
-CASES, CHUNKS = 504, 12
+CASES, CHUNKS = 168, 4
 EPOCHS = 3
 SETTINGS: dict[str, Any] = {"workers": 0, "batch_size": 16, "slot_size": 4, "log_every": 1,
                             "epochs": EPOCHS, "optimizer": "momentum"}  # fmt: skip

@@ -100,7 +100,7 @@ def garbled(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("change", [removed, doubled, swapped, worker_altered, garbled, cut_off])
-def test_an_altered_journal_is_caught(change: Change, distsgd: Run) -> None:
+def test_an_altered_journal_is_caught(change: Change, distsgd_here: Run) -> None:
     result = run(0)
     path = Path(result.run_dir) / "journal.jsonl"
     lines = path.read_text().splitlines()
@@ -114,7 +114,7 @@ def test_an_altered_journal_is_caught(change: Change, distsgd: Run) -> None:
             check(result.run_dir)
         assert caught.value.line == where
     for command in ("audit", "replay"):
-        done = distsgd(command, result.run_dir, "--json")
+        done = distsgd_here(command, result.run_dir, "--json")
         assert done.returncode == 1
         assert json.loads(done.stdout)["record"] == where
         assert f"record {where}" in done.stderr

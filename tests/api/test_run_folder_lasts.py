@@ -47,11 +47,10 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
     """Its journal is chained to the settings that it has, not to those of today."""
     run = tmp_path / "run"
     whole = a_run(run)
-    content = json.loads((run / "config.json").read_text())
+    content = RunFolder(run).read("config.json")
     for name in ("journal", "checkpoint_seconds", "cache"):
         del content["settings"][name]
-    del content["digest"]
-    (run / "config.json").write_text(json.dumps(content))
+    RunFolder(run).write("config.json", content)
     opened = open_run(run)
     before = first_digest({**content["settings"], "seed": 1}, opened.dataset.manifest.digest)
     assert opened.first != before
@@ -75,16 +74,15 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
 
 def test_settings_of_a_later_version_are_named(tmp_path: Path) -> None:
     a_run(tmp_path / "run", epochs=1)
-    path = tmp_path / "run" / "config.json"
-    content = json.loads(path.read_text())
+    folder = RunFolder(tmp_path / "run")
+    content = folder.read("config.json")
     content["settings"]["teleport"] = True
-    del content["digest"]
-    path.write_text(json.dumps(content))
+    folder.write("config.json", content)
     with pytest.raises(RunError, match="does not know: teleport"):
         audit(tmp_path / "run")
 
 
-def test_a_resume_goes_on_with_what_the_last_one_had(distsgd: Run, tmp_path: Path) -> None:
+def test_a_resume_goes_on_with_what_the_last_one_had(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     longer = a_run(tmp_path / "longer", epochs=5, schedule="constant")
     a_run(run, schedule="constant")
@@ -94,7 +92,7 @@ def test_a_resume_goes_on_with_what_the_last_one_had(distsgd: Run, tmp_path: Pat
     assert (result.servers, result.epochs, result.weights_sha256) == (2, 5, longer)
     assert find_tail(open_run(run)).settings.channel == "tcp"
     assert replay(run).weights_sha256 == longer and audit(run).epochs == 5
-    shown = json.loads(distsgd("runs", "show", run, "--json").stdout)
+    shown = json.loads(distsgd_here("runs", "show", run, "--json").stdout)
     assert [(e["servers"], e["channel"], e["epochs"]) for e in shown["resumed"]] == [
         (2, "tcp", 4), (2, "tcp", 5),
     ]  # fmt: skip
@@ -155,7 +153,7 @@ def test_and_so_where_workers_do_not_wait(
     assert sha == resume(run).weights_sha256
 
 
-def test_a_bounded_journal_says_where_it_begins(distsgd: Run, tmp_path: Path) -> None:
+def test_a_bounded_journal_says_where_it_begins(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings: dict[str, Any] = {"epochs": 9, "keep_checkpoints": 2}
     whole = a_run(tmp_path / "whole", **settings)
@@ -165,7 +163,7 @@ def test_a_bounded_journal_says_where_it_begins(distsgd: Run, tmp_path: Path) ->
     assert (found.updates, found.begins_after, found.complete) == (108, 96, True)
     again = replay(run)
     assert (again.updates, again.weights_sha256) == (12, whole)
-    assert "after update 96" in distsgd("audit", run).stdout
+    assert "after update 96" in distsgd_here("audit", run).stdout
     shutil.copytree(run / "checkpoints", tmp_path / "copy")
     (tmp_path / "copy" / "step-000000108.npz").unlink()
     cut(run, 5)  # a line that says what was dropped, and four updates
@@ -199,10 +197,10 @@ def test_who_comes_second_is_told(tmp_path: Path) -> None:
     first.release()
 
 
-def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd: Run, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     a_run(run, epochs=9, keep_checkpoints=2, learning_rate=0.1)
-    shown = json.loads(distsgd("runs", "show", run, "--json").stdout)
+    shown = json.loads(distsgd_here("runs", "show", run, "--json").stdout)
     best = max(row["test_accuracy"] for row in shown["epochs"])
     assert shown["best"]["test_accuracy"] == best == evaluate(run, best=True).accuracy
     assert evaluate(run, best=True).step == shown["best"]["version"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from random import Random
@@ -171,15 +170,6 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(tmp_path: Path) -> No
         resume(linear.run_dir, epochs=3)
     with pytest.raises(RunError, match=r"mlp:12.*linear"):
         evaluate(linear.run_dir)
-
-
-def test_runs_from_before_there_were_models_are_linear(tmp_path: Path) -> None:
-    result = run(model="linear", run_dir=tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["settings"].pop("model") == "linear"
-    del config["digest"]
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    assert evaluate(tmp_path / "run").weights_sha256 == result.weights_sha256
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -50,9 +50,9 @@ def test_tables_for_people(distsgd: Run) -> None:
     ],
 )
 def test_wrong_options_are_refused_at_once(
-    distsgd: Run, arguments: tuple[str, ...], flag: str
+    distsgd_here: Run, arguments: tuple[str, ...], flag: str
 ) -> None:
-    done = distsgd(*QUICK, *arguments)
+    done = distsgd_here(*QUICK, *arguments)
     assert done.returncode == 2 and flag in done.stderr and done.stdout == ""
 
 

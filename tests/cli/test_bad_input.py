@@ -20,6 +20,11 @@ from distsgd.errors import ResourceError, UsageError, resource_error
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1")
 
 
+@pytest.fixture
+def distsgd(distsgd_here: Run) -> Run:
+    return distsgd_here
+
+
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
@@ -158,7 +163,11 @@ def test_too_few_classes_for_the_labels(distsgd: Run, broken: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
-def test_diverging_loss(distsgd: Run, tmp_path: Path, workers: int) -> None:
+def test_diverging_loss(
+    distsgd: Run, tmp_path: Path, workers: int, request: pytest.FixtureRequest
+) -> None:
+    if workers:
+        request.getfixturevalue("shared_ray")
     folder = tmp_path / "run"
     done = distsgd("train", "--dataset", "sample", "--workers", workers, "--loss", "svm",
                    "--set", "learning_rate=1e30", "--run-dir", folder, "--json")  # fmt: skip

@@ -15,6 +15,11 @@ from distsgd.data.dataset import Dataset
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "2")
 
 
+@pytest.fixture
+def distsgd(distsgd_here: Run) -> Run:
+    return distsgd_here
+
+
 def json_of(distsgd: Run, *arguments: object) -> dict[str, object]:
     done = distsgd(*arguments, "--json")
     assert done.returncode == 0, done.stderr

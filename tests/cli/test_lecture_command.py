@@ -2,6 +2,13 @@
 
 import json
 
+import pytest
+
+
+@pytest.fixture
+def distsgd(distsgd_here):
+    return distsgd_here
+
 
 def test_a_page_and_json(distsgd, tmp_path):
     done = distsgd(

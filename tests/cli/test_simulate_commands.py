@@ -20,6 +20,11 @@ RESULT = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def distsgd(distsgd_here: Run) -> Run:
+    return distsgd_here
+
+
 def test_simulate_gives_one_object_and_the_bits_of_train(distsgd: Run) -> None:
     done = distsgd(*SIMULATE, "--slow", "1:4", "--jitter", "pareto:1.5", "--json")
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,11 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def distsgd(distsgd_here):
+    return distsgd_here
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_table_a_figure_and_json(distsgd, tmp_path, name):
     done = distsgd(*COMMANDS[name], "--plot", "figure.svg", "--json")

@@ -13,6 +13,11 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def distsgd(distsgd_here):
+    return distsgd_here
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_table_a_figure_and_json(distsgd, tmp_path, name):
     command = ("study", name, "--dataset", "sample", *SMALL[name])

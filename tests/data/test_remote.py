@@ -254,9 +254,9 @@ def test_streamed_by_several_workers_and_gone_on_with(
     assert ended.weights_sha256 == longer.weights_sha256
 
 
-def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd: Run) -> None:
+def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd_here: Run) -> None:
     for command in ("info", "verify"):
-        done = distsgd("data", command, "--dataset", store.s3("data/sample"), "--json")
+        done = distsgd_here("data", command, "--dataset", store.s3("data/sample"), "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["digest"] == Dataset(SAMPLE).manifest.digest
     assert bytes_here() == sum(shard.stat().st_size for shard in SAMPLE.glob("*.arrow"))

@@ -176,27 +176,27 @@ def test_other_bytes_than_before_are_not_put_there(
 
 
 def test_the_command_line_says_what_it_mended(
-    distsgd: Run, fetched: Path, binary_folder: Path
+    distsgd_here: Run, fetched: Path, binary_folder: Path
 ) -> None:
     command = ("data", "fetch", "--repair", "--source", binary_folder)
-    whole = distsgd(*command)
+    whole = distsgd_here(*command)
     assert whole.returncode == 0
     assert whole.stdout == f"nothing to repair: 9 shards of {fetched} are sound\n"
     flip(fetched / THIRD, 1_000_000)
-    refused = distsgd("train", "--workers", 0, "--run-dir", "run")
+    refused = distsgd_here("train", "--workers", 0, "--run-dir", "run")
     assert refused.returncode == 1
     assert THIRD in refused.stderr and "`distsgd data fetch --repair`" in refused.stderr
-    mended = distsgd(*command)
+    mended = distsgd_here(*command)
     assert mended.returncode == 0
     assert mended.stdout == f"mended {THIRD} of {fetched}\n"
-    answer = json.loads(distsgd(*command, "--json").stdout)
+    answer = json.loads(distsgd_here(*command, "--json").stdout)
     assert answer["mended"] == [] and answer["dataset"] == str(fetched)
 
 
 @pytest.mark.parametrize("flags", [("--repair", "--force"), ("--repair", "--shards", 3),
                                    ("--dataset", "sample")])  # fmt: skip
-def test_flags_that_do_not_go_together(distsgd: Run, flags: tuple[object, ...]) -> None:
-    assert distsgd("data", "fetch", *flags).returncode == 2
+def test_flags_that_do_not_go_together(distsgd_here: Run, flags: tuple[object, ...]) -> None:
+    assert distsgd_here("data", "fetch", *flags).returncode == 2
 
 
 def test_fetch_without_repair_makes_all_anew_as_before(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from dataclasses import replace
@@ -13,7 +12,6 @@ import pytest
 
 from distsgd.core.features import Preprocessing
 from distsgd.errors import RunError, StorageError
-from distsgd.run import checkpoint
 from distsgd.run.checkpoint import (
     Model,
     latest_checkpoint,
@@ -70,19 +68,6 @@ def test_arrays_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(RunError, match="damaged"):
         read_checkpoint(write_checkpoint(tmp_path, two_layers(**changes)))
-
-
-def test_one_from_before_there_were_models_is_linear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without_model(meta: dict[str, object]) -> str:
-        assert meta.pop("model") == "linear"
-        return json.JSONEncoder().encode(meta)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.json, "dumps", without_model)
-        path = write_checkpoint(tmp_path, a_model())
-    assert read_checkpoint(path).model == "linear"
 
 
 def test_the_newest_is_found_and_files_are_private(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,4 +39,14 @@ def test_a_damaged_config_is_a_clear_error(content: str) -> None:
     run = create_run(None, TrainConfig(), {})
     (run.path / "config.json").write_text(content)
     with pytest.raises(RunError, match=r"config\.json is damaged"):
+        run.settings()
+
+
+def test_a_file_without_its_checksum_is_damaged() -> None:
+    run = create_run(None, TrainConfig(), {})
+    path = run.path / "config.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"config\.json is damaged: it does not match its own"):
         run.settings()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.errors import StorageError
+from distsgd.errors import RunError, StorageError
 from distsgd.run.line_file import LineFile
+from distsgd.run.metrics import MetricsWriter, read_metrics
 
 
 @contextmanager
@@ -52,3 +53,25 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
         file.close()
     assert numbers(tmp_path / "lines.jsonl") == [0, 1, 2]
     assert (tmp_path / "lines.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_last_line_that_was_cut_is_removed_and_metrics_go_on_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for number in range(2):
+        writer = MetricsWriter(path)
+        writer.write({"n": number})
+        writer.close()
+        with path.open("ab") as file:
+            file.write(b'{"n": 7' + b" " * (1 << 17))
+    writer = MetricsWriter(path)
+    writer.write({"n": 2})
+    writer.close()
+    assert read_metrics(path) == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("line", ['{"n": 1}', '{"n": 1, "c": 5}', "[]"])
+def test_metrics_without_their_checksum_are_damaged(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RunError, match=r"line 1 of .* is damaged"):
+        read_metrics(path)

@@ -1,0 +1,166 @@
+"""Examples of one dataset as a model that was trained on another takes them.
+
+A pixel of a dataset of columns is a step between the least and the greatest number of its column
+*there*. In another dataset the same number is another step, the same column may stand elsewhere,
+and the same class may have another label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Bytes, Ints
+from distsgd.data.column_scale import ColumnScale
+from distsgd.data.manifest import Manifest
+from distsgd.data.names import normal, some_of
+from distsgd.errors import UsageError
+
+__all__ = ["Conversion"]
+
+_PIXELS = ColumnScale(names=(), low=(0.0,), high=(255.0,))
+"""The scale of pixels that are taken as they are."""
+
+_LEAST_STEPS = 8
+"""Steps of a dataset that the range of a model's column must have, at least."""
+
+_AT_ONCE = 1 << 20
+
+
+class Conversion:
+    """From the pixels and labels of a dataset to those that a model takes.
+
+    Columns are matched by their names where both have some, and else by their order; classes are
+    matched by name. Pixels become the steps of the model's scale.
+
+    Args:
+        shape: of the model's examples.
+        classes: that the model knows.
+        scale: how numbers became the model's pixels; None if they were pixels already.
+        manifest: of the dataset.
+        where: the dataset, for errors.
+
+    Attributes:
+        classes: how many the model knows.
+
+    Raises:
+        UsageError: the dataset has no such columns or images, has other classes, or its steps are
+            too coarse to tell what the model's would be.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: Sequence[str],
+        scale: ColumnScale | None,
+        manifest: Manifest,
+        where: object,
+    ) -> None:
+        self._where = where
+        self.classes = len(classes)
+        self._columns = self._matched(shape, scale, manifest)
+        self._steps = self._converted(scale or _PIXELS, manifest.scale or _PIXELS)
+        self._labels = self._matched_classes(classes, manifest.classes)
+
+    def batches(self, batches: Iterable[tuple[Bytes, Ints]]) -> Iterator[tuple[Bytes, Ints]]:
+        """Batches of (pixels, labels), shapes (rows, features) and (rows,)."""
+        for pixels, labels in batches:
+            yield self.pixels(pixels), self.labels(labels)
+
+    def pixels(self, pixels: Bytes) -> Bytes:
+        """The model's pixels, shape (rows, its features), of a dataset's, (rows, features)."""
+        if self._columns is None and self._steps is None:
+            return pixels
+        features = pixels.shape[1] if self._columns is None else len(self._columns)
+        out = np.empty((len(pixels), features), dtype=np.uint8)
+        rows = max(1, _AT_ONCE // features)
+        for low in range(0, len(pixels), rows):
+            part = pixels[low : low + rows]
+            if self._columns is not None:
+                part = part[:, self._columns]
+            if self._steps is not None:
+                of_column = np.arange(len(self._steps)) if len(self._steps) > 1 else 0
+                part = self._steps[of_column, part]
+            out[low : low + rows] = part
+        return out
+
+    def labels(self, labels: Ints) -> Ints:
+        """The model's labels of a dataset's, shape (rows,)."""
+        return labels if self._labels is None else self._labels[labels]
+
+    def _matched(
+        self, shape: tuple[int, ...], scale: ColumnScale | None, manifest: Manifest
+    ) -> NDArray[np.intp] | None:
+        """Which of the dataset's columns are the model's; None if all are, in their order."""
+        wanted = [normal(name) for name in scale.names] if scale else []
+        there = [normal(name) for name in manifest.scale.names] if manifest.scale else []
+        if not wanted or not there:
+            if shape != manifest.shape:
+                raise UsageError(
+                    f"the run was trained on examples of shape {_product(shape)}, and those of "
+                    f"{self._where} are {_product(manifest.shape)}",
+                    "Give a --dataset of the same shape",
+                )
+            return None
+        if missing := [name for name in wanted if name not in there]:
+            raise UsageError(
+                f"{self._where} has no column {some_of(missing)}, which the run was trained on",
+                f"Its columns: {some_of(there)}",
+            )
+        if wanted == there:
+            return None
+        return np.array([there.index(name) for name in wanted])
+
+    def _converted(self, model: ColumnScale, data: ColumnScale) -> Bytes | None:
+        """The model's step for each of 256 steps, shape (1 or features, 256); None if the same."""
+        low, high = np.array(data.low), np.array(data.high)
+        if self._columns is not None and data.features > 1:
+            low, high = low[self._columns], high[self._columns]
+        if np.array_equal(low, model.low) and np.array_equal(high, model.high):
+            return None
+        low, high, model_low, model_high = np.broadcast_arrays(low, high, model.low, model.high)
+        self._refuse_coarse(model, low, high, model_high - model_low)
+        numbers = low + np.arange(256)[:, None] * ((high - low) / 255)
+        both = ColumnScale(
+            names=(), low=tuple(model_low.tolist()), high=tuple(model_high.tolist())
+        )  # fmt: skip
+        return np.ascontiguousarray(both.pixels(numbers).T)
+
+    def _refuse_coarse(
+        self,
+        model: ColumnScale,
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+        range_of_model: NDArray[np.float64],
+    ) -> None:
+        step = (high - low) / 255
+        whole = (low == 0) & (high <= 255) & (high % 1 == 0)  # whole numbers, each on its step
+        coarse = (step * _LEAST_STEPS > range_of_model) & (range_of_model > 0) & ~whole
+        if coarse.any():
+            at = int(np.argmax(coarse))
+            name = f"column '{model.names[at]}'" if model.names else f"column {at + 1}"
+            raise UsageError(
+                f"{self._where} is too coarse for the run: a step of its {name} is "
+                f"{step[at]:.3g}, and the whole range of the run's is {range_of_model[at]:.3g}",
+                "Give `distsgd predict` the file that it was imported from, or import it without "
+                "the rows that lie far out",
+            )
+
+    def _matched_classes(self, classes: Sequence[str], there: Sequence[str]) -> Ints | None:
+        """The model's label of each of the dataset's; None if they are the same."""
+        wanted = [normal(name) for name in classes]
+        found = [normal(name) for name in there]
+        if missing := [name for name in found if name not in wanted]:
+            raise UsageError(
+                f"{self._where} has classes that the run was not trained on: {some_of(missing)}",
+                f"The run's classes: {some_of(wanted)}",
+            )
+        if wanted == found:
+            return None
+        return np.array([wanted.index(name) for name in found], dtype=np.intp)
+
+
+def _product(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
