@@ -8,6 +8,7 @@ DistsgdError                 something a user can mend; exit code 1
 ├── RunError                 a run folder that is missing, taken or damaged
 │   └── JournalError         a journal that does not hold
 ├── StorageError             a disk that is full, read-only or failing
+├── ResourceError            too little memory, or too few threads or open files
 ├── DivergedError            the loss is no longer a finite number
 ├── VerificationError        an update is not what its examples and settings make it
 ├── ServerLost               a parameter server that has died
@@ -19,7 +20,9 @@ TrainingInterrupted is a KeyboardInterrupt, and so none of these.
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Iterator
 
 __all__ = [
     "ChannelClosed",
@@ -28,6 +31,7 @@ __all__ = [
     "DistsgdError",
     "DivergedError",
     "JournalError",
+    "ResourceError",
     "RunError",
     "RuntimeFailure",
     "ServerLost",
@@ -37,6 +41,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "missing_package",
+    "resource_error",
     "storage_error",
 ]
 
@@ -100,6 +105,10 @@ class JournalError(RunError):
 
 class StorageError(DistsgdError):
     """A disk is full, read-only or failing."""
+
+
+class ResourceError(DistsgdError):
+    """The machine, or a limit of this process, gives too little memory or too few files."""
 
 
 class DivergedError(DistsgdError):
@@ -185,3 +194,52 @@ def missing_package(error: ImportError) -> DistsgdError | None:
     else:
         problem = f"the package {package} is damaged: {(str(error).splitlines() or [''])[0]}"
     return DistsgdError(problem, f"Run: {sys.executable} -m pip install --upgrade {package}")
+
+
+_MEMORY = "Take less at a time, free some, or raise the limit (ulimit -v)"
+_THREADS = "End some, or raise the limits (ulimit -u, ulimit -v)"
+_FILES = "Raise the limit: ulimit -n 4096"
+_SCARCE = {
+    errno.ENOMEM: ("there is too little memory", _MEMORY),
+    errno.EAGAIN: ("the system starts no more threads or processes", _THREADS),
+    errno.EMFILE: ("this process may open no more files", _FILES),
+    errno.ENFILE: ("the whole system may open no more files", "Close some programs"),
+}
+_SCARCE_WORDS = {
+    "failed to map segment": errno.ENOMEM,
+    "cannot allocate memory": errno.ENOMEM,
+    "std::bad_alloc": errno.ENOMEM,
+    "can't start new thread": errno.EAGAIN,
+    "resource temporarily unavailable": errno.EAGAIN,
+    "too many open files": errno.EMFILE,
+}
+"""What the dynamic loader, threads, and libraries in C++ say, which have no class of their own."""
+
+
+def resource_error(error: BaseException) -> ResourceError | None:
+    """Name what the machine lacks, if that is behind an error; None if it is something else.
+
+    Looks at the causes of the error, too: libraries wrap a failed import in one of their own.
+    """
+    if isinstance(error, DistsgdError):
+        return None
+    for one in _causes(error):
+        text = str(one).strip().partition("\n")[0].rstrip(".")
+        number = one.errno if isinstance(one, OSError) else None
+        if isinstance(one, MemoryError):
+            number = errno.ENOMEM
+        for words, meaning in _SCARCE_WORDS.items():
+            if number is None and words in text.lower():
+                number = meaning
+        if number in _SCARCE:
+            problem, hint = _SCARCE[number]
+            return ResourceError(f"{problem}: {text}" if text else problem, hint)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

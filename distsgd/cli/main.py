@@ -26,7 +26,7 @@ from distsgd.cli import (
 )
 from distsgd.cli.output import say, show
 from distsgd.cli.streams import ReaderGone, check_stdout, prepare_streams
-from distsgd.errors import DistsgdError, missing_package, storage_error
+from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -114,6 +114,7 @@ def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code."""
     if _is_about_usage(error):
         return _report_usage(error)
+    error = resource_error(error) or error
     if isinstance(error, ImportError):
         error = missing_package(error) or error
     if isinstance(error, UnicodeEncodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from support import Run, command_line
 
+from distsgd.cli.main import _report
 from distsgd.data.locations import SAMPLE
+from distsgd.errors import ResourceError, UsageError, resource_error
 
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1")
 
@@ -256,3 +259,48 @@ def test_debug_shows_the_traceback(distsgd: Run) -> None:
 @pytest.mark.parametrize("lam", ["--parameters", "--examples"])
 def test_gradcheck_of_nothing(distsgd: Run, lam: str) -> None:
     assert_refused(distsgd("gradcheck", lam, "0"), 2, lam)
+
+
+def _wrapped(cause: Exception) -> Exception:
+    error = ImportError("numpy could not be imported")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (MemoryError(), "too little memory"),
+        (MemoryError("Unable to allocate 1 TiB"), "Unable to allocate 1 TiB"),
+        (RuntimeError("can't start new thread"), "no more threads"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "too little memory"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), "ulimit -n"),
+        (ImportError("libarrow.so: failed to map segment from shared object"), "too little memory"),
+        (_wrapped(OSError(errno.EMFILE, "Too many open files")), "ulimit -n"),
+    ],
+)
+def test_what_the_machine_lacks(
+    error: Exception, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(resource_error(error), ResourceError)
+    assert _report(error) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert word in line
+
+
+def test_other_errors_are_not_of_the_machine() -> None:
+    assert resource_error(ValueError("x")) is None
+    assert resource_error(UsageError("x")) is None
+    assert resource_error(OSError(errno.ENOSPC, "No space left on device")) is None
+
+
+@pytest.mark.parametrize("command", [("audit",), ("study", "hinges"), ("data", "info")])
+def test_too_little_memory_for_the_packages(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """With 256 MiB, OpenBLAS and Arrow end the process in the middle of their import."""
+    done = subprocess.run(
+        command_line(*command),
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)),
+    )  # fmt: skip
+    assert_refused(done, 1, "256 MiB of memory", "ulimit -v")
