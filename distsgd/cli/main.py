@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -81,6 +82,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     prepare_streams()
     logging.getLogger("distsgd").addHandler(_Notices())
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
