@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import command_line
@@ -67,3 +68,37 @@ def test_assertions_do_nothing_and_docstrings_do_much():
     assert first == second
     shown = run(sys.executable, "-O", "-m", "distsgd", "audit", "--help").stdout
     assert "Example: distsgd audit" in shown
+
+
+HOMELESS = """
+import pwd, sys
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+from distsgd.cli.start import main
+main()
+"""
+HOMES = ("HOME", "DISTSGD_HOME", "DISTSGD_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nothing"])
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("data", "info", "--dataset", "sample"), ""),
+        (("data", "list"), ""),
+        (("runs", "list"), ""),
+        ((*TRAIN, "0", "--run-dir", "run"), ""),
+        ((*TRAIN, "0"), "DISTSGD_HOME"),
+        (("evaluate", "~/run"), "~/run"),
+    ],
+)
+def test_a_user_without_a_home_that_can_be_written(tmp_path, home, arguments, problem):
+    env = {name: value for name, value in os.environ.items() if name not in HOMES}
+    env |= {"HOME": home} if home else {}
+    done = run(sys.executable, "-c", HOMELESS, *arguments, env=env, cwd=tmp_path)
+    assert done.returncode == (1 if problem else 0) or (home is None and problem == "~/run")
+    if problem:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ") and problem in line
+    assert not Path(tmp_path, "~").exists()
