@@ -144,7 +144,11 @@ def _report_usage(error: Any) -> int:
 
 
 def _unknown_to_locale(error: UnicodeEncodeError) -> DistsgdError:
+    begin = max(0, error.start - 100)
+    name = error.object[begin : error.start + 100]
+    if error.encoding.startswith("utf"):
+        return DistsgdError(f"the name {name} is not UTF-8", "Rename the file")
     return DistsgdError(
-        f"{error.object} cannot be written in {error.encoding}, the encoding of this locale",
+        f"{name} cannot be written in {error.encoding}, the encoding of this locale",
         "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1",
     )
