@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -142,7 +143,7 @@ def mending(folder: Path) -> str:
     if folder.resolve() == SAMPLE.resolve():
         command += " --dataset sample"
     elif folder.resolve().parent != _cache_of_datasets() or folder.name != "cifar10":
-        command += f" --dataset {folder}"
+        command += f" --dataset {shlex.quote(str(folder))}"
     return f"Mend it: `{command}`"
 
 
