@@ -260,7 +260,10 @@ def find_run(name: str | Path) -> RunFolder:
         if not runs:
             raise RunError("there are no runs yet", "Make one: `distsgd train`")
         return runs[-1]
-    for path in (Path(name).expanduser(), runs_home() / name):
-        if (path / "config.json").is_file():
-            return RunFolder(path.resolve())
+    if not isinstance(name, str | os.PathLike):
+        raise RunError(f"{name!r} is no run", "Give its path, its name, or latest")
+    with suppress(OSError, ValueError):  # no such path can be, as one that is too long
+        for path in (Path(name).expanduser(), runs_home() / name):
+            if (path / "config.json").is_file():
+                return RunFolder(path.resolve())
     raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")
