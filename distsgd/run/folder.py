@@ -188,10 +188,12 @@ def create_run(
     """
     now = datetime.now(UTC)
     kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
-    name = f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}-{secrets.token_hex(2)}"
-    name = Path(os.environ.get(RUN_NAME, "")).name or name
-    default = runs_home() / name
-    chosen = path.expanduser().absolute() if path else default
+    if path:
+        chosen = path.expanduser().absolute()
+    elif name := Path(os.environ.get(RUN_NAME, "")).name:
+        chosen = runs_home() / name
+    else:
+        chosen = _unused(f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}")
     try:
         taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))
         if taken:
@@ -219,6 +221,13 @@ def create_run(
     if path:
         _register(chosen)
     return run
+
+
+def _unused(name: str) -> Path:
+    """A folder among the runs that is not there yet; many may begin within a second."""
+    while (path := runs_home() / f"{name}-{secrets.token_hex(2)}").exists():
+        pass
+    return path
 
 
 def _register(path: Path) -> None:
