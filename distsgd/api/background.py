@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from distsgd.runtime.blas import one_blas_thread
+
 __all__ = ["Background"]
 
 _NICE = 19
@@ -28,7 +30,12 @@ class Background:
 
     def run(self, what: Callable[[], Result]) -> Result:
         """What it returns, or raises."""
-        return self._thread.submit(what).result()
+
+        def work() -> Result:
+            with one_blas_thread(check_at_end=False):
+                return what()
+
+        return self._thread.submit(work).result()
 
     def close(self) -> None:
         """End the thread."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from distsgd.api.arguments import as_whole_number
 from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
 from distsgd.core.arrays import Bytes
@@ -16,7 +16,7 @@ from distsgd.core.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
-from distsgd.errors import RunError
+from distsgd.errors import RunError, UsageError
 from distsgd.run.checkpoint import (
     Model,
     checkpoint_path,
@@ -26,6 +26,7 @@ from distsgd.run.checkpoint import (
 )
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.metrics import best_epoch
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
@@ -100,15 +101,18 @@ def evaluate(
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
+        UsageError: there is no such split.
         RunError: there is no such run, or it is damaged.
         DatasetError: the dataset is missing or damaged.
     """
+    if split not in ("test", "train"):
+        raise UsageError(f"--split cannot be {split}", "Give test or train")
     folder = find_run(run)
     settings = folder.settings()
     chosen = dataset or settings.dataset
     opened = dataset_of(settings, find_dataset(chosen))
     model = _model(folder, best)
-    with threadpool_limits(1):
+    with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)
     counts = found.confusion.sum(axis=1)
     return Evaluation(
@@ -159,13 +163,14 @@ def predict(
         UsageError: a file is missing, is no image, or has other columns.
         SourceError: a row lacks a number.
     """
+    as_whole_number("--top", top, least=1)
     model = _model(find_run(run), best)
     files = [images] if isinstance(images, str | Path) else list(images)
     names, pixels = _examples([Path(file) for file in files], model)
     weights = model.padded()
     features = model.preprocessing.buffer(len(names), weights.dtype.name)
     model.preprocessing.fill(pixels, features)
-    with threadpool_limits(1):
+    with one_blas_thread():
         out = np.empty((len(names), len(model.classes)), weights.dtype)
         scores = model.architecture.score(weights, features, out)
     found = softmax_probabilities(scores.astype(np.float64))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.core.architecture import Architecture
 from distsgd.core.arrays import Bytes, Floats, Ints
@@ -20,6 +19,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["LIMIT", "GradcheckRow", "gradcheck"]
 
@@ -109,7 +109,7 @@ def gradcheck(
         for regularization in (0.0, 0.1):
             for weights, (scale, h) in scales.items():
                 first = _first(kind, scale, rng)
-                with threadpool_limits(1):
+                with one_blas_thread():
                     found = _check(kind, first, name, images, regularization, chosen, h)
                 yield GradcheckRow(
                     loss=name, regularization=regularization, weights=weights, model=model,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.api.opened_run import open_run
 from distsgd.api.replayer import Replayer, records_of, start_of
 from distsgd.errors import JournalError
@@ -17,6 +15,7 @@ from distsgd.run.checkpoint import (
     weights_sha256,
 )
 from distsgd.run.kernels import other_kernels
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["Replay", "replay"]
 
@@ -61,7 +60,7 @@ def replay(run: str | Path) -> Replay:
     first = opened.base(begin)
     config = first.place.config(opened.origin) if first.place else opened.origin
     checked, found, before = 0, None, first.version
-    with threadpool_limits(1):
+    with one_blas_thread():
         replayer = Replayer(config, dataset, start_of(first))
         for version, weights in replayer.versions(entries):
             found = first.architecture.unpad(weights)

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.bench.child import Found, Task, serve, told
@@ -18,6 +17,7 @@ from distsgd.core.arrays import as_matrix
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.run.config import TrainConfig
+from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["measure"]
 
@@ -32,7 +32,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
         "sgemm": _sgemm, "memory": _memory,
         "slot-products": _slot_products, "slot-kernel": _slot_kernel,
     }  # fmt: skip
-    with threadpool_limits(1):
+    with one_blas_thread():
         return Found(ways[run["name"]](task) / 1e9, {})
 
 

@@ -16,8 +16,6 @@ from multiprocessing.queues import Queue
 from time import perf_counter, sleep
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.api.jobs import make_job
 from distsgd.bench.child import WARM_UP, Found, Task, rate, serve, told
 from distsgd.channel.base import Work
@@ -31,6 +29,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.run.config import TrainConfig
+from distsgd.runtime.blas import one_blas_thread
 from distsgd.runtime.job import Job
 from distsgd.runtime.worker import Worker, work
 
@@ -112,7 +111,7 @@ def _shape(job: Job) -> Shape:
 def _work(job: Job, number: int, address: Address) -> None:
     """A process: one of the workers."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    with threadpool_limits(1), suppress(ChannelClosed):
+    with one_blas_thread(), suppress(ChannelClosed):
         work(Worker(job), SharedMemoryChannel(address, number, _shape(job)))
 
 
@@ -151,7 +150,7 @@ def _until(reached: Callable[[], bool]) -> None:
 
 def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
     """A process: minibatches computed and applied, alone."""
-    with threadpool_limits(1):
+    with one_blas_thread():
         worker, plan, step = Worker(job), job.plan, 0
         first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
         replica, slots = job.replica(first), job.plan.most_slots
@@ -186,7 +185,7 @@ def _independent(task: Task, batch: int) -> Found:
 
 def _measure(task: Task, run: dict[str, Any]) -> Found:
     measure = {"independent": _independent, "server": _with_server}[run["limit"]]
-    with threadpool_limits(1):
+    with one_blas_thread():
         return measure(task, run["batch_size"])
 
 

@@ -12,8 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.reporter import Reporter
 from distsgd.api.training import train_with
@@ -22,6 +20,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import RuntimeFailure
 from distsgd.run.config import TrainConfig
+from distsgd.runtime.blas import one_blas_thread
 from distsgd.runtime.events import Connected, Ended, Progress
 from distsgd.runtime.job import Job, Snapshot
 
@@ -72,7 +71,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
         return _whole(task, settings)
     config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
     job = make_job(config, Dataset(find_dataset(config.dataset)))
-    with threadpool_limits(1):
+    with one_blas_thread():
         return _steps(job, config, Window(task.seconds))
 
 

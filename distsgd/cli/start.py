@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from distsgd.cli.streams import open_missing_streams
 from distsgd.errors import missing_package
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line, if this Python can."""
+    open_missing_streams()
     if problem := _problem():
         sys.exit(f"error: {problem}")
     from distsgd.cli.main import main as run

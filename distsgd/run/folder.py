@@ -189,9 +189,12 @@ def create_run(
     """
     now = datetime.now(UTC)
     kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
-    name = f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}-{secrets.token_hex(2)}"
-    name = Path(os.environ.get(RUN_NAME, "")).name or name
-    chosen = expanded(path).absolute() if path else runs_home() / name
+    if path:
+        chosen = expanded(path).absolute()
+    elif name := Path(os.environ.get(RUN_NAME, "")).name:
+        chosen = runs_home() / name
+    else:
+        chosen = _unused(f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}")
     try:
         taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))
         if taken:
@@ -221,6 +224,13 @@ def create_run(
     if path:
         _register(chosen)
     return run
+
+
+def _unused(name: str) -> Path:
+    """A folder among the runs that is not there yet; many may begin within a second."""
+    while (path := runs_home() / f"{name}-{secrets.token_hex(2)}").exists():
+        pass
+    return path
 
 
 def _register(path: Path) -> None:
@@ -265,10 +275,13 @@ def find_run(name: str | Path) -> RunFolder:
         if not runs:
             raise RunError("there are no runs yet", "Make one: `distsgd train`")
         return runs[-1]
+    if not isinstance(name, str | os.PathLike):
+        raise RunError(f"{name!r} is no run", "Give its path, its name, or latest")
     places = [expanded(name)]
     with suppress(StorageError):
         places.append(runs_home() / name)
-    for path in places:
-        if (path / "config.json").is_file():
-            return RunFolder(path.resolve())
+    with suppress(OSError, ValueError):  # no such path can be, as one that is too long
+        for path in places:
+            if (path / "config.json").is_file():
+                return RunFolder(path.resolve())
     raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")

@@ -1,11 +1,26 @@
-"""Which kernel multiplies matrices here: the bits of a product depend on it."""
+"""The BLAS of this process: which kernel multiplies, and by how many threads.
+
+The bits of a product depend on both. The number of threads belongs to the whole process, so
+everyone who computes here shares one limit: the first to come sets it, the last to leave restores
+what was there before.
+"""
 
 from __future__ import annotations
 
-import numpy  # noqa: F401 - it brings the BLAS that is asked about
-from threadpoolctl import threadpool_info
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["SAME_BLAS", "blas_kernel"]
+import numpy  # noqa: F401 - it brings the BLAS that is asked about
+from threadpoolctl import ThreadpoolController, threadpool_info
+
+from distsgd.errors import RuntimeFailure
+
+__all__ = [
+    "SAME_BLAS", "blas_kernel", "check_blas_threads", "keep_one_blas_thread", "one_blas_thread",
+]  # fmt: skip
 
 SAME_BLAS = "OPENBLAS_CORETYPE, the same everywhere before Python starts, makes them the same"
 """What to do about two kernels: OpenBLAS chooses by processor, unless that variable is set."""
@@ -22,3 +37,134 @@ def blas_kernel() -> str:
             kind = library.get("architecture") or "unknown kind of CPU"
             return f"{library['internal_api']} {library['version']} ({kind})"
     return "unknown"
+
+
+Limits = list[tuple[Any, int]]
+"""Libraries, as threadpoolctl controls them, each with the number of threads it had before."""
+
+
+class _Limit:
+    """One BLAS thread while at least one holder is inside.
+
+    OpenBLAS on threads of its own, as in numpy's wheels, has one number for the whole process. MKL,
+    BLIS and whatever stands on OpenMP have one for each thread that calls them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders: dict[int, int] = {}  # thread -> how often it is inside
+        self._libraries: list[Any] = []
+        self._shared: Limits = []
+        self._own: dict[int, Limits] = {}  # thread -> its own
+
+    def enter(self) -> None:
+        here = threading.get_ident()
+        with self._lock:
+            if not self._holders:
+                found = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._libraries = list(found)
+                self._shared = _limited([one for one in found if _for_all_threads(one)])
+            if here not in self._holders:
+                own = [one for one in self._libraries if not _for_all_threads(one)]
+                self._own[here] = _limited(own)
+            self._holders[here] = self._holders.get(here, 0) + 1
+
+    def leave(self) -> None:
+        here = threading.get_ident()
+        with self._lock:
+            self._holders[here] -= 1
+            if not self._holders[here]:
+                del self._holders[here]
+                _restore(self._own.pop(here))
+            self._restore_shared()
+
+    def _restore_shared(self) -> None:
+        if not self._holders:
+            _restore(self._shared)
+            self._libraries, self._shared = [], []
+
+    def threads(self) -> int:
+        """The largest number of threads of a library; less than a microsecond."""
+        return max((int(library.num_threads) for library in self._libraries), default=1)
+
+    def after_fork(self) -> None:
+        """In a child there is one thread: what the others held is let go of."""
+        self._lock = threading.Lock()
+        here, held = threading.get_ident(), bool(self._holders)
+        self._holders = {thread: n for thread, n in self._holders.items() if thread == here}
+        self._own = {thread: limits for thread, limits in self._own.items() if thread == here}
+        if held:
+            self._restore_shared()
+
+
+def _for_all_threads(library: Any) -> bool:
+    """Whether a library has one number of threads for the whole process."""
+    return bool(library.internal_api == "openblas" and library.threading_layer != "openmp")
+
+
+def _set(library: Any, threads: int) -> None:
+    # Newer threadpoolctl lets one thread set the number of the whole process, the first that does,
+    # and ignores all others while that one lives, unless it is cleared.
+    clear = getattr(library, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
+    library.set_num_threads(threads)
+    if clear is not None:
+        clear(force=True)
+
+
+def _limited(libraries: Sequence[Any]) -> Limits:
+    """Set libraries to one thread."""
+    before = [(library, int(library.num_threads)) for library in libraries]
+    for library, threads in before:
+        if threads != 1:
+            _set(library, 1)
+    return before
+
+
+def _restore(limits: Limits) -> None:
+    """Undo `_limited`; a number that somebody else has set meanwhile is theirs, and stays."""
+    for library, threads in limits:
+        if threads != 1 and library.num_threads == 1:
+            _set(library, threads)
+
+
+_limit = _Limit()
+os.register_at_fork(after_in_child=_limit.after_fork)
+
+
+@contextmanager
+def one_blas_thread(*, check_at_end: bool = True) -> Iterator[None]:
+    """Compute with one BLAS thread; any number of threads may be inside at once.
+
+    Args:
+        check_at_end: whether to call `check_blas_threads` at the end of a block that raises
+            nothing. A block that checks while it computes needs no other check.
+    """
+    _limit.enter()
+    try:
+        yield
+        if check_at_end:
+            check_blas_threads()
+    finally:
+        _limit.leave()
+
+
+def keep_one_blas_thread() -> None:
+    """Compute with one BLAS thread until this process ends, one that does nothing else."""
+    _limit.enter()
+
+
+def check_blas_threads() -> None:
+    """Check, inside `one_blas_thread`, that nobody else has changed the number of threads.
+
+    Raises:
+        RuntimeFailure: somebody has; what was computed meanwhile may have other bits.
+    """
+    if (threads := _limit.threads()) != 1:
+        raise RuntimeFailure(
+            f"the BLAS of this process was set to {threads} threads during a computation whose "
+            "bits depend on them",
+            "Call threadpool_limits and the like before or after it, or in another process; "
+            "`distsgd resume` goes on with a training",
+        )

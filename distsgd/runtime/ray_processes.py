@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from threadpoolctl import threadpool_limits
 
 from distsgd.channel.base import Channel
 from distsgd.channel.connections import SharedMemoryChannel, TcpChannel, follow
@@ -22,7 +21,7 @@ from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
 from distsgd.core.arrays import Floats
 from distsgd.errors import ChannelClosed, DatasetError
-from distsgd.runtime.blas import blas_kernel
+from distsgd.runtime.blas import blas_kernel, keep_one_blas_thread
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
 from distsgd.runtime.job import Job, Snapshot
@@ -81,7 +80,7 @@ class ServerProcess(_Listening):
     """The server, or the coordinator of several."""
 
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
-        threadpool_limits(1)
+        keep_one_blas_thread()
         self._host = ServerHost(job, start, workers)
         super().__init__(self._host, job, 0, self.log)
 
@@ -106,7 +105,7 @@ class FollowerProcess(_Listening):
     """The server of another range."""
 
     def __init__(self, job: Job, start: Snapshot, number: int) -> None:
-        threadpool_limits(1)
+        keep_one_blas_thread()
         self._number = number
         self._host = FollowerHost(job, start, number)
         super().__init__(self._host, job, number)
@@ -133,7 +132,7 @@ class WorkerProcess:
     """A worker."""
 
     def __init__(self, job: Job, start: Snapshot, number: int, workers: int) -> None:
-        threadpool_limits(1)
+        keep_one_blas_thread()
         self._job, self._number = job, number
         self._channel: Channel
         self._worker: Worker | None = None

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
 
-from threadpoolctl import threadpool_limits
-
 from distsgd.errors import RuntimeFailure
+from distsgd.runtime.blas import keep_one_blas_thread, one_blas_thread
 
 __all__ = ["Recipe", "TaskPool", "task_pool"]
 
@@ -56,7 +55,7 @@ def task_pool(workers: int) -> Iterator[TaskPool]:
             0 does everything in this process, without Ray. One BLAS thread each.
     """
     if workers == 0:
-        with threadpool_limits(1):
+        with one_blas_thread():
             yield _InThisProcess()
         return
     from distsgd.runtime.ray_session import ray_session
@@ -74,7 +73,7 @@ class TaskProcess:
     """A worker of a pool; made remote in `_OnRay`."""
 
     def __init__(self) -> None:
-        threadpool_limits(1)
+        keep_one_blas_thread()
         self._do: Callable[[Any], Any] | None = None
 
     def do(self, recipe: Recipe[Any, Any], task: Any) -> Any:

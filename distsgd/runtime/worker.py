@@ -15,6 +15,7 @@ from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.core.slot_gradient import SlotLoss
 from distsgd.data.row_cache import open_rows
+from distsgd.runtime.blas import check_blas_threads
 from distsgd.runtime.dataset_here import dataset_here
 from distsgd.runtime.job import Job
 from distsgd.runtime.trace import Trace
@@ -73,10 +74,15 @@ class Worker:
             self.trace.lap("gather")
 
     def answer(self, work: Work) -> Push:
-        """The push for a lease; its gradients are valid until the next call."""
+        """The push for a lease; its gradients are valid until the next call.
+
+        Raises:
+            RuntimeFailure: somebody has changed the number of BLAS threads meanwhile.
+        """
         if work[0].step == REPORT:
             return self._report(work[0])
         push = self._local_steps(*work) if work[0].shares else self._slots(*work)
+        check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push
 
     def left_over(self, used: dict[int, int]) -> dict[int, Floats]:

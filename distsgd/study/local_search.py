@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.core.arrays import Floats, Ints
 from distsgd.errors import UsageError
+from distsgd.runtime.blas import one_blas_thread
 from distsgd.runtime.task_pool import task_pool
 from distsgd.study.choices import check_loss
 from distsgd.study.drawing import new_figure
@@ -199,7 +199,7 @@ def local_search(
     rows = rows if examples is None else check_limit("--examples", examples, rows)
     shape = len(opened.manifest.classes), opened.manifest.features + 1
     recipe, taken = _Directions(dataset, seed, rows, tries), []
-    with task_pool(workers) as pool, threadpool_limits(1):
+    with task_pool(workers) as pool, one_blas_thread():
         pieces = Pieces.of(opened, "train", rows)
         walker = _Walker(pieces, first_weights(seed, shape, scale), loss, step)
         losses = [walker.best]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from distsgd.core.arrays import Floats, Ints
 from distsgd.core.losses import LOSSES
 from distsgd.errors import UsageError
+from distsgd.runtime.blas import one_blas_thread
 from distsgd.study.drawing import new_figure
 from distsgd.study.material import Examples, check_limit, first_examples, open_dataset
 
@@ -97,7 +97,7 @@ def minibatch_noise(
         check_limit("--sizes", size, len(found))
     rng = np.random.default_rng(seed)
     weights = (rng.standard_normal(found.shape) * 1e-4).astype(np.float32)
-    with threadpool_limits(1):
+    with one_blas_thread():
         by_score = _score_gradients(weights, found, loss)
         full = _mean_gradient(by_score, found, np.arange(len(found)))
         spread = _variance_of_examples(by_score, found, full)
