@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -81,6 +82,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     prepare_streams()
     logging.getLogger("distsgd").addHandler(_Notices())
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -143,7 +145,11 @@ def _report_usage(error: Any) -> int:
 
 
 def _unknown_to_locale(error: UnicodeEncodeError) -> DistsgdError:
+    begin = max(0, error.start - 100)
+    name = error.object[begin : error.start + 100]
+    if error.encoding.startswith("utf"):
+        return DistsgdError(f"the name {name} is not UTF-8", "Rename the file")
     return DistsgdError(
-        f"{error.object} cannot be written in {error.encoding}, the encoding of this locale",
+        f"{name} cannot be written in {error.encoding}, the encoding of this locale",
         "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1",
     )

@@ -8,15 +8,21 @@ from pathlib import Path
 __all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, readable by the user alone; never a half-written file.
+def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Put ``content`` at ``path``; never a half-written file.
+
+    Args:
+        path: the file.
+        content: all of it.
+        shared: made for others too: the umask says who may read it. Else the user alone may.
 
     Raises:
         OSError: the old file, if there was one, is untouched.
     """
+    mode = 0o666 if shared else 0o600
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from distsgd.data.locations import home_folder
-from distsgd.errors import RuntimeFailure
+from distsgd.data.locations import expanded, home_folder
+from distsgd.errors import RuntimeFailure, UsageError
 
 __all__ = ["check_token", "cluster_home", "known_token", "token_file"]
 
@@ -19,7 +19,7 @@ _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def cluster_home() -> Path:
     """Where token and node file lie: beside the runs, or in ``$DISTSGD_CLUSTER_HOME``."""
     chosen = os.environ.get("DISTSGD_CLUSTER_HOME")
-    return Path(chosen).expanduser() if chosen else home_folder() / "cluster"
+    return expanded(chosen) if chosen else home_folder() / "cluster"
 
 
 def token_file() -> Path:
@@ -72,6 +72,6 @@ def _token(environment: dict[str, str]) -> str:
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
     path = environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    with suppress(OSError, UnicodeDecodeError):
-        return Path(path).expanduser().read_text().strip()
+    with suppress(OSError, UnicodeDecodeError, UsageError):
+        return expanded(path).read_text(encoding="utf-8").strip()
     return ""

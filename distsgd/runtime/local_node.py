@@ -207,7 +207,12 @@ def _trouble(command: list[str], environment: dict[str, str]) -> str | None:
     """Carry it out; returns why it failed."""
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_SECONDS_TO_START
+            command,
+            env=environment,
+            capture_output=True,
+            timeout=_SECONDS_TO_START,
+            encoding="utf-8",
+            errors="backslashreplace",
         )
     except subprocess.TimeoutExpired:
         return f"it takes longer than {_SECONDS_TO_START} s"

@@ -232,7 +232,8 @@ def own_signals() -> Iterator[None]:
         if install is not None:
             place.set_sigterm_handler = install
         # Wherever else Ray may do so.
-        if threading.current_thread() is threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and before is not None:  # None: one that Python knows nothing of
             signal.signal(signal.SIGTERM, before)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from distsgd.errors import RunError
+from distsgd.run import folder
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder, create_run, find_run, list_runs
 
@@ -26,6 +29,15 @@ def test_runs_are_found_by_path_name_and_as_the_latest() -> None:
     assert find_run(first.path).path == find_run(first.path.name).path == first.path.resolve()
     assert {run.path for run in list_runs()} == {first.path.resolve(), second.path.resolve()}
     assert find_run("latest").settings().seed in (1, 2)
+
+
+def test_runs_that_begin_at_once_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, now = iter(["aa", "aa", "aa", "bb"]), datetime(2026, 1, 2, tzinfo=UTC)
+    clock = SimpleNamespace(now=lambda zone: now)
+    monkeypatch.setattr(folder, "datetime", clock)
+    monkeypatch.setattr(folder.secrets, "token_hex", lambda count: next(tokens))
+    first, second = (create_run(None, TrainConfig(seed=n), {}) for n in (1, 2))
+    assert [run.path.name[-2:] for run in (first, second)] == ["aa", "bb"]
 
 
 def test_runs_are_private_to_the_user() -> None:

@@ -148,14 +148,14 @@ class NodeCache:
                 raise
             with suppress(OSError):  # without it, it is hashed when it is used
                 note = [*identity_of(path), entry.sha256]
-                _note_of(path).write_text(json.dumps(note))
+                _note_of(path).write_text(json.dumps(note), encoding="utf-8")
                 self._believe(path, entry)
             return True
 
     def _believe(self, path: Path, entry: Shard) -> None:
         """Take the word of the process that has fetched it, if the file is still the same."""
         with suppress(OSError, ValueError, TypeError):
-            *identity, sha256 = json.loads(_note_of(path).read_text())
+            *identity, sha256 = json.loads(_note_of(path).read_text(encoding="utf-8"))
             if sha256 == entry.sha256 and Identity(*identity) == identity_of(path):
                 believe([(Identity(*identity), sha256)])
 

@@ -67,7 +67,9 @@ class RemoteFolder:
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
-        self._uri = parse_uri(json.loads((folder / REMOTE_SOURCE).read_text())["uri"])
+        self._uri = parse_uri(
+            json.loads((folder / REMOTE_SOURCE).read_text(encoding="utf-8"))["uri"]
+        )
         self._store: Store | None = None
         self._folder, self.limit = folder, limit
         self._held: list[Held] = []
