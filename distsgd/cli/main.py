@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,9 +55,6 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
-    from distsgd.runtime.ray_session import sweep_dead_sessions
-
-    sweep_dead_sessions()
 
 
 train_command.add_to(app)
@@ -91,11 +89,21 @@ def main() -> None:
         sys.exit(_report(error))
 
 
+def _without_folder(error: DistsgdError) -> str:
+    """What to add to an error of a command that stands in a folder that has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        said = "working folder has been deleted" in error.problem
+        return "" if said else " The working folder has been deleted: change to one that exists."
+    return ""
+
+
 def _report(error: Exception) -> int:
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
         error = storage_error(error, error.filename or "a file")
     if isinstance(error, DistsgdError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_without_folder(error)}", file=sys.stderr)
         return error.exit_code
     first = (str(error).splitlines() or [""])[0]
     print(

@@ -69,14 +69,21 @@ class _LiveReporter(Reporter):
             console=console,
             transient=True,
         )
+        self._status = console.status("starting Ray")
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         self._console.print(_title(config), highlight=False, markup=False)
         self._console.print(_HEADING, highlight=False, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
+        (self._status if config.workers else self._bar).start()
+
+    def _show_bar(self) -> None:
+        """Ray has started: steps follow."""
+        self._status.stop()
         self._bar.start()
 
     def progress(self, progress: Steps) -> None:
+        self._show_bar()
         self._bar.update(
             self._task,
             completed=progress.step,
@@ -86,12 +93,14 @@ class _LiveReporter(Reporter):
         )
 
     def epoch(self, row: EpochRow) -> None:
+        self._show_bar()
         self._console.print(_row(row), highlight=False)
 
     def notice(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, style="yellow")
 
     def ended(self) -> None:
+        self._status.stop()
         self._bar.stop()
 
 
