@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
@@ -69,17 +71,21 @@ class _LiveReporter(Reporter):
             console=console,
             transient=True,
         )
-        self._status = console.status("starting Ray")
+        spinner = Spinner("dots", "starting Ray")
+        self._starting = Live(spinner, console=console, transient=True)
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         self._console.print(_title(config), highlight=False, markup=False)
         self._console.print(_HEADING, highlight=False, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
-        (self._status if config.workers else self._bar).start()
+        if config.workers:
+            self._starting.start(refresh=True)
+        else:
+            self._bar.start()
 
     def _show_bar(self) -> None:
         """Ray has started: steps follow."""
-        self._status.stop()
+        self._starting.stop()
         self._bar.start()
 
     def progress(self, progress: Steps) -> None:
@@ -100,7 +106,7 @@ class _LiveReporter(Reporter):
         self._console.print(text, highlight=False, markup=False, style="yellow")
 
     def ended(self) -> None:
-        self._status.stop()
+        self._starting.stop()
         self._bar.stop()
 
 
