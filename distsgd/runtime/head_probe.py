@@ -11,6 +11,8 @@ from contextlib import suppress
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token
+from distsgd.runtime.node_address import PORT
+from distsgd.runtime.node_note import last_node
 
 __all__ = ["check_head"]
 
@@ -19,13 +21,12 @@ _SECONDS_TO_ANSWER = 2.0
 _REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 
-def check_head(address: str, settings: dict[str, str], head_port: int) -> None:
+def check_head(address: str, settings: dict[str, str]) -> None:
     """See that a head listens, and that it takes our token and our certificates.
 
     Args:
         address: HOST:PORT of the head.
         settings: environment variables beside those that are set.
-        head_port: at which heads listen unless they are told otherwise.
 
     Raises:
         RuntimeFailure: nobody answers there, it is no head, or it does not take what we have.
@@ -44,10 +45,16 @@ def check_head(address: str, settings: dict[str, str], head_port: int) -> None:
         if _speaks_http(connection):
             raise RuntimeFailure(
                 f"{address} is no head of a Ray cluster: web pages and jobs are served there",
-                f"Give the head's own port, such as {host}:{head_port}",
+                f"Give HOST:PORT of the head: {_likely_head(host, int(port))}",
             )
     check_tls(address)
     check_token(address, settings)
+
+
+def _likely_head(host: str, jobs_port: int) -> str:
+    """The head whose jobs port that is, if it is of this machine, else at the usual port."""
+    node = last_node()
+    return node.address if node and node.jobs_port == jobs_port else f"{host}:{PORT}"
 
 
 def _speaks_http(connection: socket.socket) -> bool:

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime.cluster_token import known_token
 from distsgd.runtime.head_probe import check_head
-from distsgd.runtime.node_address import PORT
 from distsgd.runtime.node_note import Node, last_node, read_node
 from distsgd.runtime.ray_init import init_ray
 from distsgd.runtime.ray_session import (
@@ -83,7 +82,7 @@ def check_cluster(address: str) -> str:
         RuntimeFailure: nobody answers there, or the token is not the cluster's.
     """
     where = address_of(address)
-    check_head(where, known_token(), PORT)
+    check_head(where, known_token())
     return where
 
 

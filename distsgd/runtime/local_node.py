@@ -113,7 +113,7 @@ def start_member(
     with alone():
         _check_free(own)
         secret = _secret_in(token or token_file())
-        check_head(address, {"RAY_AUTH_TOKEN": secret}, PORT)
+        check_head(address, {"RAY_AUTH_TOKEN": secret})
         node = Node(address=address, node_ip=own, head=False, folder="")
         return _started(node, [f"--address={address}"], cpus, secret)
 

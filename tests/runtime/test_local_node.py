@@ -122,7 +122,10 @@ def joins(address: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n", r"jobs are served there\. Give .* such as 127\.0\.0\.1:6379"),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            r"jobs are served there\. Give HOST:PORT of the head: 127\.0\.0\.1:6379",
+        ),
         (b"SSH-2.0-OpenSSH_9.2\r\n", r"no head of a Ray cluster"),
     ],
 )
@@ -132,6 +135,16 @@ def test_what_is_no_head_is_not_left_to_ray(
     """Ray would try for half a minute and end the process."""
     with listening(answer) as address, pytest.raises(RuntimeFailure, match=message):
         wants(address)
+
+
+def test_the_head_of_this_machines_jobs_port_is_named(home: Path) -> None:
+    with listening(b"HTTP/1.1 200 OK\r\n\r\n") as address:
+        jobs_port = int(address.rpartition(":")[2])
+        node = Node(address="127.0.0.1:26379", node_ip="127.0.0.1", head=True, folder="/nowhere",
+                    jobs_port=jobs_port)  # fmt: skip
+        (home / f"node-{socket.gethostname()}.json").write_text(json.dumps(asdict(node)))
+        with pytest.raises(RuntimeFailure, match=r"of the head: 127\.0\.0\.1:26379"):
+            check_cluster(address)
 
 
 def test_a_proxy_is_not_asked_for_a_head(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
