@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,9 +59,6 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
-    from distsgd.runtime.ray_session import sweep_dead_sessions
-
-    sweep_dead_sessions()
 
 
 train_command.add_to(app)
@@ -112,6 +110,16 @@ def _is_about_usage(error: Exception) -> bool:
     return hasattr(error, "format_message")
 
 
+def _without_folder(error: DistsgdError) -> str:
+    """What to add to an error of a command that stands in a folder that has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        said = "working folder has been deleted" in error.problem
+        return "" if said else " The working folder has been deleted: change to one that exists."
+    return ""
+
+
 def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code."""
     if _is_about_usage(error):
@@ -124,7 +132,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
         error = storage_error(error, error.filename or "a file")
     if isinstance(error, DistsgdError):
-        say(f"error: {error}")
+        say(f"error: {error}{_without_folder(error)}")
         return error.exit_code
     first = (str(error).splitlines() or [""])[0]
     say(

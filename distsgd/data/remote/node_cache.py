@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distsgd.data.manifest import Shard
+from distsgd.data.system import pause
 from distsgd.data.verified import Identity, believe, checksum, found_before, identity_of
 from distsgd.errors import DatasetError, storage_error
 
@@ -90,7 +91,7 @@ class NodeCache:
                         "in use",
                         "Raise it, or give a smaller --set shuffle_window",
                     )
-                time.sleep(_POLL_SECONDS)
+                pause(_POLL_SECONDS)
 
     def prefetch(self, entry: Shard, placed: Callable[[], None] = lambda: None) -> bool:
         """Fetch a shard that is not needed yet, if there is room; returns whether it is there.
