@@ -28,9 +28,10 @@ from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
-from distsgd.run.folder import RunFolder, create_run, find_run
+from distsgd.run.folder import RunFolder, create_run, find_run, handle
 from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
+from distsgd.run.spelling import spelling
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel
@@ -227,11 +228,13 @@ def scale(run: str | Path, workers: int) -> None:
     """
     folder = find_run(run)
     if workers < 1:
-        raise UsageError(f"--workers {workers} is not possible", "Give a whole number, 1 or more")
+        raise UsageError(
+            f"{spelling().setting('workers')} cannot be {workers}", "Give a whole number, 1 or more"
+        )
     if folder.status() != "running":
         raise RunError(
             f"{folder.path} is not running",
-            f"`distsgd resume {folder.path.name} --workers {workers}` goes on with it",
+            f"`distsgd resume {handle(folder)} --workers {workers}` goes on with it",
         )
     if folder.settings().workers == 0:
         raise UsageError(
@@ -250,7 +253,10 @@ def _check_address(address: str | None, config: TrainConfig) -> None:
     if address is None:
         return
     if config.workers == 0:
-        raise UsageError("--address does not go with --workers 0", "Give 1 worker or more")
+        raise UsageError(
+            f"{spelling().setting('address')} does not go with {config.given('workers')}",
+            "Give 1 worker or more",
+        )
     from distsgd.runtime.joined_cluster import check_cluster
 
     check_cluster(address)
@@ -268,7 +274,7 @@ def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
     examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(
-            f"--batch-size {config.batch_size} is larger than the training set of {examples}",
+            f"{config.given('batch_size')} is larger than the training set of {examples}",
             f"Give a number from 1 to {examples}",
         )
 

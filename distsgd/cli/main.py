@@ -23,7 +23,9 @@ from distsgd.cli import (
     study_commands,
     train_command,
 )
+from distsgd.cli.settings import CommandLine
 from distsgd.errors import DistsgdError, storage_error
+from distsgd.run.spelling import written
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -46,6 +48,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -55,6 +58,9 @@ def _options(
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
     from distsgd.runtime.ray_session import sweep_dead_sessions
+
+    if isinstance(context.obj, CommandLine):
+        context.obj.root = context.command
 
     sweep_dead_sessions()
 
@@ -79,7 +85,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments)
+        line = CommandLine(arguments)
+        with written(line.spelling):
+            app(args=arguments, obj=line)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone

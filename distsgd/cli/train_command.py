@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say
+from distsgd.cli.settings import TakesSettings
 
 if TYPE_CHECKING:
     from distsgd.api.results import TrainResult
@@ -276,6 +277,6 @@ def _verified(result: TrainResult) -> list[tuple[str, str]]:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(train)
+    app.command(cls=TakesSettings)(train)
     app.command()(resume)
     app.command()(scale)
