@@ -27,9 +27,10 @@ from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
-from distsgd.run.folder import RunFolder, create_run, find_run
+from distsgd.run.folder import RunFolder, create_run, find_run, handle
 from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
+from distsgd.run.spelling import spelling
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel, one_blas_thread
@@ -275,11 +276,11 @@ def scale(run: str | Path, workers: int) -> None:
         RunError: there is no such run, or it is not running.
     """
     folder = find_run(run)
-    as_whole_number("--workers", workers, least=1)
+    as_whole_number(spelling().setting("workers"), workers, least=1)
     if folder.status() != "running":
         raise RunError(
             f"{folder.path} is not running",
-            f"`distsgd resume {folder.path.name} --workers {workers}` goes on with it",
+            f"`distsgd resume {handle(folder)} --workers {workers}` goes on with it",
         )
     if folder.settings().workers == 0:
         raise UsageError(
@@ -298,7 +299,10 @@ def _check_address(address: str | None, config: TrainConfig) -> None:
     if address is None:
         return
     if config.workers == 0:
-        raise UsageError("--address does not go with --workers 0", "Give 1 worker or more")
+        raise UsageError(
+            f"{spelling().setting('address')} does not go with {config.given('workers')}",
+            "Give 1 worker or more",
+        )
     from distsgd.runtime.joined_cluster import check_cluster
 
     check_cluster(address)
@@ -316,7 +320,7 @@ def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
     examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(
-            f"--batch-size {config.batch_size} is larger than the training set of {examples}",
+            f"{config.given('batch_size')} is larger than the training set of {examples}",
             f"Give a number from 1 to {examples}",
         )
 

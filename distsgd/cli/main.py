@@ -27,8 +27,10 @@ from distsgd.cli import (
     train_command,
 )
 from distsgd.cli.output import say, show
+from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout, prepare_streams
 from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
+from distsgd.run.spelling import written
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -51,6 +53,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -59,6 +62,8 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
+    if isinstance(context.obj, CommandLine):
+        context.obj.root = context.command
 
 
 train_command.add_to(app)
@@ -84,7 +89,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(args=arguments, standalone_mode=False)
+        line = CommandLine(arguments)
+        with written(line.spelling):
+            code = app(args=arguments, obj=line, standalone_mode=False)
         check_stdout()
     except KeyboardInterrupt:
         sys.exit(130)

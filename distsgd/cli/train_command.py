@@ -10,6 +10,7 @@ import typer
 
 from distsgd.cli import BEGAN
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say, show
+from distsgd.cli.settings import TakesSettings
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
@@ -304,6 +305,6 @@ def _verified(result: TrainResult) -> list[tuple[str, str]]:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(train)
+    app.command(cls=TakesSettings)(train)
     app.command()(resume)
     app.command()(scale)

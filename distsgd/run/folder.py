@@ -31,10 +31,11 @@ from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.errors import RunError, StorageError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
+from distsgd.run.spelling import Spelling, written
 from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
 
-__all__ = ["RunFolder", "create_run", "find_run", "list_runs", "runs_home", "versions"]
+__all__ = ["RunFolder", "create_run", "find_run", "handle", "list_runs", "runs_home", "versions"]
 
 _LOCK = ".running"
 _PATIENCE = 5.0
@@ -171,7 +172,9 @@ class RunFolder:
                     + ", ".join(strange),
                     "Use the version of distsgd that made the run, or a later one",
                 )
-            return TrainConfig(**settings)
+            origins = dict.fromkeys(settings, "config.json")
+            with written(lambda: Spelling(origins=origins)):
+                return TrainConfig(**settings)
         except (KeyError, TypeError, UsageError) as error:
             raise RunError(
                 f"{self.path / 'config.json'} is damaged: {error}", "Train again"
@@ -295,11 +298,19 @@ def _created(run: RunFolder) -> str:
         return ""
 
 
+def handle(run: RunFolder) -> str:
+    """What commands find a run by from any folder: its name, or its path if it lies elsewhere."""
+    return run.path.name if run.path.parent == runs_home().resolve() else str(run.path)
+
+
 def find_run(name: str | Path) -> RunFolder:
-    """A run by its path, by its name among the runs, or "latest".
+    """A run by its path, by its name, or "latest".
+
+    A path from this folder goes before the name of a run in `runs_home`, and that before the name
+    of one that lies elsewhere.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or several lie elsewhere.
     """
     if str(name) == "latest":
         runs = list(list_runs())
@@ -315,4 +326,10 @@ def find_run(name: str | Path) -> RunFolder:
         for path in places:
             if (path / "config.json").is_file():
                 return RunFolder(path.resolve())
+    found = [run for run in list_runs() if run.path.name == str(name)]
+    if len(found) > 1:
+        paths = ", ".join(str(run.path) for run in found)
+        raise RunError(f"there are {len(found)} runs {name}", f"Give the path of one: {paths}")
+    if found:
+        return found[0]
     raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")

@@ -224,7 +224,7 @@ def test_only_a_running_run_on_ray_can_be_scaled(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(RunError, match="is not running"):
         scale(tmp_path / "run", 2)
-    with pytest.raises(UsageError, match="--workers 0"):
+    with pytest.raises(UsageError, match="workers cannot be 0"):
         scale(tmp_path / "run", 0)
     (tmp_path / "run" / "report.json").unlink()
     folder = RunFolder(tmp_path / "run")

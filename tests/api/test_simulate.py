@@ -131,7 +131,7 @@ def test_settings_that_are_not_simulated() -> None:
     for name, value in (("workers", "2"), ("channel", "ray")):
         with pytest.raises(UsageError, match=name):
             simulated_config({}, {"dataset": "sample"}, [f"{name}={value}"])
-    with pytest.raises(UsageError, match="--batch-size 1501"):
+    with pytest.raises(UsageError, match="batch_size=1501"):
         simulate("sample", batch_size=1501)
     with pytest.raises(UsageError, match="--seeds"):
         compare("bsp", "sample", seeds=0)

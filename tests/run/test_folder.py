@@ -12,7 +12,7 @@ import pytest
 from distsgd.errors import RunError
 from distsgd.run import folder
 from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder, create_run, find_run, list_runs
+from distsgd.run.folder import RunFolder, create_run, find_run, handle, list_runs
 
 
 def test_status_follows_the_life_of_a_run(tmp_path: Path) -> None:
@@ -62,3 +62,37 @@ def test_a_file_without_its_checksum_is_damaged() -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"config\.json is damaged: it does not match its own"):
         run.settings()
+
+
+def test_what_is_listed_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        create_run(path, TrainConfig(), {})
+        for path in (None, tmp_path / "here" / "cf", tmp_path / "here" / "one", tmp_path / "cf")
+    ]
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    listed = list(list_runs())
+    assert {run.path for run in listed} == {run.path.resolve() for run in made}
+    for run in listed:
+        assert find_run(handle(run)).path == run.path
+    assert handle(made[0]) == made[0].path.name
+    assert find_run("one").path == made[2].path
+    with pytest.raises(RunError, match=r"there are 2 runs cf. Give the path of one: .*here/cf"):
+        find_run("cf")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_run("cf").path == made[1].path
+
+
+def test_the_list_shows_where_runs_lie(
+    tmp_path: Path, private_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distsgd.cli.runs_commands import list_
+
+    usual, elsewhere = (create_run(path, TrainConfig(), {}) for path in (None, tmp_path / "cf"))
+    list_()
+    shown = capsys.readouterr().out
+    assert str(private_home / "runs") in shown
+    words = shown.split()
+    assert usual.path.name in words and str(elsewhere.path) in words
