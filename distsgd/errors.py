@@ -7,7 +7,7 @@ DistsgdError                 something a user can mend; exit code 1
 ├── SourceError              a source of data that cannot be reached or used
 ├── RunError                 a run folder that is missing, taken or damaged
 │   └── JournalError         a journal that does not hold
-├── StorageError             a disk that is full, read-only or failing
+├── StorageError             a disk that is full, read-only or failing, or a limit of the machine
 ├── DivergedError            the loss is no longer a finite number
 ├── VerificationError        an update is not what its examples and settings make it
 └── RuntimeFailure           workers or servers that could not do their work
@@ -15,6 +15,9 @@ DistsgdError                 something a user can mend; exit code 1
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 __all__ = [
     "ChannelClosed",
@@ -30,6 +33,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "VerificationError",
+    "machine_trouble",
     "storage_error",
 ]
 
@@ -92,7 +96,7 @@ class JournalError(RunError):
 
 
 class StorageError(DistsgdError):
-    """A disk is full, read-only or failing."""
+    """A disk is full, read-only or failing, or the machine has no more memory or open files."""
 
 
 class DivergedError(DistsgdError):
@@ -142,3 +146,37 @@ def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
             else ("Check that the folder exists and that you may write to it")
         )
     return StorageError(f"cannot write {path}: {why}", hint)
+
+
+_TROUBLE = {
+    errno.EMFILE: "Raise the limit of open files: `ulimit -n 4096`",
+    errno.ENFILE: "Close other programs: the whole machine has too many files open",
+    errno.ENOMEM: "Free some memory",
+    errno.EACCES: "Check that you may read it, and the folders around it",
+    errno.EPERM: "Check that you may read it",
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space: your quota is used up",
+    errno.EROFS: "Choose another folder: this one cannot be written",
+    errno.ENOLCK: "Choose a folder on a local disk",
+}
+"""Errors that say nothing of a file's content, and what to do about each."""
+
+
+def machine_trouble(error: BaseException, path: object) -> StorageError | None:
+    """The error of a file that the machine or its limits keep from being used.
+
+    Args:
+        error: met while the file was read. Libraries raise an `OSError` for damaged content, too;
+            that one has no number.
+        path: of the file.
+
+    Returns:
+        None for any other error: the file is missing or damaged, or the disk fails.
+    """
+    if isinstance(error, MemoryError):
+        number = errno.ENOMEM
+    elif isinstance(error, OSError) and error.errno in _TROUBLE:
+        number = error.errno
+    else:
+        return None
+    return StorageError(f"cannot use {path}: {os.strerror(number).lower()}", _TROUBLE[number])

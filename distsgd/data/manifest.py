@@ -12,6 +12,7 @@ from typing import Any
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
+from distsgd.data.names import is_printable
 from distsgd.errors import CorruptDataError, DatasetError
 
 __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]
@@ -166,6 +167,8 @@ def _parse(content: dict[str, Any]) -> Manifest:
         test=test,
         scale=ColumnScale.from_json(content["scale"]) if "scale" in content else None,
     )
+    if unprintable := [name for name in manifest.classes if not is_printable(name)]:
+        raise ValueError(f"the class {unprintable[0]!r} has characters that cannot be shown")
     if len(manifest.classes) < 2:
         raise ValueError("it names fewer than 2 classes")
     if len(manifest.classes) > MOST_CLASSES:

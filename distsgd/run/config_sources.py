@@ -12,6 +12,7 @@ from typing import Any
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.uri import is_uri, parse_uri
+from distsgd.data.text_files import read_text
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig, setting
 from distsgd.runtime.room import room_for_workers
@@ -140,7 +141,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or names an unknown setting.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
         parse = _settings_of_run if path.suffix == ".json" else tomllib.loads
         settings = parse(content)
     except FileNotFoundError:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, home_folder
+from distsgd.data.text_files import read_text
 from distsgd.errors import RunError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.blas import blas_kernel
@@ -102,7 +103,7 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:

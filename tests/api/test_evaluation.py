@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import Run
 
 from distsgd import evaluate, predict, resume, train
 from distsgd.api.audit import audit
@@ -137,3 +138,15 @@ def test_steps_that_are_too_coarse_are_refused() -> None:
 def test_labels_are_those_of_the_run() -> None:
     there = Conversion((1,), "abc", None, manifest(None, classes="cb"), "B")
     assert there.labels(np.array([0, 1, 1], dtype=np.uint8)).tolist() == [2, 1, 1]
+
+
+def test_a_class_without_test_rows_has_a_dash(distsgd: Run, tmp_path: Path) -> None:
+    few = [f"{row % 7},{row % 5},{'ab'[row % 2]}" for row in range(60)]
+    (tmp_path / "few.csv").write_text("\n".join(["u,v,label", *few]))
+    (tmp_path / "more.csv").write_text("\n".join(["u,v,label", "9,9,rare", *few]))
+    import_dataset(tmp_path / "more.csv", "rare", test=tmp_path / "few.csv")
+    train(dataset="rare", workers=0, epochs=1, batch_size=16, run_dir=tmp_path / "run")
+    assert np.isnan(evaluate(tmp_path / "run").class_accuracy["rare"])
+    done = distsgd("evaluate", tmp_path / "run")
+    assert done.returncode == 0 and "nan" not in done.stdout
+    assert any(line.split() == ["rare", "-"] for line in done.stdout.splitlines())

@@ -11,6 +11,7 @@ from distsgd.data.sources.image_folder import open_image_folder
 from distsgd.data.sources.npz import open_npz
 from distsgd.data.sources.parquet import open_parquet
 from distsgd.data.sources.source import Source, Wishes
+from distsgd.data.text_files import TEXTS, kind_of
 from distsgd.errors import SourceError, UsageError
 
 __all__ = ["open_source"]
@@ -63,20 +64,28 @@ def _open(path: Path, test: Path | None, wishes: Wishes) -> Source:
         return _open_folder(path, test, wishes)
     if test is not None and test.is_dir():
         raise SourceError(f"--test {test} is a folder, and {path} a file", "Give a file")
-    kind = path.suffix.lower()
+    kind = kind_of(path)
     if kind == ".parquet":
         return open_parquet([path], [test] if test else [], wishes)
-    if kind in (".csv", ".tsv", ".txt"):
+    if kind in TEXTS:
         return open_csv(path, test, wishes)
     if kind == ".npz":
         if test is not None:
             raise UsageError(
                 "--test does not go with an NPZ file", "Put all arrays into one: x_test, y_test"
             )
+        _refuse_drop(wishes, "an NPZ file")
         return open_npz(path, wishes)
     raise SourceError(
         f"{path} is neither .parquet, .csv nor .npz, nor a folder", "Give one of these"
     )
+
+
+def _refuse_drop(wishes: Wishes, what: str) -> None:
+    if wishes.drop:
+        raise UsageError(
+            f"--drop does not go with {what}, which has no columns with names", "Leave it out"
+        )
 
 
 def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
@@ -86,6 +95,7 @@ def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
             raise UsageError(
                 "--test does not go with a folder of images", "Make it train/ and test/ in one"
             )
+        _refuse_drop(wishes, "a folder of images")
         return open_image_folder(folder, wishes)
     tests = sorted(test.glob("*.parquet")) if test and test.is_dir() else [test] if test else []
     if not tests:
