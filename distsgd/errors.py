@@ -139,10 +139,12 @@ class ChannelClosed(RuntimeFailure):
 def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
     """Turn an operating-system error about ``path`` into one that says what to do."""
     why = (error.strerror or str(error)).lower()
-    if not hint:
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        hint = _TROUBLE[error.errno]
+    elif not hint:
         hint = (
             "Free some space or choose another folder"
-            if error.errno in (27, 28, 122)
+            if error.errno in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
             else ("Check that the folder exists and that you may write to it")
         )
     return StorageError(f"cannot write {path}: {why}", hint)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -74,8 +76,21 @@ lecture_command.add_to(app)
 app.add_typer(study_commands.app, name="study")
 
 
+_OPEN_FILES = 4096
+
+
+def _raise_limit_of_open_files() -> None:
+    """As far as the system lets us: the usual 256 or 1024 are few for workers, shards and Ray."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
+    _raise_limit_of_open_files()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

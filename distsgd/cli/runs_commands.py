@@ -43,15 +43,15 @@ def _share(value: Any) -> str:
 
 
 def _summary(run: Any) -> dict[str, Any]:
-    from distsgd.errors import RunError
+    from distsgd.errors import RunError, StorageError
 
     try:
         config = run.read("config.json")
-    except RunError:
+    except (RunError, StorageError):
         config = {}
     try:
         report = run.read("report.json")
-    except RunError:
+    except (RunError, StorageError):
         report = {}
     settings = config.get("settings")
     if not isinstance(settings, dict):
@@ -79,7 +79,7 @@ def show(
 
     Example: distsgd runs show latest
     """
-    from distsgd.errors import RunError
+    from distsgd.errors import RunError, StorageError
     from distsgd.run.folder import find_run
     from distsgd.run.journal_reader import resumptions
     from distsgd.run.metrics import best_epoch, epoch_rows
@@ -89,7 +89,7 @@ def show(
     found.settings()  # refuses what holds none
     try:
         report = found.read("report.json")
-    except RunError:
+    except (RunError, StorageError):
         report = {}
     metrics = found.path / "metrics.jsonl"
     epochs = epoch_rows(metrics) if metrics.exists() else []

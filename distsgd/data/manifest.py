@@ -13,7 +13,7 @@ from typing import Any
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
 from distsgd.data.names import is_printable
-from distsgd.errors import CorruptDataError, DatasetError
+from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]
 
@@ -117,6 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DatasetError: there is none, or it is of another format.
         CorruptDataError: it has been altered.
+        StorageError: the machine keeps it from being read.
     """
     path = folder / MANIFEST
     mend = mending(folder)
@@ -125,7 +126,9 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
     except OSError as error:
-        raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
+        raise machine_trouble(error, path) or CorruptDataError(
+            f"{path} cannot be read: {error}", mend
+        ) from None
     return parse_manifest(content, path, mend)
 
 

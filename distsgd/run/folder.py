@@ -27,7 +27,7 @@ from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, home_folder
 from distsgd.data.text_files import read_text
-from distsgd.errors import RunError, UsageError, storage_error
+from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
@@ -100,6 +100,7 @@ class RunFolder:
 
         Raises:
             RunError: it is missing or damaged.
+            StorageError: the machine keeps it from being read.
         """
         path = self.path / name
         try:
@@ -107,7 +108,9 @@ class RunFolder:
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} is damaged: {error}", "Train again") from None
+            raise machine_trouble(error, path) or RunError(
+                f"{path} is damaged: {error}", "Train again"
+            ) from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
         digest = content.pop("digest", None)
@@ -155,7 +158,7 @@ class RunFolder:
 
     def status(self) -> str:
         """ "running", "finished", "interrupted", "diverged", "failed" or "dead" (killed)."""
-        with suppress(RunError):
+        with suppress(RunError, StorageError):
             return str(self.read("report.json").get("status", "failed"))
         if not (self.path / _LOCK).exists():
             return "dead"
@@ -246,7 +249,7 @@ def list_runs() -> Iterator[RunFolder]:
 def _created(run: RunFolder) -> str:
     try:
         return str(run.read("config.json").get("created", ""))
-    except RunError:
+    except (RunError, StorageError):
         return ""
 
 

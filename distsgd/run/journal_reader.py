@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Lease
-from distsgd.errors import JournalError
+from distsgd.errors import JournalError, machine_trouble
 from distsgd.run.journal import JOURNAL, Entry, Mark, Record, Resumed, chained
 
 __all__ = ["MarkMissing", "beginning", "read_journal", "resumptions"]
@@ -37,7 +37,9 @@ def beginning(folder: Path, first: str) -> Mark:
     except FileNotFoundError:
         raise JournalError(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
-        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
     return dropped or Mark(first)
 
 
@@ -60,7 +62,9 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         if begin.lines:
             raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
-        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
     digest, end = begin.digest, begin.offset
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
     for number, line in enumerate(lines, begin.lines + 1):

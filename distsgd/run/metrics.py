@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.errors import RunError
+from distsgd.errors import RunError, machine_trouble
 from distsgd.run.line_file import LineFile
 
 __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics"]
@@ -46,7 +46,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}", "Check the disk") from None
+        raise machine_trouble(error, path) or RunError(
+            f"{path} cannot be read: {error.strerror}", "Check the disk"
+        ) from None
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from distsgd.data.atomic import replace_file
-from distsgd.errors import RuntimeFailure, UsageError, storage_error
+from distsgd.errors import RuntimeFailure, UsageError, machine_trouble, storage_error
 from distsgd.runtime.cluster_tls import check_tls
 from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
 from distsgd.runtime.node_address import answers, check_address, check_port, free_port, way_to
@@ -131,8 +131,9 @@ def _secret_in(file: Path) -> str:
     try:
         if secret := file.read_text(encoding="utf-8").strip():
             return secret
-    except (OSError, UnicodeDecodeError):
-        pass
+    except (OSError, UnicodeDecodeError) as error:
+        if trouble := machine_trouble(error, file):
+            raise trouble from None
     raise UsageError(
         f"there is no token of the cluster in {file}",
         f"Copy the head's, which is {token_file()} there, and give it with --token-file",

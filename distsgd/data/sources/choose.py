@@ -12,7 +12,7 @@ from distsgd.data.sources.npz import open_npz
 from distsgd.data.sources.parquet import open_parquet
 from distsgd.data.sources.source import Source, Wishes
 from distsgd.data.text_files import TEXTS, kind_of
-from distsgd.errors import SourceError, UsageError
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_source"]
 
@@ -31,12 +31,18 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
 
     Raises:
         SourceError: there is none, or it cannot be read.
+        StorageError: the machine keeps it from being read.
         UsageError: it is not clear which column is what.
     """
     for one in (path, test):
         if one is not None and not one.exists():
             raise SourceError(f"there is no file or folder {one}", "Check the path")
-    source = _open(path, test, wishes)
+    try:
+        source = _open(path, test, wishes)
+    except OSError as error:
+        raise machine_trouble(error, error.filename or path) or SourceError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}", "Check it"
+        ) from None
     _check_width(path, prod(source.shape))
     if wishes.shape is None:
         return source

@@ -111,9 +111,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not _is_litter(name)]
         yield where, sorted(files)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read is not passed over."""
+    raise error
 
 
 def _has_images(folder: Path) -> bool:
