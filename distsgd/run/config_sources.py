@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.data.locations import find_dataset
+from distsgd.data.locations import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.data.text_files import read_text
-from distsgd.errors import UsageError
+from distsgd.errors import DatasetError, UsageError
 from distsgd.run.config import TrainConfig, setting
 from distsgd.runtime.room import room_for_workers
 
@@ -41,6 +42,9 @@ def config_from(
 ) -> TrainConfig:
     """The settings of a config file, over which go those of --set and of flags.
 
+    A minibatch whose size nobody gives has all examples of a dataset that has fewer than the
+    default; see `TrainConfig.batch_size`.
+
     Args:
         settings: settings by name; None means not given.
         file: a TOML file, or the config.json of a run.
@@ -49,7 +53,14 @@ def config_from(
     Raises:
         UsageError: a setting is unknown, given twice, or cannot be used.
     """
-    return TrainConfig(**with_whole_batch(with_room(_given(settings, file, assignments))))
+    chosen = with_whole_batch(with_room(_given(settings, file, assignments)))
+    config = TrainConfig(**chosen)
+    if "batch_size" in chosen or is_uri(config.dataset):  # a store is asked once, for training
+        return config
+    with suppress(DatasetError):  # which is said when it is opened
+        rows = read_manifest(find_dataset(config.dataset)).rows("train")
+        return dataclasses.replace(config, batch_size=min(config.batch_size, rows))
+    return config
 
 
 def config_elsewhere(
@@ -84,6 +95,8 @@ def _given(
     """See `config_from`."""
     chosen = read_config_file(file) if file else {}
     given = {name: value for name, value in settings.items() if value is not None}
+    if "dataset" in given:
+        given["dataset"] = dataset_name(given["dataset"])
     for text in assignments or []:
         name, equals, value = text.partition("=")
         name = name.strip()
