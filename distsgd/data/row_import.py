@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Ints
 from distsgd.data.class_codes import ClassCodes
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.column_survey import SAMPLE_ROWS, ColumnSurvey
 from distsgd.data.download import Progress
 from distsgd.data.manifest import Manifest
 from distsgd.data.rejected_rows import RejectedRows
@@ -40,6 +41,7 @@ class RowImport:
 
     Attributes:
         rejected: rows that could not be used.
+        notices: what a user should know of the columns.
 
     Raises:
         DatasetError: the source has no classes that a dataset can have.
@@ -56,6 +58,7 @@ class RowImport:
         self._test = Spool(self._spools / "test", features)
         self._statistics = ColumnStatistics(features)
         self.rejected = RejectedRows(folder / REJECTED)
+        self.notices: list[str] = []
         self._seen = 0
 
     def read(self, progress: Progress) -> None:
@@ -90,12 +93,24 @@ class RowImport:
     def _require_rows(self) -> None:
         for split, spool in (("training", self._train), ("test", self._test)):
             if not len(spool):
+                self._refuse_sizes(split)
                 first = f", the first ({self.rejected.first[0]})" if self.rejected.count else ""
                 raise DatasetError(
                     f"there are no {split} rows: {self._seen} were read, and "
                     f"{self.rejected.count} of them rejected{first}",
                     "Give more rows, or --test-share" if self._source.test is None else "Check it",
                 )
+
+    def _refuse_sizes(self, split: str) -> None:
+        """Say that images differ in size, if that has left a split without rows."""
+        count = self.rejected.of_other_size
+        if count > self.rejected.count / 2:
+            rows, columns = self.rejected.size
+            raise DatasetError(
+                f"there are no {split} rows: the images differ in size; of {self._seen}, {count} "
+                f"are not of {rows} rows and {columns} columns as the first one is",
+                f"Resize all of them, as --size {rows}x{columns}",
+            )
 
     def write(self, name: str, shards: int) -> Manifest:
         """All shards, and the manifest last."""
@@ -124,14 +139,24 @@ class RowImport:
         return -(-len(spool) * math.prod(self._source.shape) // _SHARD_BYTES)
 
     def _scale(self) -> ColumnScale | None:
-        """How numbers become pixels; columns with names have a scale even if it does nothing.
+        """How numbers become pixels; columns with names have a scale even if it does nothing."""
+        if self._source.pixels:
+            return None
+        images = len(self._source.shape) == 3
+        total = len(self._train) + len(self._test) + self.rejected.count
+        survey = ColumnSurvey(self._train.sample(SAMPLE_ROWS), total, self._source.names)
+        if self._train.are_pixels and self._test.are_pixels:
+            scale = self._scale_of_whole_numbers()
+        else:
+            scale = survey.without_outliers(self._statistics.scale(self._source.names, images))
+        if not images:
+            self.notices += survey.notices(scale)
+        return scale
 
-        Small whole numbers get one factor for all columns, so that what is equal stays equal.
-        """
+    def _scale_of_whole_numbers(self) -> ColumnScale | None:
+        """Small ones get one factor for all columns, so that what is equal stays equal."""
         names, greatest = self._source.names, max(self._train.greatest, self._test.greatest)
-        if not (self._train.are_pixels and self._test.are_pixels):
-            return self._statistics.scale(names, alike=len(self._source.shape) == 3)
-        small = 0 < greatest <= _SMALL and not self._source.pixels
+        small = 0 < greatest <= _SMALL
         if not names and not small:
             return None
         columns, high = len(names) or 1, greatest if small else 255.0
