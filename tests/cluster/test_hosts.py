@@ -10,19 +10,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hosts import Host, hosts, possible
 from store_process import SECRETS, object_store
+from support import PATIENCE, wait_for
 
 from distsgd.api import train
 from distsgd.data.locations import SAMPLE
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
 
-EPOCHS = 400
+EPOCHS = 200
 WINDOW = ("--set", "shuffle_window=1")
 SETTINGS = ("--epochs", str(EPOCHS), "--json")
 
@@ -37,7 +38,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[list[Host]]:
     """Three hosts of a cluster, and one that is none of it."""
-    before = set(Path("/tmp").glob("distsgd-node-*"))
     with hosts(4) as found:
         first, *others, _ = found
         for host in found:
@@ -51,11 +51,12 @@ def cluster() -> Iterator[list[Host]]:
         assert stays.stdout is not None
         assert others[1].ip in stays.stdout.readline()
         yield found
+        folders = [folder for host in found for folder in host.node_folders()]
         for host in found:
             host.distsgd("cluster", "stop")
             wait_for(lambda host=host: not host.pids())
-        stays.communicate(timeout=20)
-    assert set(Path("/tmp").glob("distsgd-node-*")) <= before
+        stays.communicate(timeout=PATIENCE)
+        assert folders and not [folder for folder in folders if folder.exists()]
 
 
 def joining(first: Host, host: Host) -> tuple[object, ...]:
@@ -80,14 +81,6 @@ def alive(first: Host) -> list[str]:
 def updates(run: Path) -> int:
     journal = run / "journal.jsonl"
     return journal.stat().st_size if journal.exists() else 0
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> float:
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.005)
-    return time.monotonic() - began
 
 
 def test_one_training_on_three_hosts(cluster: list[Host], undisturbed: str) -> None:
@@ -173,10 +166,10 @@ def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: 
     done = subprocess.run(
         ["ip", "netns", "exec", stranger.name, sys.executable, "-c", NOISE, first.ip,
          ",".join(sorted(ports))],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout.strip() == str(len(ports)), done.stderr
-    out, _ = begun.communicate(timeout=120)
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     assert out.count(f"refused: a connection from {stranger.ip} without") == 1
@@ -260,11 +253,11 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     wait_for(lambda: updates(run) > 20_000)
     second.kill()
     size = updates(run)
-    assert wait_for(lambda: updates(run) > size) < 5
+    assert wait_for(lambda: updates(run) > size) < 12  # Ray itself notices after 15 s
     third.cut_off()
     cut, size = time.monotonic(), updates(run)
-    assert wait_for(lambda: updates(run) > size + 1_000) < 10
-    out, _ = begun.communicate(timeout=180)
+    assert wait_for(lambda: updates(run) > size + 1_000) < 40  # Ray itself: after 65 s
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     done = first.distsgd("audit", run)
@@ -286,7 +279,7 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     wait_for(lambda: updates(run) > size + 20_000)
     assert alive(first) == [first.ip, third.ip, fourth.ip]
     begun.send_signal(signal.SIGINT)
-    out, _ = begun.communicate(timeout=60)
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 130, out
     for command in ("audit", "replay"):
         done = first.distsgd(command, run)
