@@ -22,6 +22,7 @@ from support import (
     wait_for,
 )
 
+from distsgd.api import train
 from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
 
 LONG = ("--dataset", "sample", "--epochs", "100000")
@@ -74,13 +75,9 @@ def wait_for_epochs(folder: Path, epochs: int) -> None:
     wait_for(lambda: len(list((folder / "checkpoints").glob("step-*.npz"))) > epochs)
 
 
-@pytest.mark.ray
-def test_json_is_one_object_and_nothing_is_left(distsgd: Run, tmp_path: Path) -> None:
-    done = distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 2, "--json",
-                   "--run-dir", tmp_path / "run")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert not ray_folders()
+def assert_the_result_is_one_object(output: str) -> None:
+    """That of two epochs by two workers."""
+    result = json.loads(output)
     assert {
         "run_dir", "loss", "workers", "batch_size", "epochs", "steps", "examples_seen",
         "train_loss", "train_accuracy", "test_accuracy", "train_seconds", "wall_seconds",
@@ -88,10 +85,8 @@ def test_json_is_one_object_and_nothing_is_left(distsgd: Run, tmp_path: Path) ->
     } <= result.keys()  # fmt: skip
     assert result["workers"] == 2
     assert result["examples_seen"] == 3000
-    alone = json.loads(
-        distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 0, "--json").stdout
-    )
-    assert alone["weights_sha256"] == result["weights_sha256"]
+    alone = train("sample", workers=0, epochs=2)
+    assert alone.weights_sha256 == result["weights_sha256"]
 
 
 def test_without_workers_ray_is_not_imported(distsgd: Run) -> None:
@@ -166,9 +161,10 @@ def test_after_a_kill_no_process_stays_and_the_next_run_sweeps(
         process.wait()
         wait_for(lambda: not processes_with(name))
         assert json.loads(distsgd("runs", "show", folder, "--json").stdout)["status"] == "dead"
-        done = distsgd("train", "--dataset", "sample", "--epochs", 1, "--workers", 1)
+        done = distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 2, "--json")
     assert done.returncode == 0, done.stderr
     assert not ray_folders()
+    assert_the_result_is_one_object(done.stdout)
 
 
 @pytest.mark.ray

@@ -207,31 +207,25 @@ def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: s
 
 
 def test_a_slow_link_is_seen_in_the_report(cluster: list[Host], tmp_path: Path) -> None:
-    """40 ms and 100 Mbit/s. By how much other policies help is shown, not asserted."""
+    """40 ms and 100 Mbit/s."""
     first, second, _, _ = cluster
     bits = train("sample", workers=0, epochs=8).weights_sha256
     for host in cluster:
         host.plain_frames()
     second.slow(40, 100)
     try:
-        speeds = {}
-        policies = ((), ("--compress", "topk:0.01"), ("--consistency", "local"))
-        for number, settings in enumerate(policies):
-            run = first.folder / f"slow{number}"
-            done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "8",
-                                 "--run-dir", run, *settings)  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
-            assert f"on {second.ip} by tcp" in told
-            assert "s computing and on the way" in done.stdout
-            report = json.loads((run / "report.json").read_text())
-            speeds[" ".join(settings)] = report["examples_per_second"]
-            if not settings:
-                slow = max(report["answering_seconds"].values())
-                assert slow > 0.08 * report["steps"] / 2  # there and back, for most updates
-                assert report["weights_sha256"] == bits
-                assert slow > 10 * min(report["answering_seconds"].values())
-        print(speeds)
+        run = first.folder / "slow"
+        done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "8",
+                             "--run-dir", run)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
+        assert f"on {second.ip} by tcp" in told
+        assert "s computing and on the way" in done.stdout
+        report = json.loads((run / "report.json").read_text())
+        slow = max(report["answering_seconds"].values())
+        assert slow > 0.08 * report["steps"] / 2  # there and back, for most updates
+        assert report["weights_sha256"] == bits
+        assert slow > 2 * min(report["answering_seconds"].values())
     finally:
         second.fast()
 
