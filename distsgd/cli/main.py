@@ -25,7 +25,7 @@ from distsgd.cli import (
     train_command,
 )
 from distsgd.cli.output import say, show
-from distsgd.cli.streams import ReaderGone, check_stdout, prepare_streams
+from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
 from distsgd.version import __version__
 
@@ -79,7 +79,6 @@ app.add_typer(study_commands.app, name="study")
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
-    prepare_streams()
     logging.getLogger("distsgd").addHandler(_Notices())
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1

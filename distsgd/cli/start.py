@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 
+from distsgd.cli.streams import prepare_streams
 from distsgd.errors import DistsgdError, missing_package, resource_error
 
 __all__ = ["main"]
@@ -16,6 +17,7 @@ _LEAST_MEMORY = 2**30
 
 def main() -> None:
     """Run the command line, if this Python can."""
+    prepare_streams()
     try:
         problem = _problem()
     except KeyboardInterrupt:
