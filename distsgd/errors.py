@@ -14,6 +14,8 @@ DistsgdError                 something a user can mend; exit code 1
 ├── ServerLost               a parameter server that has died
 └── RuntimeFailure           workers or servers that could not do their work
     └── ChannelClosed        the other end of a channel has gone
+
+TrainingInterrupted is a KeyboardInterrupt, and so none of these.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
     "ServerLost",
     "SourceError",
     "StorageError",
+    "TrainingInterrupted",
     "UsageError",
     "VerificationError",
     "missing_package",
@@ -143,6 +146,25 @@ class RuntimeFailure(DistsgdError):
 
 class ChannelClosed(RuntimeFailure):
     """The other end of a channel has gone."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C has ended a training; `distsgd.resume(run_dir)` goes on from its last update.
+
+    Args:
+        run_dir: the run folder.
+        step: updates applied, of which the last has a checkpoint; None if a second Ctrl-C has
+            ended it at once, without one.
+    """
+
+    def __init__(self, run_dir: str, step: int | None) -> None:
+        super().__init__(run_dir, step)
+        self.run_dir = run_dir
+        self.step = step
+
+    def __str__(self) -> str:
+        after = "" if self.step is None else f" after update {self.step}"
+        return f"training was interrupted{after}; to go on: distsgd.resume({self.run_dir!r})"
 
 
 def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:

@@ -38,7 +38,7 @@ TARGETS: dict[str, tuple[signal.Signals, tuple[bytes, ...]]] = {
 # Seconds: the last moment of a kill; until a driver that lives on is asked to end; until it is
 # said to hang after that; and for its processes to be gone after its end.
 LATEST, LIVES_ON, HANGS, GONE_WITHIN = 5.0, 3.0, 60.0, 20.0
-INTERRUPTED = 130  # exit code of a driver that ended as it was asked to
+INTERRUPTED = (130, 143)  # exit codes of a driver that ended as it was asked to
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Killer:
         wait_for(lambda: driver.poll() is not None, HANGS)
         code = driver.returncode
         wait_for(lambda: not living(self._marker), GONE_WITHIN if code is not None else 0)
-        seconds = time.monotonic() - (asked if code == INTERRUPTED else killed)
+        seconds = time.monotonic() - (asked if code in INTERRUPTED else killed)
         left = self._end_all()
         errors = (self._folder / "stderr").read_text(encoding="utf-8", errors="replace")
         return Outcome(code, seconds, left, bool(self.folders()), errors)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -124,8 +125,9 @@ class KillsServers(Reporter):
 def server_deaths(tries: int) -> Iterator[Row]:
     home = Path(tempfile.mkdtemp(prefix="distsgd-times-"))
     reporter = KillsServers(tries)
-    train(epochs=100_000, workers=2, run_dir=home / "run", reporter=reporter,
-          schedule="constant", keep_checkpoints=2)  # fmt: skip
+    with suppress(KeyboardInterrupt):
+        train(epochs=100_000, workers=2, run_dir=home / "run", reporter=reporter,
+              schedule="constant", keep_checkpoints=2)  # fmt: skip
     shutil.rmtree(home)
     yield "server SIGKILL to the next update", reporter.waits
 
@@ -160,7 +162,7 @@ def stop_once(how: str, number: int, *settings: str) -> tuple[float, float]:
             process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
         took = time.perf_counter() - began
-        wanted = 128 + signal.SIGINT
+        wanted = 128 + (signal.SIGTERM if how == "sigterm" else signal.SIGINT)
         assert process.returncode == wanted, (process.returncode, told.decode()[-500:])
         newest = max((run / "checkpoints").glob("step-*.npz"))
         return newest.stat().st_mtime - wall, took

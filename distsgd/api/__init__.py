@@ -4,6 +4,7 @@ from distsgd.api.evaluation import Evaluation, Prediction, evaluate, predict
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.training import resume, scale, train
+from distsgd.errors import TrainingInterrupted
 
 __all__ = [
     "EpochRow",
@@ -11,6 +12,7 @@ __all__ = [
     "Prediction",
     "Reporter",
     "TrainResult",
+    "TrainingInterrupted",
     "evaluate",
     "predict",
     "resume",

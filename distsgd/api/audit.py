@@ -11,16 +11,16 @@ import numpy as np
 from distsgd.api.jobs import make_job
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.replayer import records_of, settings_after
+from distsgd.api.run_view import RunView, proven
 from distsgd.core.arrays import Ints
 from distsgd.core.messages import Lease
 from distsgd.core.plan import Plan
 from distsgd.core.position import Ledger, slots_of_lease
 from distsgd.data.dataset import Dataset
 from distsgd.errors import JournalError
-from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.run.config import TrainConfig
-from distsgd.run.folder import RunFolder
-from distsgd.run.journal import Mark, Record
+from distsgd.run.journal import Record
+from distsgd.run.journal_reader import check_head, find_head
 
 __all__ = ["Audit", "audit"]
 
@@ -29,10 +29,11 @@ _STALENESS = {"bsp": 0, "backup": 0, "local": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the journal of a run proves.
+    """What the journal of a run shows.
 
     Attributes:
         run_dir: the run folder.
+        running: whether the run was training; then all of this is as of update ``updates``.
         updates: of the run.
         begins_after: the update after which the journal begins, if the setting `journal` has had
             its beginning dropped; of what was before, a checkpoint tells. Else 0.
@@ -42,9 +43,12 @@ class Audit:
         largest_staleness: of any contribution, in updates.
         class_examples: class -> how often its examples were applied.
         class_delays: class -> how often one of its examples was put off to a later update.
+        head: digest of the last line of the journal. Whoever keeps it elsewhere can tell later
+            whether the journal up to there is still the same.
     """
 
     run_dir: str
+    running: bool
     updates: int
     begins_after: int
     complete: bool
@@ -53,31 +57,46 @@ class Audit:
     largest_staleness: int
     class_examples: dict[str, int]
     class_delays: dict[str, int]
+    head: str
 
 
-def audit(run: str | Path) -> Audit:
+def audit(run: str | Path, head: str | None = None) -> Audit:
     """Check the journal of a run against its plan.
+
+    The run may be training: then its journal is checked as far as it has come.
 
     Args:
         run: path or name of a run, or "latest".
+        head: digest of a line that the journal must have, as an earlier audit or the training
+            gave it; None for any.
 
     Raises:
         JournalError: the journal does not hold; names the first record that is wrong.
+        UsageError: ``head`` is no digest.
         RunError: there is no such run, or it is damaged.
     """
+    if head is not None:
+        check_head(head)
     opened = open_run(run)
+    return proven(opened, lambda view: _audited(opened, view, head))
+
+
+def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
+    """Raises JournalError if the journal does not hold."""
     folder, dataset = opened.folder, opened.dataset
-    begin = opened.begin()
-    entries = [entry for entry, _ in opened.entries(begin)]
-    config, ledger = _before(opened, begin)
+    entries, end = view.lines()
+    config, ledger = _before(opened, view)
     plan = make_job(settings_after(config, entries), dataset).plan
     checker = _Checker(config, plan, ledger)
     for record in records_of(entries):
         checker.check(record)
-    _check_end(folder, checker)
+    _check_end(view, checker)
+    if head is not None:
+        find_head(view.journal, head)
     labels = dataset.train.labels
     return Audit(
         run_dir=str(folder.path),
+        running=view.running,
         updates=checker.updates,
         begins_after=ledger.version,
         complete=checker.complete,
@@ -86,25 +105,26 @@ def audit(run: str | Path) -> Audit:
         largest_staleness=checker.largest_staleness,
         class_examples=_by_class(checker.used, checker.plan, dataset, labels),
         class_delays=_by_class(checker.delayed, checker.plan, dataset, labels),
+        head=end.digest,
     )
 
 
-def _before(run: OpenedRun, begin: Mark) -> tuple[TrainConfig, Ledger]:
+def _before(run: OpenedRun, view: RunView) -> tuple[TrainConfig, Ledger]:
     """The settings where a journal begins, and what was applied before."""
-    place = run.base(begin).place if begin.lines else None
+    place = view.base.place if view.journal.begin.lines else None
     if place is None:
         return run.origin, Ledger()
     return place.config(run.origin), Ledger.from_json(place.ledger)
 
 
-def _check_end(folder: RunFolder, checker: _Checker) -> None:
+def _check_end(view: RunView, checker: _Checker) -> None:
     """The journal must reach as far as the run is known to have come."""
-    known = read_checkpoint(latest_checkpoint(folder.checkpoints)).version
+    known = view.checkpoints[-1]
     if checker.updates < known:
         raise JournalError(
             checker.updates + 1, f"it is missing: W of version {known} is in a checkpoint"
         )
-    if folder.status() == "finished" and not checker.complete:
+    if view.finished and not checker.complete:
         raise JournalError(checker.updates, "the run has finished, but examples are missing")
 
 

@@ -101,7 +101,7 @@ class ChaosWatch:
 
     def _applied(self) -> tuple[int, int]:
         """Answers that the updates since the start were made of, and their slots."""
-        entries = [entry for entry, _ in self._run.entries(self._run.begin())]
+        entries = [entry for entry, _ in self._run.journal().entries()]
         leases = [
             lease
             for record in records_of(entries)

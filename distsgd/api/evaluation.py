@@ -20,8 +20,8 @@ from distsgd.errors import RunError
 from distsgd.run.checkpoint import (
     Model,
     checkpoint_path,
-    latest_checkpoint,
-    read_checkpoint,
+    read_if_kept,
+    read_newest,
     weights_sha256,
 )
 from distsgd.run.folder import RunFolder, find_run
@@ -37,6 +37,7 @@ class Evaluation:
 
     Attributes:
         run_dir: the run folder.
+        running: whether the run was training; then this is W as of update ``step``.
         step: updates applied to W.
         dataset: what it was measured on.
         split: "test" or "train".
@@ -48,6 +49,7 @@ class Evaluation:
     """
 
     run_dir: str
+    running: bool
     step: int
     dataset: str
     split: str
@@ -82,11 +84,19 @@ class Prediction:
 def _model(run: RunFolder, best: bool) -> Model:
     kind = run.settings().model
     if not best:
-        return read_checkpoint(latest_checkpoint(run.checkpoints), kind)
+        return read_newest(run.checkpoints, kind)
     found = best_epoch(run.path)
-    if found is None:
-        raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
-    return read_checkpoint(checkpoint_path(run.checkpoints, found[-1]), kind)
+    while found is not None:
+        model = read_if_kept(checkpoint_path(run.checkpoints, found[-1]), kind)
+        if model is not None:
+            return model
+        before, found = found, best_epoch(run.path)
+        if found == before:
+            raise RunError(
+                f"the checkpoint of the best epoch of {run.path}, update {found[-1]}, is missing",
+                "Leave out --best",
+            )
+    raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
 
 
 def evaluate(
@@ -113,12 +123,13 @@ def evaluate(
         opened = dataset_of_run(folder)
     else:
         opened = dataset_of(settings, find_dataset(dataset))
-    model = _model(folder, best)
+    running, model = folder.status() == "running", _model(folder, best)
     with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)
     counts = found.confusion.sum(axis=1)
     return Evaluation(
         run_dir=str(folder.path),
+        running=running,
         step=model.version,
         dataset=chosen,
         split=split,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun
@@ -31,6 +32,9 @@ from distsgd.runtime.events import Progress
 from distsgd.runtime.job import Job, Snapshot
 
 __all__ = ["Keeper", "Task"]
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at whether the run folder is still there."""
 
 _USABLE = 2
 """Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
@@ -58,8 +62,9 @@ class Task:
 class Keeper:
     """Writes the run folder while training goes on.
 
-    A full disk does not end a training: the user is told, and what could not be written is tried
-    again later. Only the first checkpoint and the last have to be written.
+    A full disk does not end a training, nor does a folder that is deleted or moved: the user is
+    told when it happens, and what could not be written is tried again later. Only the first
+    checkpoint and the last have to be written.
 
     Args:
         task: what is trained.
@@ -73,6 +78,7 @@ class Keeper:
         self._folder = task.run.folder.checkpoints
         self._metrics = MetricsWriter(task.run.folder.path / "metrics.jsonl")
         self._saved, self._told = -1, False
+        self._lost, self._next_look = False, 0.0
         self._best: Best = best_epoch(task.run.folder.path) or (-1.0, 0.0, 0)
         self._begin = 0  # of the journal
         self._waiting: Snapshot | None = None
@@ -81,12 +87,16 @@ class Keeper:
 
     def updated(self, update: Applied) -> None:
         """An update goes to the journal."""
+        if (now := monotonic()) >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._look_for_folder()
         self._if_there_is_room(partial(self._logbook.add, update))
         if self._waiting is not None and self._waiting.version == update.version:
             self.try_to_save(self._waiting)
 
     def progress(self, event: Progress) -> None:
         """Some updates go to the metrics."""
+        self._look_for_folder()
         self._if_there_is_room(self._logbook.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
 
@@ -118,7 +128,12 @@ class Keeper:
             return
         place = self._logbook.place(snapshot.usable)  # never ahead of the journal
         known = place if snapshot.version == self._logbook.version else None
-        write_checkpoint(self._folder, self.model(snapshot, known))
+        try:
+            write_checkpoint(self._folder, self.model(snapshot, known))
+        except StorageError:
+            if self._logbook.is_lost():
+                raise self._loss() from None
+            raise
         self._saved = snapshot.version
         if passing:
             self._passing.add(snapshot.version)
@@ -164,6 +179,11 @@ class Keeper:
                 found.discard(0)  # where a replay begins
         return found - usable
 
+    @property
+    def head(self) -> str:
+        """Digest of the last line of the journal."""
+        return self._logbook.head
+
     def close(self) -> None:
         """Close the files."""
         self._metrics.close()
@@ -187,13 +207,30 @@ class Keeper:
             columns=manifest.scale,
         )
 
+    def _look_for_folder(self) -> None:
+        """Tell the user, once, that what is written no longer comes to the run folder."""
+        lost = self._logbook.is_lost()
+        if lost and not self._lost:
+            error = self._loss()
+            self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
+        self._lost = lost
+
+    def _loss(self) -> StorageError:
+        folder = self._task.run.folder.path
+        what = "its journal" if folder.is_dir() else "the run folder"
+        return StorageError(
+            f"{folder}: {what} has been deleted or moved, and nothing more of this run is kept",
+            "Put it back where it was before the training ends, or stop and train again",
+        )
+
     def _if_there_is_room(self, write: Callable[[], None]) -> bool:
         """Whether it has been written."""
         try:
             write()
         except StorageError as error:
-            if not self._told:
+            self._look_for_folder()
+            if not self._told and not self._lost:
                 self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
-            self._told = True
+                self._told = True
             return False
         return True

@@ -31,12 +31,17 @@ class Logbook:
         self._ledger, self._config, self._plan = ledger, config, plan
         self._journal = JournalWriter(folder.path, end)
         self.flush, self.drop_before = self._journal.flush, self._journal.drop_before
-        self.close = self._journal.close
+        self.close, self.is_lost = self._journal.close, self._journal.is_lost
 
     @property
     def version(self) -> int:
         """Updates in the journal."""
         return self._ledger.version
+
+    @property
+    def head(self) -> str:
+        """Digest of the last line of the journal."""
+        return self._journal.head
 
     def add(self, update: Applied) -> None:
         """The next update.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from distsgd.run.checkpoint import Model, checkpoint_path, checkpoint_versions, 
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder, find_run
 from distsgd.run.journal import Entry, Mark, first_digest
-from distsgd.run.journal_reader import beginning, read_journal
+from distsgd.run.journal_reader import Journal, read_journal, whole_journal
 
 __all__ = ["OpenedRun", "dataset_of_run", "open_run"]
 
@@ -40,9 +40,9 @@ class OpenedRun:
         settings = self.folder.read("config.json")["settings"]
         return first_digest(settings, self.dataset.manifest.digest)
 
-    def begin(self) -> Mark:
-        """Where its journal begins."""
-        return beginning(self.folder.path, self.first)
+    def journal(self) -> Journal:
+        """All of its journal, as it is now; see `whole_journal`."""
+        return whole_journal(self.folder.path, self.first)
 
     def entries(self, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         """The lines of its journal from a mark on; see `read_journal`."""
@@ -50,7 +50,10 @@ class OpenedRun:
 
     def checkpoints(self) -> Iterator[Model]:
         """The checkpoints that can be read, newest first."""
-        for version in reversed(checkpoint_versions(self.folder.checkpoints)):
+        yield from self._readable(reversed(checkpoint_versions(self.folder.checkpoints)))
+
+    def _readable(self, versions: Iterable[int]) -> Iterator[Model]:
+        for version in versions:
             try:
                 path = checkpoint_path(self.folder.checkpoints, version)
                 yield read_checkpoint(path, self.origin.model)
@@ -67,7 +70,9 @@ class OpenedRun:
         if not begin.lines:
             path = checkpoint_path(self.folder.checkpoints, 0)
             return read_checkpoint(path, self.origin.model)
-        for model in self.checkpoints():
+        # Every update is a line, so that the version is no larger than the number of lines.
+        versions = checkpoint_versions(self.folder.checkpoints)
+        for model in self._readable(v for v in reversed(versions) if v <= begin.lines):
             if model.place is not None and model.place.mark == begin:
                 return model
         raise JournalError(begin.lines, "there is no checkpoint where the journal begins")

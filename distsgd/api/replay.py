@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsgd.api.opened_run import open_run
+from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.replayer import Replayer, records_of, start_of
+from distsgd.api.run_view import RunView, proven
 from distsgd.errors import JournalError
-from distsgd.run.checkpoint import (
-    checkpoint_path,
-    latest_checkpoint,
-    read_checkpoint,
-    weights_sha256,
-)
+from distsgd.run.checkpoint import checkpoint_path, read_if_kept, weights_sha256
 from distsgd.run.kernels import other_kernels
 from distsgd.runtime.blas import one_blas_thread
 
@@ -26,6 +22,8 @@ class Replay:
 
     Attributes:
         run_dir: the run folder.
+        running: whether the run was training; then all of this is as of ``updates`` updates after
+            ``begins_after``.
         updates: updates that were made anew.
         begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
@@ -33,6 +31,7 @@ class Replay:
     """
 
     run_dir: str
+    running: bool
     updates: int
     begins_after: int
     weights_sha256: str
@@ -42,7 +41,8 @@ class Replay:
 def replay(run: str | Path) -> Replay:
     """Compute a run anew from its first W and its journal, and compare its checkpoints.
 
-    Where the beginning of the journal was dropped, it begins with the checkpoint that is there.
+    Where the beginning of the journal was dropped, it begins with the checkpoint that is there. The
+    run may be training: then it is computed as far as it has come.
 
     Args:
         run: path or name of a run, or "latest".
@@ -52,35 +52,38 @@ def replay(run: str | Path) -> Replay:
         RunError: there is no such run, or it is damaged.
     """
     opened = open_run(run)
-    folder, dataset = opened.folder, opened.dataset
-    begin = opened.begin()
-    entries = [entry for entry, _ in opened.entries(begin)]
-    first = opened.base(begin)
-    config = first.place.config(opened.origin) if first.place else opened.origin
-    checked, found, before = 0, None, first.version
     with one_blas_thread():
-        replayer = Replayer(config, dataset, start_of(first))
-        for version, weights in replayer.versions(entries):
-            found = first.architecture.unpad(weights)
-            path = checkpoint_path(folder.checkpoints, version)
-            if path.exists():
-                checked += 1
-                if read_checkpoint(path).weights.tobytes() != found.tobytes():
-                    raise JournalError(
-                        before + 1,
-                        f"the bits of W differ from version {before + 1} to {version} on"
-                        + (f"; but {other}" if (other := other_kernels(folder)) else ""),
-                    )
-                before = version
-    last, known = (
-        read_checkpoint(latest_checkpoint(folder.checkpoints)).version,
-        first.version + len(records_of(entries)),
-    )
+        return proven(opened, lambda view: _replayed(opened, view))
+
+
+def _replayed(opened: OpenedRun, view: RunView) -> Replay:
+    """Raises JournalError if the journal does not hold, or a checkpoint has other bits."""
+    folder, first = opened.folder, view.base
+    entries, _ = view.lines()
+    config = first.place.config(opened.origin) if first.place else opened.origin
+    replayer = Replayer(config, opened.dataset, start_of(first))
+    checked, found, before = 0, first.weights, first.version
+    for version, weights in replayer.versions(entries):
+        found = first.architecture.unpad(weights)
+        if version not in view.checkpoints:
+            continue
+        kept = read_if_kept(checkpoint_path(folder.checkpoints, version))
+        if kept is None:
+            continue
+        checked += 1
+        if kept.weights.tobytes() != found.tobytes():
+            raise JournalError(
+                before + 1,
+                f"the bits of W differ from version {before + 1} to {version} on"
+                + (f"; but {other}" if (other := other_kernels(folder)) else ""),
+            )
+        before = version
+    last, known = view.checkpoints[-1], first.version + len(records_of(entries))
     if last > known:
         raise JournalError(known + 1, f"it is missing: a checkpoint has version {last}")
-    assert found is not None
     return Replay(
         run_dir=str(folder.path),
+        running=view.running,
         updates=known - first.version,
         begins_after=first.version,
         weights_sha256=weights_sha256(found),

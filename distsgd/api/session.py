@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 
 from distsgd.api.background import Background
 from distsgd.api.chaos_watch import ChaosWatch
+from distsgd.api.interrupts import Stop
 from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Keeper, Task
 from distsgd.api.logbook import Logbook
 from distsgd.api.measuring import Measured, measure_split
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
-from distsgd.api.stop_signals import StopSignals
 from distsgd.api.verifier import Verifier
 from distsgd.errors import (
     DivergedError,
@@ -57,7 +57,7 @@ class Session:
         start: where to begin.
         logbook: where updates are written.
         reporter: told how training goes.
-        signals: whether to stop.
+        stop: asked whether to end early.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Session:
         start: Snapshot,
         logbook: Logbook,
         reporter: Reporter,
-        signals: StopSignals,
+        stop: Stop,
     ) -> None:
         self._task, self._config = task, task.config
         self._dataset, self._run = task.run.dataset, task.run.folder
-        self._start, self._reporter, self._signals = start, reporter, signals
+        self._start, self._reporter, self._stop = start, reporter, stop
         self._job = replace(
             make_job(task.config, self._dataset),
             policy=task.run.origin.policy(),  # the number of replicas is that of the beginning
@@ -90,7 +90,7 @@ class Session:
         self._losses = 0
 
     def run(self, began: float) -> TrainResult:
-        """Train to the end, or until a signal comes.
+        """Train to the end, or until asked to stop.
 
         Args:
             began: when the user's command began, by `time.perf_counter`.
@@ -156,12 +156,12 @@ class Session:
         if self._in_one_process(start):
             from distsgd.runtime.inline import train_inline
 
-            return train_inline(self._job, start, self._signals)
+            return train_inline(self._job, start, self._stop)
         from distsgd.runtime.ray_runtime import train_on_ray
 
         config, watch = self._config, self._watch
         return train_on_ray(
-            self._job, start, config.workers, self._signals, config.channel, self._wanted,
+            self._job, start, config.workers, self._stop, config.channel, self._wanted,
             config.wait_seconds, watch.havoc() if watch else None,
         )  # fmt: skip
 
@@ -281,6 +281,7 @@ class Session:
             wall_seconds=time.perf_counter() - began,
             examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
+            journal_head=self._keeper.head,
             chaos=self._watch.report() if self._watch is not None else None,
             verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
         )

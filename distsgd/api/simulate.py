@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from distsgd.api.dataset_of import check_room, dataset_of
+from distsgd.api.interrupts import NEVER, Stopping
 from distsgd.api.probe import Measuring
 from distsgd.api.simulated_results import Comparison, SimulationResult, summary
 from distsgd.api.simulated_run import SimulatedRun
 from distsgd.api.simulated_settings import policy_settings
-from distsgd.api.stop_signals import StopSignals
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import DivergedError, UsageError
@@ -51,11 +51,15 @@ def simulate(
     return simulate_with(config, fleet or Fleet(), measuring or Measuring())
 
 
-def simulate_with(config: TrainConfig, fleet: Fleet, measuring: Measuring) -> SimulationResult:
-    """See `simulate`; takes the settings as one object."""
-    with one_blas_thread(), StopSignals() as signals:
-        run = SimulatedRun(config, fleet, measuring, _opened(config), signals)
-        result = run.result()
+def simulate_with(
+    config: TrainConfig, fleet: Fleet, measuring: Measuring, stopping: Stopping = NEVER
+) -> SimulationResult:
+    """See `simulate`; takes the settings as one object, and what may end it early."""
+    with one_blas_thread():
+        dataset = _opened(config)
+        with stopping as stop:
+            run = SimulatedRun(config, fleet, measuring, dataset, stop)
+            result = run.result()
     if run.diverged is not None:
         raise DivergedError(run.diverged.step, run.diverged.loss, run.diverged.learning_rate)
     return result
@@ -124,16 +128,15 @@ def compare_with(
     first = next(iter(configs.values()))
     numbers = list(range(first.seed, first.seed + seeds))
     runs: dict[str, list[SimulationResult]] = {}
-    with one_blas_thread(), StopSignals() as signals:
+    with one_blas_thread():
         dataset = _opened(first)
         for name, config in configs.items():
             runs[name] = []
             for seed in numbers:
                 progress(name, seed)
-                run = SimulatedRun(replace(config, seed=seed), fleet, measuring, dataset, signals)
+                one = replace(config, seed=seed)
+                run = SimulatedRun(one, fleet, measuring, dataset, lambda: False)
                 runs[name].append(run.result())
-                if signals():
-                    raise KeyboardInterrupt
     return Comparison(
         seeds=numbers,
         target_loss=measuring.target_loss,

@@ -10,6 +10,7 @@ from typing import Any
 
 from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.dataset_of import check_room, dataset_of
+from distsgd.api.interrupts import NEVER, FirstCtrlC, Stopping
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.keeper import Task
 from distsgd.api.logbook import Logbook
@@ -18,23 +19,22 @@ from distsgd.api.recovery import find_tail, settings_to_go_on
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import TrainResult
 from distsgd.api.session import Session
-from distsgd.api.stop_signals import StopSignals
 from distsgd.core.chaos import Chaos
 from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.errors import DistsgdError, DivergedError, RunError, UsageError
+from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run, find_run
 from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
 from distsgd.run.trace_file import check_trace_file
-from distsgd.run.wanted_workers import want_workers
+from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel, one_blas_thread
 from distsgd.runtime.job import Snapshot
 
-__all__ = ["resume", "scale", "train", "train_with"]
+__all__ = ["resume", "resume_with", "scale", "train", "train_with"]
 
 
 def train(
@@ -74,6 +74,7 @@ def train(
         **settings: further settings, see `distsgd.run.config.TrainConfig`.
 
     Raises:
+        TrainingInterrupted: Ctrl-C, after a whole update; a KeyboardInterrupt with the run folder.
         UsageError: a setting cannot be used.
         DistsgdError: anything else that the user can mend; see `distsgd.errors`.
     """
@@ -84,7 +85,10 @@ def train(
     config = config_from({**named, **settings})
     folder = Path(run_dir) if run_dir else None
     timeline = Path(trace) if trace else None
-    return train_with(config, folder, reporter or Reporter(), timeline, chaos, address)
+    stop = FirstCtrlC()
+    result = train_with(config, folder, reporter or Reporter(), timeline, chaos, address, stop)
+    stop.check(result.run_dir, result.steps)
+    return result
 
 
 def train_with(
@@ -94,35 +98,49 @@ def train_with(
     trace: Path | None = None,
     chaos: str | None = None,
     address: str | None = None,
+    stopping: Stopping = NEVER,
 ) -> TrainResult:
-    """See `train`; takes the settings as one object."""
+    """See `train`; takes the settings as one object, and what may end the training early.
+
+    Returns:
+        the result, also of a training that was stopped: its status is then "interrupted".
+    """
     began = time.perf_counter()
     _check_address(address, config)
     faults = _faults(chaos, config)
     if trace is not None:
         check_trace_file(trace)
-    with one_blas_thread(check_at_end=False), StopSignals() as signals:
+    with one_blas_thread(check_at_end=False):  # each update checks
         folder = find_dataset(config.dataset)
         dataset = dataset_of(config, folder)
         check_room(config, dataset)
         dataset.verify()  # before anything is made
         _check_sizes(config, dataset)
-        run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
+        with stopping as stop:
+            run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
 
-        def session() -> Session:
-            job = make_job(config, dataset)
-            first = first_weights(config, job)
-            logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
-            task = Task(config=config, run=run, trace=trace, chaos=faults, address=address)
-            return Session(task, Snapshot(0, first, {}), logbook, reporter, signals)
+            def session() -> Session:
+                job = make_job(config, dataset)
+                first = first_weights(config, job)
+                logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
+                task = Task(config=config, run=run, trace=trace, chaos=faults, address=address)
+                return Session(task, Snapshot(0, first, {}), logbook, reporter, stop)
 
-        return _carried_out(session, run.folder, began)
+            return _carried_out(session, run.folder, began)
 
 
 def _carried_out(session: Callable[[], Session], run: RunFolder, began: float) -> TrainResult:
-    """The result; whatever happens, the run folder tells of it."""
+    """The result; whatever happens, the run folder tells of it.
+
+    Raises:
+        TrainingInterrupted: instead of another KeyboardInterrupt.
+    """
     try:
         return session().run(began)
+    except KeyboardInterrupt as error:
+        with suppress(DistsgdError):
+            run.write("report.json", {"status": "interrupted", "problem": "it was ended at once"})
+        raise TrainingInterrupted(str(run.path), None) from error
     except BaseException as error:
         status = "diverged" if isinstance(error, DivergedError) else "failed"
         with suppress(DistsgdError):  # the disk may not take it
@@ -159,47 +177,65 @@ def resume(
         address: of the Ray cluster to go on with, as for `train`.
 
     Raises:
+        TrainingInterrupted: as `train`.
         RunError: there is no such run, it is running, or it cannot be gone on with.
         UsageError: a setting cannot be used.
     """
-    began = time.perf_counter()
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
-    with one_blas_thread(check_at_end=False), StopSignals() as signals:
+    stop = FirstCtrlC()
+    result = resume_with(run, given, reporter or Reporter(), chaos, address, stop)
+    stop.check(result.run_dir, result.steps)
+    return result
+
+
+def resume_with(
+    run: str | Path,
+    given: dict[str, Any],
+    reporter: Reporter,
+    chaos: str | None = None,
+    address: str | None = None,
+    stopping: Stopping = NEVER,
+) -> TrainResult:
+    """See `resume`; takes the new settings by name, and what may end the training early."""
+    began = time.perf_counter()
+    with one_blas_thread(check_at_end=False):
         opened = open_run(run)
         folder, dataset = opened.folder, opened.dataset
         _check_not_running(folder)
         folder.hold()
         try:
             folder.sweep()
+            forget_wanted(folder)
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
             _check_address(address, config)
-            if folder.status() == "finished" and config.epochs == tail.settings.epochs:
-                (reporter or Reporter()).notice(
-                    f"{folder.path} has finished already; --epochs makes it longer"
-                )
+            ended = folder.report().get("status")
+            if ended == "finished" and config.epochs == tail.settings.epochs:
+                reporter.notice(f"{folder.path} has finished already; --epochs makes it longer")
                 folder.release()
                 return _reported(folder)
             dataset.verify()
             if other := other_kernels(folder):
-                (reporter or Reporter()).notice(other)
+                reporter.notice(other)
                 add_kernel(folder, blas_kernel())
             found = tail.recovered(opened)
         except BaseException:
             folder.release()
             raise
 
-        def session() -> Session:
-            logbook = Logbook(
-                folder, tail.end, found.ledger, config, make_job(config, dataset).plan
-            )
-            folder.remove("report.json")
-            logbook.gone_on()
-            task = Task(config=config, run=opened, chaos=faults, address=address)
-            return Session(task, found.snapshot, logbook, reporter or Reporter(), signals)
+        with stopping as stop:
 
-        return _carried_out(session, folder, began)
+            def session() -> Session:
+                logbook = Logbook(
+                    folder, tail.end, found.ledger, config, make_job(config, dataset).plan
+                )
+                folder.remove("report.json")
+                logbook.gone_on()
+                task = Task(config=config, run=opened, chaos=faults, address=address)
+                return Session(task, found.snapshot, logbook, reporter, stop)
+
+            return _carried_out(session, folder, began)
 
 
 def _reported(folder: RunFolder) -> TrainResult:

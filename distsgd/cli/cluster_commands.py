@@ -60,6 +60,7 @@ def start(
 
     Example: distsgd cluster start --join 10.0.0.1:6379 --token-file token
     """
+    from distsgd.cli.stop_signals import StopSignals
     from distsgd.errors import UsageError
     from distsgd.runtime import local_node, node_guard
     from distsgd.runtime.cluster_token import token_file as own_token_file
@@ -90,7 +91,8 @@ def start(
                 if join is None
                 else partial(local_node.start_member, join, node_ip, None, cpus)
             )
-            node_guard.guard_node(node, again)
+            with StopSignals(f"stopping the node {node.node_ip}", leaves=False) as stop:
+                node_guard.guard_node(node, stop, again)
 
 
 def _tell(node: Node, token: Path) -> None:

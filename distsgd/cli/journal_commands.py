@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
@@ -14,27 +15,38 @@ from distsgd.errors import JournalError
 __all__ = ["add_to"]
 
 
-def audit(run: Run = "latest", json: JsonFlag = False) -> None:
-    """Prove from the journal that each example of each epoch was applied exactly once.
+def audit(
+    run: Run = "latest",
+    head: Annotated[
+        str | None,
+        typer.Option(help="Digest that must be in the journal: a head that was kept elsewhere."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show from the journal that each example of each epoch was applied exactly once.
 
-    Exit code 1, and the first record that is wrong, when the journal does not hold.
+    Exit code 1, and the first record that is wrong, when the journal does not hold. The chain of
+    digests finds damage. It has no key, so a journal that was forged with care is found by --head
+    alone. A run may be training: then its journal is checked as far as it has come.
 
     Example: distsgd audit latest
     """
     from distsgd.api.audit import audit as check
 
     with _telling("holds", json):
-        found = check(run)
+        found = check(run, head)
     if json:
         print_json({"holds": True, **vars(found)})
         return
     print_pairs([
         ("run", found.run_dir),
+        *_running(found.running),
         ("updates", count(found.updates)),
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
         ("oldest gradient", f"{found.largest_staleness} updates"),
+        ("head", found.head),
     ])  # fmt: skip
     print_table(
         ("class", "examples applied", "examples put off"),
@@ -43,7 +55,9 @@ def audit(run: Run = "latest", json: JsonFlag = False) -> None:
             for name, applied in found.class_examples.items()
         ],
     )
-    show("the journal holds")
+    until = f" up to update {count(found.updates)}" if found.running else ""
+    kept = "" if head is None else f", and has the digest {head}"
+    show(f"the journal holds{until}{kept}")
 
 
 def replay(run: Run = "latest", json: JsonFlag = False) -> None:
@@ -62,11 +76,17 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
         return
     print_pairs([
         ("run", found.run_dir),
+        *_running(found.running),
         ("updates", count(found.updates)),
         *_beginning(found.begins_after),
         ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
         ("weights", f"sha256 {found.weights_sha256}"),
     ])  # fmt: skip
+
+
+def _running(running: bool) -> list[tuple[str, str]]:
+    """That a run goes on meanwhile."""
+    return [("status", "running; this is how far it has come")] if running else []
 
 
 def _beginning(update: int) -> list[tuple[str, str]]:

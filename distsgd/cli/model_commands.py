@@ -43,7 +43,7 @@ def evaluate(
         return
     print_pairs([
         ("run", found.run_dir),
-        ("step", count(found.step)),
+        ("step", count(found.step) + (", and the run goes on" if found.running else "")),
         ("examples", f"{count(found.examples)} ({found.split}, {found.dataset})"),
         ("accuracy", percent(found.accuracy)),
         ("loss", f"{found.loss:.4f}"),

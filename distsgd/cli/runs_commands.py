@@ -50,10 +50,7 @@ def _summary(run: Any) -> dict[str, Any]:
         config = run.read("config.json")
     except RunError:
         config = {}
-    try:
-        report = run.read("report.json")
-    except RunError:
-        report = {}
+    status, report = run.status(), run.report()
     settings = config.get("settings")
     if not isinstance(settings, dict):
         settings = {}
@@ -61,7 +58,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "name": run.path.name,
         "run_dir": str(run.path),
         "created": config.get("created"),
-        "status": run.status(),
+        "status": status,
         **{
             name: report.get(name, settings.get(name))
             for name in ("dataset", "loss", "workers", "epochs")
@@ -80,7 +77,6 @@ def show_(
 
     Example: distsgd runs show latest
     """
-    from distsgd.errors import RunError
     from distsgd.run.folder import find_run
     from distsgd.run.journal_reader import resumptions
     from distsgd.run.metrics import best_epoch, epoch_rows
@@ -88,23 +84,20 @@ def show_(
     found = find_run(run)
     config = found.read("config.json")
     found.settings()  # refuses what holds none
-    try:
-        report = found.read("report.json")
-    except RunError:
-        report = {}
+    status, report = found.status(), found.report()
     metrics = found.path / "metrics.jsonl"
     epochs = epoch_rows(metrics) if metrics.exists() else []
     best = best_epoch(found.path)
     again = resumptions(found.path)
     if json:
-        print_json({"run_dir": str(found.path), "status": found.status(), **config,
+        print_json({"run_dir": str(found.path), "status": status, **config,
                     "epochs": epochs, "best": _best(best, epochs),
                     "resumed": [vars(entry) for entry in again], "report": report})  # fmt: skip
         return
     settings = config.get("settings", {})
     print_pairs([
         ("run", str(found.path)),
-        ("status", found.status()),
+        ("status", status),
         ("created", str(config.get("created"))),
         *((name, str(value)) for name, value in settings.items()),
         *((name, str(value)) for name, value in config.get("versions", {}).items()),

@@ -50,16 +50,18 @@ def simulate(
         return
     from distsgd.api.simulate import simulate_with
     from distsgd.cli.simulate_tables import show_result
+    from distsgd.cli.stop_signals import StopSignals
 
     fleet, make, measuring = _read(context.params)
-    result = simulate_with(make({}), fleet, measuring)
+    stop = StopSignals()
+    result = simulate_with(make({}), fleet, measuring, stop)
     _draw(given["plot"], [result])
     if given["json"]:
         print_json(result)
     else:
         show_result(result)
     if result.status == "interrupted":
-        raise typer.Exit(130)
+        stop.leave()
 
 
 @app.command()

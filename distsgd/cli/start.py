@@ -1,4 +1,4 @@
-"""What is checked before the command line is loaded: this Python, its packages, its memory."""
+"""What is checked before the command line is loaded: streams, Python, packages, memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 
-from distsgd.cli.streams import prepare_streams
+from distsgd.cli.streams import open_missing_streams, prepare_streams
 from distsgd.errors import DistsgdError, missing_package, resource_error
 
 __all__ = ["main"]
@@ -17,6 +17,7 @@ _LEAST_MEMORY = 2**30
 
 def main() -> None:
     """Run the command line, if this Python can."""
+    open_missing_streams()
     prepare_streams()
     try:
         problem = _problem()

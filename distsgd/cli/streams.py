@@ -1,4 +1,4 @@
-"""The standard streams of the command line: their encoding, and what a closed reader does."""
+"""The standard streams of the command line: missing ones, their encoding, closed readers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,40 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from distsgd.errors import StorageError
 
-__all__ = ["GuardedStream", "ReaderGone", "check_stdout", "outliving_stdout", "prepare_streams"]
+__all__ = [
+    "GuardedStream", "ReaderGone", "check_stdout", "open_missing_streams", "outliving_stdout",
+    "prepare_streams",
+]  # fmt: skip
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)
+
+
+def open_missing_streams() -> None:
+    """Open /dev/null in place of each standard stream that is missing.
+
+    To be called before a file is opened: the next file would take the number of the stream, and
+    what a library prints would go into a journal. Python has None for such a stream, so that what
+    is printed to stderr goes to stdout.
+    """
+    for number in range(len(_STREAMS)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)  # by processes that are started from here
+    for name, mode in _STREAMS:
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8", errors="replace"))  # noqa: SIM115
 
 
 class ReaderGone(Exception):

@@ -132,6 +132,7 @@ def train(
     Example: distsgd train --chaos kill-worker:every=500,stop-worker:at=300:for=2s,drop-push:p=0.01
     """
     from distsgd.api.training import train_with
+    from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.run.config_sources import config_from
 
@@ -144,9 +145,12 @@ def train(
         "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
+    stop = StopSignals()
     with outliving_stdout("training"):
-        result = train_with(settings, run_dir, make_reporter(json), trace, chaos, address)
+        result = train_with(settings, run_dir, make_reporter(json), trace, chaos, address, stop)
     _show(result, json)
+    if result.status == "interrupted":
+        stop.leave()
 
 
 def resume(
@@ -173,15 +177,17 @@ def resume(
 
     Example: distsgd resume latest --workers 3
     """
-    from distsgd.api.training import resume as resume_run
+    from distsgd.api.training import resume_with
+    from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
 
+    given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
+    stop = StopSignals()
     with outliving_stdout("training"):
-        result = resume_run(
-            run, workers=workers, servers=servers, channel=channel, epochs=epochs, chaos=chaos,
-            reporter=make_reporter(json), address=address,
-        )  # fmt: skip
+        result = resume_with(run, given, make_reporter(json), chaos, address, stop)
     _show(result, json)
+    if result.status == "interrupted":
+        stop.leave()
 
 
 def scale(
@@ -219,11 +225,11 @@ def _show(result: TrainResult, json: bool) -> None:
             *_cost_of_chaos(result),
             *_verified(result),
             ("weights", f"sha256 {result.weights_sha256}"),
+            *([("journal", f"head {result.journal_head}")] if result.journal_head else []),
             ("run", result.run_dir),
         ])  # fmt: skip
     if result.status == "interrupted":
         say(f"interrupted after step {result.steps}; to go on: distsgd resume {result.run_dir}")
-        raise typer.Exit(130)
 
 
 def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:

@@ -31,6 +31,8 @@ __all__ = [
     "checkpoint_versions",
     "latest_checkpoint",
     "read_checkpoint",
+    "read_if_kept",
+    "read_newest",
     "remove_checkpoints",
     "shaped",
     "weights_sha256",
@@ -140,6 +142,34 @@ def read_checkpoint(path: Path, model: str | None = None) -> Model:
             "Remove it: it belongs to another run",
         )
     return found
+
+
+def read_if_kept(path: Path, model: str | None = None) -> Model | None:
+    """The same; None if it is missing, as a training removes those that it need not keep.
+
+    Raises:
+        RunError: it is damaged, or of another model.
+    """
+    try:
+        return read_checkpoint(path, model)
+    except RunError:
+        if path.exists():
+            raise
+        return None
+
+
+def read_newest(folder: Path, model: str | None = None) -> Model:
+    """The newest checkpoint of a run, which may be training.
+
+    Raises:
+        RunError: there is none; or it is damaged, or of another model.
+    """
+    while True:
+        path = latest_checkpoint(folder)
+        if (found := read_if_kept(path, model)) is not None:
+            return found
+        if latest_checkpoint(folder) == path:
+            return read_checkpoint(path, model)
 
 
 def _read(path: Path) -> Model:

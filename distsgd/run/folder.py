@@ -8,11 +8,13 @@ report.json             what came out, once the run has ended
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -34,6 +36,8 @@ from distsgd.version import __version__
 __all__ = ["RunFolder", "create_run", "find_run", "list_runs", "runs_home", "versions"]
 
 _LOCK = ".running"
+_PATIENCE = 5.0
+"""Seconds that `RunFolder.hold` waits for processes that only look whether the run is running."""
 
 
 def runs_home() -> Path:
@@ -74,14 +78,35 @@ class RunFolder:
             RunError: another process has done so.
             StorageError: the folder cannot be written.
         """
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._lock.acquire(timeout=0)
+                return
+            except Timeout:
+                if self._is_held() or time.monotonic() > give_up:
+                    raise RunError(
+                        f"{self.path} is running", "Wait for its end, or stop it first"
+                    ) from None
+                time.sleep(0.001)
+            except OSError as error:
+                raise storage_error(error, self.path / _LOCK) from None
+
+    def _is_held(self) -> bool:
+        """Whether a process holds the run; looks by a shared lock, which keeps nobody else out."""
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"{self.path} is running", "Wait for its end, or stop it first"
-            ) from None
-        except OSError as error:
-            raise storage_error(error, self.path / _LOCK) from None
+            file = os.open(self.path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(file)
+        return False
 
     def sweep(self) -> None:
         """Remove what a process that was killed while it wrote has left beside its files."""
@@ -151,17 +176,20 @@ class RunFolder:
                 f"{self.path / 'config.json'} is damaged: {error}", "Train again"
             ) from None
 
+    def report(self) -> dict[str, Any]:
+        """What came out; empty while there is nothing, or if it cannot be read."""
+        with suppress(RunError):
+            return self.read("report.json")
+        return {}
+
     def status(self) -> str:
         """ "running", "finished", "interrupted", "diverged", "failed" or "dead" (killed)."""
-        with suppress(RunError):
-            return str(self.read("report.json").get("status", "failed"))
-        if not (self.path / _LOCK).exists():
-            return "dead"
-        try:
-            with self._lock.acquire(timeout=0):
-                return "dead"
-        except (Timeout, OSError):
-            return "running"
+        for _ in range(2):  # it may end, or be resumed, between the two looks
+            if self._is_held():
+                return "running"
+            if report := self.report():
+                return str(report.get("status", "failed"))
+        return "dead"
 
 
 def _digest(name: str, content: dict[str, Any]) -> str:
@@ -204,17 +232,21 @@ def create_run(
     except OSError as error:
         raise storage_error(error, chosen) from None
     run = RunFolder(chosen)
-    run.write(
-        "config.json",
-        {
-            "created": now.isoformat(timespec="seconds"),
-            "settings": asdict(config),
-            "dataset": dataset,
-            "versions": versions(),
-            **({"chaos": chaos} if chaos else {}),
-        },
-    )
-    run.hold()
+    run.hold()  # before config.json makes it a run, so that it never looks dead
+    try:
+        run.write(
+            "config.json",
+            {
+                "created": now.isoformat(timespec="seconds"),
+                "settings": asdict(config),
+                "dataset": dataset,
+                "versions": versions(),
+                **({"chaos": chaos} if chaos else {}),
+            },
+        )
+    except BaseException:
+        run.release()
+        raise
     if path:
         _register(chosen)
     return run

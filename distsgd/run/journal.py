@@ -1,7 +1,10 @@
-"""The journal: every applied update in order, chained so that no record can be altered.
+"""The journal: every applied update in order, chained so that damage is found.
 
 A line is a JSON object. Each carries a digest of itself and of the digest before it; the first
-digest is made from the settings of the run, so that a journal belongs to its run. A record has:
+digest is made from the settings of the run, so that a journal belongs to its run. The chain has no
+key: it finds what a disk, a program or a mix-up has changed, and not what somebody has forged who
+computed all later digests anew. The digest of the last line, the head, stands for all lines before
+it: if it was kept where the forger cannot write, that is found too. A record has:
 
     v   version of W after the update
     s   step of the plan that its learning rate belongs to
@@ -42,6 +45,7 @@ from distsgd.errors import storage_error
 from distsgd.run.line_file import LineFile
 
 __all__ = [
+    "DIGEST_LENGTH",
     "JOURNAL",
     "Entry",
     "JournalWriter",
@@ -53,6 +57,9 @@ __all__ = [
 ]
 
 JOURNAL = "journal.jsonl"
+
+DIGEST_LENGTH = 32
+"""Hexadecimal digits of the digest of a line."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def first_digest(settings: Mapping[str, Any], dataset_digest: str) -> str:
 def chained(before: str, content: dict[str, Any]) -> str:
     """The digest of a line, from that of the line before and its content."""
     text = before + json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 class JournalWriter(LineFile):
@@ -139,6 +146,11 @@ class JournalWriter(LineFile):
         super().__init__(folder / JOURNAL)
         self._digest, self._lines = end.digest, end.lines
         self._moved = end.offset - self._size  # from a place in the file to one in the journal
+
+    @property
+    def head(self) -> str:
+        """Digest of the last line."""
+        return self._digest
 
     def add(self, update: Applied) -> None:
         """Append one update.

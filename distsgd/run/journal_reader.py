@@ -1,17 +1,30 @@
-"""Reading a journal, from its beginning or from any mark, each line checked against the chain."""
+"""Reading a journal, from its beginning or from any mark, each line checked against the chain.
+
+A journal may grow, or lose its beginning, while it is read: whoever needs its beginning and its
+lines to go together reads both by one `whole_journal`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Lease
-from distsgd.errors import JournalError
-from distsgd.run.journal import JOURNAL, Entry, Mark, Record, Resumed, chained
+from distsgd.errors import JournalError, UsageError
+from distsgd.run.journal import DIGEST_LENGTH, JOURNAL, Entry, Mark, Record, Resumed, chained
 
-__all__ = ["MarkMissing", "beginning", "read_journal", "resumptions"]
+__all__ = [
+    "Journal",
+    "MarkMissing",
+    "check_head",
+    "find_head",
+    "read_journal",
+    "resumptions",
+    "whole_journal",
+]
 
 _LONGEST = 1 << 20
 """Bytes of the longest line."""
@@ -21,8 +34,29 @@ class MarkMissing(JournalError):
     """A journal does not have the place that it is to be read from."""
 
 
-def beginning(folder: Path, first: str) -> Mark:
-    """Where the journal of a run begins: at its first line, unless some were dropped.
+@dataclass(frozen=True)
+class Journal:
+    """A journal as it was at one moment.
+
+    Attributes:
+        begin: the mark where it begins.
+        content: the bytes after it.
+    """
+
+    begin: Mark
+    content: bytes
+
+    def entries(self) -> Iterator[tuple[Entry, Mark]]:
+        """Its lines, each with the mark after it; a last line that was cut short is left out.
+
+        Raises:
+            JournalError: names the first line that does not hold.
+        """
+        return _checked(self.content, self.begin)
+
+
+def whole_journal(folder: Path, first: str) -> Journal:
+    """All of a run's journal, as it is now.
 
     Args:
         folder: the run folder.
@@ -33,12 +67,14 @@ def beginning(folder: Path, first: str) -> Mark:
     """
     try:
         with (folder / JOURNAL).open("rb") as file:
-            dropped = _dropped(file.readline())
+            line = file.readline()
+            if dropped := _dropped(line):
+                return Journal(dropped, file.read())
+            return Journal(Mark(first), line + file.read())
     except FileNotFoundError:
         raise JournalError(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
         raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
-    return dropped or Mark(first)
 
 
 def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
@@ -61,6 +97,11 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
             raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
         raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+    yield from _checked(content, begin)
+
+
+def _checked(content: bytes, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+    """The whole lines of a journal after a mark, each checked against the chain."""
     digest, end = begin.digest, begin.offset
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
     for number, line in enumerate(lines, begin.lines + 1):
@@ -82,6 +123,41 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         if found != digest:
             raise JournalError(number, "its digest does not follow from the records before it")
         yield entry, Mark(digest, end, number)
+
+
+def check_head(head: str) -> None:
+    """See that a text may be the digest of a line.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if len(head) not in (DIGEST_LENGTH, 64) or not set(head) <= set("0123456789abcdef"):
+        raise UsageError(
+            f"--head {head} is no digest of a journal, of {DIGEST_LENGTH} hexadecimal digits",
+            "Give the one that `distsgd train` or `distsgd audit` has shown",
+        )
+
+
+def find_head(journal: Journal, head: str) -> int:
+    """The number of the line with a digest that was kept, from 1; 0 for the beginning.
+
+    The chain makes everything before that line what it was when the digest was kept.
+
+    Raises:
+        JournalError: the journal has no such line, or one that does not hold.
+    """
+    begin = journal.begin
+    if head == begin.digest:
+        return begin.lines
+    for _, mark in journal.entries():
+        if mark.digest == head:
+            return mark.lines
+    dropped = (
+        f"; or its line is among the first {begin.lines}, which were dropped" if begin.lines else ""
+    )
+    raise JournalError(
+        0, f"the journal has no line with the digest {head}: it is not the one it was{dropped}"
+    )
 
 
 def resumptions(folder: Path) -> list[Resumed]:

@@ -99,6 +99,15 @@ class LineFile:
         except OSError as error:
             raise storage_error(error, self.path) from None
 
+    def is_lost(self) -> bool:
+        """Whether the file has been deleted, moved, or replaced by another since it was opened."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # a file system that does not answer now
+            return False
+
     def close(self) -> None:
         """Close the file; what a full disk refuses has been reported before."""
         with suppress(StorageError):

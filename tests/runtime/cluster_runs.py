@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
-from steered import SLOW, Steered, check_bits, crew_of, said, stop, updates
+from steered import SLOW, Steered, check_bits, crew_of, said, stop, train_until_stopped, updates
 
 from distsgd.api import train
 from distsgd.api.training import resume
@@ -53,7 +53,7 @@ def follow(run: Path) -> None:
         (crew_of(3), nodes.leave),
         (said("1 workers from here on"), stop),
     )
-    train(**SLOW, workers="auto", epochs=100_000, run_dir=run, reporter=steered)
+    train_until_stopped(steered, workers="auto")
     nodes.end()
     assert [text for text in steered.notices if "from here on" in text] == [
         "3 workers from here on", "1 workers from here on",
@@ -69,7 +69,7 @@ def too_few(run: Path) -> None:
         (said("1 of 4 workers are there"), lambda: nodes.join(2)),
         (crew_of(3), stop),
     )
-    train(**SLOW, workers=4, epochs=100_000, run_dir=run, reporter=steered)
+    train_until_stopped(steered, workers=4)
     nodes.end()
     check_bits(run)
 
@@ -84,7 +84,7 @@ def come_and_go(run: Path) -> None:
         (said("no worker is there", 2), lambda: nodes.join(1)),
         (updates(20), stop),
     )
-    train(**SLOW, workers=1, epochs=100_000, run_dir=run, reporter=steered)
+    train_until_stopped(steered, workers=1)
     nodes.end()
     check_bits(run)
 

@@ -89,6 +89,12 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def train_until_stopped(steered: Steered, **settings: Any) -> None:
+    with suppress(KeyboardInterrupt):
+        train(**SLOW, **settings, epochs=100_000, run_dir=steered.run, reporter=steered)
+        raise AssertionError("it came to its end")
+
+
 def check_bits(run: Path) -> None:
     """What there is of a run that was cut short is what one process would have computed."""
     found = audit(run)

@@ -9,9 +9,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from steered import SLOW, Steered, check_bits, crew_of, stop, updates
+from steered import Steered, check_bits, crew_of, stop, train_until_stopped, updates
 
-from distsgd.api import train
 from distsgd.api.training import scale
 
 pytestmark = pytest.mark.ray
@@ -40,6 +39,6 @@ def test_from_1_worker_to_4_to_2(tmp_path: Path, shared_ray: None) -> None:
         (crew_of(4), lambda: scale(run, 2)),
         (crew_of(2), stop),
     )
-    train(**SLOW, workers=1, epochs=100_000, run_dir=run, reporter=steered)
+    train_until_stopped(steered, workers=1)
     assert [text.split()[0] for text in steered.notices] == ["4", "2"]
     check_bits(run)

@@ -1,0 +1,88 @@
+"""Signals that a command takes upon itself: Ctrl-C, SIGTERM and the loss of its terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import typer
+
+from distsgd.api.interrupts import Stop
+
+__all__ = ["StopSignals"]
+
+_STDERR = 2
+_ANSWER = "stopping after this update; a second Ctrl-C leaves at once"
+
+
+class StopSignals(Stop):
+    """While entered, the first signal asks for a good end, and a second one leaves at once.
+
+    A lost terminal (SIGHUP) is never the second: the shell and the system both tell of it. With
+    nohup it is ignored, as before. The handlers that were there are put back.
+
+    Args:
+        answer: a line for stderr as soon as the first comes.
+        leaves: whether a second signal ends this process at once.
+
+    Attributes:
+        received: the first signal, or None.
+    """
+
+    def __init__(self, answer: str = _ANSWER, *, leaves: bool = True) -> None:
+        self.received: int | None = None
+        self._answer, self._leaves = answer, leaves
+        self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return self.received is not None
+
+    @property
+    def code(self) -> int:
+        """The exit code of a command that such a signal has ended: 130, 143 or 129."""
+        return 128 + (self.received or 0)
+
+    def leave(self) -> None:
+        """End the command, with that code, if a signal has come."""
+        if self.received is not None:
+            raise typer.Exit(self.code)
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._terminals = [stream for stream in range(3) if os.isatty(stream)]
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._let_go_of_terminal()
+        if self.received is None:
+            self.received = number
+            # Not by print: the main thread may be in the middle of one.
+            start = b"\r\x1b[K" if _STDERR in self._terminals else b""
+            with suppress(OSError):
+                os.write(_STDERR, start + self._answer.encode() + b"\n")
+        elif self._leaves and number != signal.SIGHUP:
+            # The processes of our own Ray are bound to end with this one.
+            os._exit(128 + number)
+
+    def _let_go_of_terminal(self) -> None:
+        """Whatever is still printed must not fail."""
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for stream in self._terminals:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
+        self._terminals = []
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
