@@ -11,9 +11,16 @@ __all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 def replace_file(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``, readable by the user alone; never a half-written file.
 
+    A symbolic link stays one: its target is replaced. A device, or a pipe that is being read, is
+    written to: a file in the place of /dev/null would break every other program.
+
     Raises:
         OSError: the old file, if there was one, is untouched.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        _write_into(path, content)
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -26,6 +33,13 @@ def replace_file(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _write_into(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe without a reader is an error
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
 
 
 def sync_file(path: Path) -> None:
