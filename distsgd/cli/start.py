@@ -19,6 +19,7 @@ def main() -> None:
     """Run the command line, if this Python can."""
     open_missing_streams()
     prepare_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a screen, or a wrong name, is no matter
     try:
         problem = _problem()
     except KeyboardInterrupt:

@@ -304,3 +304,12 @@ def test_too_little_memory_for_the_packages(tmp_path: Path, command: tuple[str, 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)),
     )  # fmt: skip
     assert_refused(done, 1, "256 MiB of memory", "ulimit -v")
+
+
+def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command_line("study", "hinges", "--plot", tmp_path / "figure.png"),
+        capture_output=True, text=True, timeout=60, env={**os.environ, "MPLBACKEND": "nonsense"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
