@@ -83,6 +83,26 @@ def test_config_files_that_cannot_be_used(
     assert word.lower() in done.stderr.lower()
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "null"), ("config.json", "[]"), ("config.json", '{"settings": 1}'),
+        ("config.json", '{"epochs": 1}'), ("config.json", DEEP), ("config.json", "1" * 5000),
+        ("deep.toml", "epochs = " + DEEP), ("bytes.toml", "\udcff"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", ["--config", "--scenario"])
+def test_files_that_are_no_settings(
+    distsgd: Run, tmp_path: Path, name: str, content: str, flag: str
+) -> None:
+    (tmp_path / name).write_bytes(os.fsencode(content))
+    command = ("train", "--workers", 0) if flag == "--config" else ("simulate",)
+    assert_refused(distsgd(*command, flag, tmp_path / name), 2, flag, "is not valid")
+
+
 def test_unknown_flags_are_usage_errors(distsgd: Run) -> None:
     done = distsgd("train", "--learning-rate", "1")
     assert done.returncode == 2
