@@ -427,7 +427,9 @@ class Drawer:
         elif chance < 0.8:
             path = str(out / f"x{self.random.choice(OUTPUT_ENDINGS)}")
         else:
-            path = self.random.choice(("", ".", "..", "missing/x.png", "x.png", "-", "~no-such-user/x"))
+            path = self.random.choice(
+                ("", ".", "..", "missing/x.png", "x.png", "-", "~no-such-user/x")
+            )
         self.may_change.add(Path(path))
         return path
 
