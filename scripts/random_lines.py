@@ -121,7 +121,7 @@ NUMBERS = (
 TEXTS = (
     "", " ", "-", "--", "[/b]", "[bold]", "a[/b]c", "[red]x", ":cat:", "\x1b[31mred", "a\nb", "\t",
     "\r", "café", unicodedata.normalize("NFD", "café"), "日本", "🐈", "\udcff\udcfe", "a\udc80",
-    "x" * 300, "x" * 100_000, "..", ".", "/", "a/b", "../x", "~", "~no-such-user", "$HOME", "%s", "{0}",
+    "x" * 300, "x" * 100_000, "..", ".", "/", "a/b", "../x", "~", "~no-user", "$HOME", "%s", "{0}",
     "\\", "'", '"', "null", "latest", "\ufeffx", "\u202e", "\u200b", "*", "?", "a=b", "=", ",", ":",
     "@", "http://", "file:///x", "s3://", "gs://x", "CON", "nul", "\x7f", "\x01", "#", ";",
 )  # fmt: skip
