@@ -63,7 +63,8 @@ class DistsgdError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.problem}. {self.hint}." if self.hint else f"{self.problem}."
+        hint = self.hint if self.hint.endswith("?") else f"{self.hint}."
+        return f"{self.problem}. {hint}" if self.hint else f"{self.problem}."
 
 
 class UsageError(DistsgdError):

@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=2_500,
         help="random schedules that each consistency policy is tested with",
     )
+    parser.addoption(
+        "--all-chapters",
+        action="store_true",
+        help="run the commands of every chapter of the lecture, not of the quick ones alone",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from distsgd.api.scenario import fleet_from
 from distsgd.cli.simulate_commands import simulate
+from distsgd.cli.train_command import train
 from distsgd.run.config import TrainConfig
 from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
 
@@ -70,6 +72,14 @@ def test_the_table_of_settings_is_complete_and_true() -> None:
         assert default in ("by", str(value).lower()) or type(value)(default) == value
     for loss, value in REGULARIZATION.items():
         assert str(value) in README and str(LEARNING_RATES[loss]["sgd"]) in README
+
+
+def test_the_settings_that_are_flags_are_named() -> None:
+    (sentence,) = re.findall(r"Flags of `distsgd\ntrain` are (.*?)\.", README, re.DOTALL)
+    settings = {field.name for field in fields(TrainConfig)}
+    assert re.findall(r"`--([a-z-]+)`", sentence) == [
+        name.replace("_", "-") for name in signature(train).parameters if name in settings
+    ]
 
 
 def test_the_table_of_a_simulated_fleet_is_complete_and_true() -> None:

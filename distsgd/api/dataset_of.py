@@ -27,20 +27,24 @@ def check_room(config: TrainConfig, dataset: Dataset) -> None:
     train, test = ([entry.size for entry in dataset.manifest.shards(s)] for s in ("train", "test"))
     if dataset.streamed and config.verify:
         raise UsageError(
-            "--verify does not go with --shuffle shard of a remote dataset: it needs all of it",
-            "Give --shuffle global, or verify with a copy of the dataset here",
+            f"{config.spelling.setting('verify')} does not go with {config.given('shuffle')} of a "
+            "remote dataset: it needs all of it",
+            f"Give {config.spelling.given('shuffle', 'global')}, or verify with a copy of the "
+            "dataset here",
         )
     if not config.cache_limit:
         return
     if not dataset.streamed:
-        needed, hint = sum(train) + sum(test), "or give --shuffle shard, which needs a few shards"
+        needed = sum(train) + sum(test)
+        hint = f"or give {config.spelling.given('shuffle', 'shard')}, which needs a few shards"
     else:
         # Two windows: the end of one and the beginning of the next.
         most = sorted(train, reverse=True)[: 2 * config.shuffle_window]
-        needed, hint = sum(most) + sum(test), "or mix fewer shards: --set shuffle_window=1"
+        needed = sum(most) + sum(test)
+        hint = f"or mix fewer shards: {config.spelling.given('shuffle_window', 1)}"
     if needed > config.cache_limit:
         raise UsageError(
-            f"--cache-size {config.cache_size} is not enough: {-(-needed // _MIB)} MiB have to be "
-            "on a node at once",
+            f"{config.given('cache_size')} is not enough: {-(-needed // _MIB)} MiB have to be on a "
+            "node at once",
             f"Raise it, {hint}",
         )

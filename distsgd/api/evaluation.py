@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distsgd.api.arguments import as_whole_number
 from distsgd.api.dataset_of import dataset_of
 from distsgd.api.measuring import measure_split
 from distsgd.api.opened_run import dataset_of_run
@@ -16,7 +17,7 @@ from distsgd.core.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.images import read_image
 from distsgd.data.locations import find_dataset
-from distsgd.errors import RunError
+from distsgd.errors import RunError, UsageError
 from distsgd.run.checkpoint import (
     Model,
     checkpoint_path,
@@ -112,10 +113,13 @@ def evaluate(
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
+        UsageError: there is no such split.
         RunError: there is no such run, it is damaged, or its dataset is another by now.
         DatasetError: the dataset is missing or damaged.
         UsageError: the dataset does not go with the run, see `Conversion`.
     """
+    if split not in ("test", "train"):
+        raise UsageError(f"--split cannot be {split}", "Give test or train")
     folder = find_run(run)
     settings = folder.settings()
     chosen = settings.dataset if dataset is None else dataset
@@ -176,6 +180,7 @@ def predict(
         UsageError: a file is missing, is no image, or has other columns.
         SourceError: a row lacks a number.
     """
+    as_whole_number("--top", top, least=1)
     model = _model(find_run(run), best)
     files = [images] if isinstance(images, str | Path) else list(images)
     names, pixels = _examples([Path(file) for file in files], model)

@@ -26,9 +26,9 @@ from distsgd.run.checkpoint import (
 )
 from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Mark
-from distsgd.run.metrics import Best, MetricsWriter, best_epoch
+from distsgd.run.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
 from distsgd.run.place import Place
-from distsgd.runtime.events import Progress
+from distsgd.runtime.events import Ended, Progress
 from distsgd.runtime.job import Job, Snapshot
 
 __all__ = ["Keeper", "Task"]
@@ -99,6 +99,18 @@ class Keeper:
         self._look_for_folder()
         self._if_there_is_room(self._logbook.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
+
+    def ended(self, event: Ended) -> None:
+        """The time until the last update goes to the metrics."""
+        content = {
+            "kind": "ended", "step": event.snapshot.version,
+            "examples_seen": event.examples_seen, "seconds": event.seconds,
+        }  # fmt: skip
+        self._if_there_is_room(partial(self._metrics.write, content))
+
+    def seconds_before(self, examples: int) -> float:
+        """Seconds that the run has spent on the steps of its first examples."""
+        return seconds_of_steps(self._metrics.path, examples)
 
     def epoch(self, row: EpochRow, version: int) -> None:
         """An epoch goes to the metrics; checkpoints that are not to be kept are removed.

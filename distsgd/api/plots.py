@@ -1,12 +1,13 @@
-"""Figures of simulations, with matplotlib (the extra `plot`), which is loaded when one is drawn."""
+"""Figures of simulations; matplotlib is loaded when one is asked for."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from distsgd.api.simulated_results import SimulationResult
+from distsgd.data.atomic import replace_file
 from distsgd.errors import UsageError, storage_error
 
 __all__ = ["check_plot", "plot_curves"]
@@ -18,17 +19,14 @@ def check_plot(path: Path) -> None:
     """Refuse a figure that could not be drawn, before anything is computed for it.
 
     Raises:
-        UsageError: matplotlib is missing, or the file cannot be of this kind or at this place.
+        UsageError: the file cannot be of this kind or at this place.
+        ModuleNotFoundError: matplotlib is missing.
     """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--plot cannot be {path}", "Give a file that ends in .png or .svg")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--plot: there is no folder {path.absolute().parent}", "Make it first")
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed",
-            "Run: pip install 'distsgd[plot]'",
-        )
+    import matplotlib.figure  # noqa: F401
 
 
 def plot_curves(path: Path, runs: Sequence[SimulationResult]) -> None:
@@ -69,7 +67,9 @@ def plot_curves(path: Path, runs: Sequence[SimulationResult]) -> None:
         if target:
             axes.axhline(target, color="grey", linestyle="--", linewidth=0.8)
     loss.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
     try:
-        figure.savefig(path, dpi=150)
+        replace_file(path, content.getvalue(), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None

@@ -15,6 +15,8 @@ from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import AUTO, with_room
 from distsgd.run.journal import Entry, Mark
 from distsgd.run.journal_reader import MarkMissing
+from distsgd.run.setting_values import as_type
+from distsgd.run.spelling import spelling
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["Recovered", "Tail", "find_tail", "settings_to_go_on"]
@@ -134,9 +136,12 @@ def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig
         UsageError: a value cannot be used, or there are fewer epochs than before.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    if "epochs" in chosen:
+        chosen["epochs"] = as_type("epochs", "int", chosen["epochs"])
     if chosen.get("epochs", config.epochs) < config.epochs:
+        less = spelling().given("epochs", chosen["epochs"])
         raise UsageError(
-            f"--epochs {chosen['epochs']} are fewer than the run's {config.epochs}",
+            f"{less} is less than the {config.epochs} of the run",
             f"Give {config.epochs} or more",
         )
     if chosen.get("workers") == AUTO:

@@ -41,7 +41,7 @@ class EpochRow:
         train_accuracy: likewise.
         test_loss: of W at the end of the epoch.
         test_accuracy: likewise.
-        seconds: spent on steps so far.
+        seconds: spent on steps so far, in all parts of a run that was resumed.
     """
 
     epoch: int
@@ -64,7 +64,8 @@ class TrainResult:
         model: "linear" or "mlp:HIDDEN".
         workers: worker processes.
         servers: parameter servers.
-        channel: how gradients travelled: "inline", "shm", "tcp", "ray", or several with "+".
+        channel: how gradients travelled: "inline", "shm", "tcp", "ray", or several with "+"; "none"
+            if training was stopped before the workers were connected.
         batch_size: examples of a minibatch.
         epochs: epochs asked for.
         seed: seed of the run.
@@ -73,20 +74,24 @@ class TrainResult:
         staleness: age of a gradient in updates -> contributions of that age.
         dropped: pushes that were not used.
         requeued: slots that were put off to a later update.
-        waiting_seconds: worker -> seconds it waited for work.
+        waiting_seconds: worker -> seconds it waited for work. These, staleness, dropped, requeued,
+            bytes and busy share are of the steps since the processes were last started.
         answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
             and the way there and back; empty without Ray.
         bytes_per_update: bytes of gradients pushed to the server, for each update.
-        server_busy_share: part of train_seconds that the (first) server spent on pushes and
-            pulls; 0 without Ray.
+        server_busy_share: part of the time of these steps that the (first) server spent on pushes
+            and pulls; 0 without Ray.
         steps: updates applied.
         examples_seen: examples used in them.
         train_loss: of the final W over the whole training set.
         train_accuracy: likewise.
         test_loss: of the final W over the test set.
         test_accuracy: likewise.
-        train_seconds: spent on steps, without start-up and evaluation.
-        wall_seconds: from the call to the result.
+        train_seconds: spent on steps, in all parts of a run that was resumed, without start-up and
+            evaluation.
+        wall_seconds: from the call, or the start of the command, to the result.
+        startup_seconds: of wall_seconds, until steps began: opening the data, starting processes.
+        step_seconds: of wall_seconds, spent on steps; train_seconds without that of earlier parts.
         examples_per_second: examples_seen / train_seconds.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
             layers, of W1 and then W2.
@@ -132,6 +137,8 @@ class TrainResult:
     verified: dict[str, object] | None = None
     answering_seconds: dict[str, float] = field(default_factory=dict)
     journal_head: str = ""
+    startup_seconds: float = 0.0
+    step_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file

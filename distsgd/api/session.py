@@ -83,10 +83,12 @@ class Session:
             self._watch = ChaosWatch(task.chaos, task.run, self._job.plan, start.version)
             self._job = replace(self._job, chaos=task.chaos, tally=str(self._watch.tally))
         self._verifier = Verifier(task.config, self._dataset, self._job)
-        self._channel = "inline"
+        self._channel = "inline" if self._in_one_process(start) else "none"
         self._said, config = WantedWorkers(self._run), task.config
         self._wanted = FollowedRoom(self._said, config.servers, config.elastic)
-        self._seconds, self._seen_before = 0.0, _examples(start)
+        self._seconds = self._seconds_before = self._keeper.seconds_before(_examples(start))
+        self._began, self._connected = 0.0, False  # when steps began
+        self._last_seconds = 0.0  # of steps, by the last generation of processes
         self._losses = 0
 
     def run(self, began: float) -> TrainResult:
@@ -103,6 +105,7 @@ class Session:
             self._keeper.save(self._start, passing=self._start.version > 0 and not known)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
             stack.enter_context(self._processes())
+            self._began = time.perf_counter()
             ended = self._until_the_end()
         self._reporter.ended()
         if self._task.trace is not None:
@@ -136,6 +139,7 @@ class Session:
                     raise
                 version = start.version
                 start = self._keeper.recovered()
+                self._seconds = max(self._seconds, self._keeper.seconds_before(_examples(start)))
                 self._said.again()
                 self._verifier.went_back()
                 self._reporter.notice(f"{error.problem}; going on after update {start.version}")
@@ -176,6 +180,8 @@ class Session:
         for event in events:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
+                if not self._connected:
+                    self._connected, self._began = True, time.perf_counter()
                 if self._task.address is not None or len(set(event.hosts)) > 1:
                     self._reporter.notice(event.told)
             elif isinstance(event, Notice):
@@ -199,6 +205,7 @@ class Session:
             elif isinstance(event, Saved):
                 self._keeper.try_to_save(event.snapshot, passing=True)
             elif isinstance(event, Ended):
+                self._last_seconds = event.seconds
                 return self._ended(
                     replace(
                         event, seconds=before + event.seconds,
@@ -226,6 +233,7 @@ class Session:
             found = event.diverged
             raise DivergedError(found.step, found.loss, found.learning_rate)
         self._keeper.save(event.snapshot)
+        self._keeper.ended(event)
         return event
 
     def _epoch_ended(self, event: EpochEnded) -> None:
@@ -270,7 +278,7 @@ class Session:
             waiting_seconds=_by_worker(ended.statistics.waiting_seconds),
             answering_seconds=_by_worker(ended.statistics.answering_seconds),
             bytes_per_update=ended.statistics.bytes_pushed / max(1, ended.statistics.updates),
-            server_busy_share=ended.statistics.busy_seconds / (ended.seconds or 1.0),
+            server_busy_share=ended.statistics.busy_seconds / (self._last_seconds or 1.0),
             steps=ended.snapshot.version,
             examples_seen=ended.examples_seen,
             train_loss=train_set.loss,
@@ -279,7 +287,9 @@ class Session:
             test_accuracy=test_set.accuracy,
             train_seconds=ended.seconds,
             wall_seconds=time.perf_counter() - began,
-            examples_per_second=(ended.examples_seen - self._seen_before) / (ended.seconds or 1.0),
+            startup_seconds=self._began - began,
+            step_seconds=ended.seconds - self._seconds_before,
+            examples_per_second=ended.examples_seen / (ended.seconds or 1.0),
             weights_sha256=weights_sha256(model.weights),
             journal_head=self._keeper.head,
             chaos=self._watch.report() if self._watch is not None else None,

@@ -70,4 +70,5 @@ def simulated_config(
     for name, hint in _NOT_SIMULATED.items():
         if name in {*kept, *named}:
             raise UsageError(f"{name} is no setting of a simulated training", hint)
-    return config_from({**kept, **given}, None, assignments)
+    origins = dict.fromkeys(set(kept) - set(given), "[train] of the scenario")
+    return config_from({**kept, **given}, None, assignments, origins)

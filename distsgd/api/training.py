@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.api.arguments import as_path, as_reporter, as_text, as_whole_number
 from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.interrupts import NEVER, FirstCtrlC, Stopping
@@ -26,15 +27,18 @@ from distsgd.data.locations import find_dataset
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
-from distsgd.run.folder import RunFolder, create_run, find_run
+from distsgd.run.folder import RunFolder, create_run, find_run, handle
 from distsgd.run.journal import Mark
 from distsgd.run.kernels import add_kernel, other_kernels
+from distsgd.run.spelling import spelling
 from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel, one_blas_thread
 from distsgd.runtime.job import Snapshot
 
 __all__ = ["resume", "resume_with", "scale", "train", "train_with"]
+
+_FAULTS, _HEAD = "kill-worker:every=50", "10.0.0.1:6379"
 
 
 def train(
@@ -83,10 +87,11 @@ def train(
         "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
     }  # fmt: skip
     config = config_from({**named, **settings})
-    folder = Path(run_dir) if run_dir else None
-    timeline = Path(trace) if trace else None
+    folder = None if run_dir in (None, "") else as_path("run_dir", run_dir)
+    timeline = None if trace in (None, "") else as_path("trace", trace)
+    chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
-    result = train_with(config, folder, reporter or Reporter(), timeline, chaos, address, stop)
+    result = train_with(config, folder, as_reporter(reporter), timeline, chaos, address, stop)
     stop.check(result.run_dir, result.steps)
     return result
 
@@ -99,13 +104,24 @@ def train_with(
     chaos: str | None = None,
     address: str | None = None,
     stopping: Stopping = NEVER,
+    began: float | None = None,
 ) -> TrainResult:
     """See `train`; takes the settings as one object, and what may end the training early.
+
+    Args:
+        config: the settings.
+        run_dir: as for `train`, like the next four.
+        reporter: told how training goes.
+        trace: a file for a timeline.
+        chaos: faults that are to come.
+        address: of a Ray cluster.
+        stopping: what may end the training early.
+        began: when the command began, by `time.perf_counter`; None for now.
 
     Returns:
         the result, also of a training that was stopped: its status is then "interrupted".
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     _check_address(address, config)
     faults = _faults(chaos, config)
     if trace is not None:
@@ -182,8 +198,9 @@ def resume(
         UsageError: a setting cannot be used.
     """
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
+    chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
-    result = resume_with(run, given, reporter or Reporter(), chaos, address, stop)
+    result = resume_with(run, given, as_reporter(reporter), chaos, address, stop)
     stop.check(result.run_dir, result.steps)
     return result
 
@@ -195,9 +212,10 @@ def resume_with(
     chaos: str | None = None,
     address: str | None = None,
     stopping: Stopping = NEVER,
+    began: float | None = None,
 ) -> TrainResult:
-    """See `resume`; takes the new settings by name, and what may end the training early."""
-    began = time.perf_counter()
+    """See `resume`; takes the new settings by name, and the rest as `train_with`."""
+    began = time.perf_counter() if began is None else began
     with one_blas_thread(check_at_end=False):
         opened = open_run(run)
         folder, dataset = opened.folder, opened.dataset
@@ -258,12 +276,11 @@ def scale(run: str | Path, workers: int) -> None:
         RunError: there is no such run, or it is not running.
     """
     folder = find_run(run)
-    if workers < 1:
-        raise UsageError(f"--workers {workers} is not possible", "Give a whole number, 1 or more")
+    as_whole_number(spelling().setting("workers"), workers, least=1)
     if folder.status() != "running":
         raise RunError(
             f"{folder.path} is not running",
-            f"`distsgd resume {folder.path.name} --workers {workers}` goes on with it",
+            f"`distsgd resume {handle(folder)} --workers {workers}` goes on with it",
         )
     if folder.settings().workers == 0:
         raise UsageError(
@@ -282,7 +299,10 @@ def _check_address(address: str | None, config: TrainConfig) -> None:
     if address is None:
         return
     if config.workers == 0:
-        raise UsageError("--address does not go with --workers 0", "Give 1 worker or more")
+        raise UsageError(
+            f"{spelling().setting('address')} does not go with {config.given('workers')}",
+            "Give 1 worker or more",
+        )
     from distsgd.runtime.joined_cluster import check_cluster
 
     check_cluster(address)
@@ -300,7 +320,7 @@ def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
     examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(
-            f"--batch-size {config.batch_size} is larger than the training set of {examples}",
+            f"{config.given('batch_size')} is larger than the training set of {examples}",
             f"Give a number from 1 to {examples}",
         )
 

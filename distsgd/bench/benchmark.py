@@ -126,6 +126,6 @@ def write_markdown(path: Path, report: Report) -> None:
         StorageError: the disk is full or cannot be written.
     """
     try:
-        replace_file(path, markdown(report).encode())
+        replace_file(path, markdown(report).encode("utf-8", "backslashreplace"), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None

@@ -16,12 +16,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from distsgd.data.system import pause
 from distsgd.errors import DistsgdError
 
 __all__ = ["WARM_UP", "Found", "Task", "parse_results", "rate", "serve", "told"]
@@ -73,7 +73,7 @@ def _leave_with_parent() -> None:
     """The parent holds the other end of stdin, and says nothing."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_SECONDS_TO_LEAVE)
+    pause(_SECONDS_TO_LEAVE)
     os._exit(1)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from distsgd.data.system import pause
 from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
 
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 def busy_cores(seconds: float = 0.25) -> float:
     """How many cores were busy, with anything, while this process slept."""
     before = _jiffies()
-    time.sleep(seconds)
+    pause(seconds)
     busy, total = (b - a for a, b in zip(before, _jiffies(), strict=True))
     return (os.cpu_count() or 1) * busy / total if total else 0.0
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.queues import Queue
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 from distsgd.api.jobs import make_job
@@ -27,6 +27,7 @@ from distsgd.core.messages import Lease, Push
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
+from distsgd.data.system import pause
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.blas import one_blas_thread
@@ -129,9 +130,9 @@ def _with_server(task: Task, batch: int) -> Found:
         worker.start()
     try:
         _until(lambda: server.images > 0)
-        sleep(WARM_UP)
+        pause(WARM_UP)
         images, began = server.images, perf_counter()
-        sleep(task.seconds)
+        pause(task.seconds)
         return Found((server.images - images) / (perf_counter() - began), {"channel": "shm"})
     finally:
         for worker in workers:
@@ -145,7 +146,7 @@ def _until(reached: Callable[[], bool]) -> None:
     while not reached():
         if perf_counter() > until:
             raise RuntimeFailure("the workers have not begun")
-        sleep(0.01)
+        pause(0.01)
 
 
 def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:

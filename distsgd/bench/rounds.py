@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import groupby
@@ -15,6 +14,7 @@ from distsgd.bench.contenders import Contender
 from distsgd.bench.environment import busy_cores
 from distsgd.bench.measurement import Measurement
 from distsgd.bench.processes import Finished, run_process
+from distsgd.data.system import python_module
 
 __all__ = ["in_processes", "measure_rounds", "reason_to_skip"]
 
@@ -99,7 +99,7 @@ def _measure_process(
     runs = [{"name": one.name, **one.settings} for one in together]
     task = json.dumps({"dataset": dataset, "seconds": seconds, "runs": runs})
     finished = run_process(
-        [sys.executable, "-m", together[0].module, task],
+        python_module(together[0].module, task),
         _START_LIMIT + len(runs) * (seconds + _RUN_LIMIT),
     )
     said = {content["name"]: content for content in parse_results(finished.output)}

@@ -13,8 +13,9 @@ from typing import Any
 from distsgd.bench.child import Found, Task, serve, told
 from distsgd.bench.lineup import TARGET
 from distsgd.bench.processes import Finished, run_process
+from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.session_guard import clear_session
+from distsgd.runtime.session_guard import clear_session, session_mark
 
 __all__ = ["measure"]
 
@@ -35,8 +36,8 @@ _PRIVATE = {
 
 def measure(task: Task, run: dict[str, Any]) -> Found:
     """Seconds of the process that a run names."""
-    ours = [sys.executable, "-m", "distsgd"]
-    python = [sys.executable, "-c"]
+    ours = python_module("distsgd")
+    python = [sys.executable, "-P", "-c"]
     train = [*ours, "train", "--dataset", task.dataset, "--workers", "2", "--json"]
     name = run["name"]
     if name == "import":
@@ -52,7 +53,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
     if name == "accuracy":
         more = ["--batch-size", "512", "--set", f"learning_rate={_LEARNING_RATE}"]
         return _reached(*_train([*train, "--epochs", str(_EPOCHS), *more]))
-    script = [sys.executable, "-m", "distsgd.bench.peers.torch_accuracy", task.dataset]
+    script = python_module("distsgd.bench.peers.torch_accuracy", task.dataset)
     finished = _seconds([*script, str(_EPOCHS), str(_LEARNING_RATE)])
     return _reached(finished.seconds, float(finished.output))
 
@@ -83,7 +84,7 @@ def _bare_ray(command: Sequence[str]) -> Found:
     folder = Path(tempfile.mkdtemp(prefix="distsgd-bare-", dir="/tmp"))
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
     try:
-        return Found(_seconds(command, {**_PRIVATE, **token}).seconds, {})
+        return Found(_seconds(command, {**_PRIVATE, **token, **session_mark(folder)}).seconds, {})
     finally:
         clear_session(folder, _LEAVE)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from distsgd.channel.base import Channel, Work
 from distsgd.core.chaos import PUSH_FAULTS, Chaos, Fault
 from distsgd.core.messages import REPORT, Decision, Push
+from distsgd.data.system import pause
 
 __all__ = ["Deliver", "FaultyChannel", "PushFaults", "Tally", "faulty_push", "read_tally"]
 
@@ -73,7 +73,7 @@ class PushFaults:
     """
 
     def __init__(
-        self, chaos: Chaos, worker: int, tally: Tally, sleep: Callable[[float], None] = time.sleep
+        self, chaos: Chaos, worker: int, tally: Tally, sleep: Callable[[float], None] = pause
     ) -> None:
         self._chaos, self._worker, self._tally, self.sleep = chaos, worker, tally, sleep
 

@@ -54,9 +54,17 @@ class RayPort:
     def __init__(self, server: ServerPort, vector_bytes: int, decode: Decode) -> None:
         self._server, self._decode = server, decode
         self._dismissal = [None] * (1 + chunk_count(vector_bytes))
+        self._latest: dict[int, int] = {}  # worker -> its incarnation
 
-    def exchange(self, worker: int, meta: Any, *chunks: Any) -> list[Any]:
-        """Answer one call: the lease, then the chunks of W; all None when training is over."""
+    def exchange(self, worker: int, incarnation: int, meta: Any, *chunks: Any) -> list[Any]:
+        """Answer one call: the lease, then the chunks of W; all None when training is over.
+
+        Likewise for a worker that another process has replaced: its calls may come late, and
+        would end those of the other.
+        """
+        if incarnation < self._latest.get(worker, 0):
+            return self._dismissal
+        self._latest[worker] = incarnation
         sizes = [len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks]
         size = sum(sizes) + len(pickle.dumps(meta))
         with np.errstate(all="ignore"):  # the server finds what is not finite
@@ -83,27 +91,29 @@ class RayChannel:
         server: handle of the server's actor, whose ``exchange`` is that of a `RayPort`.
         worker: number of the worker on this end.
         vector_bytes: bytes of flat W.
+        incarnation: counts the processes that have had this worker's number.
     """
 
     name = "ray"
     buffer: Floats | None = None
 
-    def __init__(self, server: Any, worker: int, vector_bytes: int) -> None:
-        self._worker = worker
+    def __init__(self, server: Any, worker: int, vector_bytes: int, incarnation: int = 0) -> None:
+        self._worker, self._incarnation = worker, incarnation
         self._call: Any = None
         self._exchange = server.exchange.options(num_returns=1 + chunk_count(vector_bytes))
 
     def send(self, push: Push | None) -> None:
         """See `Channel.send`."""
         if push is None:
-            self._call = self._exchange.remote(self._worker, None)
+            self._call = self._exchange.remote(self._worker, self._incarnation, None)
         else:
             meta = (
                 tuple(push.lease),
                 tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
                 len(push.gradients),
             )
-            self._call = self._exchange.remote(self._worker, meta, *_sent(push))
+            sent = _sent(push)
+            self._call = self._exchange.remote(self._worker, self._incarnation, meta, *sent)
 
     def receive(self) -> Work | None:
         """See `Channel.receive`."""

@@ -11,7 +11,7 @@ import typer
 from distsgd.cli.import_command import import_rows
 from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table, show
 from distsgd.cli.progress_bar import ProgressBar
-from distsgd.errors import DatasetError, UsageError
+from distsgd.errors import DatasetError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from distsgd.data.column_scale import ColumnScale
@@ -98,7 +98,7 @@ def list_all(json: JsonFlag = False) -> None:
 
     rows = []
     for name in (*RESERVED, *imported_datasets()):
-        with suppress(DatasetError):
+        with suppress(DatasetError, StorageError):
             manifest = read_manifest(find_dataset(name))
             rows.append((name, manifest.rows("train"), manifest.rows("test"),
                          len(manifest.classes), manifest.features))  # fmt: skip

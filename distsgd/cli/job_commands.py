@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distsgd.cli.output import JsonFlag, pass_on, print_json, print_pairs, print_table, say
+from distsgd.cli.settings import spelling_of
 
 if TYPE_CHECKING:
     from distsgd.runtime.job_api import JobApi, JobState
@@ -73,6 +74,7 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
     from distsgd.errors import UsageError
     from distsgd.run.config import TrainConfig
     from distsgd.run.config_sources import config_elsewhere
+    from distsgd.run.spelling import written
 
     for word in given:
         if (flag := word.partition("=")[0]) in _NOT_HERE:
@@ -83,7 +85,8 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
     read = command.make_context(name, list(words)).params
     file: Path | None = read.get("config")
     flags = {one.name: read[one.name] for one in fields(TrainConfig) if one.name in read}
-    config = config_elsewhere(flags, file, read.get("set_"))
+    with written(lambda: spelling_of(command)):
+        config = config_elsewhere(flags, file, read.get("set_"))
     if config.workers == 0:
         raise UsageError("--workers 0 trains without a cluster", "Leave it out, or take train")
     if read["chaos"]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, print_json, print_pairs
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs
 from distsgd.cli.study_options import PlotFlag, SeedFlag, WorkersFlag, checked, drawn
 
 __all__ = ["add_to"]
@@ -83,8 +83,13 @@ def landscape(
     pairs.append(("highest", f"{highest:.6g}"))
     if found.path_share is not None:
         pairs.append(
-            ("path", f"{len(found.path)} checkpoints, {found.path_share:.1%} of it in the plane")
+            (
+                "path",
+                f"{len(found.path)} checkpoints, {percent(found.path_share)} of it in the plane",
+            )
         )
+    if len(found.b) == 1 and found.loss == "svm" and found.examples == 1:
+        pairs.append(("kinks", count(found.kinks)))
     print_pairs(pairs)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,8 +27,10 @@ from distsgd.cli import (
     train_command,
 )
 from distsgd.cli.output import say, show
+from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
+from distsgd.run.spelling import written
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]
@@ -49,6 +53,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
@@ -57,9 +62,8 @@ def _options(
     ] = False,
 ) -> None:
     """Global options. --debug is taken off the line by `main`."""
-    from distsgd.runtime.ray_session import sweep_dead_sessions
-
-    sweep_dead_sessions()
+    if isinstance(context.obj, CommandLine):
+        context.obj.root = context.command
 
 
 train_command.add_to(app)
@@ -80,10 +84,13 @@ app.add_typer(study_commands.app, name="study")
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     logging.getLogger("distsgd").addHandler(_Notices())
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(args=arguments, standalone_mode=False)
+        line = CommandLine(arguments)
+        with written(line.spelling):
+            code = app(args=arguments, obj=line, standalone_mode=False)
         check_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -109,6 +116,16 @@ def _is_about_usage(error: Exception) -> bool:
     return hasattr(error, "format_message")
 
 
+def _without_folder(error: DistsgdError) -> str:
+    """What to add to an error of a command that stands in a folder that has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        said = "working folder has been deleted" in error.problem
+        return "" if said else " The working folder has been deleted: change to one that exists."
+    return ""
+
+
 def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code."""
     if _is_about_usage(error):
@@ -121,7 +138,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
         error = storage_error(error, error.filename or "a file")
     if isinstance(error, DistsgdError):
-        say(f"error: {error}")
+        say(f"error: {error}{_without_folder(error)}")
         return error.exit_code
     first = (str(error).splitlines() or [""])[0]
     say(
@@ -142,7 +159,11 @@ def _report_usage(error: Any) -> int:
 
 
 def _unknown_to_locale(error: UnicodeEncodeError) -> DistsgdError:
+    begin = max(0, error.start - 100)
+    name = error.object[begin : error.start + 100]
+    if error.encoding.startswith("utf"):
+        return DistsgdError(f"the name {name} is not UTF-8", "Rename the file")
     return DistsgdError(
-        f"{error.object} cannot be written in {error.encoding}, the encoding of this locale",
+        f"{name} cannot be written in {error.encoding}, the encoding of this locale",
         "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1",
     )

@@ -16,11 +16,11 @@ app = typer.Typer(help="Look at the runs there are.", no_args_is_help=True)
 
 @app.command(name="list")
 def list_(json: JsonFlag = False) -> None:
-    """List the runs, oldest first.
+    """List the runs, oldest first: by name, or by path if they lie elsewhere than usual.
 
     Example: distsgd runs list
     """
-    from distsgd.run.folder import list_runs
+    from distsgd.run.folder import list_runs, runs_home
 
     runs = [_summary(run) for run in list_runs()]
     if json:
@@ -28,10 +28,11 @@ def list_(json: JsonFlag = False) -> None:
     elif not runs:
         show("There are no runs yet. Make one: distsgd train")
     else:
+        print(f"runs in {runs_home()}")
         print_table(
             ("run", "status", "model", "loss", "workers", "epochs", "test"),
             [
-                (run["name"], run["status"], run["model"], str(run["loss"]),
+                (run["run"], run["status"], run["model"], str(run["loss"]),
                  str(run["workers"]), str(run["epochs"]), _share(run["test_accuracy"]))
                 for run in runs
             ],
@@ -45,6 +46,7 @@ def _share(value: Any) -> str:
 
 def _summary(run: Any) -> dict[str, Any]:
     from distsgd.errors import RunError
+    from distsgd.run.folder import handle
 
     try:
         config = run.read("config.json")
@@ -55,6 +57,7 @@ def _summary(run: Any) -> dict[str, Any]:
     if not isinstance(settings, dict):
         settings = {}
     return {
+        "run": handle(run),
         "name": run.path.name,
         "run_dir": str(run.path),
         "created": config.get("created"),

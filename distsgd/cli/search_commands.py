@@ -195,7 +195,11 @@ def stepsize(
         [(f"{step:g}", f"{after:.6g}") for step, after in
          zip(found.steps, found.losses, strict=True)],
     )  # fmt: skip
-    show(f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}")
+    ratios = ", ".join(f"{ratio:.4g}" for ratio in found.last_ratios)
+    show(
+        f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}",
+        f"the three largest steps give {ratios} times the loss of the step before",
+    )
 
 
 def add_to(app: typer.Typer) -> None:

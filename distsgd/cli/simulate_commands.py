@@ -10,6 +10,7 @@ import typer
 
 from distsgd.cli import simulate_flags as flags
 from distsgd.cli.output import print_json, say
+from distsgd.cli.settings import GroupTakesSettings, TakesSettings
 from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _MEASURING = {
     "target_loss": "target_loss", "target_accuracy": "target_accuracy",
 }  # fmt: skip
 
-app = typer.Typer()
+app = typer.Typer(cls=GroupTakesSettings)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +65,7 @@ def simulate(
         stop.leave()
 
 
-@app.command()
+@app.command(cls=TakesSettings)
 @flags.with_shared
 def compare(
     context: typer.Context,

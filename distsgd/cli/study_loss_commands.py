@@ -39,7 +39,7 @@ def loss(
     print_table(
         ("standard deviation of W", "of the scores", "SVM loss", "softmax loss"),
         [
-            (f"{row.scale:g}", f"{row.score_spread:.3g}", f"{row.svm:.5g}", f"{row.softmax:.5g}")
+            (f"{row.scale:g}", f"{row.score_spread:.3g}", f"{row.svm:.4g}", f"{row.softmax:.4g}")
             for row in found.rows
         ],
     )
@@ -83,7 +83,11 @@ def hinges(
             for kink in found.kinks
         ],
     )  # fmt: skip
-    show(f"the lowest loss is at w0 = {found.lowest:g}")
+    show(
+        f"the lowest loss is at w0 = {found.lowest:g}",
+        f"the sum of the terms is at most {found.terms_difference:.1e} off the loss, and slopes at "
+        f"most {found.slopes_difference:.1e} off differences",
+    )
 
 
 def convexity(
@@ -110,7 +114,10 @@ def convexity(
         ("model", "loss", "most above the chord"),
         [(one.model, one.loss, f"{one.excess:.1e}") for one in found.shown],
     )
-    show(f"linear: of {2 * found.segments} segments, at most {found.worst_linear:.1e}")
+    show(
+        f"linear: of {2 * found.segments} segments, at most {found.worst_linear:.1e}",
+        f"two layers: for each loss, a segment with {found.least_two_layers:.4g} or more",
+    )
 
 
 def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:
@@ -137,6 +144,10 @@ def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:
             ],
             title=f"{example.name}: {example.formula}",
         )  # fmt: skip
+    show(
+        f"at most {found.largest_difference:.1e} off differences; through softmax, at most "
+        f"{found.softmax_difference:.1e} off p - 1(j = y)"
+    )
 
 
 def formulas(

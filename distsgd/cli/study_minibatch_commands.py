@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_table, say
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_table, say, show
 from distsgd.cli.study_options import (
     DatasetFlag,
+    ExamplesFlag,
     LossFlag,
     PlotFlag,
     SeedFlag,
@@ -90,6 +91,7 @@ def noise(
         str, typer.Option(help="Minibatches, with commas between.")
     ] = "16,32,64,128,256,512,1024",
     draws: Annotated[int, typer.Option(help="Minibatches of each size.")] = 100,
+    examples: ExamplesFlag = None,
     seed: SeedFlag = 0,
     plot: PlotFlag = None,
     json: JsonFlag = False,
@@ -102,8 +104,9 @@ def noise(
 
     checked(plot)
     found = minibatch_noise(
-        dataset, loss=loss, sizes=numbers("--sizes", sizes), draws=draws, seed=seed
-    )
+        dataset, loss=loss, sizes=numbers("--sizes", sizes), draws=draws, examples=examples,
+        seed=seed,
+    )  # fmt: skip
     drawn(plot, draw_minibatch_noise, found)
     if json:
         print_json(found)
@@ -116,6 +119,7 @@ def noise(
             for row in found.rows
         ],
     )  # fmt: skip
+    show(f"variance over what is expected, in the mean: {found.variance_ratio:.4g}")
 
 
 def minibatch_size(

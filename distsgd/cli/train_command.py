@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distsgd.cli import BEGAN
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say, show
+from distsgd.cli.settings import TakesSettings
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
@@ -145,9 +148,9 @@ def train(
         "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
     }  # fmt: skip
     settings = config_from(flags, config, set_)
-    stop = StopSignals()
+    stop, reporter = StopSignals(), make_reporter(json)
     with outliving_stdout("training"):
-        result = train_with(settings, run_dir, make_reporter(json), trace, chaos, address, stop)
+        result = train_with(settings, run_dir, reporter, trace, chaos, address, stop, BEGAN)
     _show(result, json)
     if result.status == "interrupted":
         stop.leave()
@@ -182,9 +185,9 @@ def resume(
     from distsgd.cli.train_reporter import make_reporter
 
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
-    stop = StopSignals()
+    stop, reporter = StopSignals(), make_reporter(json)
     with outliving_stdout("training"):
-        result = resume_with(run, given, make_reporter(json), chaos, address, stop)
+        result = resume_with(run, given, reporter, chaos, address, stop, BEGAN)
     _show(result, json)
     if result.status == "interrupted":
         stop.leave()
@@ -219,7 +222,8 @@ def _show(result: TrainResult, json: bool) -> None:
             ("training loss", f"{result.train_loss:.4f}"),
             ("throughput", f"{count(result.examples_per_second)} images/s "
                            f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
-            ("workers", f"{result.workers} ({result.channel})"),
+            ("time", _time(result)),
+            ("workers", _workers(result)),
             *_cost_of_policy(result),
             *_cost_of_network(result),
             *_cost_of_chaos(result),
@@ -229,7 +233,23 @@ def _show(result: TrainResult, json: bool) -> None:
             ("run", result.run_dir),
         ])  # fmt: skip
     if result.status == "interrupted":
-        say(f"interrupted after step {result.steps}; to go on: distsgd resume {result.run_dir}")
+        again = f"distsgd resume {shlex.quote(result.run_dir)}"
+        say(f"interrupted after step {result.steps}; to go on: {again}")
+
+
+def _time(result: TrainResult) -> str:
+    """How long the user has waited, and for what."""
+    rest = result.wall_seconds - result.startup_seconds - result.step_seconds
+    return (
+        f"{result.wall_seconds:.1f} s in all: {result.startup_seconds:.1f} s to start, "
+        f"{result.step_seconds:.1f} s of steps, {max(0.0, rest):.1f} s to measure, save and end"
+    )
+
+
+def _workers(result: TrainResult) -> str:
+    """How many, and how their gradients travelled."""
+    how = "none had begun" if result.channel == "none" else result.channel
+    return f"{result.workers} ({how})"
 
 
 def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
@@ -285,6 +305,6 @@ def _verified(result: TrainResult) -> list[tuple[str, str]]:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(train)
+    app.command(cls=TakesSettings)(train)
     app.command()(resume)
     app.command()(scale)

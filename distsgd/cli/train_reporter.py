@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.spinner import Spinner
 
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
@@ -70,14 +72,25 @@ class _LiveReporter(Reporter):
             console=console,
             transient=True,
         )
+        spinner = Spinner("dots", "starting Ray")
+        self._starting = Live(spinner, console=console, transient=True)
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         self._console.print(visible(_title(config)), soft_wrap=True)
         self._console.print(_HEADING, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
+        if config.workers:
+            self._starting.start(refresh=True)
+        else:
+            self._bar.start()
+
+    def _show_bar(self) -> None:
+        """Ray has started: steps follow."""
+        self._starting.stop()
         self._bar.start()
 
     def progress(self, progress: Steps) -> None:
+        self._show_bar()
         self._bar.update(
             self._task,
             completed=progress.step,
@@ -87,12 +100,14 @@ class _LiveReporter(Reporter):
         )
 
     def epoch(self, row: EpochRow) -> None:
+        self._show_bar()
         self._console.print(_row(row))
 
     def notice(self, text: str) -> None:
         self._console.print(visible(text), style="yellow", soft_wrap=True)
 
     def ended(self) -> None:
+        self._starting.stop()
         self._bar.stop()
 
 

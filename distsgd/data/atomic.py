@@ -8,11 +8,16 @@ from pathlib import Path
 __all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, readable by the user alone; never a half-written file.
+def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Put ``content`` at ``path``; never a half-written file.
 
     A symbolic link stays one: its target is replaced. A device, or a pipe that is being read, is
     written to: a file in the place of /dev/null would break every other program.
+
+    Args:
+        path: the file.
+        content: all of it.
+        shared: made for others too: the umask says who may read it. Else the user alone may.
 
     Raises:
         OSError: the old file, if there was one, is untouched.
@@ -21,9 +26,10 @@ def replace_file(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         _write_into(path, content)
         return
+    mode = 0o666 if shared else 0o600
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()

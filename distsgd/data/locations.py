@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
 from distsgd.data.remote.uri import is_uri
-from distsgd.errors import DatasetError
+from distsgd.errors import DatasetError, StorageError, UsageError
 
 __all__ = [
     "REMOTE_SOURCE",
@@ -17,6 +20,7 @@ __all__ = [
     "SAMPLE",
     "cache_folder",
     "dataset_folder",
+    "expanded",
     "find_dataset",
     "home_folder",
     "imported_datasets",
@@ -37,25 +41,60 @@ SAMPLE = Path(__file__).parent / "sample"
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be fetched again."""
-    chosen = os.environ.get("DISTSGD_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("distsgd")
+    """The folder of everything that can be fetched again.
+
+    Raises:
+        StorageError: this user has no home folder, and no variable names another.
+    """
+    return _own_folder("DISTSGD_CACHE", platformdirs.user_cache_path, "datasets")
 
 
 def home_folder() -> Path:
-    """The folder of all that cannot be made again: the user's data folder, or ``$DISTSGD_HOME``."""
-    chosen = os.environ.get("DISTSGD_HOME")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("distsgd")
+    """The folder of all that cannot be made again: the user's data folder, or ``$DISTSGD_HOME``.
+
+    Raises:
+        StorageError: this user has no home folder, and no variable names another.
+    """
+    return _own_folder("DISTSGD_HOME", platformdirs.user_data_path, "runs and tokens")
+
+
+def _own_folder(variable: str, default: Callable[[str], Path], what: str) -> Path:
+    if chosen := os.environ.get(variable):
+        return expanded(chosen)
+    try:
+        return default("distsgd")
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        raise StorageError(
+            f"there is no folder for {what}: HOME is not set, and this user has no home folder",
+            f"Set HOME, or {variable} to a folder for {what}",
+        ) from None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as a user writes it, with ~ for a home folder.
+
+    Raises:
+        UsageError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{path} is in a home folder that cannot be found", "Write the path in full"
+        ) from None
 
 
 def dataset_folder(name: str) -> Path:
-    """Where the fetched dataset ``name`` lies, or will."""
+    """Where the fetched dataset ``name`` lies, or will; errors as `cache_folder`."""
     return cache_folder() / "datasets" / name
 
 
 def imported_datasets() -> list[str]:
     """Names of the imported datasets in the cache."""
-    found = cache_folder().glob("datasets/*/manifest.json")
+    try:
+        found = cache_folder().glob("datasets/*/manifest.json")
+    except StorageError:
+        return []
     names = (path.parent.name for path in found)
     return sorted(name for name in names if name not in RESERVED and not name.startswith("."))
 
@@ -81,9 +120,9 @@ def find_dataset(dataset: str) -> Path:
                 "Run `distsgd data fetch`, or take the embedded images: --dataset sample",
             )
         return folder
-    if Path(dataset).name == dataset and (dataset_folder(dataset) / "manifest.json").is_file():
+    if dataset in imported_datasets():
         return dataset_folder(dataset)
-    folder = Path(dataset).expanduser()
+    folder = expanded(dataset)
     if not (folder / "manifest.json").is_file():
         what = "no such folder" if not folder.exists() else "it has no manifest.json"
         raise DatasetError(
@@ -98,11 +137,18 @@ def mending(folder: Path) -> str:
     """What to do about a dataset that is damaged."""
     if (folder / REMOTE_SOURCE).exists():
         return f"Remove {folder}: it is fetched again when it is needed"
-    if folder.parent == dataset_folder("").resolve() and folder.name not in RESERVED:
+    if folder.parent == _cache_of_datasets() and folder.name not in RESERVED:
         return f"Import it anew: `distsgd data import SOURCE --name {folder.name} --force`"
     command = "distsgd data fetch --repair"
     if folder.resolve() == SAMPLE.resolve():
         command += " --dataset sample"
-    elif folder.resolve() != dataset_folder("cifar10").resolve():
-        command += f" --dataset {folder}"
+    elif folder.resolve().parent != _cache_of_datasets() or folder.name != "cifar10":
+        command += f" --dataset {shlex.quote(str(folder))}"
     return f"Mend it: `{command}`"
+
+
+def _cache_of_datasets() -> Path | None:
+    """Where `dataset_folder` is; None without a home folder."""
+    with suppress(StorageError):
+        return dataset_folder("").resolve()
+    return None

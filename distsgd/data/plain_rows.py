@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class PlainRows:
         self.files = [entry.file for entry in manifest.train]
         self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
         for file in self.files:
-            batch = pa.ipc.open_file(pa.memory_map(str(folder / file))).get_batch(0)
+            batch = pa.ipc.open_file(pa.memory_map(os.fsencode(folder / file))).get_batch(0)
             flat = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
             pixels, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
             self._shards.append((pixels, labels))

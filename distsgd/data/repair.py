@@ -165,7 +165,7 @@ class _Repair:
                 self._write(file, test, span) for file, span in shard_spans("test", len(test[1]), 1)
             ),
         )
-        replace_file(self._folder / MANIFEST, manifest.to_json().encode())
+        replace_file(self._folder / MANIFEST, manifest.to_json().encode(), shared=True)
         self._mended.append(MANIFEST)
         return manifest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -64,7 +65,7 @@ def write_shard(
     storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
     images = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
     batch = pa.record_batch([images, pa.array(labels)], schema=schema)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
     return Shard(path.name, len(labels), path.stat().st_size, checksum(path))
 
@@ -203,7 +204,7 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
     """
     try:
         before = identity_of(path)
-        content = pa.memory_map(str(path))
+        content = pa.memory_map(os.fsencode(path))
         batch = _only_batch(content)
         if batch.schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
             raise DatasetError(

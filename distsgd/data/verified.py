@@ -54,7 +54,7 @@ _known: dict[Identity, str] = {}
 @cache
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:  # then nobody else's word is taken
         return f"process {os.getpid()} {time.time_ns()}"
 

@@ -15,9 +15,10 @@ from distsgd.core.schedules import SCHEDULES
 from distsgd.data.remote.uri import is_uri
 from distsgd.errors import UsageError
 from distsgd.run.recipe import BASE_BATCH, recipe_for
-from distsgd.run.setting_values import as_type, refuse, setting
+from distsgd.run.setting_values import as_type, refuse
+from distsgd.run.spelling import ARGUMENT, SET, Spelling, spelling
 
-__all__ = ["TrainConfig", "choices", "setting"]
+__all__ = ["TrainConfig", "choices"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ class TrainConfig:
     verify: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_spelling", spelling())  # no field: it is not kept with the run
         for field in dataclasses.fields(self):
             value = as_type(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
@@ -140,6 +142,16 @@ class TrainConfig:
         self._check_data()
         if not self.momentum < 1:
             refuse("momentum", self.momentum, "a number from 0 to below 1")
+        if self.optimizer not in _WITH_MOMENTUM and self.spelling.origins.get("momentum") in (
+            SET,
+            ARGUMENT,
+        ):
+            raise UsageError(
+                f"{self.given('momentum')} does not go with {self.given('optimizer')}, which has "
+                "none",
+                f"Give {self.spelling.given('optimizer', 'momentum')}, or another of "
+                + ", ".join(_WITH_MOMENTUM[1:]),
+            )
 
     def _fill_in_recipe(self) -> None:
         try:
@@ -157,6 +169,16 @@ class TrainConfig:
                 refuse(name, getattr(self, name), "a number, 0 or more")
 
     @property
+    def spelling(self) -> Spelling:
+        """How the user has written these settings."""
+        found: Spelling = self.__dict__["_spelling"]
+        return found
+
+    def given(self, name: str) -> str:
+        """A setting and its value as the user has written them, such as --batch-size 64."""
+        return self.spelling.given(name, getattr(self, name))
+
+    @property
     def peak_learning_rate(self) -> float:
         """The largest learning rate of the schedule, scaled with the minibatch if so wanted."""
         assert self.learning_rate is not None
@@ -168,8 +190,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and policy != self.consistency:
                 raise UsageError(
-                    f"{setting(name)} does not go with --consistency {self.consistency}",
-                    f"It belongs to --consistency {policy}",
+                    f"{self.spelling.setting(name)} does not go with {self.given('consistency')}",
+                    f"It belongs to {self.spelling.given('consistency', policy)}",
                 )
             if policy == self.consistency:
                 value = default if value is None else value
@@ -179,15 +201,16 @@ class TrainConfig:
         slots = -(-self.batch_size // self.slot_size)
         if self.backup is not None and self.backup >= slots:
             raise UsageError(
-                f"--backup {self.backup} leaves nothing of a minibatch of {slots} slots "
-                f"(--batch-size {self.batch_size}, slots of {self.slot_size})",
+                f"{self.given('backup')} leaves nothing of a minibatch of {slots} slots "
+                f"({self.given('batch_size')}, slots of {self.slot_size})",
                 f"Give a number below {slots}",
             )
         if self.local_steps is not None and self.local_steps > 1 and self.optimizer != "sgd":
             raise UsageError(
-                f"--consistency local with --local-steps {self.local_steps} does not go with "
-                f"--optimizer {self.optimizer}",
-                "Replicas make steps of plain SGD, and W alone is averaged: give --optimizer sgd",
+                f"{self.given('consistency')} with {self.given('local_steps')} does not go with "
+                f"{self.given('optimizer')}",
+                "Replicas make steps of plain SGD, and W alone is averaged: give "
+                + self.spelling.given("optimizer", "sgd"),
             )
 
     def _check_compression(self) -> None:
@@ -197,9 +220,10 @@ class TrainConfig:
             refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
         if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
             raise UsageError(
-                f"--set journal=bounded does not go with --compress {self.compress}",
+                f"{self.given('journal')} does not go with {self.given('compress')}",
                 "What error feedback has left over is made anew from the whole journal: give "
-                "--set journal=keep, or --set error_feedback=false",
+                f"{self.spelling.given('journal', 'keep')}, or "
+                + self.spelling.given("error_feedback", False),
             )
 
     def _check_verify(self) -> None:
@@ -207,20 +231,22 @@ class TrainConfig:
             refuse("verify", self.verify, "a share of the updates from 0 to 1, such as 0.01")
         if self.verify and self.servers > 1:
             raise UsageError(
-                f"--verify does not go with --servers {self.servers}: no server has the whole of W",
-                "Give --servers 1; the weights are the same",
+                f"{self.spelling.setting('verify')} does not go with {self.given('servers')}: no "
+                "server has the whole of W",
+                f"Give {self.spelling.given('servers', 1)}; the weights are the same",
             )
 
     def _check_data(self) -> None:
         if self.shuffle == "shard" and self.sampling != "shuffle":
             raise UsageError(
-                f"--shuffle shard does not go with --sampling {self.sampling}",
-                "Give --sampling shuffle",
+                f"{self.given('shuffle')} does not go with {self.given('sampling')}",
+                f"Give {self.spelling.given('sampling', 'shuffle')}",
             )
         if self.cache_size and not is_uri(self.dataset):
             raise UsageError(
-                f"--cache-size is for datasets that lie elsewhere, and {self.dataset} is here",
-                "Give --dataset s3://..., gs://..., http(s)://... or file://...",
+                f"{self.spelling.setting('cache_size')} is for datasets that lie elsewhere, and "
+                f"{self.dataset} is here",
+                "Give a dataset of s3://..., gs://..., http(s)://... or file://...",
             )
 
     @property
@@ -245,6 +271,8 @@ _OF_POLICY = {
     "local": ("local_steps", 8, 1),
 }
 """Policy -> its number, the default, and the least."""
+
+_WITH_MOMENTUM = ("momentum", "nesterov", "adam")
 
 _CHOICES = {
     "consistency": tuple(POLICIES),

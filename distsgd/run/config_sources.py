@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.errors import UsageError
-from distsgd.run.config import TrainConfig, setting
+from distsgd.run.config import TrainConfig
+from distsgd.run.spelling import SET, Spelling, spelling, written
 from distsgd.runtime.room import room_for_workers
 
 __all__ = [
+    "ALIASES",
     "AUTO",
     "FULL",
+    "can_be",
     "config_elsewhere",
     "config_from",
+    "meant_by",
     "read_config_file",
     "with_room",
     "with_whole_batch",
@@ -34,9 +39,69 @@ FULL = "full"
 
 _LARGEST = 1 << 40
 
+ALIASES = {
+    "alpha": "learning_rate",
+    "arch": "model",
+    "architecture": "model",
+    "batch": "batch_size",
+    "batchsize": "batch_size",
+    "beta": "momentum",
+    "beta1": "momentum",
+    "bs": "batch_size",
+    "compression": "compress",
+    "criterion": "loss",
+    "data": "dataset",
+    "decay": "regularization",
+    "epoch": "epochs",
+    "eta": "learning_rate",
+    "gamma": "step_factor",
+    "h": "local_steps",
+    "hidden": "model",
+    "l2": "regularization",
+    "l2_reg": "regularization",
+    "lambda": "regularization",
+    "lr": "learning_rate",
+    "lr_decay": "step_factor",
+    "lr_schedule": "schedule",
+    "lr_scheduler": "schedule",
+    "max_epochs": "epochs",
+    "max_staleness": "staleness",
+    "minibatch": "batch_size",
+    "minibatch_size": "batch_size",
+    "n_epochs": "epochs",
+    "n_jobs": "workers",
+    "n_workers": "workers",
+    "network": "model",
+    "nproc": "workers",
+    "num_epochs": "epochs",
+    "num_servers": "servers",
+    "num_workers": "workers",
+    "objective": "loss",
+    "opt": "optimizer",
+    "optim": "optimizer",
+    "policy": "consistency",
+    "precision": "dtype",
+    "ps": "servers",
+    "random_seed": "seed",
+    "random_state": "seed",
+    "reg": "regularization",
+    "sampler": "sampling",
+    "scheduler": "schedule",
+    "step_size": "learning_rate",
+    "stepsize": "learning_rate",
+    "transport": "channel",
+    "warmup": "warmup_epochs",
+    "wd": "regularization",
+    "weight_decay": "regularization",
+}
+"""Names that other tools have for a setting -> its name here."""
+
 
 def config_from(
-    settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
+    settings: dict[str, Any],
+    file: Path | None = None,
+    assignments: list[str] | None = None,
+    origins: Mapping[str, str] | None = None,
 ) -> TrainConfig:
     """The settings of a config file, over which go those of --set and of flags.
 
@@ -44,11 +109,15 @@ def config_from(
         settings: settings by name; None means not given.
         file: a TOML file, or the config.json of a run.
         assignments: texts of the form "name=value".
+        origins: where those of ``settings`` come from that are no flags or arguments; see
+            `Spelling`.
 
     Raises:
         UsageError: a setting is unknown, given twice, or cannot be used.
     """
-    return TrainConfig(**with_whole_batch(with_room(_given(settings, file, assignments))))
+    chosen, found = _given(settings, file, assignments, origins or {})
+    with written(lambda: found):
+        return TrainConfig(**with_whole_batch(with_room(chosen)))
 
 
 def config_elsewhere(
@@ -61,40 +130,50 @@ def config_elsewhere(
     Raises:
         UsageError: see `config_from`, or the address of the dataset cannot be used.
     """
-    chosen = _given(settings, file, assignments)
+    chosen, found = _given(settings, file, assignments, {})
     if chosen.get("workers") == AUTO:
         del chosen["workers"]
     if chosen.get("batch_size") == FULL:
         chosen["batch_size"] = _LARGEST
-    config = TrainConfig(**chosen)
+    with written(lambda: found):
+        config = TrainConfig(**chosen)
     if is_uri(config.dataset):
         parse_uri(config.dataset)
     elif "/" in config.dataset and not Path(config.dataset).is_absolute():
         raise UsageError(
-            f"--dataset {config.dataset} is a path from this folder, which is not there",
+            f"{config.given('dataset')} is a path from this folder, which is not there",
             "Give a whole path of the cluster's machines, a name of `data list` there, or a URI",
         )
     return config
 
 
 def _given(
-    settings: dict[str, Any], file: Path | None, assignments: list[str] | None
-) -> dict[str, Any]:
-    """See `config_from`."""
+    settings: dict[str, Any],
+    file: Path | None,
+    assignments: list[str] | None,
+    origins: Mapping[str, str],
+) -> tuple[dict[str, Any], Spelling]:
+    """The settings by name, and how they are written; see `config_from`."""
+    how = spelling()
     chosen = read_config_file(file) if file else {}
+    found = dict.fromkeys(chosen, str(file))
     given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in given.items():
+        found[name] = origins.get(name) or how.usual(name)
+        _check_name(name, value, how.with_origins({name: found[name]}))
     for text in assignments or []:
-        name, equals, value = text.partition("=")
-        name = name.strip()
+        name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise UsageError(f"--set {text} has no value", "Write it as --set name=value")
-        _check_name(name, "--set")
+        _check_name(name, value, how.with_origins({name: SET}))
         if name in given:
-            raise UsageError(f"{name} is given twice: by {setting(name)} and by --set {text}")
-        given[name] = value.strip()
-    for name in given:
-        _check_name(name, "train()")
-    return {**chosen, **given}
+            raise UsageError(
+                f"{name} is given twice: by {how.with_origins(found).setting(name)} and by "
+                f"--set {text}",
+                "Give it once",
+            )
+        given[name], found[name] = value, SET
+    return {**chosen, **given}, how.with_origins(found)
 
 
 def with_room(settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,12 +204,55 @@ def with_whole_batch(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "batch_size": read_manifest(folder).rows("train")}
 
 
-def _check_name(name: str, where: str) -> None:
+def _check_name(name: str, value: Any, how: Spelling) -> None:
+    """See that there is such a setting.
+
+    Args:
+        name: as the user has written it.
+        value: likewise.
+        how: with the origin of this name, in which a hint is written too.
+
+    Raises:
+        UsageError: there is none; names the one that was meant, if the value can be its.
+    """
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.4)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names)}"
-        raise UsageError(f"{where}: there is no setting '{name}'", hint.rstrip("."))
+    if name in names:
+        return
+    near = meant_by(name, value)
+    if near is None and name.lower() in ALIASES:
+        hint = f"It is called {ALIASES[name.lower()]} here"
+    elif near is None:
+        hint = f"There are: {', '.join(names)}"
+    else:
+        hint = f"Did you mean {how.with_origins({near: how.origin(name)}).given(near, value)}?"
+    raise UsageError(f"{how.given(name, value)}: there is no setting '{name}'", hint)
+
+
+def meant_by(name: str, value: Any = None) -> str | None:
+    """The setting that is meant by a name that there is not.
+
+    Args:
+        name: as the user has written it.
+        value: that it is to have; one whose value it cannot be is not meant. None for any.
+    """
+    plain = name.lower().replace("-", "_")
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    near = [plain] if plain in names else difflib.get_close_matches(plain, names, 3, 0.6)
+    candidates = [ALIASES[plain]] if plain in ALIASES else near
+    return next((one for one in candidates if value is None or can_be(one, value)), None)
+
+
+def can_be(name: str, value: Any) -> bool:
+    """Whether a setting can have a value, with the others as they are by default."""
+    if (name, value) in (("workers", AUTO), ("batch_size", FULL)):
+        return True
+    needed = {"staleness": "ssp", "backup": "backup", "local_steps": "local"}
+    others: dict[str, Any] = {"consistency": needed[name]} if name in needed else {}
+    try:
+        TrainConfig(**{"dataset": "s3://bucket/any", **others, name: value})
+    except UsageError:
+        return False
+    return True
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -151,8 +273,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"--config: {path} is not valid: {error}", "Write lines such as: epochs = 20"
         ) from None
-    for name in settings:
-        _check_name(name, f"--config {path}")
+    for name, value in settings.items():
+        _check_name(name, value, spelling().with_origins({name: str(path)}))
     return settings
 
 

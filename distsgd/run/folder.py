@@ -8,6 +8,7 @@ report.json             what came out, once the run has ended
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,13 +28,14 @@ from filelock import FileLock, Timeout
 
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
-from distsgd.data.locations import RUN_NAME, home_folder
-from distsgd.errors import RunError, UsageError, storage_error
+from distsgd.data.locations import RUN_NAME, expanded, home_folder
+from distsgd.errors import RunError, StorageError, UsageError, storage_error
 from distsgd.run.config import TrainConfig
+from distsgd.run.spelling import Spelling, written
 from distsgd.runtime.blas import blas_kernel
 from distsgd.version import __version__
 
-__all__ = ["RunFolder", "create_run", "find_run", "list_runs", "runs_home", "versions"]
+__all__ = ["RunFolder", "create_run", "find_run", "handle", "list_runs", "runs_home", "versions"]
 
 _LOCK = ".running"
 _PATIENCE = 5.0
@@ -170,7 +172,9 @@ class RunFolder:
                     + ", ".join(strange),
                     "Use the version of distsgd that made the run, or a later one",
                 )
-            return TrainConfig(**settings)
+            origins = dict.fromkeys(settings, "config.json")
+            with written(lambda: Spelling(origins=origins)):
+                return TrainConfig(**settings)
         except (KeyError, TypeError, UsageError) as error:
             raise RunError(
                 f"{self.path / 'config.json'} is damaged: {error}", "Train again"
@@ -215,10 +219,12 @@ def create_run(
     """
     now = datetime.now(UTC)
     kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
-    name = f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}-{secrets.token_hex(2)}"
-    name = Path(os.environ.get(RUN_NAME, "")).name or name
-    default = runs_home() / name
-    chosen = path.expanduser().absolute() if path else default
+    if path:
+        chosen = expanded(path).absolute()
+    elif name := Path(os.environ.get(RUN_NAME, "")).name:
+        chosen = runs_home() / name
+    else:
+        chosen = _unused(f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}")
     try:
         taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))
         if taken:
@@ -230,7 +236,9 @@ def create_run(
         chosen.chmod(0o700)
         (chosen / "checkpoints").mkdir(mode=0o700)
     except OSError as error:
-        raise storage_error(error, chosen) from None
+        ours = path is None and error.errno != errno.ENOSPC
+        hint = "Give another folder with --run-dir, or set DISTSGD_HOME to one" if ours else ""
+        raise storage_error(error, chosen, hint) from None
     run = RunFolder(chosen)
     run.hold()  # before config.json makes it a run, so that it never looks dead
     try:
@@ -252,9 +260,16 @@ def create_run(
     return run
 
 
+def _unused(name: str) -> Path:
+    """A folder among the runs that is not there yet; many may begin within a second."""
+    while (path := runs_home() / f"{name}-{secrets.token_hex(2)}").exists():
+        pass
+    return path
+
+
 def _register(path: Path) -> None:
     """Leave a link among the runs, so that `runs list` shows a run that lies elsewhere."""
-    with suppress(OSError):
+    with suppress(OSError, StorageError):
         home = runs_home()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (home / f"{path.name}-{secrets.token_hex(2)}").symlink_to(path, target_is_directory=True)
@@ -263,7 +278,10 @@ def _register(path: Path) -> None:
 def list_runs() -> Iterator[RunFolder]:
     """All runs that can be found, oldest first; links to removed folders are dropped."""
     found: dict[Path, RunFolder] = {}
-    home = runs_home()
+    try:
+        home = runs_home()
+    except StorageError:
+        return
     for entry in home.iterdir() if home.is_dir() else ():
         if entry.is_symlink() and not entry.exists():
             with suppress(OSError):
@@ -280,18 +298,38 @@ def _created(run: RunFolder) -> str:
         return ""
 
 
+def handle(run: RunFolder) -> str:
+    """What commands find a run by from any folder: its name, or its path if it lies elsewhere."""
+    return run.path.name if run.path.parent == runs_home().resolve() else str(run.path)
+
+
 def find_run(name: str | Path) -> RunFolder:
-    """A run by its path, by its name among the runs, or "latest".
+    """A run by its path, by its name, or "latest".
+
+    A path from this folder goes before the name of a run in `runs_home`, and that before the name
+    of one that lies elsewhere.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or several lie elsewhere.
     """
     if str(name) == "latest":
         runs = list(list_runs())
         if not runs:
             raise RunError("there are no runs yet", "Make one: `distsgd train`")
         return runs[-1]
-    for path in (Path(name).expanduser(), runs_home() / name):
-        if (path / "config.json").is_file():
-            return RunFolder(path.resolve())
+    if not isinstance(name, str | os.PathLike):
+        raise RunError(f"{name!r} is no run", "Give its path, its name, or latest")
+    places = [expanded(name)]
+    with suppress(StorageError):
+        places.append(runs_home() / name)
+    with suppress(OSError, ValueError):  # no such path can be, as one that is too long
+        for path in places:
+            if (path / "config.json").is_file():
+                return RunFolder(path.resolve())
+    found = [run for run in list_runs() if run.path.name == str(name)]
+    if len(found) > 1:
+        paths = ", ".join(str(run.path) for run in found)
+        raise RunError(f"there are {len(found)} runs {name}", f"Give the path of one: {paths}")
+    if found:
+        return found[0]
     raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")

@@ -13,7 +13,7 @@ from typing import Any
 from distsgd.errors import RunError
 from distsgd.run.line_file import LineFile
 
-__all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics"]
+__all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics", "seconds_of_steps"]
 
 
 class MetricsWriter(LineFile):
@@ -59,6 +59,28 @@ def epoch_rows(path: Path) -> list[dict[str, Any]]:
     rows = [row for row in read_metrics(path) if row.get("kind") == "epoch"]
     found = {row["epoch"]: row for row in rows}
     return [found[epoch] for epoch in sorted(found)]
+
+
+def seconds_of_steps(path: Path, examples: int) -> float:
+    """Seconds that a run has spent on the steps of its first examples, in all its parts.
+
+    Steps after the last record, of a run that was killed between two, are taken to have been as
+    fast as those before.
+
+    Args:
+        path: of the metrics.
+        examples: how many examples have been used.
+
+    Raises:
+        RunError: as `read_metrics`.
+    """
+    found = [
+        (record["examples_seen"], record["seconds"])
+        for record in read_metrics(path)
+        if 0 < record.get("examples_seen", 0) <= examples
+    ]
+    known, seconds = found[-1] if found else (1, 0.0)
+    return float(seconds) * examples / int(known)
 
 
 Best = tuple[float, float, int]

@@ -1,4 +1,4 @@
-"""Settings as a user writes them: their flags, and their values as the types of their fields."""
+"""The values of settings as the types of their fields."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distsgd.errors import UsageError
+from distsgd.run.spelling import spelling
 
-__all__ = ["as_type", "refuse", "setting"]
-
-_FLAGS = {
-    "dataset", "model", "loss", "workers", "servers", "batch_size", "epochs", "seed", "sampling",
-    "consistency", "staleness", "backup", "local_steps", "compress", "optimizer", "scale_lr",
-    "verify", "placement",
-}  # fmt: skip
-
-
-def setting(name: str) -> str:
-    """How a user writes a setting: --batch-size, or --set momentum."""
-    return f"--{name.replace('_', '-')}" if name in _FLAGS else f"--set {name}"
+__all__ = ["as_type", "refuse"]
 
 
 def refuse(name: str, value: object, allowed: str) -> NoReturn:
@@ -28,7 +18,7 @@ def refuse(name: str, value: object, allowed: str) -> NoReturn:
     Raises:
         UsageError: always.
     """
-    raise UsageError(f"{setting(name)} cannot be {value}", f"Give {allowed}")
+    raise UsageError(f"{spelling().setting(name)} cannot be {value}", f"Give {allowed}")
 
 
 _WORDS = {

@@ -48,6 +48,6 @@ def write_trace_file(path: Path, tracks: Sequence[Track]) -> None:
         ]  # fmt: skip
     content = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
     try:
-        replace_file(path, content.encode())
+        replace_file(path, content.encode(), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None

@@ -6,20 +6,21 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from distsgd.data.locations import home_folder
-from distsgd.errors import RuntimeFailure
+from distsgd.data.locations import expanded, home_folder
+from distsgd.errors import RuntimeFailure, UsageError
 
 __all__ = ["check_token", "cluster_home", "known_token", "token_file"]
 
 _SECONDS = 5.0
 _CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_NO_HEAD = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_home() -> Path:
     """Where token and node file lie: beside the runs, or in ``$DISTSGD_CLUSTER_HOME``."""
     chosen = os.environ.get("DISTSGD_CLUSTER_HOME")
-    return Path(chosen).expanduser() if chosen else home_folder() / "cluster"
+    return expanded(chosen) if chosen else home_folder() / "cluster"
 
 
 def token_file() -> Path:
@@ -36,14 +37,14 @@ def known_token() -> dict[str, str]:
 
 
 def check_token(address: str, settings: dict[str, str]) -> None:
-    """See at once whether the cluster takes the token; Ray itself would try for 20 s.
+    """See at once whether a head answers and takes the token; Ray itself would try for 20 s.
 
     Args:
         address: HOST:PORT of the head.
         settings: environment variables beside those that are set.
 
     Raises:
-        RuntimeFailure: it does not.
+        RuntimeFailure: it does not take the token, or is no head.
     """
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return
@@ -52,7 +53,8 @@ def check_token(address: str, settings: dict[str, str]) -> None:
     except ImportError:
         return
     token = _token({**os.environ, **settings})
-    with grpc.insecure_channel(address) as channel:
+    # As Ray does, whatever http_proxy says.
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(
             _CALL, request_serializer=lambda sent: sent, response_deserializer=lambda got: got
         )
@@ -66,12 +68,17 @@ def check_token(address: str, settings: dict[str, str]) -> None:
                     f"Copy the head's token to {token_file()}, or name its file in "
                     "RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token",
                 ) from None
+            if error.code().name in _NO_HEAD:
+                raise RuntimeFailure(
+                    f"what answers at {address} is no head of a Ray cluster, or too busy to say so",
+                    "Give HOST:PORT as `distsgd cluster start --head` shows it",
+                ) from None
 
 
 def _token(environment: dict[str, str]) -> str:
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
     path = environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    with suppress(OSError, UnicodeDecodeError):
-        return Path(path).expanduser().read_text().strip()
+    with suppress(OSError, UnicodeDecodeError, UsageError):
+        return expanded(path).read_text(encoding="utf-8").strip()
     return ""

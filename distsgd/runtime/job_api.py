@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 
 from distsgd.data.locations import RUN_NAME
+from distsgd.data.system import pause
 from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
 from distsgd.runtime.cluster_token import known_token, token_file
 from distsgd.runtime.job_package import package
@@ -148,7 +151,7 @@ class JobApi:
                     # A head that has just begun answers before it can take jobs.
                     if "No available agent" not in error.problem or time.monotonic() > until:
                         raise
-                    time.sleep(0.5)
+                    pause(0.5)
 
     def state(self, job: str) -> JobState:
         """How a job is.
@@ -199,7 +202,7 @@ class JobApi:
             except RuntimeFailure:
                 if time.monotonic() > until:
                     raise
-                time.sleep(_SECONDS_UNSEEN)
+                pause(_SECONDS_UNSEEN)
 
     def stop(self, job: str) -> JobState:
         """End a job, and wait until it has ended; its run can be gone on with."""
@@ -211,7 +214,7 @@ class JobApi:
     def _ended(self, job: str) -> JobState:
         until = time.monotonic() + _SECONDS_TO_STOP
         while not (state := self.state(job)).over and time.monotonic() < until:
-            time.sleep(0.1)
+            pause(0.1)
         return state
 
     def _asked(self, call: Callable[[], T]) -> T:
@@ -233,6 +236,8 @@ def job_api(address: str) -> Iterator[JobApi]:
         RuntimeFailure: nobody answers there, or the token is not the cluster's.
     """
     where = jobs_address(address)
+    near = _is_near(urlsplit(where).hostname or "")
+    proxies = {"proxies": {"http": None, "https": None}} if near else {}
     with ray_environment(RAY_USAGE_STATS_ENABLED="0", **known_token()):
         from ray.job_submission import JobSubmissionClient
 
@@ -241,15 +246,37 @@ def job_api(address: str) -> Iterator[JobApi]:
 
             def _do_request(self, *given: Any, **named: Any) -> Any:
                 patience = _PATIENCE if named.get("data") is None else _PATIENCE_TO_SEND
-                return super()._do_request(*given, **{"timeout": patience, **named})
+                return super()._do_request(*given, **{"timeout": patience, **proxies, **named})
 
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            client = Impatient(where)
-        except Exception as error:
-            raise _understood(error, where) from None
-        yield JobApi(client, where)
+        with _silent(_LOGGERS):
+            try:
+                client = Impatient(where)
+            except Exception as error:
+                raise _understood(error, where) from None
+            yield JobApi(client, where)
+
+
+@contextmanager
+def _silent(names: Sequence[str]) -> Iterator[None]:
+    """While entered, these loggers tell of errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine or in a private network, which no proxy has to reach."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+        return all(ipaddress.ip_address(one).is_private for one in found)
+    except (OSError, ValueError):
+        return False
 
 
 def _understood(error: Exception, address: str) -> DistsgdError:
@@ -263,6 +290,12 @@ def _understood(error: Exception, address: str) -> DistsgdError:
             f"the Ray cluster at {address} wants {what}",
             f"Copy the head's token to {token_file()}, or name its file in RAY_AUTH_TOKEN_PATH "
             "with RAY_AUTH_MODE=token",
+        )
+    # Ray's client hides it behind an error of its own.
+    if any(isinstance(one, requests.exceptions.ProxyError) for one in (error, error.__context__)):
+        return RuntimeFailure(
+            f"the proxy that http_proxy or https_proxy names does not lead to {address}",
+            f"Name the host in no_proxy: export no_proxy={urlsplit(address).hostname}",
         )
     unreachable = isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
     if unreachable or "Failed to connect" in text or "Cannot connect" in text:

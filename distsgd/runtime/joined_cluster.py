@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.runtime.cluster_tls import check_tls
-from distsgd.runtime.cluster_token import check_token, known_token
+from distsgd.runtime.cluster_token import known_token
+from distsgd.runtime.head_probe import check_head
 from distsgd.runtime.node_note import Node, last_node, read_node
+from distsgd.runtime.ray_init import init_ray
 from distsgd.runtime.ray_session import (
     LOOPBACK,
     is_loopback,
-    keep_stdout,
-    own_signals,
+    quiet_ray,
     ray_environment,
     shut_down,
 )
+from distsgd.runtime.ray_sharing import shared_connection
 
 __all__ = ["address_of", "check_cluster", "joined_cluster"]
 
-_SECONDS = 5.0
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -83,9 +82,7 @@ def check_cluster(address: str) -> str:
         RuntimeFailure: nobody answers there, or the token is not the cluster's.
     """
     where = address_of(address)
-    _check_listening(where)
-    check_tls(where)
-    check_token(where, known_token())
+    check_head(where, known_token())
     return where
 
 
@@ -98,43 +95,38 @@ def joined_cluster(address: str) -> Iterator[None]:
             ``$RAY_AUTH_TOKEN_PATH``, else from the file of `distsgd cluster start`.
 
     Raises:
-        UsageError: see `address_of`.
-        RuntimeFailure: nobody answers there, or the token is not the cluster's.
+        UsageError: see `address_of`, or the caller is connected to another Ray.
+        RuntimeFailure: nobody answers there, or the token is not the cluster's, or see
+            `shared_connection`.
     """
     where = check_cluster(address)
+    with shared_connection(where, lambda: _connected(where)):
+        yield
+
+
+@contextmanager
+def _connected(where: str) -> Iterator[None]:
     settings = {**_SETTINGS, **known_token()}
     if is_loopback(where.rpartition(":")[0]):
         settings[LOOPBACK] = "0"  # Ray would look for it at an outer address of this machine
-    with ray_environment(**settings):
+    with ray_environment(**settings), quiet_ray(also_stderr=True):
         try:
-            keep_stdout(also_stderr=True)
             _connect(where)
             yield
         finally:
             shut_down()
 
 
-def _check_listening(address: str) -> None:
-    """Ray would try for a long time, and say little."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
-    except OSError as error:
-        raise RuntimeFailure(
-            f"no Ray cluster answers at {address}: {error.strerror or error}",
-            "Look whether its head is up, and whether this machine can reach it",
-        ) from None
-
-
 def _connect(address: str) -> None:
     import ray
 
     try:
-        with own_signals():
-            ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR,
-                configure_logging=False,
-            )  # fmt: skip
+        init_ray(
+            {}, address=address, log_to_driver=False, logging_level=logging.ERROR,
+            configure_logging=False,
+        )  # fmt: skip
+    except RuntimeFailure:
+        raise
     except Exception as error:
         with suppress(Exception):
             ray.shutdown()

@@ -13,20 +13,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from distsgd.data.atomic import replace_file
+from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
-from distsgd.runtime.cluster_tls import check_tls
-from distsgd.runtime.cluster_token import check_token, cluster_home, token_file
-from distsgd.runtime.node_address import answers, check_address, check_port, free_port, way_to
+from distsgd.runtime.cluster_token import cluster_home, token_file
+from distsgd.runtime.head_probe import check_head
+from distsgd.runtime.node_address import PORT, answers, check_address, check_port, free_port, way_to
 from distsgd.runtime.node_note import Node, alone, last_node, note_file, other_notes
 from distsgd.runtime.ray_session import LOOPBACK, is_loopback
-from distsgd.runtime.session_guard import MARK, clear_session
+from distsgd.runtime.session_guard import NODE_MARK, clear_session
 
 __all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
 
-PORT = 6379
 JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
 _SECONDS_TO_START = 60
+_PATHS = ("PYTHONPATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+"""Variables that name files: made absolute, as a node does not run in the working folder."""
+
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,7 +76,7 @@ def start_head(
             f"--dashboard-port={jobs_port}",
         ]  # fmt: skip
         if autoscaling is not None:
-            arguments.append(f"--autoscaling-config={autoscaling}")
+            arguments.append(f"--autoscaling-config={autoscaling.absolute()}")
         node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
                     jobs_port=jobs_port)  # fmt: skip
         return _started(node, arguments, cpus, secret)
@@ -110,8 +113,7 @@ def start_member(
     with alone():
         _check_free(own)
         secret = _secret_in(token or token_file())
-        check_tls(address)
-        check_token(address, {"RAY_AUTH_TOKEN": secret})
+        check_head(address, {"RAY_AUTH_TOKEN": secret})
         node = Node(address=address, node_ip=own, head=False, folder="")
         return _started(node, [f"--address={address}"], cpus, secret)
 
@@ -163,17 +165,17 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     # Short, as the paths of its sockets must fit, and the user's alone.
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
     node = replace(wanted, folder=str(folder))
-    command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
+    command = python_module(
+        "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
         f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
         # Another Ray of this machine may have its usual port, and jobs need it.
         f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
         "--disable-usage-stats", *arguments, *([] if cpus is None else [f"--num-cpus={cpus}"]),
-    ]  # fmt: skip
+    )  # fmt: skip
     before = {file: _content(file) for file in (token_file(), note_file())}
     _write(token_file(), secret)
     _write(note_file(), json.dumps(asdict(node)))
-    if (why := _trouble(command, _environment(node))) is None:
+    if (why := _trouble(command, _environment(node), folder)) is None:
         return node
     clear_session(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -193,22 +195,28 @@ def _content(file: Path) -> str | None:
 
 def _environment(node: Node) -> dict[str, str]:
     """Of Ray's processes."""
-    found = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    found = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file().absolute())}
+    for name in _PATHS:
+        if name in found:
+            paths = filter(None, found[name].split(os.pathsep))
+            found[name] = os.pathsep.join(map(os.path.abspath, paths))
     # Jobs are begun by the name of "python": let it be this one.
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found.pop("RAY_AUTH_TOKEN", None)
-    found[MARK] = node.folder
+    found[NODE_MARK] = node.folder
+    found["SPT_NOENV"] = "1"  # processes that rename themselves keep the mark
     if is_loopback(node.node_ip):
         found[LOOPBACK] = "0"
     return found
 
 
-def _trouble(command: list[str], environment: dict[str, str]) -> str | None:
-    """Carry it out; returns why it failed."""
+def _trouble(command: list[str], environment: dict[str, str], folder: Path) -> str | None:
+    """Run it in a folder, so that Ray imports nothing from ours; returns why it failed."""
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_SECONDS_TO_START
-        )
+            command, env=environment, cwd=folder, capture_output=True,
+            encoding="utf-8", errors="backslashreplace", timeout=_SECONDS_TO_START,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it takes longer than {_SECONDS_TO_START} s"
     if done.returncode == 0:

@@ -7,7 +7,10 @@ import socket
 
 from distsgd.errors import RuntimeFailure, UsageError
 
-__all__ = ["answers", "check_address", "check_port", "free_port", "way_to"]
+__all__ = ["PORT", "answers", "check_address", "check_port", "free_port", "way_to"]
+
+PORT = 6379
+"""At which a head listens unless it is told otherwise."""
 
 _SECONDS = 5.0
 

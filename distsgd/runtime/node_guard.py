@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from distsgd.data.system import pause
 from distsgd.errors import DistsgdError, RuntimeFailure
 from distsgd.runtime.node_note import Node, alone, last_node, stop_node
 
@@ -74,7 +75,7 @@ def _watch(node: Node, stop: Callable[[], bool]) -> None:
     """Return when it has ended, looked at twice, or a stop is asked for."""
     missed = 0
     while missed < 2 and not stop():
-        time.sleep(_POLL_SECONDS)
+        pause(_POLL_SECONDS)
         missed = 0 if node.lives else missed + 1
 
 
@@ -101,5 +102,5 @@ def _joined(
         except DistsgdError:
             if time.monotonic() > until:
                 raise
-        time.sleep(_PAUSE_SECONDS)
+        pause(_PAUSE_SECONDS)
     return None

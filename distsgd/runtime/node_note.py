@@ -34,7 +34,7 @@ class Node:
         address: HOST:PORT of the cluster's head.
         node_ip: the address that this machine listens at.
         head: whether it is the head.
-        folder: of Ray's files; every process of it names the folder.
+        folder: of Ray's files; every process of it has the folder in its environment.
         jobs_port: where the head takes jobs; 0 on others.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -31,9 +32,10 @@ class Fleet:
     Args:
         make: starts the actor of a worker; twice, if the first has died.
         channel: by which channel a worker reaches the servers.
-        lost: told when a worker has gone.
+        lost: tells the coordinator that a worker has gone; returns a reference to its answer.
         workers: how many there are.
         patience: seconds to wait without a single worker.
+        room: how many of them there are CPUs for at all; None if that is not known.
 
     Attributes:
         names: worker -> name of its channel, once it is connected.
@@ -46,11 +48,12 @@ class Fleet:
         self,
         make: Callable[[int], Any],
         channel: str,
-        lost: Callable[[int], None],
+        lost: Callable[[int], Any],
         workers: int,
         patience: float,
+        room: int | None = None,
     ) -> None:
-        self._make, self._lost, self._patience = make, lost, patience
+        self._make, self._lost, self._patience, self._room = make, lost, patience, room
         self._channel, self.contacts = channel, list[Any]()
         self.names: dict[int, str] = {}
         self.hosts: dict[int, str] = {}
@@ -60,6 +63,8 @@ class Fleet:
         self._connecting: dict[Any, int] = {}
         self._ready: dict[int, float] = {}  # connected, but not yet at work: since when
         self._running: dict[Any, int] = {}
+        self._incarnations: Counter[int] = Counter()
+        self._taken_back: dict[int, Any] = {}  # worker -> the answer that its last one has gone
         self._failures = 0
         self._alone_since: float | None = None
         self._said = False
@@ -91,11 +96,17 @@ class Fleet:
     def enough(self) -> bool:
         """Whether to begin: with all, so that none begins long before the others.
 
-        Or with those who are there, if the others have not come for some time.
+        Or with those who are there, if there is no room for the others, or they have not come for
+        some time.
         """
+        full = self._room is not None and len(self._ready) >= self._room
+        late = self._waited() > _SECONDS_FOR_ALL
+        return bool(self._ready) and (not self._connecting or full or late)
+
+    def _waited(self) -> float:
+        """Seconds since the first worker was ready to begin."""
         first = min(self._ready.values(), default=None)
-        waited = 0.0 if first is None else monotonic() - first
-        return first is not None and (not self._connecting or waited > _SECONDS_FOR_ALL)
+        return 0.0 if first is None else monotonic() - first
 
     def set_to_work(self) -> str | None:
         """Those who are connected begin; returns what there is to say of the others."""
@@ -167,7 +178,7 @@ class Fleet:
         for worker in last[: max(0, before - workers)]:
             self._end(worker)
             self.names.pop(worker, None)
-            self._lost(worker)
+            self._taken_back[worker] = self._lost(worker)
         return None if workers == before else f"{workers} workers from here on"
 
     def progressed(self) -> None:
@@ -182,7 +193,14 @@ class Fleet:
         """
         if self._to_say:
             return self._to_say.pop(0)
-        if self._running or self._ready or not self._connecting:
+        if self._ready and self._waited() > _SECONDS_UNSAID and not self._said:
+            self._said = True
+            there = f"{len(self._ready)} of {len(self._actors)} workers are there"
+            return Notice(f"{there}; waiting up to {_SECONDS_FOR_ALL:g} s for the others")
+        if self._ready:
+            self._alone_since = None
+            return None
+        if self._running or not self._connecting:
             self._alone_since, self._said = None, False
             return None
         self._alone_since = self._alone_since or monotonic()
@@ -218,7 +236,13 @@ class Fleet:
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
         self._places[worker] = actor.__ray_call__.remote(whereabouts)
-        self._connecting[actor.connect.remote(self.contacts, self._channel)] = worker
+        # Ray connects it once the coordinator has heard of the death of the one before. Heard of
+        # later, that would be taken for its own: it would get neither work nor dismissal.
+        before = self._taken_back.get(worker)
+        self._incarnations[worker] += 1
+        incarnation = self._incarnations[worker]
+        call = actor.connect.remote(self.contacts, self._channel, incarnation, before)
+        self._connecting[call] = worker
 
     def _run(self, worker: int) -> None:
         self._running[self._actors[worker].run.remote()] = worker
@@ -236,7 +260,7 @@ class Fleet:
         ray.kill(self._actors.pop(worker))
 
     def _replace(self, worker: int, error: Exception) -> None:
-        self._lost(worker)
+        self._taken_back[worker] = self._lost(worker)
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
             problem = str(error).strip().splitlines()[-1]

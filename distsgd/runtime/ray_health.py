@@ -7,8 +7,9 @@ without a word of ours: after about 15 seconds, see `RAY_gcs_rpc_server_reconnec
 from __future__ import annotations
 
 import socket
-from time import monotonic, sleep
+from time import monotonic
 
+from distsgd.data.system import pause
 from distsgd.errors import RuntimeFailure
 
 __all__ = ["HeadWatch", "check_ray"]
@@ -53,7 +54,7 @@ class HeadWatch:
             RuntimeFailure: see `look`.
         """
         while not self._connect():
-            sleep(_POLL_SECONDS)
+            pause(_POLL_SECONDS)
 
     def _connect(self) -> bool:
         host, _, port = self.address.rpartition(":")

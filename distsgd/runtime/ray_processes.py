@@ -71,9 +71,9 @@ class _Listening:
         """The node this server is on, and where it listens there."""
         return ray.get_runtime_context().get_node_id(), self._port.address
 
-    def exchange(self, worker: int, meta: Any, *chunks: Any) -> Any:
+    def exchange(self, worker: int, incarnation: int, meta: Any, *chunks: Any) -> Any:
         """See `RayPort.exchange`. A call has a fixed number of results, which the caller sets."""
-        return self._calls.exchange(worker, meta, *chunks)
+        return self._calls.exchange(worker, incarnation, meta, *chunks)
 
 
 class ServerProcess(_Listening):
@@ -153,17 +153,26 @@ class WorkerProcess:
                 raise type(error)(f"on node {here}: {error.problem}", error.hint) from None
             _settle_down()
 
-    def connect(self, servers: list[Contact], channel: str) -> tuple[str, str, str]:
+    def connect(
+        self, servers: list[Contact], channel: str, incarnation: int, before: None = None
+    ) -> tuple[str, str, str]:
         """Open the data, and connect to the servers by the named channel, or the best there is.
 
         The data is not opened on creation: errors of calls come through, of creation not.
+
+        Args:
+            servers: how to reach them.
+            channel: its name.
+            incarnation: counts the processes that have had this worker's number.
+            before: what Ray has to wait for first.
 
         Returns:
             the name of the channel, the address of this node, and its BLAS.
         """
         self.open()
         channels = [
-            self._connect(number, contact, channel) for number, contact in enumerate(servers)
+            self._connect(number, contact, channel, incarnation)
+            for number, contact in enumerate(servers)
         ]
         ranges = self._job.ranges()
         self._channel = ShardedChannel(channels, ranges, self._job.codec())
@@ -174,7 +183,7 @@ class WorkerProcess:
             self._channel = FaultyChannel(self._channel, PushFaults(chaos, self._number, tally))
         return self._channel.name, ray.util.get_node_ip_address(), blas_kernel()
 
-    def _connect(self, number: int, contact: Contact, channel: str) -> Channel:
+    def _connect(self, number: int, contact: Contact, channel: str, incarnation: int) -> Channel:
         actor, node, address = contact
         here = ray.get_runtime_context().get_node_id()
         shape = _shape(self._job, number)
@@ -186,7 +195,7 @@ class WorkerProcess:
             except ChannelClosed:
                 if channel == "tcp":
                     raise
-        return RayChannel(actor, self._number, _part_bytes(self._job, number))
+        return RayChannel(actor, self._number, _part_bytes(self._job, number), incarnation)
 
     def track(self) -> Track:
         """The timeline of this worker."""

@@ -31,6 +31,8 @@ from distsgd.runtime.ray_havoc import Havoc
 from distsgd.runtime.ray_health import check_ray
 from distsgd.runtime.ray_processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.runtime.ray_session import ray_session
+from distsgd.runtime.ray_sharing import owns_ray
+from distsgd.runtime.room import room_for_workers
 from distsgd.runtime.statistics import Statistics
 from distsgd.runtime.trace import Track
 
@@ -43,17 +45,22 @@ _TRACK_SECONDS = 30.0
 _SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
 
 
+def _cpus_each() -> int:
+    """CPUs that Ray counts for a process; none on a Ray of our own, which trainings may share."""
+    return 0 if owns_ray() else 1
+
+
 def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
     """The coordinator and its followers."""
-    where = place_of_servers(job.placement)
+    where, cpus = place_of_servers(job.placement), _cpus_each()
     coordinator = (
         ray.remote(ServerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + job.servers + _SPARE, **where)
+        .options(num_cpus=cpus, max_concurrency=2 * workers + job.servers + _SPARE, **where)
         .remote(job, start, workers)
     )
     followers = [
         ray.remote(FollowerProcess)
-        .options(num_cpus=1, max_concurrency=2 * workers + _SPARE, **where)
+        .options(num_cpus=cpus, max_concurrency=2 * workers + _SPARE, **where)
         .remote(job, start, number)
         for number in range(1, job.servers)
     ]
@@ -133,11 +140,8 @@ class _Driver:
         start = replace(self._start, left_over={}) if number in again else self._start
         again.add(number)
         check_ray(surely=True)
-        # A Ray of our own has room for the first workers alone; more share their CPUs.
-        every = ray.cluster_resources().get("CPU", 0)
-        room = number < self._workers or number + self._job.servers < every
         actor = (
-            ray.remote(WorkerProcess).options(num_cpus=int(room), **place_of_workers())
+            ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **place_of_workers())
             .remote(self._job, start, number, self._workers)
         )  # fmt: skip
         self._born(f"worker {number}", actor)
@@ -153,7 +157,8 @@ class _Driver:
         make = partial(self._make_worker, again=set())
         lost = self._servers[0].lost.remote
         addresses = [server.address.remote() for server in self._servers]
-        fleet = Fleet(make, self._channel, lost, self._workers, self._patience)
+        room = None if owns_ray() else room_for_workers(self._job.servers)
+        fleet = Fleet(make, self._channel, lost, self._workers, self._patience, room)
         self._fleet = fleet
         began, said = monotonic(), False
         while len(ray.wait(addresses, num_returns=len(addresses), timeout=_POLL_SECONDS)[1]):

@@ -3,6 +3,8 @@
 Everything of it lies in one folder under the system's temporary folder. If the owner is killed,
 a guard ends what is left of it. The folder is locked while its owner lives; folders whose owner
 and guard are both gone are removed by the next session.
+
+Only processes that carry the mark of a session in their environment are ever ended.
 """
 
 from __future__ import annotations
@@ -11,23 +13,24 @@ import fcntl
 import ipaddress
 import logging
 import os
+import random
 import re
 import secrets
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.session_guard import LOCK, clear_session, guarded
+from distsgd.runtime.ray_init import init_ray
+from distsgd.runtime.ray_sharing import OWN, shared_connection
+from distsgd.runtime.session_guard import LOCK, clear_session, guarded, session_mark
 
 __all__ = [
-    "LOOPBACK", "is_loopback", "keep_stdout", "own_signals", "ray_environment",
-    "ray_session", "shut_down", "sweep_dead_sessions",
+    "LOOPBACK", "is_loopback", "quiet_ray", "ray_environment", "ray_session", "shut_down",
+    "sweep_dead_sessions",
 ]  # fmt: skip
 
 _PREFIX = "distsgd-ray-"
@@ -143,8 +146,12 @@ def _reread_environment() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def keep_stdout(also_stderr: bool = False) -> None:
-    """Ray prints deaths of workers to stdout, where our results belong; we tell of them.
+@contextmanager
+def quiet_ray(also_stderr: bool = False) -> Iterator[None]:
+    """While entered, what Ray's processes print is not shown: we report what matters of it.
+
+    Ray shows it on stdout, where our results belong. Afterwards the caller's own Ray shows the
+    output of its workers as before.
 
     Args:
         also_stderr: those of nodes, too, which come with a trace of its own functions.
@@ -152,18 +159,26 @@ def keep_stdout(also_stderr: bool = False) -> None:
     try:
         from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
     except ImportError:
+        yield
         return
-    stdout_deduplicator.skip_re = re.compile("")
-    if also_stderr:
-        stderr_deduplicator.skip_re = re.compile("")
+    quieted = [stdout_deduplicator, *([stderr_deduplicator] if also_stderr else [])]
+    before = [one.skip_re for one in quieted]
+    for one in quieted:
+        one.skip_re = re.compile("")
+    try:
+        yield
+    finally:
+        for one, skipped in zip(quieted, before, strict=True):
+            one.skip_re = skipped
 
 
 @contextmanager
 def _session_folder() -> Iterator[Path]:
     sweep_dead_sessions()
     # It takes its final name when it is locked already: another sweep never sees it without.
-    # Until then its name says who is to be alive.
-    unlocked = Path(tempfile.mkdtemp(prefix=f"{_UNLOCKED}{os.getpid()}-", dir=_root()))
+    # Until then its name has the process id of its owner.
+    owner = os.getpid()
+    unlocked = Path(tempfile.mkdtemp(prefix=f"{_UNLOCKED}{owner}-", dir=_root()))
     lock = os.open(unlocked / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name.rpartition('-')[2]}")
@@ -171,35 +186,40 @@ def _session_folder() -> Iterator[Path]:
         with guarded(folder):
             yield folder
     finally:
-        clear_session(folder, _SECONDS_TO_LEAVE)
-        # What could not be removed stays locked, and so ours, until this process ends.
-        if not folder.exists():
-            os.close(lock)
+        if os.getpid() == owner:  # and no forked child that ends
+            clear_session(folder, _SECONDS_TO_LEAVE)
+            # What could not be removed stays locked, and so ours, until this process ends.
+            if not folder.exists():
+                os.close(lock)
 
 
 @contextmanager
 def ray_session(cpus: int) -> Iterator[None]:
     """Be connected to Ray: to the caller's, if there is one, else to one of our own.
 
+    Trainings in several threads of a process share our own; the last one ends it.
+
     Args:
-        cpus: logical CPUs of our own Ray; as many actors as are wanted fit.
+        cpus: logical CPUs of our own Ray, for which it has worker processes ready.
 
     Raises:
-        RuntimeFailure: Ray did not start.
+        RuntimeFailure: Ray did not start, or see `shared_connection`.
     """
-    import ray
-
-    if ray.is_initialized():
+    with shared_connection(OWN, lambda: _own_session(cpus)):
         yield
-        return
+
+
+@contextmanager
+def _own_session(cpus: int) -> Iterator[None]:
     settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with ray_environment(**settings), _session_folder() as folder:
+    with ray_environment(**settings), _session_folder() as folder, quiet_ray():
+        owner = os.getpid()
         try:
-            keep_stdout()
             _start(cpus, folder)
             yield
         finally:
-            shut_down()
+            if os.getpid() == owner:
+                shut_down()
 
 
 def shut_down() -> None:
@@ -210,49 +230,30 @@ def shut_down() -> None:
     import ray
 
     node: Any = getattr(ray._private.worker, "_global_node", None)
+    numbers = random.getstate()  # Ray draws some, which are the caller's
     ray.shutdown()
+    random.setstate(numbers)
     if getattr(node, "_gcs_client", None) is not None:
         node._gcs_client = None
 
 
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Keep `ray.init` from putting its own handler of SIGTERM, which exits, over the caller's."""
-    import ray
-
-    # Private: another version may have no such thing.
-    place: Any = getattr(ray._private, "utils", None)
-    install = getattr(place, "set_sigterm_handler", None)
-    before = signal.getsignal(signal.SIGTERM)
-    if install is not None:
-        place.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        if install is not None:
-            place.set_sigterm_handler = install
-        # Wherever else Ray may do so.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
 def _start(cpus: int, folder: Path) -> None:
-    import ray
-
     try:
-        with own_signals():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                # Within our folder, which is ours alone: Ray opens its own to everyone.
-                _temp_dir=str(folder / "ray"),
-                _node_ip_address="127.0.0.1",
-            )
+        init_ray(
+            session_mark(folder),
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            # Within our folder, which is ours alone: Ray opens its own to everyone.
+            _temp_dir=str(folder / "ray"),
+            _node_ip_address="127.0.0.1",
+        )
+    except RuntimeFailure:
+        raise
     except Exception as error:  # Ray raises this very class when a process of it does not come up
         why = str(error).partition("\n")[0].rstrip(".")
         raise RuntimeFailure(

@@ -16,29 +16,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["LOCK", "MARK", "clear_session", "guarded", "processes_of"]
+from distsgd.data.system import pause, python_module
+
+__all__ = ["LOCK", "NODE_MARK", "clear_session", "guarded", "processes_of", "session_mark"]
 
 LOCK = "owner.lock"
-"""In the folder of a session; its owner holds it, and whoever clears up after a dead one."""
+"""In the folder of a session; its owner holds it, or the one that clears up after a dead owner."""
 
-MARK = "DISTSGD_NODE"
+NODE_MARK = "DISTSGD_NODE"
 """In the environment of what `cluster start` starts, and of its children: their folder."""
+
+_SESSION_MARK = "DISTSGD_SESSION"
+"""In the environment of what Ray starts for a session, and of its children: their folder."""
 
 _DRIVER_LOG = "/python-core-driver-"
 """In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
 
-_PROGRAMS = ("python", "raylet", "gcs_server")
-"""What Ray's processes are, of whatever version."""
-
 _SECONDS_TO_DIE = 10.0
+_POLL_SECONDS = 0.02
+
+
+def session_mark(folder: Path) -> dict[str, str]:
+    """Variables for the processes of a session, by which they are known as ours."""
+    # Ray's processes rename themselves, by default over what was their environment.
+    return {_SESSION_MARK: str(folder), "SPT_NOENV": "1"}
 
 
 def processes_of(folder: str) -> list[int]:
-    """Processes, other than this one, that name the folder, have a file of it open, or its mark.
+    """Processes, other than this one, that carry the mark of a node or of a session.
 
-    Ray's workers rename themselves, so that their command line alone does not tell. Drivers have
-    files open, too, and for ever, but are their users': a notebook that has trained on the cluster
-    outlives it. So does a pager or shell that somebody looks through the folder with.
+    Those of a session also have to name its folder, or to have a file of it open: what another
+    thread of the owner starts while Ray starts carries the mark as well, and is not ours. No
+    process is ours for what it names or has open alone: a notebook that has trained, an editor.
+
+    Args:
+        folder: of the node or session.
     """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -49,24 +61,17 @@ def processes_of(folder: str) -> list[int]:
 
 
 def _belongs(process: Path, folder: str) -> bool:
-    if _marked(process, folder):
+    environment = (process / "environ").read_bytes().split(b"\0")
+    if os.fsencode(f"{NODE_MARK}={folder}") in environment:
         return True
-    program = (process / "exe").readlink().name
-    names_it = folder.encode() in (process / "cmdline").read_bytes()
-    return program.startswith(_PROGRAMS) and (names_it or _has_open(process, folder))
-
-
-def _named(process: Path, folder: str) -> bool:
-    return folder.encode() in (process / "cmdline").read_bytes() or _marked(process, folder)
+    return os.fsencode(f"{_SESSION_MARK}={folder}") in environment and (
+        os.fsencode(folder) in (process / "cmdline").read_bytes() or _has_open(process, folder)
+    )
 
 
 def _has_open(process: Path, folder: str) -> bool:
     ours = [file for file in _open_files(process) if folder in file]
     return bool(ours) and not any(_DRIVER_LOG in file for file in ours)
-
-
-def _marked(process: Path, folder: str) -> bool:
-    return f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
 
 
 def _open_files(process: Path) -> list[str]:
@@ -83,15 +88,15 @@ def clear_session(folder: Path, seconds: float = 0.0) -> None:
     The folder of processes that cannot be ended stays, for a later command.
     """
     until = time.monotonic() + seconds
-    while pids := [pid for pid in processes_of(str(folder)) if not _is_guard(pid)]:
+    while pids := processes_of(str(folder)):
         now = time.monotonic()
         if now > until + _SECONDS_TO_DIE:
             return
         for pid in pids:
-            if now > until and not _only_looks(pid, folder):
+            if now > until:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+        pause(_POLL_SECONDS)
     _remove(folder)
 
 
@@ -108,29 +113,11 @@ def _remove(folder: Path) -> None:
             folder.rmdir()
 
 
-def _only_looks(pid: int, folder: Path) -> bool:
-    """Whether it is another command, which has the lock open to see if somebody holds it.
-
-    A child of the owner that is not yet another program looks the same; it will not for long.
-    """
-    with suppress(OSError):
-        process = Path(f"/proc/{pid}")
-        ours = {file for file in _open_files(process) if str(folder) in file}
-        return not _named(process, str(folder)) and ours <= {str(folder / LOCK)}
-    return True
-
-
-def _is_guard(pid: int) -> bool:
-    with suppress(OSError):
-        return b"distsgd.runtime.session_guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
     """While entered, a guard stands by; it is stood down on leaving."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", "distsgd.runtime.session_guard", str(folder)],
+        python_module("distsgd.runtime.session_guard", str(folder)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

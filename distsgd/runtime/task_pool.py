@@ -110,7 +110,10 @@ class _Round:
     def __init__(self, recipe: Any, tasks: Iterable[Any], workers: int) -> None:
         import ray
 
-        self._remote = ray.remote(num_cpus=1, max_restarts=0)(TaskProcess)
+        from distsgd.runtime.ray_sharing import owns_ray
+
+        cpus = 0 if owns_ray() else 1  # trainings may share a Ray of our own
+        self._remote = ray.remote(num_cpus=cpus, max_restarts=0)(TaskProcess)
         self._recipe = ray.put(recipe)
         self._tasks = iter(tasks)
         self._actors = [self._remote.remote() for _ in range(workers)]

@@ -94,9 +94,13 @@ class ChainRule:
 
     Attributes:
         examples: from numbers to vectors.
+        largest_difference: between chain rule and central differences, over all of them.
+        softmax_difference: the most that the slopes through softmax are off p - 1(j = y).
     """
 
     examples: tuple[WorkedExample, ...]
+    largest_difference: float
+    softmax_difference: float
 
 
 def _worked(
@@ -191,4 +195,13 @@ EXAMPLES = (product_of_sum, neuron, two_paths, softmax_and_log)
 
 def worked_examples() -> ChainRule:
     """All of them, with the numbers of the lecture."""
-    return ChainRule(examples=tuple(example() for example in EXAMPLES))
+    examples = tuple(example() for example in EXAMPLES)
+    last = examples[-1].quantities
+    slopes = [one.gradient for one in last if one.name.startswith("s")]
+    shares = [one.value for one in last if one.name.startswith("p")]
+    expected = [share - (k == 0) for k, share in enumerate(shares)]  # label 0
+    return ChainRule(
+        examples=examples,
+        largest_difference=max(one.largest_difference for one in examples),
+        softmax_difference=max(abs(a - b) for a, b in zip(slopes, expected, strict=True)),
+    )

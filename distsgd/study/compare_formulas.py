@@ -19,7 +19,7 @@ from distsgd.study.analytic_gradient import (
     score,
     svm_margins,
 )
-from distsgd.study.drawing import new_figure
+from distsgd.study.drawing import as_text, new_figure
 from distsgd.study.material import Examples, check_limit, first_examples, open_dataset
 from distsgd.study.numerical_gradient import central_gradient
 from distsgd.study.plain_objective import loss_and_gradient
@@ -156,6 +156,7 @@ def draw_formulas(found: Formulas) -> Figure:
     for each in axes:
         each.axhline(0, color="black", linewidth=0.6)
         each.grid(alpha=0.3, axis="y")
-    axes[2].set_xticks(places, one.classes, rotation=30)
-    axes[0].set_title(f"the first image, label {one.classes[one.label]} (green)", fontsize=10)
+    axes[2].set_xticks(places, [as_text(name) for name in one.classes], rotation=30)
+    label = as_text(one.classes[one.label])
+    axes[0].set_title(f"the first image, label {label} (green)", fontsize=10)
     return figure

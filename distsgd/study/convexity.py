@@ -65,6 +65,11 @@ class Convexity:
     worst_linear: float
     shown: tuple[Segment, ...]
 
+    @property
+    def least_two_layers(self) -> float:
+        """The smaller of the two losses' largest excess with two layers."""
+        return min(one.excess for one in self.shown if one.model != "linear")
+
 
 def excess(losses: Floats, shares: Floats) -> float:
     """max over t of L(t) - ((1 - t) L(0) + t L(1)), relative to the larger of |L(0)| and |L(1)|.

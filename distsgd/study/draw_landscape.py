@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distsgd.study.drawing import new_figure
+from distsgd.study.drawing import as_text, new_figure
 from distsgd.study.landscape import Landscape
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def draw_lines(found: list[Landscape]) -> Figure:
         axes.plot(one.a, one.losses[0])
         for point in one.path:
             axes.axvline(point.a, color="C3", linewidth=0.6)
-        axes.set(xlabel=f"a, along {one.along[0]}", ylabel="loss", title=_title(one))
+        axes.set(xlabel=f"a, along {as_text(one.along[0])}", ylabel="loss", title=_title(one))
         axes.grid(alpha=0.3)
     return figure
 
@@ -63,7 +63,7 @@ def _contours(axes: Axes, one: Landscape) -> None:
         places = np.array([(point.a, point.b) for point in one.path])
         axes.plot(*places.T, "o-", color="white", markersize=3, linewidth=1)
         axes.plot(*places[-1], "*", color="red", markersize=10)
-    axes.set(xlabel=f"a, along {one.along[0]}", ylabel=f"b, along {one.along[1]}",
+    axes.set(xlabel=f"a, along {as_text(one.along[0])}", ylabel=f"b, along {as_text(one.along[1])}",
              title=_title(one))  # fmt: skip
 
 

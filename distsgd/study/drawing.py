@@ -14,7 +14,13 @@ from distsgd.errors import storage_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_plot", "new_figure", "save_figure", "svg_element", "svg_of"]
+__all__ = ["as_text", "check_plot", "new_figure", "save_figure", "svg_element", "svg_of"]
+
+
+def as_text(name: str) -> str:
+    """A name from data or a path, as a figure shows it: dollar signs begin no formula."""
+    seen = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+    return "".join(seen).replace("$", r"\$")
 
 
 def new_figure(width: float = 7, height: float = 4) -> Figure:
@@ -43,7 +49,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
     try:
-        replace_file(path, content.getvalue())
+        replace_file(path, content.getvalue(), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +79,9 @@ class Hinges:
         terms: all six of them.
         kinks: from left to right.
         lowest: w0 of the smallest loss (it lies at a kink).
+        terms_difference: the most that the sum of the terms is off the loss by the formula that
+            training uses, around the kinks.
+        slopes_difference: the most that the slopes beside the kinks are off differences of it.
     """
 
     points: tuple[float, ...]
@@ -85,6 +89,8 @@ class Hinges:
     terms: tuple[Hinge, ...]
     kinks: tuple[Kink, ...]
     lowest: float
+    terms_difference: float
+    slopes_difference: float
 
 
 def hinges(points: Sequence[float] = POINTS, weights: Sequence[float] = WEIGHTS) -> Hinges:
@@ -117,7 +123,34 @@ def hinges(points: Sequence[float] = POINTS, weights: Sequence[float] = WEIGHTS)
     where = sorted({term.kink for term in terms if term.kink is not None})
     kinks = tuple(_kink(w0, terms, points, weights) for w0 in where)
     lowest = min(kinks, key=lambda kink: kink.loss).w0
-    return Hinges(points=points, weights=weights, terms=tuple(terms), kinks=kinks, lowest=lowest)
+    places = _places(kinks, 801)
+    total = sum(term(places) for term in terms) / 3
+    by_formula = np.array([loss_at(w0, points, weights) for w0 in places])
+    return Hinges(
+        points=points, weights=weights, terms=tuple(terms), kinks=kinks, lowest=lowest,
+        terms_difference=float(np.abs(total - by_formula).max()),
+        slopes_difference=_off_differences(kinks, points, weights),
+    )  # fmt: skip
+
+
+def _places(kinks: Sequence[Kink], count: int) -> Floats:
+    """w0 from left of all kinks to right of them, evenly."""
+    first, last = kinks[0].w0, kinks[-1].w0
+    margin = 0.35 * (last - first or 1.0)
+    return np.linspace(first - margin, last + margin, count)
+
+
+def _off_differences(
+    kinks: Sequence[Kink], points: tuple[float, ...], weights: tuple[float, ...]
+) -> float:
+    """Slopes on both sides of every kink against differences of the loss."""
+    gaps = [b.w0 - a.w0 for a, b in pairwise(kinks)]
+    off, h = 0.0, max(1e-9, min([1e-4, *(gap / 2 for gap in gaps)]))
+    for kink in kinks:
+        for side, slope in ((-1, kink.left), (1, kink.right)):
+            near_by = loss_at(kink.w0 + side * h, points, weights)
+            off = max(off, abs(side * (near_by - kink.loss) / h - slope))
+    return off
 
 
 def loss_at(w0: float, points: tuple[float, ...], weights: tuple[float, ...]) -> float:
@@ -147,8 +180,7 @@ def draw_hinges(found: Hinges) -> Figure:
     figure = new_figure(7, 5.4)
     above, below = figure.subplots(2, 1, sharex=True)
     places = [kink.w0 for kink in found.kinks]
-    margin = 0.35 * (max(places) - min(places) or 1.0)
-    w0 = np.linspace(min(places) - margin, max(places) + margin, 400)
+    w0 = _places(found.kinks, 400)
     for term in found.terms:
         style = ":" if not term.slope else "-"
         above.plot(w0, term(w0), style, label=f"point {term.example}, class {term.other}")

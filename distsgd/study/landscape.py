@@ -76,6 +76,15 @@ class Landscape:
     path: tuple[PathPoint, ...]
     path_share: float | None
 
+    @property
+    def kinks(self) -> int:
+        """Places where the slope of a line changes, if it is made of straight pieces.
+
+        A kink between two points bends the line at both, and counts once.
+        """
+        bent = np.abs(np.diff(self.losses[0], 2)) > 1e-9
+        return int(bent[0]) + int(np.count_nonzero(bent[1:] & ~bent[:-1]))
+
 
 @dataclass(frozen=True, eq=False)
 class _Grid:

@@ -101,7 +101,10 @@ def give_lecture(options: Options, only: Sequence[str] = ()) -> Lecture:
     Raises:
         UsageError: there is no such chapter, or the dataset is too small for it.
         DatasetError: the dataset is missing.
+        ModuleNotFoundError: matplotlib is missing.
     """
+    import matplotlib.figure  # noqa: F401  # now, not after the first chapter
+
     for key in only:
         if key not in CHAPTERS:
             raise UsageError(f"--only cannot be {key}", f"Give one of {', '.join(CHAPTERS)}")

@@ -27,8 +27,13 @@ def two_layers(options: Options) -> Part:
     worst = max(row.largest_relative_error for row in gradcheck(model=_MODEL, seed=options.seed))
     return Part(
         commands=(
-            options.command(f"train --model {_MODEL} --epochs {epochs} --optimizer {rule}"),
+            options.command(f"train --epochs {epochs} --workers 0"),
+            options.command(
+                f"train --model {_MODEL} --epochs {epochs} --optimizer {rule} --workers 0"
+            ),
             options.command(f"gradcheck --model {_MODEL}", data=False),
+            *(options.command(f"train --model {_MODEL} --epochs 1 --workers {workers}")
+              for workers in ((0, options.workers) if options.workers else ())),
         ),
         checks=(
             at_least("accuracy", network.result.test_accuracy, 0.5, percent=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,13 +55,22 @@ class Options:
         """`of` for a number of training examples: no more than there are."""
         return min(self.of(full, quick), self.manifest.rows("train"))
 
-    def command(self, words: str, *, data: bool = True, workers: bool = False) -> str:
-        """What somebody types to have the same."""
+    def command(
+        self, words: str, *, data: bool = True, workers: bool = False, seed: bool = True
+    ) -> str:
+        """What one types for the same numbers.
+
+        Args:
+            words: the command, and all flags in which the chapter differs from its defaults.
+            data: whether it has --dataset.
+            workers: whether it has --workers, with a default of 2.
+            seed: whether it has --seed.
+        """
         if data and not self.cifar10:
-            words += f" --dataset {self.dataset}"
+            words += f" --dataset {shlex.quote(self.dataset)}"
         if workers and self.workers != 2:
             words += f" --workers {self.workers}"
-        return f"distsgd {words}" + (f" --seed {self.seed}" if self.seed else "")
+        return f"distsgd {words}" + (f" --seed {self.seed}" if self.seed and seed else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +99,7 @@ class Part:
     """What a chapter found.
 
     Attributes:
-        commands: that make the same.
+        commands: that print the same numbers as `checks` show, but for times.
         checks: its numbers.
         figures: by their key among the texts of the chapter.
     """
@@ -101,15 +111,20 @@ class Part:
 
 def near(
     key: str, value: float, expected: float, off: float, *, percent: bool = False,
-    applies: bool = True,
+    applies: bool = True, shown: str = "",
 ) -> Check:  # fmt: skip
-    """A number that should be within ``off`` of what is expected."""
+    """A number that should be within ``off`` of what is expected; ``shown`` as it is, or so."""
     factor, unit = (100, " %") if percent else (1, "")
     return Check(
-        key=key, value=value, shown=f"{value * factor:.4g}{unit}",
+        key=key, value=value, shown=shown or _shown(value, percent),
         lecture=f"{expected * factor:.4g}{unit}", tolerance=f"± {off * factor:.3g}",
         passed=abs(value - expected) <= off if applies else None,
     )  # fmt: skip
+
+
+def _shown(value: float, percent: bool) -> str:
+    """As the commands print it."""
+    return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
 def at_most(key: str, value: float, limit: float, lecture: str = "0") -> Check:
@@ -124,7 +139,7 @@ def at_least(
     """A number that should be no smaller than a limit."""
     factor, unit = (100, " %") if percent else (1, "")
     return Check(
-        key=key, value=value, shown=f"{value * factor:.4g}{unit}", lecture="",
+        key=key, value=value, shown=_shown(value, percent), lecture="",
         tolerance=f"≥ {limit * factor:.4g}{unit}", passed=value >= limit if applies else None,
     )  # fmt: skip
 

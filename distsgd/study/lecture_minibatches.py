@@ -35,22 +35,20 @@ def why(options: Options) -> Part:
     originals, times = options.examples(1_000, 200), options.of(1_200, 500)
     copied = compare_copies(options.dataset, originals=originals, times=times, seed=options.seed)
     draws = options.of(100, 50)
-    noise = minibatch_noise(
-        options.dataset, draws=draws, seed=options.seed,
-        examples=10_000 if options.quick and options.cifar10 else None,
-    )  # fmt: skip
+    examples = 10_000 if options.quick and options.cifar10 else None
+    noise = minibatch_noise(options.dataset, draws=draws, seed=options.seed, examples=examples)
+    flag = f" --examples {examples}" if examples else ""
     cosines = [row.cosine for row in noise.rows]
-    ratio = sum(row.variance / row.expected_variance for row in noise.rows) / len(noise.rows)
     return Part(
         commands=(
             options.command(f"study copies --originals {originals} --times {times}"),
-            options.command(f"study noise --draws {draws}"),
+            options.command(f"study noise --draws {draws}{flag}"),
         ),
         checks=(
             *(at_most(f"copies_{row.loss}", row.relative_difference, 1e-12)
               for row in copied.rows),
-            holds("cosine", f"{cosines[0]:.2f} → {cosines[-1]:.2f}", cosines == sorted(cosines)),
-            near("variance", ratio, 1, 0.15),
+            holds("cosine", f"{cosines[0]:.3f} → {cosines[-1]:.3f}", cosines == sorted(cosines)),
+            near("variance", noise.variance_ratio, 1, 0.15),
         ),
         figures={"copies": draw_copies(copied), "noise": draw_minibatch_noise(noise)},
     )  # fmt: skip
@@ -65,13 +63,21 @@ def sizes(options: Options) -> Part:
         say=options.say,
     )  # fmt: skip
     by_size = {row.batch_size: row for row in found.rows}
-    apart = abs(by_size[200].scaled_test_accuracy - by_size[256].scaled_test_accuracy)
+    two_hundred, power = (by_size[size].scaled_test_accuracy for size in (200, 256))
     speeds = [row.examples_per_second for row in found.rows]
     listed = ",".join(str(size) for size in chosen)
     return Part(
         commands=(options.command(f"study minibatch-size --sizes {listed} --epochs {epochs}"),),
         checks=(
-            near("neighbours", apart, 0, 0.03, percent=True, applies=options.cifar10),
+            near(
+                "neighbours",
+                abs(two_hundred - power),
+                0,
+                0.03,
+                percent=True,
+                applies=options.cifar10,
+                shown=f"{100 * two_hundred:.1f} % / {100 * power:.1f} %",
+            ),
             holds("speed", f"{min(speeds):,.0f} – {max(speeds):,.0f}", speeds[-1] > speeds[0]),
         ),
         figures={"sizes": draw_sizes(found)},

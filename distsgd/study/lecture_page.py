@@ -48,7 +48,7 @@ def write_page(path: Path, page: str) -> None:
         StorageError: it cannot be written.
     """
     try:
-        replace_file(path, page.encode("utf-8"))
+        replace_file(path, page.encode("utf-8", "backslashreplace"), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None
 

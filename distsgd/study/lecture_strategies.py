@@ -55,7 +55,7 @@ def local(options: Options) -> Part:
         checks=(
             near("accuracy", found.test_accuracy, 0.214, 0.02, percent=True,
                  applies=options.cifar10),
-            holds("falls", f"{found.losses[0]:.3f} → {found.losses[-1]:.3f}", falls),
+            holds("falls", f"{found.losses[0]:.4f} → {found.losses[-1]:.4f}", falls),
         ),
         figures={"losses": draw_local_search(found)},
     )  # fmt: skip

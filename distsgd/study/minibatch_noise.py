@@ -59,6 +59,11 @@ class MinibatchNoise:
     draws: int
     rows: tuple[NoiseRow, ...]
 
+    @property
+    def variance_ratio(self) -> float:
+        """Mean over the sizes of the variance over what is expected."""
+        return sum(row.variance / row.expected_variance for row in self.rows) / len(self.rows)
+
 
 def minibatch_noise(
     dataset: str = "cifar10",

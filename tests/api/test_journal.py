@@ -146,13 +146,13 @@ def test_w_that_was_not_made_by_the_journal_is_caught() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        ({"consistency": "bsp", "staleness": 2}, "--staleness.*--consistency bsp"),
-        ({"consistency": "ssp", "staleness": -1}, "--staleness"),
-        ({"consistency": "backup", "backup": 7}, "--backup 7.*--batch-size"),
-        ({"consistency": "local", "local_steps": 0}, "--local-steps"),
-        ({"consistency": "gossip"}, "--consistency.*bsp, ssp, asp, backup, local"),
+        ({"consistency": "bsp", "staleness": 2}, "staleness does not go with consistency='bsp'"),
+        ({"consistency": "ssp", "staleness": -1}, "staleness cannot be -1"),
+        ({"consistency": "backup", "backup": 7}, "backup=7 .*batch_size=200"),
+        ({"consistency": "local", "local_steps": 0}, "local_steps cannot be 0"),
+        ({"consistency": "gossip"}, "consistency cannot be gossip.*bsp, ssp, asp, backup, local"),
         ({"consistency": "local", "local_steps": 4, "optimizer": "adam"},
-         "--consistency local.*--optimizer adam"),
+         "consistency='local' with .*optimizer='adam'"),
     ],
 )  # fmt: skip
 def test_policies_that_cannot_be(wrong: tuple[dict[str, Any], str]) -> None:
@@ -178,5 +178,5 @@ def test_compressed_runs_replay_on_every_channel(
 def test_compression_that_cannot_be() -> None:
     from distsgd.errors import UsageError
 
-    with pytest.raises(UsageError, match="--compress cannot be topk:2"):
+    with pytest.raises(UsageError, match="compress cannot be topk:2"):
         run(0, compress="topk:2")

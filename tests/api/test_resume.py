@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,9 +16,12 @@ import pytest
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
 from distsgd.api.reporter import Reporter
+from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.training import resume, scale, train
 from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.run.folder import RunFolder
+from distsgd.run.metrics import MetricsWriter, seconds_of_steps
+from distsgd.runtime.events import Progress
 
 POLICIES: dict[str, dict[str, Any]] = {
     "bsp": {},
@@ -167,11 +173,58 @@ def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     assert replay(tmp_path / "run").weights_sha256 == whole
 
 
+def stop_after(updates: int) -> Reporter:
+    class Stops(Reporter):
+        def progress(self, progress: Progress) -> None:
+            if progress.step == updates:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    return Stops()
+
+
+def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    """Throughput and seconds go on where they were, in metrics and epochs too."""
+    run, rows = tmp_path / "run", list[EpochRow]()
+
+    class Rows(Reporter):
+        def epoch(self, row: EpochRow) -> None:
+            rows.append(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        a_run(run, log_every=1, reporter=stop_after(15))
+    first = TrainResult(**RunFolder(run).read("report.json"))
+    second = resume(run, reporter=Rows())
+    third = resume(run, epochs=5, reporter=Rows())
+    parts = (first, second, third)
+    assert [part.examples_seen for part in parts] == [2012, 4500, 7500]
+    for before, part in pairwise(parts):
+        assert part.step_seconds > 0
+        assert part.train_seconds == pytest.approx(before.train_seconds + part.step_seconds)
+    for part in parts:
+        assert part.examples_per_second == part.examples_seen / part.train_seconds
+        assert part.wall_seconds > part.startup_seconds + part.step_seconds
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert [row.epoch for row in rows] == [2, 3, 4, 5]
+    assert rows[0].seconds > first.train_seconds
+
+
+def test_steps_that_no_record_has_timed_are_as_fast_as_those_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert seconds_of_steps(path, 0) == seconds_of_steps(path, 500) == 0.0
+    writer = MetricsWriter(path)
+    for examples, seconds in ((100, 1.0), (200, 3.0), (400, 9.0)):
+        writer.write({"kind": "progress", "examples_seen": examples, "seconds": seconds})
+    writer.close()
+    assert [seconds_of_steps(path, examples) for examples in (200, 300, 400)] == [3.0, 4.5, 9.0]
+
+
 def test_only_a_running_run_on_ray_can_be_scaled(tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     with pytest.raises(RunError, match="is not running"):
         scale(tmp_path / "run", 2)
-    with pytest.raises(UsageError, match="--workers 0"):
+    with pytest.raises(UsageError, match="workers cannot be 0"):
         scale(tmp_path / "run", 0)
     (tmp_path / "run" / "report.json").unlink()
     folder = RunFolder(tmp_path / "run")

@@ -186,7 +186,7 @@ def test_models_that_there_are_not_are_refused(model: str, tmp_path: Path) -> No
         lambda: list(gradcheck(model=model)),
         lambda: simulate("sample", model=model),
     ):
-        with pytest.raises(UsageError, match=f"--model cannot be {model}"):
+        with pytest.raises(UsageError, match=f"model cannot be {model}"):
             refused()
     assert not (tmp_path / "run").exists()
 

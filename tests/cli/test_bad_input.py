@@ -46,14 +46,14 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
         (("--loss", "hinge"), ("--loss", "softmax, svm")),
         (("--model", "mlp:0"), ("--model cannot be mlp:0", "linear, or mlp:HIDDEN")),
         (("--model", "resnet"), ("--model cannot be resnet", "mlp:100")),
-        (("--set", "model=mlp:x"), ("--model cannot be mlp:x", "mlp:100")),
+        (("--set", "model=mlp:x"), ("--set model cannot be mlp:x", "mlp:100")),
         (("--sampling", "sorted"), ("--sampling", "shuffle, random, sequential")),
         (("--set", "learning_rate=nan"), ("learning_rate", "nan")),
         (("--set", "learning_rate=inf"), ("learning_rate",)),
         (("--set", "learning_rate=0"), ("learning_rate", "above 0")),
         (("--set", "learning_rate=fast"), ("learning_rate", "a number")),
         (("--set", "momentum=1"), ("momentum",)),
-        (("--set", "learn_rate=0.1"), ("learn_rate", "Did you mean learning_rate?")),
+        (("--set", "learn_rate=0.1"), ("learn_rate", "Did you mean --set learning_rate=0.1?")),
         (("--set", "seed"), ("--set seed", "name=value")),
         (("--set", "epochs=3"), ("epochs", "given twice")),
         (("--set", "slot_size=1.5"), ("slot_size", "whole number")),
@@ -72,7 +72,11 @@ def test_settings_that_cannot_be_used(
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [("epochs = ", "not valid"), ("epoch = 3", "Did you mean epochs?"), ("epochs = true", "true")],
+    [
+        ("epochs = ", "not valid"),
+        ("epoch = 3", "Did you mean epochs = 3"),
+        ("epochs = true", "true"),
+    ],
 )
 def test_config_files_that_cannot_be_used(
     distsgd: Run, tmp_path: Path, content: str, word: str

@@ -102,7 +102,7 @@ def test_data_info_and_verify(distsgd: Run) -> None:
 
 def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('dataset = "sample"\nworkers = 0\nepochs = 1\nseed = 7\n')
-    first = json_of(distsgd, "train", "--config", "run.toml", "--set", "momentum=0.5")
+    first = json_of(distsgd, "train", "--config", "run.toml", "--set", "pixel_scale=32")
     again = json_of(distsgd, "train", "--config", Path(str(first["run_dir"])) / "config.json")
     other = json_of(distsgd, "train", "--config", "run.toml", "--seed", 8)
     assert again["weights_sha256"] == first["weights_sha256"] != other["weights_sha256"]

@@ -1,6 +1,7 @@
 """``distsgd lecture``: what it writes, prints and refuses."""
 
 import json
+import os
 
 import pytest
 
@@ -22,7 +23,9 @@ def test_a_page_and_json(distsgd, tmp_path):
     ]  # fmt: skip
     page = tmp_path / "pages" / "ko" / "lecture-ko.html"
     assert '<html lang="ko">' in page.read_text("utf-8")
-    assert page.stat().st_mode & 0o077 == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    assert page.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_table(distsgd):

@@ -49,7 +49,6 @@ def test_a_scenario_with_failures_and_flags_over_it(distsgd: Run, tmp_path: Path
 
 
 def test_compare_gives_a_table_and_a_figure(distsgd: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     given = ("--policies", "bsp,ssp:2,backup:1", "--seeds", 2, "--plot", "curves.png")
     done = distsgd(*COMPARE, *given, "--target-loss", 2.2, "--json")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,9 @@ def test_piped_output_is_a_line_an_epoch(distsgd: Run) -> None:
     assert "\x1b" not in done.stdout
     assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
     assert any(line.strip().startswith("test accuracy") for line in lines)
+    (time_of_it,) = [line for line in lines if line.strip().startswith("time ")]
+    total, *parts = map(float, re.findall(r"([0-9.]+) s ", time_of_it))
+    assert len(parts) == 3 and total == pytest.approx(sum(parts), abs=0.21)
 
 
 def test_a_terminal_shows_live_progress(tmp_path: Path) -> None:
@@ -239,9 +243,10 @@ def test_a_signal_while_ray_starts_is_not_taken_by_ray(tmp_path: Path) -> None:
     with training(tmp_path / "run") as process:
         wait_for(lambda: any(processes_with(f"{name}/ray") for name in ray_folders()))
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "interrupted after step" in errors
+    assert "stopping after this update" in errors and "interrupted after step 0" in errors
+    assert "2 (none had begun)" in output and " s in all: " in output
     assert not ray_folders()
 
 

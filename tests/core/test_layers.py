@@ -191,3 +191,32 @@ def test_importing_the_package_is_light():
 
 def test_importing_the_command_line_loads_neither_ray_nor_pyarrow():
     assert loaded_by("import distsgd.cli.main", ["typer", "ray", "pyarrow"]) == ["typer"]
+
+
+OF_THE_PROCESS = {
+    "signal.signal": {"api.interrupts", "runtime.ray_session"},  # for the time of a call
+    "os._exit": set(),
+    "threadpoolctl.threadpool_limits": set(),
+    "sys.setswitchinterval": set(),
+    "os.umask": set(),
+    "os.chdir": set(),
+}
+"""What changes the whole process, and which modules of the library may do it nevertheless."""
+
+PROCESSES_OF_OURS = {
+    "bench.child", "bench.limits", "data.remote.fetching_ahead", "runtime.ray_processes",
+}  # fmt: skip
+"""Modules that do so where they are the whole of a process."""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_leaves_its_process_alone(module):
+    name = module.removeprefix("distsgd.")
+    if layer_of(module) == "cli" or name in PROCESSES_OF_OURS or is_peer(module):
+        return
+    source = MODULES[module].read_text(encoding="utf-8")
+    called = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+    }
+    names = called | set(imports(source, package_of(module)))
+    assert [what for what, who in OF_THE_PROCESS.items() if what in names and name not in who] == []

@@ -125,3 +125,23 @@ def test_the_sample_is_the_first_images_of_each_class(
     pixels = np.concatenate([pixels for pixels, _ in part.batches()])
     np.testing.assert_array_equal(part.labels, expected[:, 0])
     np.testing.assert_array_equal(pixels, expected[:, 1:])
+
+
+def test_a_folder_and_a_file_whose_names_are_not_utf_8(cache: Path, tmp_path: Path) -> None:
+    """Arrow by itself opens no such name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from distsgd.data.import_dataset import import_dataset
+    from distsgd.data.sources.source import Wishes
+
+    folder = tmp_path / "caf\udce9"
+    write_tiny(folder, ROWS)
+    np.testing.assert_array_equal(gathered(Dataset(folder).train, [3, 1]), PIXELS[[3, 1]])
+    Dataset(folder).verify()
+    table = pa.table({"x": range(40), "y": [3, 1] * 20, "kind": ["a", "b"] * 20})
+    with (tmp_path / "caf\udce9.parquet").open("wb") as file:
+        pq.write_table(table, file)
+    wishes = Wishes(label="kind")
+    found = import_dataset(tmp_path / "caf\udce9.parquet", "mine", wishes=wishes)
+    assert found.train + found.test == 40

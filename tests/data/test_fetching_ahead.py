@@ -45,7 +45,7 @@ def shards(folder: Path) -> list[str]:
 
 def at_work(folder: Path) -> list[int]:
     """The processes that fetch ahead for it."""
-    module = b"-m\0distsgd.data.remote.fetching_ahead\0"
+    module = b"\0distsgd.data.remote.fetching_ahead\0"
     found = []
     for pid in processes_with(str(folder)):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ def test_a_dataset_whose_name_begins_alike_is_not_swept(cache: Path) -> None:
         assert (beside / "half").exists()
     assert (big / "half").exists() and (small / "whole").exists()
     assert [p.name for p in big.parent.glob(".*")] == [".flowers-old-big~old-3"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700)])
+def test_a_dataset_in_a_shared_cache_follows_the_umask(cache: Path, umask: int, mode: int) -> None:
+    target = dataset_folder("flowers")
+    target.parent.mkdir(parents=True)
+    before = os.umask(umask)
+    try:
+        with installed(target) as beside:
+            (beside / "manifest.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert target.stat().st_mode & 0o777 == mode
 
 
 def test_a_dataset_that_came_while_another_was_opened_is_not_replaced(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
 from data_support import write_tiny
 
-from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder, find_dataset
-from distsgd.errors import DatasetError
+from distsgd.data.locations import (
+    SAMPLE,
+    cache_folder,
+    dataset_folder,
+    expanded,
+    find_dataset,
+    home_folder,
+    imported_datasets,
+    mending,
+)
+from distsgd.errors import DatasetError, StorageError, UsageError
 
 
 def test_the_cache_can_be_put_elsewhere(cache: Path) -> None:
@@ -29,6 +39,27 @@ def test_without_a_choice_it_is_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tmp_path in cache_folder().parents
+
+
+def test_without_a_home_only_what_needs_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "DISTSGD_CACHE", "DISTSGD_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    write_tiny(tmp_path / "tiny")
+    assert find_dataset(str(tmp_path / "tiny")) == tmp_path / "tiny"
+    assert "--repair --dataset" in mending(tmp_path / "tiny")
+    assert imported_datasets() == [] and find_dataset("sample") == SAMPLE
+    for folder, variable in ((cache_folder, "DISTSGD_CACHE"), (home_folder, "DISTSGD_HOME")):
+        with pytest.raises(StorageError, match=f"Set HOME, or {variable}"):
+            folder()
+    for path in ("~/x", "~nobody-of-that-name/x"):
+        with pytest.raises(UsageError, match="home folder that cannot be found"):
+            expanded(path)
 
 
 def test_the_sample_is_always_there() -> None:

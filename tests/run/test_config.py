@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +12,16 @@ from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
-from distsgd.run.config_sources import config_elsewhere, config_from
+from distsgd.run.config_sources import ALIASES, config_elsewhere, config_from
 from distsgd.run.recipe import (
     LEARNING_RATES,
     REGULARIZATION,
     TWO_LAYER_LEARNING_RATES,
 )
+from distsgd.run.spelling import Spelling, written
+
+TRAIN = Spelling(frozenset({"channel", "cache_size", "shuffle", "optimizer", "epochs"}), True)
+"""A command that has these flags, and --set."""
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -39,7 +45,7 @@ def test_two_layers_have_a_recipe_of_their_own(loss: str, optimizer: str) -> Non
 
 @pytest.mark.parametrize("model", ["mlp", "mlp:0", "mlp:x", "mlp:10001", "tree"])
 def test_models_that_there_are_not_are_refused(model: str) -> None:
-    with pytest.raises(UsageError, match=f"--model cannot be {model}"):
+    with pytest.raises(UsageError, match=f"model cannot be {model}"):
         TrainConfig(model=model)
 
 
@@ -53,8 +59,8 @@ def test_the_learning_rate_scales_with_the_minibatch_if_so_wanted() -> None:
 def test_flags_go_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("epochs = 4\nbatch_size = 32\n")
-    config = config_from({"epochs": 7, "seed": None}, file, ["momentum=0.25"])
-    assert (config.epochs, config.batch_size, config.momentum) == (7, 32, 0.25)
+    config = config_from({"epochs": 7, "seed": None}, file, ["dtype=float64"])
+    assert (config.epochs, config.batch_size, config.dtype) == (7, 32, "float64")
 
 
 @pytest.mark.parametrize(
@@ -79,3 +85,71 @@ def test_what_only_the_other_machine_knows_is_left_to_it() -> None:
         config_elsewhere(settings)
     with pytest.raises(UsageError, match="carries a name or a key"):
         config_elsewhere({}, None, ["dataset=s3://KEY:SECRET@bucket/set"])
+
+
+def refusal(
+    settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
+) -> str:
+    with written(lambda: TRAIN), pytest.raises(UsageError) as caught:
+        config_from(settings, file, assignments)
+    return str(caught.value)
+
+
+def test_an_error_names_a_setting_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    for name, value in (("channel", "foo"), ("cache_size", -1), ("shuffle", "foo")):
+        word = name.replace("_", "-")
+        assert refusal({name: value}).startswith(f"--{word} cannot be {value}.")
+        assert refusal({}, None, [f"{name}={value}"]).startswith(f"--set {name} cannot be {value}.")
+        file.write_text(f"{name} = {value!r}\n")
+        assert refusal({}, file).startswith(f"{name} in {file} cannot be {value}.")
+        with pytest.raises(UsageError, match=f"^{name} cannot be {value}"):
+            config_from({name: value})
+
+
+def test_a_hint_is_written_as_the_setting_was(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('sampling = "random"\n')
+    found = refusal({"shuffle": "shard"}, file)
+    assert found == (
+        f'--shuffle shard does not go with sampling = "random" in {file}. '
+        f'Give sampling = "shuffle" in {file}.'
+    )
+    found = refusal({}, None, ["momentum=0.5"])
+    assert found.startswith("--set momentum=0.5 does not go with --optimizer sgd, which has none.")
+    with written(lambda: TRAIN):
+        config = config_from({"optimizer": "momentum"}, None, ["momentum=0.5"])
+    assert config.given("momentum") == "--set momentum=0.5"
+    assert dataclasses.replace(config, seed=1).given("momentum") == "momentum=0.5"
+
+
+@pytest.mark.parametrize("alias", ["lr", "bs", "wd", "l2", "weight_decay", "num_workers", "batch",
+                                   "epoch", "learn_rate", "batchsize", "Epochs"])  # fmt: skip
+def test_following_a_hint_works(alias: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    value = "0.5" if alias in ("lr", "wd", "l2", "weight_decay", "learn_rate") else "3"
+    file.write_text(f"{alias} = {value}\n")
+    found = refusal({}, None, [f"{alias}={value}"]), refusal({}, file), python(alias, value)
+    typed, lined, called = (text.rpartition("Did you mean ")[2].rstrip("?") for text in found)
+    with written(lambda: TRAIN):
+        config = config_from({}, None, [typed.removeprefix("--set ")])
+        file.write_text(lined.removesuffix(f" in {file}"))
+        assert config_from({}, file) == config
+    name, _, word = called.partition("=")
+    assert config_from({name: word}) == config != TrainConfig()
+
+
+def python(name: str, value: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        config_from({name: float(value) if "." in value else int(value)})
+    return str(caught.value)
+
+
+def test_a_setting_that_could_not_have_the_value_is_not_proposed() -> None:
+    assert "Did you mean" not in refusal({}, None, ["scale=many"])
+    assert "It is called learning_rate here" in refusal({}, None, ["lr=fast"])
+
+
+def test_aliases_are_no_settings_and_lead_to_some() -> None:
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not names & set(ALIASES) and set(ALIASES.values()) <= names

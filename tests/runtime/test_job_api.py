@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -67,3 +70,49 @@ def test_following_ends_when_the_head_is_gone(monkeypatch: pytest.MonkeyPatch) -
 def test_the_address_that_rays_own_commands_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
     assert jobs_address("auto") == "http://10.0.0.1:8265"
+
+
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nobody answers at, in the environment."""
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+
+def test_no_proxy_is_asked_for_a_head_nearby(dead_proxy: None) -> None:
+    """Loopback and private addresses are reached without one, wherever http_proxy leads."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=answer_all, args=(door,), daemon=True).start()
+        with job_api.job_api(f"http://127.0.0.1:{door.getsockname()[1]}"):
+            pass
+        door.shutdown(socket.SHUT_RDWR)
+
+
+def answer_all(door: socket.socket) -> None:
+    """A head that says its version, until the door is closed."""
+    body = b'{"ray_version": "2.60.0"}'
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    with suppress(OSError):
+        while True:
+            connection, _ = door.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(head.encode() + body)
+
+
+def test_a_dead_proxy_is_named(dead_proxy: None) -> None:
+    address = "http://1.1.1.1:8265"
+    with (
+        pytest.raises(RuntimeFailure, match=r"proxy that http_proxy .*no_proxy=1\.1\.1\.1"),
+        job_api.job_api(address),
+    ):
+        pass
+
+
+def test_the_loggers_of_rays_client_are_as_before() -> None:
+    logger = logging.getLogger(job_api._LOGGERS[0])
+    before = logger.level
+    with pytest.raises(RuntimeFailure), job_api.job_api("http://127.0.0.1:1"):
+        pass
+    assert logger.level == before

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime import local_node
 from distsgd.runtime.cluster_token import known_token, token_file
-from distsgd.runtime.joined_cluster import address_of
+from distsgd.runtime.joined_cluster import address_of, check_cluster
 from distsgd.runtime.node_note import Node
 
 
@@ -47,7 +53,7 @@ def test_a_head_that_does_not_start_leaves_the_token(
 ) -> None:
     seen = []
 
-    def fails(command: list[str], environment: dict[str, str]) -> str:
+    def fails(command: list[str], environment: dict[str, str], folder: Path) -> str:
         seen.append(token_file().read_text())
         return "it does not start"
 
@@ -86,3 +92,81 @@ def test_auto_is_what_was_started_here(home: Path, monkeypatch: pytest.MonkeyPat
     assert address_of("auto") == "10.0.0.1:6379"
     with pytest.raises(UsageError, match="HOST:PORT"):
         address_of("http://10.0.0.1:8265")
+
+
+@contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """Somebody who is no head of Ray: says this to each connection; yields its HOST:PORT."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = door.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{door.getsockname()[1]}"
+        door.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def joins(address: str) -> None:
+    local_node.start_member(address)
+
+
+@pytest.mark.parametrize("wants", [check_cluster, joins])
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            r"jobs are served there\. Give HOST:PORT of the head: 127\.0\.0\.1:6379",
+        ),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", r"no head of a Ray cluster"),
+    ],
+)
+def test_what_is_no_head_is_not_left_to_ray(
+    wants: Callable[[str], object], answer: bytes, message: str, home: Path
+) -> None:
+    """Ray would try for half a minute and end the process."""
+    with listening(answer) as address, pytest.raises(RuntimeFailure, match=message):
+        wants(address)
+
+
+def test_the_head_of_this_machines_jobs_port_is_named(home: Path) -> None:
+    with listening(b"HTTP/1.1 200 OK\r\n\r\n") as address:
+        jobs_port = int(address.rpartition(":")[2])
+        node = Node(address="127.0.0.1:26379", node_ip="127.0.0.1", head=True, folder="/nowhere",
+                    jobs_port=jobs_port)  # fmt: skip
+        (home / f"node-{socket.gethostname()}.json").write_text(json.dumps(asdict(node)))
+        with pytest.raises(RuntimeFailure, match=r"of the head: 127\.0\.0\.1:26379"):
+            check_cluster(address)
+
+
+def test_a_proxy_is_not_asked_for_a_head(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with (
+        listening(b"SSH-2.0-OpenSSH_9.2\r\n") as address,
+        pytest.raises(RuntimeFailure, match=f"{address} is no head"),
+    ):
+        check_cluster(address)
+
+
+def test_a_node_runs_in_its_own_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its processes import nothing of the user's; what names files names them as before."""
+    found: dict[str, Any] = {}
+
+    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        found.update(settings)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("PYTHONPATH", f"here{os.pathsep}")
+    node = local_node.start_head(port=free(), jobs_port=free())
+    assert str(found["cwd"]) == node.folder
+    assert found["env"]["PYTHONPATH"] == str(Path("here").absolute())
+    Path(node.folder).rmdir()

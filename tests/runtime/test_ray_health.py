@@ -20,7 +20,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         shown[0] += seconds
 
     monkeypatch.setattr(ray_health, "monotonic", lambda: shown[0])
-    monkeypatch.setattr(ray_health, "sleep", sleep)
+    monkeypatch.setattr(ray_health, "pause", sleep)
     return shown
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from distsgd.errors import ChannelClosed
 from distsgd.runtime import ray_session, session_guard
 from distsgd.runtime.ray_answers import what_to_tell
 from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
-from distsgd.runtime.session_guard import LOCK, clear_session, processes_of
+from distsgd.runtime.session_guard import LOCK, processes_of, session_mark
 
 
 @pytest.fixture
@@ -33,12 +32,15 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @contextmanager
-def a_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def a_process(
+    code: str, *arguments: object, marks: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """Runs the code, which prints a line when it is ready, until its input is closed."""
     with subprocess.Popen(
         [sys.executable, "-c", f"import sys\n{code}\nprint(flush=True)\nsys.stdin.read()"]
         + [str(argument) for argument in arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **(marks or {})},
     ) as process:  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
@@ -52,12 +54,34 @@ def a_session(temporary: Path) -> Path:
     return folder
 
 
-def test_any_command_cleans_up(temporary: Path, distsgd: Run) -> None:
+def test_what_is_left_of_a_dead_session_is_ended(temporary: Path) -> None:
     folder = a_session(temporary)
-    with a_process("", folder) as process:
-        assert distsgd("runs", "list").returncode == 0
-        assert process.wait() == -signal.SIGKILL
+    with (
+        a_process("", folder, marks=session_mark(folder)) as named,
+        a_process(f"file = open({str(folder / LOCK)!r})", marks=session_mark(folder)) as opened,
+    ):
+        sweep_dead_sessions()
+        assert named.wait() == opened.wait() == -signal.SIGKILL
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_process_that_is_not_ours_lives(marked: bool, temporary: Path) -> None:
+    """One that has the folder on its command line or open is the user's; so is one that another
+    thread of the owner started while Ray was starting, which has the mark and neither of them."""
+    folder = a_session(temporary)
+    code, arguments = "", []
+    if not marked:
+        code, arguments = "file = open(sys.argv[1])", [folder / LOCK]
+    with a_process(code, *arguments, marks=session_mark(folder) if marked else None) as process:
+        sweep_dead_sessions()
+        assert process.poll() is None and not folder.exists()
+
+
+def test_a_command_without_ray_sweeps_nothing(temporary: Path, distsgd: Run) -> None:
+    folder = a_session(temporary)
+    assert distsgd("runs", "list").returncode == 0
+    assert folder.exists()
 
 
 def test_a_folder_that_never_got_its_name_is_removed(temporary: Path) -> None:
@@ -113,27 +137,11 @@ def test_what_cannot_be_removed_stays_ours(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_guard, "_remove", lambda folder: None)
-    with ray_session._session_folder() as folder, a_process("", folder) as process:
-        process.kill()
+    with ray_session._session_folder() as folder:
+        pass
     monkeypatch.undo()
     sweep_dead_sessions()
     assert (folder / LOCK).exists()
-
-
-def test_another_command_that_looks_at_the_lock_is_not_ended(temporary: Path) -> None:
-    folder = a_session(temporary)
-    with a_process(f"file = open({str(folder)[:9]!r} + {str(folder / LOCK)[9:]!r})") as other:
-        # Its command line does not name the folder, as that of a command does not.
-        assert other.pid in processes_of(str(folder))
-        clearing = threading.Thread(target=clear_session, args=(folder,))
-        clearing.start()
-        clearing.join(0.2)
-        assert clearing.is_alive() and other.poll() is None
-        assert other.stdin is not None
-        other.stdin.close()
-        clearing.join()
-        assert other.wait() == 0
-    assert not folder.exists()
 
 
 def test_a_process_is_found_while_it_closes_other_files(temporary: Path) -> None:
@@ -150,6 +158,7 @@ threading.Thread(target=churn, daemon=True).start()
     process = subprocess.Popen(
         [sys.executable, "-c", f"import sys{busy}print(flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **session_mark(folder)},
     )  # fmt: skip
     with process:
         assert process.stdin is not None and process.stdout is not None

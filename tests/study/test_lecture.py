@@ -1,6 +1,7 @@
 """The whole lecture on the embedded sample: numbers, words, and the page."""
 
 import re
+import shlex
 import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from distsgd.cli.main import app
 from distsgd.data.import_dataset import import_dataset
 from distsgd.errors import StorageError, UsageError
 from distsgd.study import lecture as lecture_module
@@ -58,6 +60,40 @@ def test_on_rows_of_ones_own(tmp_path, monkeypatch):
     assert [one.key for one in found.chapters] == list(CHAPTERS)
     failed = [c for one in found.chapters for c in one.checks if c.passed is False]
     assert not [check for check in failed if check.key != "speed"]
+
+
+TIMES = ("speed", "svm_slower", "softmax_slower")
+QUICK = ("losses", "landscapes", "formulas", "chain_rule", "steps", "sizes", "samplings")
+"""Chapters whose commands take a second or two. `--all-chapters` tries the others, too."""
+
+
+@pytest.mark.parametrize("key", CHAPTERS)
+def test_the_commands_of_a_chapter_print_its_numbers(whole, key, capsys, request):
+    """All that the page shows, to the last digit; how fast it is depends on the moment."""
+    if key not in QUICK and not request.config.getoption("all_chapters"):
+        pytest.skip("--all-chapters runs it")
+    (chapter,) = (one for one in whole.chapters if one.key == key)
+    for command in chapter.commands:
+        name, *words = shlex.split(command)
+        assert name == "distsgd"
+        assert not app(args=words, standalone_mode=False)
+    printed = capsys.readouterr().out
+    for check in chapter.checks:
+        for number in () if check.key in TIMES else re.split(" → | / ", check.shown):
+            assert number in printed, check
+
+
+@pytest.mark.parametrize("dataset", ["sample", "cifar10", "my $data"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_commands_can_be_typed(dataset, seed):
+    options = Options(dataset=dataset, workers=0, seed=seed)
+    words = shlex.split(options.command("study loss --examples 5", workers=True))
+    flags = ["--dataset", dataset] if dataset != "cifar10" else []
+    assert words == [
+        *(["distsgd", "study", "loss", "--examples", "5"]), *flags, "--workers", "0",
+        *(["--seed", "3"] if seed else []),
+    ]  # fmt: skip
+    assert "--seed" not in options.command("study hinges", data=False, seed=False)
 
 
 def test_accuracies_of_cifar10_are_not_expected_of_others(whole):

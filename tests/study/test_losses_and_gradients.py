@@ -1,5 +1,6 @@
 """The small studies: initial losses, hinges, convexity, the chain rule, formulas."""
 
+from dataclasses import replace
 from math import log
 
 import numpy as np
@@ -121,6 +122,9 @@ def test_formulas_on_real_images():
         assert row.of_an_example < 1e-12 and row.of_the_mean < 1e-12 and row.numerical < 1e-7
     assert sum(found.first.probabilities) == pytest.approx(1)
     assert "<svg" in svg_of(draw_formulas(found), "formulas")
+    strange = ("$x^", "$\\frac$", "a\x1b[31m", *found.first.classes[3:])
+    named = replace(found, first=replace(found.first, classes=strange))
+    assert "<svg" in svg_of(draw_formulas(named), "formulas")  # names are no formulas
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from distsgd.data.remote.stores import Piece, Refused, Store
+from distsgd.data.system import pause
 from distsgd.errors import CorruptDataError, SourceError, storage_error
 
 __all__ = ["PAUSES", "Notice", "fetch_checked", "fetch_small"]
@@ -127,9 +127,9 @@ def _follow(
             most = max(_LEAST_BYTES, most // 4)
         if vain > len(PAUSES) or tries == most_tries:
             raise SourceError(f"{whose}/{name} cannot be read, {tries} tries: {why}", _HINT)
-        pause = PAUSES[max(0, vain - 1)]
-        notice(f"{whose}/{name}: {why}; trying again in {pause:g} s")
-        time.sleep(pause)
+        seconds = PAUSES[max(0, vain - 1)]
+        notice(f"{whose}/{name}: {why}; trying again in {seconds:g} s")
+        pause(seconds)
 
 
 _HINT = (

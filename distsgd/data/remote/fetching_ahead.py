@@ -26,6 +26,7 @@ from pathlib import Path
 from distsgd.data.manifest import Shard, read_manifest
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.remote.remote_folder import RemoteFolder
+from distsgd.data.system import python_module
 from distsgd.errors import DistsgdError
 
 __all__ = ["FetchingAhead"]
@@ -77,12 +78,9 @@ class FetchingAhead:
         return True
 
     def _begin(self) -> None:
-        top = str(Path(__file__).parents[3])
-        paths = os.pathsep.join([top, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._folder), str(self._limit or 0)],
+            python_module(__name__, str(self._folder), str(self._limit or 0)),
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True,  # Ctrl-C is for us; it ends when we do
         )  # fmt: skip
         weakref.finalize(self, _end, self._process)

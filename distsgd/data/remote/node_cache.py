@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distsgd.data.manifest import Shard
+from distsgd.data.system import pause
 from distsgd.data.verified import Identity, believe, checksum, found_before, identity_of
 from distsgd.errors import DatasetError, storage_error
 
@@ -90,7 +91,7 @@ class NodeCache:
                         "in use",
                         "Raise it, or give a smaller --set shuffle_window",
                     )
-                time.sleep(_POLL_SECONDS)
+                pause(_POLL_SECONDS)
 
     def prefetch(self, entry: Shard, placed: Callable[[], None] = lambda: None) -> bool:
         """Fetch a shard that is not needed yet, if there is room; returns whether it is there.
@@ -148,14 +149,14 @@ class NodeCache:
                 raise
             with suppress(OSError):  # without it, it is hashed when it is used
                 note = [*identity_of(path), entry.sha256]
-                _note_of(path).write_text(json.dumps(note))
+                _note_of(path).write_text(json.dumps(note), encoding="utf-8")
                 self._believe(path, entry)
             return True
 
     def _believe(self, path: Path, entry: Shard) -> None:
         """Take the word of the process that has fetched it, if the file is still the same."""
         with suppress(OSError, ValueError, TypeError):
-            *identity, sha256 = json.loads(_note_of(path).read_text())
+            *identity, sha256 = json.loads(_note_of(path).read_text(encoding="utf-8"))
             if sha256 == entry.sha256 and Identity(*identity) == identity_of(path):
                 believe([(Identity(*identity), sha256)])
 

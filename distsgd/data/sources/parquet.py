@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from distsgd.data.sources.table_columns import (
 )
 from distsgd.errors import SourceError, UsageError
 
-__all__ = ["open_parquet"]
+__all__ = ["open_parquet", "opened_file"]
 
 
 def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
@@ -39,17 +40,17 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         UsageError: it is not clear which column is what.
     """
     with _errors(train[0]):
-        schema = pq.read_schema(train[0])
+        schema = pq.read_schema(opened_file(train[0]))
         refuse_doubles(schema.names, str(train[0]))
         hub = _hub_features(schema)
         label = _label(schema, hub, wishes, train[0])
         image = _image(schema, hub, wishes, train[0])
         for path in [*train, *test]:
-            if pq.read_schema(path).names != schema.names:
+            if pq.read_schema(opened_file(path)).names != schema.names:
                 raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
-        files = [pq.read_metadata(path) for path in [*train, *test]]
+        files = [pq.read_metadata(opened_file(path)) for path in [*train, *test]]
         kept = max(map(_row_bytes, files))
-        first = next(pq.ParquetFile(train[0]).iter_batches(rows_at_once(kept)), None)
+        first = next(pq.ParquetFile(opened_file(train[0])).iter_batches(rows_at_once(kept)), None)
     if first is None:
         raise SourceError(f"{train[0]} has no rows", "Give a file that has")
     opened = (
@@ -61,7 +62,9 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         for path in paths:
             with _errors(path):
                 number = 0
-                for batch in pq.ParquetFile(path).iter_batches(at_once, columns=opened.columns):
+                for batch in pq.ParquetFile(opened_file(path)).iter_batches(
+                    at_once, columns=opened.columns
+                ):
                     where = [f"{path.name} row {number + row}" for row in range(len(batch))]
                     number += len(batch)
                     yield opened.read(batch, where)
@@ -75,6 +78,11 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         rows=sum(file.num_rows for file in files),
         pixels=image is not None,
     )
+
+
+def opened_file(path: Path) -> pa.NativeFile:
+    """A file for Arrow, which by itself opens no name that is not UTF-8."""
+    return pa.OSFile(os.fsencode(path))
 
 
 def _row_bytes(file: pq.FileMetaData) -> int:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distsgd.data.sources.csv_file import CsvFile
+from distsgd.data.sources.parquet import opened_file
 from distsgd.data.sources.source import rows_at_once
 from distsgd.data.sources.table_columns import batch_of, is_number, refuse_doubles, widths_of
 from distsgd.errors import SourceError, UsageError
@@ -73,7 +74,7 @@ def _batches(
         return
     number = 0
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(opened_file(path))
         refuse_doubles(file.schema_arrow.names, str(path))
         for batch in file.iter_batches(rows_at_once(8 * features)):
             yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))], True

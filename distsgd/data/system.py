@@ -1,0 +1,38 @@
+"""What is asked of the system with odd surroundings in mind: our own processes, and pauses."""
+
+from __future__ import annotations
+
+import select
+import sys
+from pathlib import Path
+
+__all__ = ["pause", "python_module"]
+
+_RUN = (
+    "import runpy, sys; sys.path.append(sys.argv.pop(1)); module = sys.argv.pop(1); "
+    "runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
+"""`python -m`, with a folder that is searched after all others."""
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours, or of a package, in a process of its own.
+
+    Nothing is imported from the working folder: the user may have a `queue.py` or `numpy.py` there.
+    Our own package is found wherever it was imported from.
+
+    Args:
+        module: its full name.
+        *arguments: its command line.
+    """
+    ours = str(Path(__file__).resolve().parents[2])
+    return [sys.executable, "-P", "-c", _RUN, ours, module, *arguments]
+
+
+def pause(seconds: float) -> None:
+    """Wait; at once if `seconds` is negative.
+
+    `time.sleep` waits until a time of day of some clock, and fails (EINVAL) when that clock is set
+    or faked meanwhile. The kernel counts this interval by itself.
+    """
+    select.select([], [], [], max(0.0, seconds))

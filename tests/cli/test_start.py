@@ -1,0 +1,104 @@
+"""What stops the command line before it begins: a missing package, python -OO, no home."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import command_line
+
+WITHOUT = """
+import sys
+name, *arguments = sys.argv[1:]
+sys.modules[name] = None
+sys.argv = ["distsgd", *arguments]
+from distsgd.cli.start import main
+main()
+"""
+
+LECTURE = ("lecture", "--quick", "--dataset", "sample", "--workers", "0", "--only", "chain_rule")
+TRAIN = ("train", "--dataset", "sample", "--epochs", "1", "--workers")
+
+
+def run(*command, env=None, cwd=None, **more):
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=cwd,
+        env=env or os.environ, stdin=subprocess.DEVNULL, **more,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and "fault of distsgd" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "arguments"),
+    [
+        ("matplotlib", "matplotlib", LECTURE),
+        ("matplotlib", "matplotlib", ("study", "hinges", "--plot", "hinges.png")),
+        ("typer", "typer", ("--help",)),
+        ("rich", "rich", ("data", "list")),
+        ("numpy", "numpy", (*TRAIN, "0")),
+        ("pyarrow", "pyarrow", (*TRAIN, "0")),
+        ("PIL", "pillow", ("predict", "latest", "x.png")),
+        ("ray", "ray", (*TRAIN, "1")),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, name, package, arguments):
+    if arguments[0] == "predict":
+        assert run(*command_line(*TRAIN, "0")).returncode == 0
+    done = run(sys.executable, "-c", WITHOUT, name, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: the package {package} is not installed. "
+        f"Run: {sys.executable} -m pip install --upgrade {package}.\n"
+    )
+    assert not (tmp_path / "lecture" / "lecture-en.html").exists()
+
+
+def test_assertions_do_nothing_and_docstrings_do_much():
+    python = (sys.executable, "-OO", "-m", "distsgd")
+    done = run(*python, "--version")
+    assert done.returncode == 1 and done.stderr.startswith("error: Python runs with -OO")
+    trained = [
+        run(sys.executable, *flags, "-m", "distsgd", *TRAIN, "0", "--json").stdout
+        for flags in ((), ("-O",))
+    ]
+    first, second = (json.loads(out)["weights_sha256"] for out in trained)
+    assert first == second
+    shown = run(sys.executable, "-O", "-m", "distsgd", "audit", "--help").stdout
+    assert "Example: distsgd audit" in shown
+
+
+HOMELESS = """
+import pwd, sys
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+from distsgd.cli.start import main
+main()
+"""
+HOMES = ("HOME", "DISTSGD_HOME", "DISTSGD_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nothing"])
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("data", "info", "--dataset", "sample"), ""),
+        (("data", "list"), ""),
+        (("runs", "list"), ""),
+        ((*TRAIN, "0", "--run-dir", "run"), ""),
+        ((*TRAIN, "0"), "DISTSGD_HOME"),
+        (("evaluate", "~/run"), "~/run"),
+    ],
+)
+def test_a_user_without_a_home_that_can_be_written(tmp_path, home, arguments, problem):
+    env = {name: value for name, value in os.environ.items() if name not in HOMES}
+    env |= {"HOME": home} if home else {}
+    done = run(sys.executable, "-c", HOMELESS, *arguments, env=env, cwd=tmp_path)
+    assert done.returncode == (1 if problem else 0) or (home is None and problem == "~/run")
+    if problem:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ") and problem in line
+    assert not Path(tmp_path, "~").exists()

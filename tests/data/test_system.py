@@ -1,0 +1,47 @@
+"""Our own processes import nothing of the user's; pauses do not depend on a clock."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import distsgd
+from distsgd.data.system import pause, python_module
+
+SOURCES = sorted(Path(distsgd.__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "module", ["distsgd.runtime.session_guard", "distsgd.data.remote.fetching_ahead"]
+)
+def test_a_module_runs_among_shadows(module: str, tmp_path: Path) -> None:
+    for name in ("distsgd", "numpy", "queue", "random", "socket", "runpy", "json"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is a shadow')")
+    done = subprocess.run(
+        python_module(module, str(tmp_path / "folder"), "0"), cwd=tmp_path, input=b"x",
+        capture_output=True,
+    )  # fmt: skip
+    assert b"shadow" not in done.stderr
+    assert done.returncode == 0 or b"DatasetError" in done.stderr, done.stderr
+
+
+def test_every_process_of_ours_is_started_so() -> None:
+    own = {"system.py", "startup.py"}  # the last measures `python -P -c`
+    starting = [path for path in SOURCES if "sys.executable," in path.read_text(encoding="utf-8")]
+    assert {path.name for path in starting} <= own
+
+
+def test_nothing_sleeps_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a clock is set meanwhile, `time.sleep` may raise."""
+
+    def fails(seconds: float) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(time, "sleep", fails)
+    pause(-1.0)
+    pause(0.0)
+    sleeping = [path for path in SOURCES if "time.sleep(" in path.read_text(encoding="utf-8")]
+    assert sleeping == []
