@@ -121,7 +121,7 @@ NUMBERS = (
 TEXTS = (
     "", " ", "-", "--", "[/b]", "[bold]", "a[/b]c", "[red]x", ":cat:", "\x1b[31mred", "a\nb", "\t",
     "\r", "café", unicodedata.normalize("NFD", "café"), "日本", "🐈", "\udcff\udcfe", "a\udc80",
-    "x" * 300, "x" * 100_000, "..", ".", "/", "a/b", "../x", "~", "~nobody", "$HOME", "%s", "{0}",
+    "x" * 300, "x" * 100_000, "..", ".", "/", "a/b", "../x", "~", "~no-user", "$HOME", "%s", "{0}",
     "\\", "'", '"', "null", "latest", "\ufeffx", "\u202e", "\u200b", "*", "?", "a=b", "=", ",", ":",
     "@", "http://", "file:///x", "s3://", "gs://x", "CON", "nul", "\x7f", "\x01", "#", ";",
 )  # fmt: skip
@@ -167,6 +167,7 @@ def listed(text: str) -> list[str]:
     """The words that a help text offers: softmax and svm of "softmax or svm. (default: svm)"."""
     first = re.split(r"\.(?=\s|$)|\(|\\?\[|;", text)[0].rpartition(": ")[2]
     parts = [part.strip() for part in re.split(r",? or |, ", first)]
+    parts = [re.sub("[A-Z]{2,}", "1", part) for part in parts]  # mlp:HIDDEN, topk:FRACTION
     words = [part for part in parts if _WORD.fullmatch(part)] if len(parts) > 1 else []
     return words + re.findall(r"\bas (\w[^,\s]*)", first)
 
@@ -339,7 +340,7 @@ class Drawer:
             return self.setting()
         if kind == "path" or re.search(r"\bfiles?\b|\bfolder\b|archive", parameter.help):
             return self.input(parameter)
-        offered = listed(parameter.help) if kind == "text" else []
+        offered = listed(parameter.help) if kind in ("text", "list") else []
         if not self.odd():
             good = GOOD.get(kind, GOOD["text"])
             return self.random.choice(offered if offered and self.random.random() < 0.9 else good)
@@ -426,7 +427,9 @@ class Drawer:
         elif chance < 0.8:
             path = str(out / f"x{self.random.choice(OUTPUT_ENDINGS)}")
         else:
-            path = self.random.choice(("", ".", "..", "missing/x.png", "x.png", "-", "~nobody/x"))
+            path = self.random.choice(
+                ("", ".", "..", "missing/x.png", "x.png", "-", "~no-such-user/x")
+            )
         self.may_change.add(Path(path))
         return path
 
@@ -479,7 +482,7 @@ class Drawer:
                 self.ray = self.random.random() < ray_share
                 more.append([flag, "2" if self.ray else "0"])
             elif parameter.kind == "address" and (nodes or "auto" in parameter.help):
-                if parameter.name != "node_ip" and command.words[0] != "train":
+                if parameter.name != "node_ip" and command.words[0] not in ("train", "resume"):
                     more.append([flag, CLOSED_ADDRESS])
             elif parameter.kind == "int" and self.random.random() < 0.85:
                 if parameter.name in SMALL:

@@ -106,9 +106,9 @@ class Material:
             "date.toml": "epochs = 1979-05-27\n", "text.toml": 'epochs = "one"\n',
             "twice.toml": "epochs = 1\nepochs = 2\n", "escape.toml": '"\x1b" = 1\n',
             "fleet.toml": 'workers = 2\nspeed = 1000\nslow = "1:4"\n[train]\nepochs = 1\n',
-            "plain.json": '{"epochs": 1, "workers": 0}', "list.json": "[]", "null.json": "null",
-            "nan.json": '{"epochs": NaN, "workers": 0}', "deep.json": "[" * 100_000,
-            "big.json": '{"seed": 1' + "0" * 5000 + "}",
+            "plain.json": '{"settings": {"epochs": 1}}', "list.json": "[]", "null.json": "null",
+            "nan.json": '{"settings": {"epochs": NaN}}', "deep.json": "[" * 100_000,
+            "big.json": '{"settings": {"seed": 1' + "0" * 5000 + "}}",
         }  # fmt: skip
         for name, text in configs.items():
             (here / name).write_text(text)

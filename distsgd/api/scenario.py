@@ -176,7 +176,7 @@ def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UsageError(f"--scenario: there is no file {path}", "Check the path") from None
     except OSError as error:
         raise UsageError(f"--scenario: {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"--scenario: {path} is not valid: {error}", 'Write lines such as: slow = "1:4"'
         ) from None

@@ -30,7 +30,7 @@ from distsgd.cli import (
 )
 from distsgd.cli.output import say, show
 from distsgd.cli.settings import CommandLine
-from distsgd.cli.streams import ReaderGone, check_stdout, prepare_streams
+from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
 from distsgd.run.spelling import written
 from distsgd.version import __version__
@@ -97,7 +97,6 @@ def _raise_limit_of_open_files() -> None:
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
-    prepare_streams()
     logging.getLogger("distsgd").addHandler(_Notices())
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     _raise_limit_of_open_files()

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 
-from distsgd.cli.streams import open_missing_streams
+from distsgd.cli.streams import open_missing_streams, prepare_streams
 from distsgd.errors import DistsgdError, missing_package, resource_error
 
 __all__ = ["main"]
@@ -18,6 +18,8 @@ _LEAST_MEMORY = 2**30
 def main() -> None:
     """Run the command line, if this Python can."""
     open_missing_streams()
+    prepare_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a screen, or a wrong name, is no matter
     try:
         problem = _problem()
     except KeyboardInterrupt:

@@ -11,6 +11,9 @@ __all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
     """Put ``content`` at ``path``; never a half-written file.
 
+    A symbolic link stays one: its target is replaced. A device, or a pipe that is being read, is
+    written to: a file in the place of /dev/null would break every other program.
+
     Args:
         path: the file.
         content: all of it.
@@ -19,6 +22,10 @@ def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
     Raises:
         OSError: the old file, if there was one, is untouched.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        _write_into(path, content)
+        return
     mode = 0o666 if shared else 0o600
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,6 +39,13 @@ def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _write_into(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe without a reader is an error
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
 
 
 def sync_file(path: Path) -> None:

@@ -283,7 +283,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config: there is no file {path}", "Check the path") from None
     except OSError as error:
         raise UsageError(f"--config: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"--config: {path} is not valid: {error}", "Write lines such as: epochs = 20"
         ) from None
@@ -293,5 +293,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _settings_of_run(content: str) -> dict[str, Any]:
-    settings: dict[str, Any] = dict(json.loads(content)["settings"])
-    return settings
+    """Raises `ValueError` for whatever is not a run's config.json."""
+    match json.loads(content):
+        case {"settings": dict(settings)}:
+            return settings
+    raise ValueError("it is not the config.json of a run, whose settings are in an object")

@@ -170,7 +170,7 @@ def resumptions(folder: Path) -> list[Resumed]:
         with (folder / JOURNAL).open("rb") as file:
             lines = [line for line in file if line.startswith(b'{"r"')]
         return [entry for line in lines if isinstance(entry := _parse(json.loads(line)), Resumed)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -196,7 +196,7 @@ def _content(path: Path, mark: Mark) -> bytes:
 def _digest_of(line: bytes) -> str | None:
     try:
         return str(json.loads(line)["d"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -205,7 +205,7 @@ def _dropped(line: bytes) -> Mark | None:
     try:
         content = json.loads(line)
         return Mark(str(content["d"]), int(content["o"]), int(content["l"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -72,9 +72,12 @@ class Convexity:
 
 
 def excess(losses: Floats, shares: Floats) -> float:
-    """max over t of L(t) - ((1 - t) L(0) + t L(1)), relative to the larger of |L(0)| and |L(1)|."""
+    """max over t of L(t) - ((1 - t) L(0) + t L(1)), relative to the larger of |L(0)| and |L(1)|.
+
+    Absolute where both are 0, as an SVM loss of few examples can be.
+    """
     chord = (1 - shares) * losses[0] + shares * losses[-1]
-    return float((losses - chord).max() / max(abs(losses[0]), abs(losses[-1])))
+    return float((losses - chord).max() / (max(abs(losses[0]), abs(losses[-1])) or 1.0))
 
 
 def check_convexity(

@@ -87,6 +87,26 @@ def test_config_files_that_cannot_be_used(
     assert word.lower() in done.stderr.lower()
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "null"), ("config.json", "[]"), ("config.json", '{"settings": 1}'),
+        ("config.json", '{"epochs": 1}'), ("config.json", DEEP), ("config.json", "1" * 5000),
+        ("deep.toml", "epochs = " + DEEP), ("bytes.toml", "\udcff"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", ["--config", "--scenario"])
+def test_files_that_are_no_settings(
+    distsgd: Run, tmp_path: Path, name: str, content: str, flag: str
+) -> None:
+    (tmp_path / name).write_bytes(os.fsencode(content))
+    command = ("train", "--workers", 0) if flag == "--config" else ("simulate",)
+    assert_refused(distsgd(*command, flag, tmp_path / name), 2, flag, "is not valid")
+
+
 def test_unknown_flags_are_usage_errors(distsgd: Run) -> None:
     done = distsgd("train", "--learning-rate", "1")
     assert done.returncode == 2
@@ -308,3 +328,12 @@ def test_too_little_memory_for_the_packages(tmp_path: Path, command: tuple[str, 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)),
     )  # fmt: skip
     assert_refused(done, 1, "256 MiB of memory", "ulimit -v")
+
+
+def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command_line("study", "hinges", "--plot", tmp_path / "figure.png"),
+        capture_output=True, text=True, timeout=60, env={**os.environ, "MPLBACKEND": "nonsense"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -45,7 +45,7 @@ def test_all_commands_are_known() -> None:
 
 def test_what_a_help_text_offers() -> None:
     assert listed("softmax or svm. (default: softmax)") == ["softmax", "svm"]
-    assert listed("linear, or mlp:HIDDEN, as mlp:20.") == ["linear", "mlp:20"]
+    assert listed("linear, or mlp:HIDDEN, as mlp:20.") == ["linear", "mlp:1", "mlp:20"]
     assert listed("Resize images: ROWSxCOLUMNS, as 32x32.") == ["32x32"]
 
 

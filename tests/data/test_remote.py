@@ -22,6 +22,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
 from distsgd.data.remote import fetching
+from distsgd.data.remote.remote_folder import RemoteFolder
 from distsgd.data.remote.uri import parse_uri
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
 
@@ -276,3 +277,10 @@ def test_a_bound_that_is_too_small_is_told_before_anything_is_fetched(
     with pytest.raises(UsageError, match="verify does not go"):
         train(store.open("many"), workers=0, shuffle="shard", verify=1.0)
     assert bytes_here() == 0
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", "[" * 100_000])
+def test_a_folder_that_does_not_say_of_what_it_is(tmp_path: Path, content: str) -> None:
+    (tmp_path / "source.json").write_text(content)
+    with pytest.raises(CorruptDataError, match=r"source.json does not say .* Remove"):
+        RemoteFolder(tmp_path, None)

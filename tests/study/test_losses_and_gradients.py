@@ -77,6 +77,8 @@ def test_linear_scores_are_convex_and_two_layers_are_not():
     worst = {(one.model, one.loss): one.excess for one in found.shown}
     assert worst["two layers", "softmax"] > 0.01 and worst["two layers", "svm"] > 0.01
     assert excess(np.array([1.0, 2.0, 1.0]), np.array([0, 0.5, 1])) == 1
+    assert excess(np.array([0.0, 2.0, 0.0]), np.array([0, 0.5, 1])) == 2
+    assert excess(np.zeros(3), np.array([0, 0.5, 1])) == 0
     assert "<svg" in svg_of(draw_convexity(found), "convexity")
 
 

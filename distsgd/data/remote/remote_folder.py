@@ -15,7 +15,7 @@ from distsgd.data.remote.fetching import fetch_checked, fetch_small
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.remote.stores import Store, open_store
 from distsgd.data.remote.uri import parse_uri
-from distsgd.errors import storage_error
+from distsgd.errors import CorruptDataError, storage_error
 
 __all__ = ["RemoteFolder", "find_remote"]
 
@@ -67,9 +67,7 @@ class RemoteFolder:
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
-        self._uri = parse_uri(
-            json.loads((folder / REMOTE_SOURCE).read_text(encoding="utf-8"))["uri"]
-        )
+        self._uri = parse_uri(_source_of(folder))
         self._store: Store | None = None
         self._folder, self.limit = folder, limit
         self._held: list[Held] = []
@@ -94,3 +92,19 @@ class RemoteFolder:
             self._store = open_store(self._uri)
         whose = self._uri.name
         fetch_checked(self._store, entry.file, entry.size, entry.sha256, part, whose, _log.warning)
+
+
+def _source_of(folder: Path) -> str:
+    """The URI that a local folder stands for.
+
+    Raises:
+        CorruptDataError: it cannot be read.
+    """
+    path = folder / REMOTE_SOURCE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["uri"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptDataError(
+            f"{path} does not say where the dataset lies: {error}",
+            f"Remove {folder}, and give --dataset its URI again",
+        ) from None

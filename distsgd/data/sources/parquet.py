@@ -127,7 +127,7 @@ class _errors:
 
 def _hub_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """What the Hugging Face hub says of the columns, if the file comes from there."""
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {str(name): kind for name, kind in found.items() if isinstance(kind, dict)}
     return {}
