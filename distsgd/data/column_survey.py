@@ -17,8 +17,11 @@ SAMPLE_ROWS = 4096
 """Rows that are looked at, evenly spaced."""
 
 _NUMBERS_AT_ONCE = 1 << 20
-_FAR = 32.0
-"""A range so many times as wide as the bulk leaves that less than 8 of the 256 steps."""
+_FAR = 8.0
+"""A range so many times as wide as the bulk leaves that 32 of the 256 steps."""
+
+_FAR_OF_IMAGES = 32.0
+"""The same for images, where a few bright pixels are the rule."""
 
 _MARGIN = 3.0
 """The new range goes so many times the bulk's width beyond it, on either side."""
@@ -48,7 +51,8 @@ class ColumnSurvey:
     def without_outliers(self, scale: ColumnScale) -> ColumnScale:
         """A scale whose range is not far wider than the bulk of what is put on it.
 
-        A range that is less than 32 times as wide is left as it is, to the bit.
+        A range that is less than 8 times as wide, or 32 times of images, is left as it is, to
+        the bit.
 
         Args:
             scale: of all columns; those of one range for all are looked at together.
@@ -58,11 +62,29 @@ class ColumnSurvey:
             rows = max(1, _NUMBERS_AT_ONCE // self._sample.shape[1])
             stride = -(-len(self._sample) // rows)
             values = np.sort(self._sample[::stride].astype(np.float64), axis=None)
-            self._narrow(values[:, None], low, high, 0)
+            self._narrow(values[:, None], low, high, 0, _FAR_OF_IMAGES)
         else:
             for first, block in self._blocks():
-                self._narrow(block, low, high, first)
+                self._narrow(block, low, high, first, _FAR)
         return replace(scale, low=tuple(low.tolist()), high=tuple(high.tolist()))
+
+    def greatest_without_outliers(self, greatest: float) -> float:
+        """The end of a range from 0 that all columns of whole numbers share.
+
+        Args:
+            greatest: of all numbers; the end, unless it is far beyond the bulk of every column.
+        """
+        widest = reach = 0.0
+        for _, block in self._blocks():
+            bulk_low, bulk_high = _bulk(block)
+            widest = max(widest, float((bulk_high - bulk_low).max()))
+            reach = max(reach, float((bulk_high + _MARGIN * (bulk_high - bulk_low)).max()))
+        reach = float(np.ceil(reach))
+        if not 0 < widest < greatest / _FAR or reach >= greatest:
+            return greatest
+        for first, block in self._blocks():
+            self._cut += self._names_of(first, block[-1] > reach)
+        return reach
 
     def notices(self, scale: ColumnScale | None) -> Iterator[str]:
         """What a user should know of the columns, in words.
@@ -87,8 +109,8 @@ class ColumnSurvey:
                     )
         if counting:
             yield (
-                f"{_columns(counting)}: it counts the rows, or numbers them; if it says nothing "
-                "of them, leave it out: --drop"
+                f"{_columns(counting)} {'count' if len(counting) > 1 else 'counts'} the rows; "
+                "what says nothing else of them is left out with --drop"
             )
 
     def _blocks(self) -> Iterator[tuple[int, Array]]:
@@ -99,17 +121,17 @@ class ColumnSurvey:
             block.sort(axis=0)
             yield first, block
 
-    def _narrow(self, block: Array, low: Array, high: Array, first: int) -> None:
+    def _narrow(self, block: Array, low: Array, high: Array, first: int, most: float) -> None:
         """Narrow the ranges of the block's columns, in place, where they are too wide."""
         bulk_low, bulk_high = _bulk(block)
         width = bulk_high - bulk_low
         here = slice(first, first + block.shape[1])
-        far = (width > 0) & (high[here] - low[here] > _FAR * width)
+        far = (width > 0) & (high[here] - low[here] > most * width)
         if far.any():
-            least = np.maximum(low[here], bulk_low - _MARGIN * width)
-            most = np.minimum(high[here], bulk_high + _MARGIN * width)
-            low[here] = np.where(far, least, low[here])
-            high[here] = np.where(far, most, high[here])
+            new_low = np.maximum(low[here], bulk_low - _MARGIN * width)
+            new_high = np.minimum(high[here], bulk_high + _MARGIN * width)
+            low[here] = np.where(far, new_low, low[here])
+            high[here] = np.where(far, new_high, high[here])
             self._cut += self._names_of(first, far)
 
     def _counts_rows(self, block: Array) -> NDArray[np.bool_]:

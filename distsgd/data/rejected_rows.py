@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from distsgd.data.names import escaped
 from distsgd.data.sources.source import Rejected
 
 __all__ = ["RejectedRows"]
@@ -56,5 +57,5 @@ class RejectedRows:
 
 
 def _shown(text: str) -> str:
-    """As it can be written: what is no UTF-8 in the name of a file is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """As it can be written and shown: what is no UTF-8 in the name of a file is escaped, too."""
+    return escaped(text)

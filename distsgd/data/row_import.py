@@ -16,6 +16,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.column_survey import SAMPLE_ROWS, ColumnSurvey
 from distsgd.data.download import Progress
 from distsgd.data.manifest import Manifest
+from distsgd.data.names import some_of
 from distsgd.data.rejected_rows import RejectedRows
 from distsgd.data.shards import DatasetWriter, label_dtype, shard_spans
 from distsgd.data.sources.source import Batch, Source
@@ -58,7 +59,7 @@ class RowImport:
         self._test = Spool(self._spools / "test", features)
         self._statistics = ColumnStatistics(features)
         self.rejected = RejectedRows(folder / REJECTED)
-        self.notices: list[str] = []
+        self.notices = list(source.notices)
         self._seen = 0
 
     def read(self, progress: Progress) -> None:
@@ -122,12 +123,20 @@ class RowImport:
             ("test", self._test, 1),
         ):
             labels = order[spool.labels].astype(label_dtype(len(classes)))
+            self._note_missing(classes, labels, "training" if split == "train" else "test")
             number = min(max(number, self._least(spool)), len(spool))
             for file, span in shard_spans(split, len(spool), number):
                 writer.write(split, file, spool.pixels(span, scale), labels[span])
         self.close()
         shutil.rmtree(self._spools)
         return writer.finish(name, scale)
+
+    def _note_missing(self, classes: tuple[str, ...], labels: Ints, split: str) -> None:
+        """Say which classes have no rows of a split."""
+        counts = np.bincount(labels, minlength=len(classes))
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            self.notices.append(f"no {split} rows of the classes: {some_of(missing)}")
 
     def close(self) -> None:
         """Close the files; not for the first time is well, too."""
@@ -146,16 +155,19 @@ class RowImport:
         total = len(self._train) + len(self._test) + self.rejected.count
         survey = ColumnSurvey(self._train.sample(SAMPLE_ROWS), total, self._source.names)
         if self._train.are_pixels and self._test.are_pixels:
-            scale = self._scale_of_whole_numbers()
+            greatest = max(self._train.greatest, self._test.greatest)
+            if not images:
+                greatest = survey.greatest_without_outliers(greatest)
+            scale = self._scale_of_whole_numbers(greatest)
         else:
             scale = survey.without_outliers(self._statistics.scale(self._source.names, images))
         if not images:
             self.notices += survey.notices(scale)
         return scale
 
-    def _scale_of_whole_numbers(self) -> ColumnScale | None:
+    def _scale_of_whole_numbers(self, greatest: float) -> ColumnScale | None:
         """Small ones get one factor for all columns, so that what is equal stays equal."""
-        names, greatest = self._source.names, max(self._train.greatest, self._test.greatest)
+        names = self._source.names
         small = 0 < greatest <= _SMALL
         if not names and not small:
             return None

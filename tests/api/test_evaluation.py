@@ -148,7 +148,8 @@ def test_a_class_without_test_rows_has_a_dash(distsgd: Run, tmp_path: Path) -> N
     few = [f"{row % 7},{row % 5},{'ab'[row % 2]}" for row in range(60)]
     (tmp_path / "few.csv").write_text("\n".join(["u,v,label", *few]))
     (tmp_path / "more.csv").write_text("\n".join(["u,v,label", "9,9,rare", *few]))
-    import_dataset(tmp_path / "more.csv", "rare", test=tmp_path / "few.csv")
+    found = import_dataset(tmp_path / "more.csv", "rare", test=tmp_path / "few.csv")
+    assert found.notices == ("no test rows of the classes: rare",)
     train(dataset="rare", workers=0, epochs=1, batch_size=16, run_dir=tmp_path / "run")
     assert np.isnan(evaluate(tmp_path / "run").class_accuracy["rare"])
     done = distsgd("evaluate", tmp_path / "run")

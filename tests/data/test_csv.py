@@ -276,11 +276,14 @@ def test_decimal_commas(tmp_path: Path) -> None:
     source = tmp_path / "f.csv"
     source.write_text("\n".join(["length;width;c;label", *rows]))
     found = get(source, "label")
-    assert found.rejected == 0 and found.classes == ("1", "a,b")
+    assert found.rejected == 0 and found.classes == ("1", "a,b") and "commas" in found.notices[0]
     scale = read_manifest(find_dataset("mine")).scale
     assert scale is not None and (scale.low[0], scale.high[0]) == (0.5, 6.5)
     source.write_text("\n".join(["length;width;label", *["1.5;1,5;a", "1.5;1.5;b", "1;2;a"] * 30]))
     assert get(source, "label").rejected == 30  # points and commas: points
+    source.write_text("\n".join(["length\twidth\tlabel", *["1\t1,500\ta", "2\t12,500\tb"] * 30]))
+    with pytest.raises(UsageError, match=r"column 'width' of .* is not of numbers"):
+        get(source, "label")  # may be thousands
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ _POINT = re.compile(r"\s*[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?\s*")
 _AS_POINT = r"\1.\2"
 """A number with a decimal comma, one with a decimal point, and what makes this of that."""
 
+_THOUSANDS = re.compile(r"\s*[+-]?[0-9]{1,3},[0-9]{3}\s*")
+
 _HOW_ENCODED = "Save it as UTF-8, or import it with --encoding latin-1, cp1252, ..."
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
@@ -85,6 +87,7 @@ def open_csv(train: Path, test: Path | None, wishes: Wishes) -> Source:
         label=label,
         features=tuple(features),
         left_out=tuple(index),
+        notices=("commas in numbers are read as decimal commas",) if file.decimal_commas else (),
     )
 
 
@@ -110,6 +113,7 @@ class CsvFile:
         named: whether its first line has names.
         names: of its columns; that of a column without one is "Unnamed: " and its place.
         index: columns that are the index of a pandas table, or names of rows as R writes them.
+        decimal_commas: whether the numbers have decimal commas; they are read with points.
         empty: columns without a name in which there is nothing, as commas at the ends make them.
         first: some of its rows.
 
@@ -197,12 +201,15 @@ class CsvFile:
                 "Check the file",
             )
         fields = [field for row in rows for field in row]
-        self._commas = (
+        commas = [field for field in fields if _COMMA.fullmatch(field)]
+        self.decimal_commas = (
             self._delimiter != ","
-            and any(map(_COMMA.fullmatch, fields))
+            and bool(commas)
             and not any(map(_POINT.fullmatch, fields))
+            # With tabs, 1,234 and 12,345 may be thousands.
+            and (self._delimiter == ";" or not all(map(_THOUSANDS.fullmatch, commas)))
         )
-        if self._commas:
+        if self.decimal_commas:
             rows = [[_COMMA.sub(_AS_POINT, field) for field in row] for row in rows]
         return [name.strip() for name in rows[0]], [row for row in rows[1:] if row], more
 
@@ -250,7 +257,7 @@ class CsvFile:
                     else:
                         where.append(self._where(row))
                     row += 1
-                yield _with_points(batch) if self._commas else batch, where, between
+                yield _with_points(batch) if self.decimal_commas else batch, where, between
         except UnicodeError as error:
             raise SourceError(f"{self.path} cannot be read on: {error}", _HOW_ENCODED) from None
         except (pa.ArrowException, OSError) as error:

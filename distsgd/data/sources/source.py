@@ -74,6 +74,7 @@ class Source:
         label: the column, or array, of the classes; empty for a folder of images.
         features: what the numbers of a row are: columns, or arrays, with their widths.
         left_out: columns that are no features though nobody has dropped them.
+        notices: what a user should know of how it is read.
     """
 
     shape: tuple[int, ...]
@@ -86,6 +87,7 @@ class Source:
     label: str = ""
     features: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
