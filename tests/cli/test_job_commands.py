@@ -47,7 +47,8 @@ def node(home: Path) -> dict[str, Any]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "DISTSGD_HOME": str(home), "COLUMNS": "200"}
+    # Also its HOME: any other Ray of this user leaves a token in ~/.ray.
+    return {**kept, "DISTSGD_HOME": str(home), "HOME": str(home), "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
