@@ -20,6 +20,10 @@ from distsgd.run.metrics import epoch_rows
 
 pytestmark = pytest.mark.ray
 
+LONG = ("--dataset", "sample", "--epochs", "100000", "--workers", "1",
+        "--chaos", "delay:p=1:for=50ms")  # fmt: skip
+"""A training that goes on until it is stopped, and leaves the processors to the commands."""
+
 Cluster = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -43,7 +47,8 @@ def node(home: Path) -> dict[str, Any]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "DISTSGD_HOME": str(home), "COLUMNS": "200"}
+    # Also its HOME: any other Ray of this user leaves a token in ~/.ray.
+    return {**kept, "DISTSGD_HOME": str(home), "HOME": str(home), "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, home: P
     assert f"sha256 {bits}" in done.stdout and "has succeeded" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
-    begun = cluster("submit", "--dataset", "sample", "--epochs", "100000", "--detach", "--json")
+    begun = cluster("submit", *LONG, "--detach", "--json")
     job = json.loads(begun.stdout)["job"]
     run = home / "runs" / job
     wait_for(lambda: len(epoch_rows(run / "metrics.jsonl")) > 6)
@@ -118,7 +123,7 @@ def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, home: P
 
 def test_control_c_leaves_the_job_running(cluster: Cluster, home: Path) -> None:
     process = subprocess.Popen(
-        command_line("submit", "--dataset", "sample", "--epochs", "100000", "--workers", "1"),
+        command_line("submit", *LONG),
         env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
