@@ -28,7 +28,7 @@ def list_(json: JsonFlag = False) -> None:
     elif not runs:
         show("There are no runs yet. Make one: distsgd train")
     else:
-        print(f"runs in {runs_home()}")
+        show(f"runs in {runs_home()}")
         print_table(
             ("run", "status", "model", "loss", "workers", "epochs", "test"),
             [
