@@ -14,6 +14,7 @@ from distsgd.api.chaos_flag import chaos_from
 from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.keeper import Task
+from distsgd.api.limits import check_fleet, check_sizes
 from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.recovery import find_tail, settings_to_go_on
@@ -36,6 +37,7 @@ from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel
 from distsgd.runtime.job import Snapshot
+from distsgd.runtime.room import check_processes
 
 __all__ = ["resume", "scale", "train", "train_with"]
 
@@ -100,6 +102,7 @@ def train_with(
 ) -> TrainResult:
     """See `train`; takes the settings as one object."""
     began = time.perf_counter()
+    check_fleet(config, elsewhere=address is not None)
     _check_address(address, config)
     faults = _faults(chaos, config)
     if trace is not None:
@@ -108,8 +111,8 @@ def train_with(
         folder = find_dataset(config.dataset)
         dataset = dataset_of(config, folder)
         check_room(config, dataset)
+        check_sizes(config, dataset)
         dataset.verify()  # before anything is made
-        _check_sizes(config, dataset)
         run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
 
         def session() -> Session:
@@ -178,6 +181,8 @@ def resume(
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
+            check_fleet(config, elsewhere=address is not None)
+            check_sizes(config, dataset)
             _check_address(address, config)
             ended = folder.report().get("status")
             if ended == "finished" and config.epochs == tail.settings.epochs:
@@ -241,6 +246,7 @@ def scale(run: str | Path, workers: int) -> None:
             f"{folder.path} trains in one process, without workers",
             "Stop it, and `distsgd resume` it with --workers",
         )
+    check_processes(workers, folder.settings().servers, spelling().given("workers", workers))
     want_workers(folder, workers)
 
 
@@ -268,15 +274,6 @@ def _check_not_running(folder: RunFolder) -> None:
         raise RunError(f"{folder.path} is running", "Wait for its end, or stop it first")
     if status == "diverged":
         raise RunError(f"{folder.path} has diverged", "Train again with a smaller learning rate")
-
-
-def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
-    examples = dataset.manifest.rows("train")
-    if config.batch_size > examples:
-        raise UsageError(
-            f"{config.given('batch_size')} is larger than the training set of {examples}",
-            f"Give a number from 1 to {examples}",
-        )
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
