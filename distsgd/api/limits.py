@@ -63,5 +63,5 @@ def check_fleet(config: TrainConfig, *, elsewhere: bool = False) -> None:
         UsageError: there is none; says what would do.
     """
     if config.workers and not elsewhere:
-        name = "servers" if config.servers > config.workers else "workers"
-        check_processes(config.workers, config.servers, config.given(name))
+        few, many = sorted(("workers", "servers"), key=lambda name: int(getattr(config, name)))
+        check_processes(getattr(config, many), getattr(config, few), config.given(many))

@@ -63,25 +63,25 @@ def most_processes() -> int:
     return max(_ALWAYS, most)
 
 
-def check_processes(workers: int, servers: int, what: str) -> None:
+def check_processes(count: int, others: int, what: str) -> None:
     """See that there is room for so many processes, before any of them is started.
 
     Args:
-        workers: processes that compute.
-        servers: beside them.
-        what: how the user has written the number that may be too large, such as --workers 500.
+        count: the workers, or the servers.
+        others: processes beside them.
+        what: how the user has written ``count``, such as --workers 500.
 
     Raises:
         UsageError: there is none; says what would do.
     """
     most = most_processes()
-    if workers + servers > most:
-        beside = f" beside {servers} server{'s' if servers > 1 else ''}" if servers else ""
+    if count + others > most:
         cores = len(os.sched_getaffinity(0))
+        left = most - others
         raise UsageError(
-            f"{what} is more than there is room for: {most:,} processes at most, of which "
-            f"{cores} compute at a time on this machine",
-            f"Give {max(1, most - servers):,} workers or fewer{beside}",
+            f"{what} is more than there is room for: {most:,} processes at most, workers and "
+            f"servers together, of which {cores} compute at a time on this machine",
+            f"Give a number from 1 to {left:,}" if left > 0 else "Give fewer of both",
         )
 
 

@@ -77,7 +77,9 @@ def test_room_follows_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room, "free_memory", lambda free=free: free)
         assert room.most_processes() == most
     check_fleet(TrainConfig(workers=7))
-    with pytest.raises(UsageError, match=r"Give 7 workers or fewer beside 1 server\."):
+    with pytest.raises(UsageError, match=r"servers=9 is more .* Give a number from 1 to 7\."):
+        check_fleet(TrainConfig(workers=1, servers=9))
+    with pytest.raises(UsageError, match=r"workers=8 is more .* Give a number from 1 to 7\."):
         check_fleet(TrainConfig(workers=8))
     check_fleet(TrainConfig(workers=1000), elsewhere=True)
     with pytest.raises(UsageError, match="--workers 9 is more"), task_pool(9):
