@@ -97,6 +97,8 @@ def gradcheck(
     ):  # fmt: skip
         if not 1 <= value <= most:
             raise UsageError(f"--{name} cannot be {value}", f"Give a number from 1 to {most}")
+    if seed < 0:
+        raise UsageError(f"--seed cannot be {seed}", "Give a whole number, 0 or more")
     indices = np.arange(examples)
     pixels = np.empty((examples, opened.manifest.features), dtype=np.uint8)
     opened.train.gather(indices, pixels)

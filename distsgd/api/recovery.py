@@ -141,7 +141,7 @@ def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig
     if chosen.get("epochs", config.epochs) < config.epochs:
         less = spelling().given("epochs", chosen["epochs"])
         raise UsageError(
-            f"{less} is less than the {config.epochs} of the run",
+            f"{less} is fewer than the {config.epochs} of the run",
             f"Give {config.epochs} or more",
         )
     if chosen.get("workers") == AUTO:

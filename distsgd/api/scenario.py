@@ -23,6 +23,10 @@ _SLOW = "Write COUNT:FACTOR, such as 1:4 for one worker 4 times slower; several 
 _MOMENT = "Write WORKER@SECONDS, such as 3@0.25; several with commas. Workers count from 0"
 
 
+MOST_SIMULATED = 10_000
+"""Workers of a simulated fleet: each has a W and a gradient of its own."""
+
+
 def refuse(flag: str, value: object, hint: str) -> UsageError:
     """The error of a flag whose value cannot be used."""
     return UsageError(f"--{flag} cannot be {value}", hint)
@@ -58,10 +62,11 @@ def _least(flag: str, low: float, *, inclusive: bool, unit: str) -> Callable[[An
 def _workers(value: Any) -> int:
     try:
         number = _number(value)
-        if number < 1 or not number.is_integer():
+        if not 1 <= number <= MOST_SIMULATED or not number.is_integer():
             raise ValueError
-    except (TypeError, ValueError):
-        raise refuse("workers", value, "Give a whole number, 1 or more") from None
+    except (TypeError, ValueError, OverflowError):
+        hint = f"Give a whole number from 1 to {MOST_SIMULATED:,}"
+        raise refuse("workers", value, hint) from None
     return int(number)
 
 

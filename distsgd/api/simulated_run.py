@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from distsgd.api.jobs import first_weights, make_job
+from distsgd.api.limits import check_sizes
 from distsgd.api.probe import Measuring, Probe
 from distsgd.api.simulated_results import CurvePoint, SimulationResult
 from distsgd.api.simulated_settings import policy_name
 from distsgd.core.messages import Diverged
 from distsgd.data.dataset import Dataset
-from distsgd.errors import UsageError
 from distsgd.run.checkpoint import weights_sha256
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.events import Ended, Updated
@@ -36,12 +36,7 @@ class SimulatedRun:
         # The setting is the number of replicas for local steps.
         self._config = replace(config, workers=fleet.workers)
         self._fleet, self._measuring, self._stop = fleet, measuring, stop
-        if config.batch_size > len(dataset.train):
-            raise UsageError(
-                f"--batch-size {config.batch_size} is larger than the training set of "
-                f"{len(dataset.train)}",
-                f"Give a number from 1 to {len(dataset.train)}",
-            )
+        check_sizes(config, dataset)
         job = self._job = make_job(replace(self._config, verify=0.0), dataset)
         start = Snapshot(0, first_weights(self._config, job), {})
         self._simulation = Simulation(job, start, fleet, config.seed)

@@ -52,7 +52,10 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
 
 
 def simulated_config(
-    file: dict[str, Any], flags: dict[str, Any], assignments: list[str] | None
+    file: dict[str, Any],
+    flags: dict[str, Any],
+    assignments: list[str] | None,
+    policy: dict[str, Any] | None = None,
 ) -> TrainConfig:
     """The settings of a simulated training; flags and --set go over those of the scenario.
 
@@ -60,15 +63,18 @@ def simulated_config(
         file: the table ``[train]`` of a scenario.
         flags: settings by name; None means not given.
         assignments: texts of the form "name=value".
+        policy: those of one of the policies that are compared; they go over flags.
 
     Raises:
         UsageError: a setting is unknown, cannot be used, or is not simulated.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    given.update(policy or {})
     named = {text.partition("=")[0].strip() for text in assignments or []}
     kept = {name: value for name, value in file.items() if name not in named}
     for name, hint in _NOT_SIMULATED.items():
         if name in {*kept, *named}:
             raise UsageError(f"{name} is no setting of a simulated training", hint)
     origins = dict.fromkeys(set(kept) - set(given), "[train] of the scenario")
+    origins.update(dict.fromkeys(policy or {}, "--policies"))
     return config_from({**kept, **given}, None, assignments, origins)

@@ -14,6 +14,7 @@ from distsgd.api.dataset_of import check_room, dataset_of
 from distsgd.api.interrupts import NEVER, FirstCtrlC, Stopping
 from distsgd.api.jobs import first_weights, make_job
 from distsgd.api.keeper import Task
+from distsgd.api.limits import check_fleet, check_sizes
 from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.recovery import find_tail, settings_to_go_on
@@ -35,6 +36,7 @@ from distsgd.run.trace_file import check_trace_file
 from distsgd.run.wanted_workers import forget_wanted, want_workers
 from distsgd.runtime.blas import blas_kernel, one_blas_thread
 from distsgd.runtime.job import Snapshot
+from distsgd.runtime.room import check_processes
 
 __all__ = ["resume", "resume_with", "scale", "train", "train_with"]
 
@@ -123,6 +125,7 @@ def train_with(
         the result, also of a training that was stopped: its status is then "interrupted".
     """
     began = time.perf_counter() if began is None else began
+    check_fleet(config, elsewhere=address is not None)
     _check_address(address, config)
     faults = _faults(chaos, config)
     if trace is not None:
@@ -131,8 +134,8 @@ def train_with(
         folder = find_dataset(config.dataset)
         dataset = dataset_of(config, folder)
         check_room(config, dataset)
+        check_sizes(config, dataset)
         dataset.verify()  # before anything is made
-        _check_sizes(config, dataset)
         if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
             reporter.notice(
                 f"a minibatch has all {config.batch_size} training examples, so an epoch is one "
@@ -233,6 +236,8 @@ def resume_with(
             tail = find_tail(opened)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
+            check_fleet(config, elsewhere=address is not None)
+            check_sizes(config, dataset)
             _check_address(address, config)
             ended = folder.report().get("status")
             if ended == "finished" and config.epochs == tail.settings.epochs:
@@ -293,6 +298,7 @@ def scale(run: str | Path, workers: int) -> None:
             f"{folder.path} trains in one process, without workers",
             "Stop it, and `distsgd resume` it with --workers",
         )
+    check_processes(workers, folder.settings().servers, spelling().given("workers", workers))
     want_workers(folder, workers)
 
 
@@ -320,15 +326,6 @@ def _check_not_running(folder: RunFolder) -> None:
         raise RunError(f"{folder.path} is running", "Wait for its end, or stop it first")
     if status == "diverged":
         raise RunError(f"{folder.path} has diverged", "Train again with a smaller learning rate")
-
-
-def _check_sizes(config: TrainConfig, dataset: Dataset) -> None:
-    examples = dataset.manifest.rows("train")
-    if config.batch_size > examples:
-        raise UsageError(
-            f"{config.given('batch_size')} is larger than the training set of {examples}",
-            f"Give a number from 1 to {examples}",
-        )
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:

@@ -28,6 +28,9 @@ _BUSY = 0.2
 """Cores busy with something else, from which figures are not to be trusted."""
 
 
+_MOST_ROUNDS = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the user asks for.
@@ -47,8 +50,10 @@ class Options:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds is not None and self.rounds < 1:
-            raise UsageError(f"--rounds cannot be {self.rounds}", "Give a whole number, 1 or more")
+        if self.rounds is not None and not 1 <= self.rounds <= _MOST_ROUNDS:
+            raise UsageError(
+                f"--rounds cannot be {self.rounds}", f"Give a whole number from 1 to {_MOST_ROUNDS}"
+            )
         if self.seconds is not None and not 0.1 <= self.seconds <= 60:
             raise UsageError(
                 f"--seconds cannot be {self.seconds:g}", "Give a number from 0.1 to 60"

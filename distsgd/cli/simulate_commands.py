@@ -122,7 +122,7 @@ def _read(
     }  # fmt: skip
 
     def make(policy: dict[str, Any]) -> TrainConfig:
-        return simulated_config(train, {**settings, **policy}, given["set_"])
+        return simulated_config(train, settings, given["set_"], policy)
 
     return fleet, make, measuring
 

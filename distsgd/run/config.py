@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from distsgd.core.compression import make_codec
@@ -130,15 +131,10 @@ class TrainConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 refuse(name, getattr(self, name), "one of " + ", ".join(allowed))
-        for name, (low, words) in _LEAST.items():
-            if not getattr(self, name) >= low:
-                refuse(name, getattr(self, name), words)
+        self._check_bounds()
         self._fill_in_recipe()
         self._check_consistency()
         self._check_compression()
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                refuse(name, getattr(self, name), "a number above 0")
         self._check_verify()
         self._check_data()
         if not self.momentum < 1:
@@ -154,6 +150,14 @@ class TrainConfig:
                 + ", ".join(_WITH_MOMENTUM[1:]),
             )
 
+    def _check_bounds(self) -> None:
+        for name, (low, high, words) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                refuse(name, value, words)
+        if self.slot_size > (most := max(self.batch_size, _LARGE_SLOT)):
+            refuse("slot_size", self.slot_size, f"a whole number from 1 to {most:,}")
+
     def _fill_in_recipe(self) -> None:
         try:
             recipe = recipe_for(self.model, self.loss, self.optimizer)
@@ -165,9 +169,6 @@ class TrainConfig:
                 object.__setattr__(self, name, value)
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", 1.0 if self.scale_lr else 0.0)
-        for name in ("regularization", "warmup_epochs", "init_scale"):
-            if not getattr(self, name) >= 0:
-                refuse(name, getattr(self, name), "a number, 0 or more")
 
     @property
     def spelling(self) -> Spelling:
@@ -288,24 +289,39 @@ _CHOICES = {
     "cache": ("auto", "float32", "uint8"),
     "journal": ("keep", "bounded"),
 }
-_LEAST: dict[str, tuple[float, str]] = {
-    "workers": (0, "a whole number, 0 or more"),
-    "servers": (1, "a whole number, 1 or more"),
-    "batch_size": (1, "a whole number, 1 or more"),
-    "epochs": (1, "a whole number, 1 or more"),
-    "seed": (0, "a whole number, 0 or more"),
-    "slot_size": (1, "a whole number, 1 or more"),
-    "log_every": (1, "a whole number, 1 or more"),
-    "keep_checkpoints": (0, "a whole number, 0 or more"),
-    "checkpoint_seconds": (0, "a number of seconds, 0 or more"),
-    "shuffle_window": (1, "a whole number of shards, 1 or more"),
-    "cache_size": (0, "a whole number of MiB, 0 or more"),
-    "cache_budget": (0, "a whole number of MiB, 0 or more"),
-    "momentum": (0, "a number from 0 to below 1"),
+_LARGE_SLOT = 4096
+"""Examples of a slot that may be more than those of a minibatch."""
+
+_MANY = 10**9
+_BOUNDS: dict[str, tuple[float, float, str]] = {
+    "workers": (0, 10_000, "a whole number from 0 to 10,000"),
+    "servers": (1, 1_000, "a whole number from 1 to 1,000"),
+    "batch_size": (1, math.inf, "a whole number, 1 or more"),
+    "epochs": (1, _MANY, "a whole number from 1 to 1,000,000,000"),
+    "seed": (0, math.inf, "a whole number, 0 or more"),
+    "slot_size": (1, math.inf, "a whole number, 1 or more"),
+    "log_every": (1, _MANY, "a whole number from 1 to 1,000,000,000"),
+    "keep_checkpoints": (0, _MANY, "a whole number from 0 to 1,000,000,000"),
+    "checkpoint_seconds": (0, _MANY, "a number of seconds from 0 to 1,000,000,000"),
+    "shuffle_window": (1, _MANY, "a whole number of shards from 1 to 1,000,000,000"),
+    "cache_size": (0, 2**40, "a whole number of MiB from 0 to 2^40"),
+    "cache_budget": (0, 2**40, "a whole number of MiB from 0 to 2^40"),
+    "staleness": (0, 10_000, "a whole number from 0 to 10,000"),
+    "backup": (1, math.inf, "a whole number, 1 or more"),
+    "local_steps": (1, 1_000_000, "a whole number from 1 to 1,000,000"),
+    "momentum": (0, 1, "a number from 0 to below 1"),
+    "learning_rate": (1e-300, 1e300, "a number above 0, up to 1e300"),
+    "regularization": (0, 1e30, "a number from 0 to 1e30"),
+    "init_scale": (0, 1e30, "a number from 0 to 1e30"),
+    "pixel_scale": (1e-6, 1e30, "a number from 1e-6 to 1e30"),
+    "warmup_epochs": (0, _MANY, "a number from 0 to 1,000,000,000"),
+    "step_epochs": (1e-300, _MANY, "a number above 0, up to 1,000,000,000"),
+    "step_factor": (1e-300, 1, "a number above 0, up to 1"),
+    "hang_seconds": (1e-9, 1_000_000, "a number of seconds above 0, up to 1,000,000"),
+    "wait_seconds": (1e-9, 1_000_000, "a number of seconds above 0, up to 1,000,000"),
 }
-_POSITIVE = (
-    "learning_rate", "step_factor", "pixel_scale", "step_epochs", "hang_seconds", "wait_seconds",
-)  # fmt: skip
+"""Setting -> the least, the most, and both in words. What becomes processes, files, memory or time
+is bounded here as far as no machine could do more; `distsgd.api.limits` looks at this one."""
 
 
 def choices(name: str) -> tuple[str, ...]:

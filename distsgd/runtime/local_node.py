@@ -45,6 +45,9 @@ _SETTINGS = {
 }
 
 
+_MOST_CPUS = 10_000
+
+
 def start_head(
     node_ip: str = "127.0.0.1",
     port: int = PORT,
@@ -67,6 +70,7 @@ def start_head(
         UsageError: the address is not of this machine, or a node runs already.
         RuntimeFailure: Ray did not start.
     """
+    _check_cpus(cpus)
     with alone():
         _check_free(node_ip)
         _check_head(node_ip, port, jobs_port, autoscaling)
@@ -109,6 +113,7 @@ def start_member(
         UsageError: there is no token, or as `start_head`.
         RuntimeFailure: the head cannot be reached, or Ray did not start.
     """
+    _check_cpus(cpus)
     own = node_ip or way_to(address)
     with alone():
         _check_free(own)
@@ -116,6 +121,13 @@ def start_member(
         check_head(address, {"RAY_AUTH_TOKEN": secret})
         node = Node(address=address, node_ip=own, head=False, folder="")
         return _started(node, [f"--address={address}"], cpus, secret)
+
+
+def _check_cpus(cpus: int | None) -> None:
+    if cpus is not None and not 0 <= cpus <= _MOST_CPUS:
+        raise UsageError(
+            f"--cpus cannot be {cpus}", f"Give a whole number from 0 to {_MOST_CPUS:,}"
+        )
 
 
 def _check_no_other_head() -> None:

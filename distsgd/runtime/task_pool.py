@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
 
-from distsgd.errors import RuntimeFailure
+from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime.blas import keep_one_blas_thread, one_blas_thread
+from distsgd.runtime.room import check_processes
 
 __all__ = ["Recipe", "TaskPool", "task_pool"]
 
@@ -53,7 +54,13 @@ def task_pool(workers: int) -> Iterator[TaskPool]:
     Args:
         workers: processes on Ray, the caller's if it is connected to one, else one of our own;
             0 does everything in this process, without Ray. One BLAS thread each.
+
+    Raises:
+        UsageError: there is no room for so many.
     """
+    if workers < 0:
+        raise UsageError(f"--workers cannot be {workers}", "Give a whole number, 0 or more")
+    check_processes(workers, 0, f"--workers {workers}")
     if workers == 0:
         with one_blas_thread():
             yield _InThisProcess()

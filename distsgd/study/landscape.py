@@ -23,7 +23,7 @@ from distsgd.study.landscape_directions import (
     directions,
     in_plane,
 )
-from distsgd.study.landscape_scene import View, middle, scene_of, view_of
+from distsgd.study.landscape_scene import LARGEST, View, middle, scene_of, view_of
 from distsgd.study.many_weights import LOSS_OF_SCORES
 from distsgd.study.material import open_dataset
 from distsgd.study.plain_objective import gradient_of
@@ -155,8 +155,9 @@ def landscape(
     """
     if not 2 <= points <= 1_001:
         raise UsageError(f"--points cannot be {points}", "Give a whole number from 2 to 1,001")
-    if extent is not None and not 0 < extent < np.inf:
-        raise UsageError(f"--extent cannot be {extent:g}", "Give a number above 0")
+    if extent is not None and not 0 < extent <= LARGEST:
+        words = f"Give a number above 0, up to {LARGEST:g}"
+        raise UsageError(f"--extent cannot be {extent:g}", words)
     scene = scene_of(run, dataset, loss, regularization)
     opened = open_dataset(scene.dataset)
     view = view_of(scene, opened, examples, example)

@@ -17,7 +17,10 @@ from distsgd.study.choices import check_loss
 from distsgd.study.landscape_directions import Path, path_of
 from distsgd.study.material import Examples, check_limit
 
-__all__ = ["Scene", "View", "middle", "scene_of", "view_of"]
+__all__ = ["LARGEST", "Scene", "View", "middle", "scene_of", "view_of"]
+
+LARGEST = 1e30
+"""The largest number that an extent, a scale or a penalty may be: its square is finite."""
 
 _SCALE = 64.0
 _EXAMPLES = 2_000
@@ -102,8 +105,9 @@ def scene_of(
         }  # fmt: skip
     found.update({name: value for name, value in given.items() if value is not None})
     check_loss(found["loss"])
-    if not 0 <= found["regularization"] < np.inf:
-        raise UsageError(f"--regularization cannot be {regularization}", "Give a number, 0 or more")
+    if not 0 <= found["regularization"] <= LARGEST:
+        words = f"Give a number from 0 to {LARGEST:g}"
+        raise UsageError(f"--regularization cannot be {regularization}", words)
     return Scene(**found)
 
 
@@ -114,8 +118,9 @@ def middle(scene: Scene, opened: Dataset, scale: float, seed: int) -> Floats:
         UsageError: the scale cannot be used.
     """
     if scene.path is None:
-        if not 0 <= scale < np.inf:
-            raise UsageError(f"--scale cannot be {scale:g}", "Give a number, 0 or more")
+        if not 0 <= scale <= LARGEST:
+            words = f"Give a number from 0 to {LARGEST:g}"
+            raise UsageError(f"--scale cannot be {scale:g}", words)
         shape = len(opened.manifest.classes), opened.manifest.features + 1
         return np.random.default_rng(seed).standard_normal(shape) * scale
     weights: Floats = scene.path.weights[-1]

@@ -337,3 +337,34 @@ def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --lr 0.1", "--set learning_rate=LEARNING_RATE"),
+        ("train --momentum 0.9", "--set momentum=MOMENTUM"),
+        ("train --num-workers 3", "--workers WORKERS"),
+        ("simulate --bs 3", "--batch-size BATCH_SIZE"),
+        ("simulate compare --wd 1 --policies bsp", "--set regularization=REGULARIZATION"),
+        ("train --channel foo", "error: --channel cannot be foo"),
+        ("train --shuffle foo", "error: --shuffle cannot be foo"),
+        ("train --cache foo", "error: --cache cannot be foo"),
+        ("train --cache-size -1", "error: --cache-size cannot be -1"),
+        ("train --set channel=foo", "error: --set channel cannot be foo"),
+        ("simulate --set sampling=foo", "error: --set sampling cannot be foo"),
+        ("submit -- --channel foo", "error: --channel cannot be foo"),
+        ("submit -- --set lr=1", "Did you mean --set learning_rate=1?"),
+    ],
+)
+def test_settings_are_named_as_they_were_typed(
+    line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distsgd.cli.main import main
+
+    monkeypatch.setattr("sys.argv", ["distsgd", *line.split()])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_compare_gives_a_table_and_a_figure(distsgd: Run, tmp_path: Path) -> Non
         ((*SIMULATE, "--scenario", "none.toml"), ("--scenario", "none.toml")),
         ((*SIMULATE, "--workers", "2", "--fail", "0@0,1@0"), ()),
         ((*COMPARE, "--policies", "bsp,fast"), ("--policies cannot be fast", "bsp, ssp")),
-        ((*COMPARE, "--policies", "backup:4"), ("--backup 4", "4 slots")),
+        ((*COMPARE, "--policies", "backup:4"), ("backup = 4 in --policies", "4 slots")),
         ((*COMPARE, "--seeds", "0"), ("--seeds",)),
         (("simulate", "--workers", "3", "compare"), ("--workers stands before compare",)),
     ],

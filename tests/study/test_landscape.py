@@ -1,6 +1,7 @@
 """Landscapes: what is computed, along which directions, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,3 +113,11 @@ def test_runs_without_a_plane_are_refused(tmp_path):
     other = train("sample", model="mlp:4", workers=0, epochs=1, run_dir=tmp_path / "two")
     with pytest.raises(RunError, match="mlp:4"):
         landscape(run=other.run_dir, workers=0)
+
+
+@pytest.mark.parametrize("name", ["extent", "scale", "regularization"])
+@pytest.mark.parametrize("value", [-1.0, 1e308, float("inf"), float("nan")])
+def test_numbers_whose_squares_are_not_finite_are_refused(name: str, value: float) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(UsageError, match=f"--{name} cannot be .*1e.30"):
+        landscape("sample", workers=0, points=3, examples=50, **given)
