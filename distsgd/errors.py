@@ -7,7 +7,7 @@ DistsgdError                 something a user can mend; exit code 1
 ├── SourceError              a source of data that cannot be reached or used
 ├── RunError                 a run folder that is missing, taken or damaged
 │   └── JournalError         a journal that does not hold
-├── StorageError             a disk that is full, read-only or failing
+├── StorageError             a disk that is full, read-only or failing, or a file out of reach
 ├── ResourceError            too little memory, or too few threads or open files
 ├── DivergedError            the loss is no longer a finite number
 ├── VerificationError        an update is not what its examples and settings make it
@@ -21,6 +21,7 @@ TrainingInterrupted is a KeyboardInterrupt, and so none of these.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -40,6 +41,7 @@ __all__ = [
     "TrainingInterrupted",
     "UsageError",
     "VerificationError",
+    "machine_trouble",
     "missing_package",
     "resource_error",
     "storage_error",
@@ -105,7 +107,7 @@ class JournalError(RunError):
 
 
 class StorageError(DistsgdError):
-    """A disk is full, read-only or failing."""
+    """A disk is full, read-only or failing, or the machine has no more memory or open files."""
 
 
 class ResourceError(DistsgdError):
@@ -171,10 +173,12 @@ class TrainingInterrupted(KeyboardInterrupt):
 def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
     """Turn an operating-system error about ``path`` into one that says what to do."""
     why = (error.strerror or str(error)).lower()
-    if not hint:
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        hint = _TROUBLE[error.errno]
+    elif not hint:
         hint = (
             "Free some space or choose another folder"
-            if error.errno in (27, 28, 122)
+            if error.errno in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
             else ("Check that the folder exists and that you may write to it")
         )
     return StorageError(f"cannot write {path}: {why}", hint)
@@ -244,3 +248,35 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+_TROUBLE = {
+    **{number: _SCARCE[number][1] for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)},
+    errno.EACCES: "Check that you may read it, and the folders around it",
+    errno.EPERM: "Check that you may read it",
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space: your quota is used up",
+    errno.EROFS: "Choose another folder: this one cannot be written",
+    errno.ENOLCK: "Choose a folder on a local disk",
+}
+"""Errors that say nothing of a file's content, and what to do about each."""
+
+
+def machine_trouble(error: BaseException, path: object) -> StorageError | None:
+    """The error of a file that the machine or its limits keep from being used.
+
+    Args:
+        error: met while the file was read. Libraries raise an `OSError` for damaged content, too;
+            that one has no number.
+        path: of the file.
+
+    Returns:
+        None for any other error: the file is missing or damaged, or the disk fails.
+    """
+    if isinstance(error, MemoryError):
+        number = errno.ENOMEM
+    elif isinstance(error, OSError) and error.errno in _TROUBLE:
+        number = error.errno
+    else:
+        return None
+    return StorageError(f"cannot use {path}: {os.strerror(number).lower()}", _TROUBLE[number])

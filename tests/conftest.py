@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import Run, command_line, run_here
+from support import PATIENCE, Run, command_line, run_here
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
@@ -81,7 +81,7 @@ def distsgd(tmp_path: Path) -> Run:
     """Runs the command line as a user would, in an empty folder."""
 
     def run(
-        *arguments: object, env: dict[str, str] | None = None, timeout: float = 120
+        *arguments: object, env: dict[str, str] | None = None, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command_line(*arguments),
@@ -105,7 +105,7 @@ def distsgd_here(tmp_path: Path) -> Run:
     """
 
     def run(
-        *arguments: object, env: dict[str, str] | None = None, timeout: float = 120
+        *arguments: object, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
         return subprocess.CompletedProcess(words, *run_here(words, tmp_path, env or {}))

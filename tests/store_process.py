@@ -72,5 +72,5 @@ def object_store(
         yield StoreProcess(f"{host}:{process.stdout.readline().strip()}", ask_through)
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait()
         process.stdout.close()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+PATIENCE = 300.0
+"""Seconds to wait for what comes in the end. It says that something hangs, not how fast it is."""
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """Runs the command line with these arguments; see the fixtures `distsgd` and `distsgd_here`."""
@@ -69,3 +74,35 @@ def _open_files(process: Path) -> list[str]:
         with suppress(OSError):  # closed by now
             found.append(str(link.readlink()))
     return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
+    """Poll until a condition holds; returns how many seconds that took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not so after {seconds:g} s"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+@contextmanager
+def short_temporary_folder() -> Iterator[str]:
+    """A temporary folder in which the sockets of Ray fit; processes that use it end with it."""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        try:
+            yield folder
+        finally:
+            end_processes_with(folder)
+
+
+def end_processes_with(text: str) -> None:
+    """Kill what `processes_with` finds, and wait until it has ended."""
+
+    def none_left() -> bool:
+        found = processes_with(text)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not found
+
+    wait_for(none_left)

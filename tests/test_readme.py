@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 
-import pytest
 from PIL import Image
+from support import run_here
 
 from distsgd.api.scenario import fleet_from
 from distsgd.cli.simulate_commands import simulate
@@ -30,20 +31,19 @@ def commands() -> list[str]:
     return [line for block in blocks("sh") for line in block.splitlines()]
 
 
-@pytest.mark.ray
-def test_command_lines_run(cifar10: Path, tmp_path: Path) -> None:
+def test_command_lines_run(cifar10: Path, tmp_path: Path, shared_ray: None) -> None:
     Image.new("RGB", (200, 100), (30, 90, 160)).save(tmp_path / "photo.png")
     (scenario,) = blocks("toml")
     (tmp_path / "fleet.toml").write_text(scenario, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = Path(sys.executable).with_name("distsgd")
+    assert subprocess.run([program, "--version"], capture_output=True).returncode == 0
     lines = [line for line in commands() if line.startswith("distsgd ")]
     assert len(lines) >= 12
     for line in lines:
-        done = subprocess.run(
-            line, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, (line, done.stderr)
+        name, *words = shlex.split(line)
+        assert name == "distsgd" and not {"|", ">", "&&"} & set(words)
+        code, _, errors = run_here(words, tmp_path, {})
+        assert code == 0, (line, errors)
 
 
 def test_python_runs(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.api.arguments import as_whole_number
 from distsgd.api.dataset_of import dataset_of
@@ -148,7 +150,7 @@ def evaluate(
     )
 
 
-def _examples(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
+def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
     """What to classify: names, and pixels of shape (examples, features)."""
     if len(model.shape) == 3:
         return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
@@ -156,34 +158,95 @@ def _examples(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
 
     columns, features = model.columns, model.preprocessing.features
     parts = [read_numbers(file, columns.names if columns else (), features) for file in files]
-    numbers = np.concatenate(parts)
     names = [f"{file} row {row}" for file, part in zip(files, parts, strict=True)
              for row in range(1, len(part) + 1)]  # fmt: skip
-    scale = columns or ColumnScale(names=(), low=(0.0,), high=(255.0,))
-    return names, scale.pixels(numbers)
+    return names, _pixels(np.concatenate(parts), model)
+
+
+def _of_array(given: Any, model: Model) -> tuple[list[str], Bytes]:
+    """The same for rows in memory: an array, or a table with the model's columns."""
+    columns = model.columns.names if model.columns else ()
+    if columns and set(columns) <= set(getattr(given, "columns", ())):
+        given = given[list(columns)]
+    values, features = np.asarray(given), model.preprocessing.features
+    if values.shape in ((features,), model.shape):
+        values = values.reshape(1, features)
+    if values.shape[1:] not in ((features,), model.shape) or not len(values):
+        raise UsageError(
+            f"an array of shape {values.shape} cannot be classified",
+            f"Give shape (rows, {features})"
+            + (f", or images as files; examples are {model.shape}" if len(model.shape) > 1 else ""),
+        )
+    try:
+        numbers = values.reshape(len(values), features).astype(np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"an array of {values.dtype} cannot be classified", "Give numbers"
+        ) from None
+    if not np.isfinite(numbers).all():
+        raise UsageError("the array has entries that are no finite numbers", "Leave those rows out")
+    if model.columns is None and ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
+        raise UsageError(
+            "the array has numbers that are no pixels", "Give whole numbers from 0 to 255"
+        )
+    return [f"row {row}" for row in range(1, len(values) + 1)], _pixels(numbers, model)
+
+
+def _files(given: Any) -> list[Path]:
+    """Several files.
+
+    Raises:
+        UsageError: it is something else, or none.
+    """
+    files = list(given) if isinstance(given, Iterable) else [given]
+    for file in files:
+        if not isinstance(file, str | Path):
+            raise UsageError(
+                f"a {type(file).__name__} cannot be classified", "Give paths of files, or an array"
+            )
+    if not files:
+        raise UsageError("there is nothing to classify", "Give a file")
+    return [Path(file) for file in files]
+
+
+def _pixels(numbers: NDArray[np.float64], model: Model) -> Bytes:
+    scale = model.columns or ColumnScale(names=(), low=(0.0,), high=(255.0,))
+    return scale.pixels(numbers)
 
 
 def predict(
-    run: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 3, best: bool = False
+    run: str | Path,
+    images: str | Path | Iterable[str | Path] | NDArray[Any],
+    *,
+    top: int = 3,
+    best: bool = False,
 ) -> list[Prediction]:
-    """Classify image files, or rows of CSV and Parquet files, with a checkpoint of a run.
+    """Classify image files, rows of CSV and Parquet files, or rows in memory.
 
     Args:
         run: path or name of a run, or "latest".
         images: one file or several. Images of any format and size, which are resized to the
-            model's shape; for a model of columns, files that have these columns.
+            model's shape; for a model of columns, files that have these columns. Or an array of
+            shape (rows, features), or (features,) of one row, with the numbers as they were
+            imported: pixels from 0 to 255, channel by channel, or columns in their order. Or a
+            table (pandas.DataFrame) with these columns.
         top: how many classes to name.
         best: instead of the newest, that of the epoch with the largest test accuracy.
 
     Raises:
         RunError: there is no such run, or it is damaged.
-        UsageError: a file is missing, is no image, or has other columns.
+        UsageError: a file is missing, is no image, or has other columns; or an array is of
+            another shape.
         SourceError: a row lacks a number.
     """
     as_whole_number("--top", top, least=1)
     model = _model(find_run(run), best)
-    files = [images] if isinstance(images, str | Path) else list(images)
-    names, pixels = _examples([Path(file) for file in files], model)
+    if isinstance(images, str | Path):
+        names, pixels = _of_files([Path(images)], model)
+    elif hasattr(images, "__array__"):
+        names, pixels = _of_array(images, model)
+    else:
+        names, pixels = _of_files(_files(images), model)
     weights = model.padded()
     features = model.preprocessing.buffer(len(names), weights.dtype.name)
     model.preprocessing.fill(pixels, features)

@@ -122,5 +122,5 @@ def _places(config: TrainConfig, recorded: Path) -> Iterator[Path]:
         if not there:
             raise
     else:
-        if named != recorded:
+        if not there or named != recorded:
             yield named

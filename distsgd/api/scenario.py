@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.text_files import read_text
 from distsgd.errors import UsageError
 from distsgd.runtime.simulated_fleet import Fleet, Jitter
 
@@ -170,7 +171,7 @@ def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         UsageError: it cannot be read, or has an unknown name.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"--scenario: there is no file {path}", "Check the path") from None
     except OSError as error:

@@ -66,7 +66,8 @@ def train(
         model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
         workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
             there are CPUs for, also while nodes join the cluster of your Ray and leave it.
-        batch_size: examples of a minibatch, however many workers share it; "full" for all.
+        batch_size: examples of a minibatch, however many workers share it; "full" for all. None
+            for 256, or all if there are fewer.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
         sampling: "shuffle", "random" or "sequential".
@@ -83,7 +84,7 @@ def train(
         DistsgdError: anything else that the user can mend; see `distsgd.errors`.
     """
     named = {
-        "dataset": str(dataset), "loss": loss, "model": model, "workers": workers,
+        "dataset": dataset, "loss": loss, "model": model, "workers": workers,
         "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
     }  # fmt: skip
     config = config_from({**named, **settings})
@@ -132,6 +133,11 @@ def train_with(
         check_room(config, dataset)
         dataset.verify()  # before anything is made
         _check_sizes(config, dataset)
+        if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
+            reporter.notice(
+                f"a minibatch has all {config.batch_size} training examples, so an epoch is one "
+                "update; a smaller --batch-size makes more of it"
+            )
         with stopping as stop:
             run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
 

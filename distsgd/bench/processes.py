@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
+from distsgd.data.system import wait_for_exit
+
 __all__ = ["ONE_THREAD", "Finished", "run_process"]
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS")}
@@ -55,10 +57,8 @@ def run_process(
             command, env=variables, stdin=subprocess.PIPE, stdout=output, stderr=errors,
             start_new_session=True,
         )  # fmt: skip
-        code: int | None = None
         try:
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(limit)
+            code = wait_for_exit(process, limit)
             seconds = perf_counter() - began
         finally:
             _end(process, leave)
@@ -74,8 +74,7 @@ def _end(process: subprocess.Popen[bytes], leave: float) -> None:
     """End the process if it runs, and what it left in its group: by request, then by force."""
     if process.poll() is None:
         _signal(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(leave)
+        wait_for_exit(process, leave)
     _signal(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdin is not None

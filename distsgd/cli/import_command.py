@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,9 @@ def import_rows(
             "--header/--no-header", help="Line 1 of a CSV file has names, or not; else found out."
         ),
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of a CSV file, as latin-1. (default: by its mark, or UTF-8)")
+    ] = None,
     shards: Annotated[
         int, typer.Option(min=1, max=1000, help="Training shards, at least; of 64 MiB at most.")
     ] = 8,
@@ -53,6 +57,7 @@ def import_rows(
     Example: distsgd data import flowers.csv --name flowers --label species
     """
     from distsgd.data.import_dataset import REJECTED, import_dataset
+    from distsgd.data.names import escaped, some_of
     from distsgd.data.sources.source import Wishes
 
     rows_columns = _numbers(size, "--size", 2)
@@ -63,6 +68,7 @@ def import_rows(
         size=(rows_columns[0], rows_columns[1]) if rows_columns else None,
         shape=_numbers(shape, "--shape", 3),
         header=header,
+        encoding=encoding,
     )
     with ProgressBar(rows=True) as bar:
         found = import_dataset(
@@ -76,6 +82,15 @@ def import_rows(
         f"{count(found.train)} training and {count(found.test)} test rows of "
         f"{'x'.join(map(str, found.shape))}, {len(found.classes)} classes, are in {found.dataset}"
     )
+    label = f", the classes in {escaped(found.label)}" if found.label else ""
+    print(f"Features: {some_of(found.features)}{label}")
+    if found.left_out:
+        print(
+            f"Left out as an index: {some_of(found.left_out)} (a name of its own would make it "
+            "a feature)"
+        )
+    for notice in found.notices:
+        print(f"note: {notice}", file=sys.stderr)
     if found.rejected:
         show(f"{count(found.rejected)} rows were rejected; all are in {REJECTED} there, as")
         for line in found.first_rejected[:3]:

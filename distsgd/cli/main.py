@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,10 +83,23 @@ lecture_command.add_to(app)
 app.add_typer(study_commands.app, name="study")
 
 
+_OPEN_FILES = 4096
+
+
+def _raise_limit_of_open_files() -> None:
+    """As far as the system lets us: the usual 256 or 1024 are few for workers, shards and Ray."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     logging.getLogger("distsgd").addHandler(_Notices())
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+    _raise_limit_of_open_files()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

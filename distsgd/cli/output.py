@@ -115,7 +115,9 @@ def _plain(value: Any) -> Any:
 
 
 def percent(share: float) -> str:
-    """0.4132 as 41.3 %."""
+    """0.4132 as 41.3 %; - for that of nothing (NaN)."""
+    if math.isnan(share):
+        return "-"
     return f"{share:.1%}".replace("%", " %")
 
 

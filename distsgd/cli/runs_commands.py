@@ -45,12 +45,12 @@ def _share(value: Any) -> str:
 
 
 def _summary(run: Any) -> dict[str, Any]:
-    from distsgd.errors import RunError
+    from distsgd.errors import RunError, StorageError
     from distsgd.run.folder import handle
 
     try:
         config = run.read("config.json")
-    except RunError:
+    except (RunError, StorageError):
         config = {}
     status, report = run.status(), run.report()
     settings = config.get("settings")

@@ -46,7 +46,7 @@ def train(
     batch_size: Annotated[
         str | None,
         typer.Option(
-            help="Examples of a minibatch, shared by all workers, or full. (default: 256)"
+            help="Examples of a minibatch, shared by all workers, or full. (default: 256, or all)"
         ),
     ] = None,
     epochs: Annotated[

@@ -20,7 +20,7 @@ from PIL import Image
 
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.restricted_pickle import load_batch
-from distsgd.errors import CorruptDataError, SourceError
+from distsgd.errors import CorruptDataError, SourceError, machine_trouble
 
 __all__ = [
     "BATCHES",
@@ -91,7 +91,9 @@ def _from_png(read: _Read, name: str) -> Bytes:
         pixels = image.reshape(_ROWS, 1024, 3).transpose(0, 2, 1).reshape(_ROWS, _FEATURES)
         return _join(labels, pixels)
     except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
-        raise CorruptDataError(f"{name}.png or its labels cannot be read: {error}") from None
+        raise machine_trouble(error, f"{name}.png") or CorruptDataError(
+            f"{name}.png or its labels cannot be read: {error}"
+        ) from None
 
 
 _FORMS: dict[str, Callable[[_Read, str], Bytes]] = {
@@ -139,6 +141,8 @@ def read_archive(path: Path) -> Records:
     except FileNotFoundError:
         raise SourceError(f"there is no file {path}", "Check the path given to --source") from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if trouble := machine_trouble(error, path):
+            raise trouble from None
         why, *_ = str(error).split(":\n")
         raise SourceError(
             f"{path} is not a whole archive: {why}", "It may be cut short; download it again"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Ints
 from distsgd.data.manifest import MOST_CLASSES
+from distsgd.data.names import is_printable, normal
 from distsgd.data.sources.source import Label, Rejected
 from distsgd.errors import DatasetError
 
@@ -21,17 +24,19 @@ class ClassCodes:
             classes.
 
     Raises:
-        DatasetError: they are too many, or two are the same.
+        DatasetError: they are too many, two are the same, or one cannot be printed.
     """
 
     def __init__(self, classes: tuple[str, ...] | None) -> None:
-        self._classes = classes
-        known = classes or ()
+        self._classes = None if classes is None else tuple(map(normal, classes))
+        known = self._classes or ()
         if len(known) > MOST_CLASSES:
             raise DatasetError(
                 f"the source names {len(known)} classes, and there can be {MOST_CLASSES}",
                 "Take fewer, or another column: --label NAME",
             )
+        for name in known:
+            _refuse_unprintable(name)
         if len(set(known)) < len(known):
             raise DatasetError("two classes of the source have the same name", "Rename one")
         self._codes: dict[Label, int] = {str(name): i for i, name in enumerate(known)}
@@ -40,11 +45,14 @@ class ClassCodes:
         """Which labels can be used, shape (rows,), their codes, likewise, and what cannot.
 
         Raises:
-            DatasetError: there are too many of them to be classes.
+            DatasetError: there are too many of them to be classes, or one cannot be printed.
         """
         if self._classes is not None:
             return self._given(labels, len(self._classes))
+        known = len(self._codes)
         found = [self._codes.setdefault(label, len(self._codes)) for label in labels]
+        for label in islice(self._codes, known, None):
+            _refuse_unprintable(label)
         if len(self._codes) > MOST_CLASSES:
             raise DatasetError(
                 f"the labels have more than {MOST_CLASSES} different values: they are no classes",
@@ -85,3 +93,10 @@ class ClassCodes:
                 "Write the labels alike",
             )
         return names, order
+
+
+def _refuse_unprintable(label: Label) -> None:
+    if isinstance(label, str) and not is_printable(label):
+        raise DatasetError(
+            f"the class {label!r} has characters that cannot be shown", "Rename it in the source"
+        )

@@ -18,7 +18,7 @@ from distsgd.data.locations import REMOTE_SOURCE, mending
 from distsgd.data.manifest import Manifest, Shard, read_manifest
 from distsgd.data.shards import OpenShard, open_shard
 from distsgd.data.verified import Found, believe, checksum
-from distsgd.errors import CorruptDataError, DatasetError
+from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 if TYPE_CHECKING:
     from distsgd.data.remote.remote_folder import RemoteFolder
@@ -212,7 +212,11 @@ class Dataset:
 
 
 def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
-    """Hash every shard now, on two threads, and list those that are wrong, each with why."""
+    """Hash every shard now, on two threads, and list those that are wrong, each with why.
+
+    Raises:
+        StorageError: the machine keeps one from being read, so that nothing can be said of it.
+    """
 
     def check(entry: Shard) -> str:
         try:
@@ -220,6 +224,8 @@ def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
         except FileNotFoundError:
             return "missing"
         except OSError as error:
+            if trouble := machine_trouble(error, folder / entry.file):
+                raise trouble from None
             return f"cannot be read: {error.strerror}"
         return "" if sound else "corrupt: its SHA-256 is not the manifest's"
 

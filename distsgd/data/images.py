@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distsgd.core.arrays import Bytes
-from distsgd.errors import UsageError
+from distsgd.errors import UsageError, machine_trouble
 
 __all__ = ["decoded", "is_grey", "pixels_of", "read_image"]
 
@@ -36,7 +36,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
     except FileNotFoundError:
         raise UsageError(f"there is no image {path}", "Check the path") from None
     except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
-        raise UsageError(
+        raise machine_trouble(error, path) or UsageError(
             f"{path} is not an image that can be read: {error}", "Give a PNG or JPEG"
         ) from None
     return pixels_of(image, shape)

@@ -38,6 +38,10 @@ class Imported:
         first_rejected: the first ten of them, each with why.
         shards: training shards.
         digest: of the dataset.
+        label: the column, or array, of the classes; empty for a folder of images.
+        features: columns, or arrays, that the rows are made of.
+        left_out: columns that were taken for an index, and left out.
+        notices: what a user should know of the columns.
     """
 
     dataset: str
@@ -51,6 +55,10 @@ class Imported:
     first_rejected: tuple[str, ...]
     shards: int
     digest: str
+    label: str = ""
+    features: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def import_dataset(
@@ -120,6 +128,10 @@ def import_dataset(
         first_rejected=tuple(work.rejected.first),
         shards=len(manifest.train),
         digest=manifest.digest,
+        label=opened.label,
+        features=opened.features,
+        left_out=opened.left_out,
+        notices=tuple(work.notices),
     )
 
 

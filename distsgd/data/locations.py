@@ -20,6 +20,7 @@ __all__ = [
     "SAMPLE",
     "cache_folder",
     "dataset_folder",
+    "dataset_name",
     "expanded",
     "find_dataset",
     "home_folder",
@@ -99,13 +100,30 @@ def imported_datasets() -> list[str]:
     return sorted(name for name in names if name not in RESERVED and not name.startswith("."))
 
 
+def dataset_name(dataset: object) -> str:
+    """What was given as a dataset: a name, a path or a URI.
+
+    Raises:
+        UsageError: it is something else, such as a table or an array.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        return os.fspath(dataset)
+    raise UsageError(
+        f"a dataset is given by name, path or URI, and this is a {type(dataset).__name__}",
+        "Save its rows, as df.to_parquet('rows.parquet') or numpy.savez('rows.npz', x=x, y=y), and "
+        "run `distsgd data import`",
+    )
+
+
 def find_dataset(dataset: str) -> Path:
     """The folder of a dataset: "cifar10", "sample", a name it was imported by, a path, or a URI.
 
     Raises:
         DatasetError: there is none; says what to do.
+        UsageError: it is neither.
         DistsgdError: it is a URI that cannot be used, see `find_remote`.
     """
+    dataset = dataset_name(dataset)
     if is_uri(dataset):
         from distsgd.data.remote.remote_folder import find_remote
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
-from distsgd.errors import CorruptDataError, DatasetError
+from distsgd.data.names import is_printable
+from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]
 
@@ -116,6 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DatasetError: there is none, or it is of another format.
         CorruptDataError: it has been altered.
+        StorageError: the machine keeps it from being read.
     """
     path = folder / MANIFEST
     mend = mending(folder)
@@ -124,7 +126,9 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
     except OSError as error:
-        raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
+        raise machine_trouble(error, path) or CorruptDataError(
+            f"{path} cannot be read: {error}", mend
+        ) from None
     return parse_manifest(content, path, mend)
 
 
@@ -166,6 +170,8 @@ def _parse(content: dict[str, Any]) -> Manifest:
         test=test,
         scale=ColumnScale.from_json(content["scale"]) if "scale" in content else None,
     )
+    if unprintable := [name for name in manifest.classes if not is_printable(name)]:
+        raise ValueError(f"the class {unprintable[0]!r} has characters that cannot be shown")
     if len(manifest.classes) < 2:
         raise ValueError("it names fewer than 2 classes")
     if len(manifest.classes) > MOST_CLASSES:

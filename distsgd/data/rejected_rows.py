@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from distsgd.data.names import escaped
 from distsgd.data.sources.source import Rejected
 
 __all__ = ["RejectedRows"]
@@ -22,6 +23,8 @@ class RejectedRows:
     Attributes:
         count: how many.
         first: where and why, of the first ten.
+        of_other_size: images that are not as large as the first one.
+        size: (rows, columns) of that one, once there are such.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,12 +34,16 @@ class RejectedRows:
         self._writer.writerow(["where", "why"])
         self.count = 0
         self.first: list[str] = []
+        self.of_other_size = 0
+        self.size = (0, 0)
 
     def add(self, rows: Iterable[Rejected]) -> None:
         """Some more."""
         for row in rows:
             self.count += 1
-            where, why = map(_shown, row)
+            where, why = _shown(row.where), _shown(row.why)
+            if row.size is not None:
+                self.of_other_size, self.size = self.of_other_size + 1, row.size
             self._writer.writerow([where, why])
             if len(self.first) < _SHOWN:
                 self.first.append(f"{where}: {why}")
@@ -50,5 +57,5 @@ class RejectedRows:
 
 
 def _shown(text: str) -> str:
-    """As it can be written: what is no UTF-8 in the name of a file is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """As it can be written and shown: what is no UTF-8 in the name of a file is escaped, too."""
+    return escaped(text)

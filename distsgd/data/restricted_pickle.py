@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.errors import SourceError
+from distsgd.errors import SourceError, machine_trouble
 
 __all__ = ["load_batch"]
 
@@ -85,7 +85,7 @@ def load_batch(content: bytes, name: str) -> tuple[np.ndarray[Any, Any], list[in
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a hostile or broken pickle can raise anything
-        raise SourceError(
+        raise machine_trouble(error, name) or SourceError(
             f"{name} is not a pickle that can be read safely: {error}",
             "Use the official archive, unchanged",
         ) from None

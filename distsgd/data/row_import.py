@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Ints
 from distsgd.data.class_codes import ClassCodes
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.column_survey import SAMPLE_ROWS, ColumnSurvey
 from distsgd.data.download import Progress
 from distsgd.data.manifest import Manifest
+from distsgd.data.names import some_of
 from distsgd.data.rejected_rows import RejectedRows
 from distsgd.data.shards import DatasetWriter, label_dtype, shard_spans
 from distsgd.data.sources.source import Batch, Source
@@ -40,6 +42,7 @@ class RowImport:
 
     Attributes:
         rejected: rows that could not be used.
+        notices: what a user should know of the columns.
 
     Raises:
         DatasetError: the source has no classes that a dataset can have.
@@ -56,6 +59,7 @@ class RowImport:
         self._test = Spool(self._spools / "test", features)
         self._statistics = ColumnStatistics(features)
         self.rejected = RejectedRows(folder / REJECTED)
+        self.notices = list(source.notices)
         self._seen = 0
 
     def read(self, progress: Progress) -> None:
@@ -90,12 +94,24 @@ class RowImport:
     def _require_rows(self) -> None:
         for split, spool in (("training", self._train), ("test", self._test)):
             if not len(spool):
+                self._refuse_sizes(split)
                 first = f", the first ({self.rejected.first[0]})" if self.rejected.count else ""
                 raise DatasetError(
                     f"there are no {split} rows: {self._seen} were read, and "
                     f"{self.rejected.count} of them rejected{first}",
                     "Give more rows, or --test-share" if self._source.test is None else "Check it",
                 )
+
+    def _refuse_sizes(self, split: str) -> None:
+        """Say that images differ in size, if that has left a split without rows."""
+        count = self.rejected.of_other_size
+        if count > self.rejected.count / 2:
+            rows, columns = self.rejected.size
+            raise DatasetError(
+                f"there are no {split} rows: the images differ in size; of {self._seen}, {count} "
+                f"are not of {rows} rows and {columns} columns as the first one is",
+                f"Resize all of them, as --size {rows}x{columns}",
+            )
 
     def write(self, name: str, shards: int) -> Manifest:
         """All shards, and the manifest last."""
@@ -107,12 +123,20 @@ class RowImport:
             ("test", self._test, 1),
         ):
             labels = order[spool.labels].astype(label_dtype(len(classes)))
+            self._note_missing(classes, labels, "training" if split == "train" else "test")
             number = min(max(number, self._least(spool)), len(spool))
             for file, span in shard_spans(split, len(spool), number):
                 writer.write(split, file, spool.pixels(span, scale), labels[span])
         self.close()
         shutil.rmtree(self._spools)
         return writer.finish(name, scale)
+
+    def _note_missing(self, classes: tuple[str, ...], labels: Ints, split: str) -> None:
+        """Say which classes have no rows of a split."""
+        counts = np.bincount(labels, minlength=len(classes))
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            self.notices.append(f"no {split} rows of the classes: {some_of(missing)}")
 
     def close(self) -> None:
         """Close the files; not for the first time is well, too."""
@@ -124,14 +148,27 @@ class RowImport:
         return -(-len(spool) * math.prod(self._source.shape) // _SHARD_BYTES)
 
     def _scale(self) -> ColumnScale | None:
-        """How numbers become pixels; columns with names have a scale even if it does nothing.
+        """How numbers become pixels; columns with names have a scale even if it does nothing."""
+        if self._source.pixels:
+            return None
+        images = len(self._source.shape) == 3
+        total = len(self._train) + len(self._test) + self.rejected.count
+        survey = ColumnSurvey(self._train.sample(SAMPLE_ROWS), total, self._source.names)
+        if self._train.are_pixels and self._test.are_pixels:
+            greatest = max(self._train.greatest, self._test.greatest)
+            if not images:
+                greatest = survey.greatest_without_outliers(greatest)
+            scale = self._scale_of_whole_numbers(greatest)
+        else:
+            scale = survey.without_outliers(self._statistics.scale(self._source.names, images))
+        if not images:
+            self.notices += survey.notices(scale)
+        return scale
 
-        Small whole numbers get one factor for all columns, so that what is equal stays equal.
-        """
-        names, greatest = self._source.names, max(self._train.greatest, self._test.greatest)
-        if not (self._train.are_pixels and self._test.are_pixels):
-            return self._statistics.scale(names, alike=len(self._source.shape) == 3)
-        small = 0 < greatest <= _SMALL and not self._source.pixels
+    def _scale_of_whole_numbers(self, greatest: float) -> ColumnScale | None:
+        """Small ones get one factor for all columns, so that what is equal stays equal."""
+        names = self._source.names
+        small = 0 < greatest <= _SMALL
         if not names and not small:
             return None
         columns, high = len(names) or 1, greatest if small else 255.0

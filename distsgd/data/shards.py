@@ -20,7 +20,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
-from distsgd.errors import CorruptDataError, DatasetError
+from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = [
     "DatasetWriter",
@@ -147,7 +147,8 @@ class OpenShard(NamedTuple):
         labels: shape (rows,), read-only.
         path: the file.
         identity: of the file that is mapped.
-        content: all of its bytes.
+        content: all of its bytes, mapped; the file itself is closed, so that the number of shards
+            is not bounded by that of open files.
         sha256: that it should have.
     """
 
@@ -155,7 +156,7 @@ class OpenShard(NamedTuple):
     labels: Ints
     path: Path
     identity: Identity
-    content: pa.NativeFile
+    content: pa.Buffer
     sha256: str
 
     def verify(self) -> Found | None:
@@ -166,6 +167,7 @@ class OpenShard(NamedTuple):
 
         Raises:
             CorruptDataError: it is not what the manifest says.
+            StorageError: the machine keeps it from being read.
         """
         if self._found() != self.sha256:
             raise CorruptDataError(
@@ -187,12 +189,11 @@ class OpenShard(NamedTuple):
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise CorruptDataError(
+            raise machine_trouble(error, self.path) or CorruptDataError(
                 f"the shard {self.path} cannot be read: {error.strerror}", mending(self.path.parent)
             ) from None
         # Another file lies there by now; what is mapped is what counts.
-        self.content.seek(0)
-        return hashlib.sha256(self.content.read_buffer()).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
 
 def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
@@ -201,10 +202,12 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
     Raises:
         DatasetError: the file is missing or of another schema.
         CorruptDataError: it is not a whole Arrow file.
+        StorageError: the machine keeps it from being read.
     """
     try:
         before = identity_of(path)
-        content = pa.memory_map(os.fsencode(path))
+        with pa.memory_map(os.fsencode(path)) as file:
+            content = file.read_buffer()
         batch = _only_batch(content)
         if batch.schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
             raise DatasetError(
@@ -223,12 +226,12 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
     except FileNotFoundError:
         raise DatasetError(f"the shard {path} is missing", mending(path.parent)) from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptDataError(
+        raise machine_trouble(error, path) or CorruptDataError(
             f"the shard {path} is not a whole Arrow file: {error}", mending(path.parent)
         ) from None
 
 
-def _only_batch(content: pa.NativeFile) -> pa.RecordBatch:
+def _only_batch(content: pa.Buffer) -> pa.RecordBatch:
     """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`."""
     reader = pa.ipc.open_file(content)
     if reader.num_record_batches != 1:

@@ -105,9 +105,16 @@ class Spool:
         """Close the file."""
         self._file.close()
 
+    def values(self, span: slice) -> NDArray[Any]:
+        """Some of the rows as they came, shape (rows, features), mapped from the file."""
+        shape = len(self), self._features
+        return np.memmap(self._path, self._dtype, "r", shape=shape)[span]
+
+    def sample(self, rows: int) -> NDArray[Any]:
+        """At most so many rows, evenly spaced, shape (rows, features)."""
+        return self.values(slice(None, None, max(1, -(-len(self) // rows))))
+
     def pixels(self, span: slice, scale: ColumnScale | None) -> Bytes:
-        """Some of the rows, shape (rows, features)."""
-        values = np.memmap(
-            self._path, self._dtype, "r", shape=(len(self), self._features)
-        )[span]  # fmt: skip
+        """Some of the rows as pixels, shape (rows, features)."""
+        values = self.values(span)
         return np.array(values, dtype=np.uint8) if scale is None else scale.pixels(values)

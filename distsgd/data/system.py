@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import select
+import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
-__all__ = ["pause", "python_module"]
+__all__ = ["pause", "python_module", "wait_for_exit"]
+
+_POLL_SECONDS = 0.02
 
 _RUN = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); module = sys.argv.pop(1); "
@@ -36,3 +41,14 @@ def pause(seconds: float) -> None:
     or faked meanwhile. The kernel counts this interval by itself.
     """
     select.select([], [], [], max(0.0, seconds))
+
+
+def wait_for_exit(process: subprocess.Popen[Any], seconds: float) -> int | None:
+    """The exit code of a child, None if it still runs after so many seconds.
+
+    `Popen.wait` with a limit sleeps by a clock; see `pause`.
+    """
+    until = monotonic() + seconds
+    while (code := process.poll()) is None and monotonic() < until:
+        pause(_POLL_SECONDS)
+    return code

@@ -22,7 +22,7 @@ from distsgd.core.features import Preprocessing
 from distsgd.core.models import LINEAR, make_architecture
 from distsgd.data.atomic import replace_file
 from distsgd.data.column_scale import ColumnScale
-from distsgd.errors import RunError, storage_error
+from distsgd.errors import RunError, machine_trouble, storage_error
 from distsgd.run.place import Place
 
 __all__ = [
@@ -134,6 +134,7 @@ def read_checkpoint(path: Path, model: str | None = None) -> Model:
 
     Raises:
         RunError: it is missing or damaged, or of another model.
+        StorageError: the machine keeps it from being read.
     """
     found = _read(path)
     if model is not None and found.model != model:
@@ -185,7 +186,7 @@ def _read(path: Path) -> Model:
     except FileNotFoundError:
         raise RunError(f"there is no checkpoint {path}", "Train again") from None
     except Exception as error:  # a damaged zip archive can raise almost anything
-        raise RunError(
+        raise machine_trouble(error, path) or RunError(
             f"the checkpoint {path} is damaged: {error}", "Remove it to go on from an older one"
         ) from None
 

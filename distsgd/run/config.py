@@ -35,7 +35,8 @@ class TrainConfig:
         hang_seconds: a worker that takes longer than this, and than 200 times what is usual, is
             replaced.
         wait_seconds: how long to wait when no worker is there.
-        batch_size: examples of a minibatch, however many workers share it.
+        batch_size: examples of a minibatch, however many workers share it; if it is not given, 256,
+            or all of a dataset here that has fewer.
         epochs: passes over the training set.
         seed: seed of the order of examples and of the first W.
         sampling: "shuffle", "random" (with replacement) or "sequential".

@@ -7,13 +7,15 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.data.locations import find_dataset
+from distsgd.data.locations import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.uri import is_uri, parse_uri
-from distsgd.errors import UsageError
+from distsgd.data.text_files import read_text
+from distsgd.errors import DatasetError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import SET, Spelling, spelling, written
 from distsgd.runtime.room import room_for_workers
@@ -105,6 +107,9 @@ def config_from(
 ) -> TrainConfig:
     """The settings of a config file, over which go those of --set and of flags.
 
+    A minibatch whose size nobody gives has all examples of a dataset that has fewer than the
+    default; see `TrainConfig.batch_size`.
+
     Args:
         settings: settings by name; None means not given.
         file: a TOML file, or the config.json of a run.
@@ -117,7 +122,14 @@ def config_from(
     """
     chosen, found = _given(settings, file, assignments, origins or {})
     with written(lambda: found):
-        return TrainConfig(**with_whole_batch(with_room(chosen)))
+        chosen = with_whole_batch(with_room(chosen))
+        config = TrainConfig(**chosen)
+        if "batch_size" in chosen or is_uri(config.dataset):  # a store is asked once, for training
+            return config
+        with suppress(DatasetError):  # which is said when it is opened
+            rows = read_manifest(find_dataset(config.dataset)).rows("train")
+            return dataclasses.replace(config, batch_size=min(config.batch_size, rows))
+        return config
 
 
 def config_elsewhere(
@@ -161,6 +173,8 @@ def _given(
     for name, value in given.items():
         found[name] = origins.get(name) or how.usual(name)
         _check_name(name, value, how.with_origins({name: found[name]}))
+    if "dataset" in given:
+        given["dataset"] = dataset_name(given["dataset"])
     for text in assignments or []:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
@@ -262,7 +276,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or names an unknown setting.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
         parse = _settings_of_run if path.suffix == ".json" else tomllib.loads
         settings = parse(content)
     except FileNotFoundError:

@@ -29,7 +29,8 @@ from filelock import FileLock, Timeout
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
-from distsgd.errors import RunError, StorageError, UsageError, storage_error
+from distsgd.data.text_files import read_text
+from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import Spelling, written
 from distsgd.runtime.blas import blas_kernel
@@ -126,14 +127,17 @@ class RunFolder:
 
         Raises:
             RunError: it is missing or damaged.
+            StorageError: the machine keeps it from being read.
         """
         path = self.path / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} is damaged: {error}", "Train again") from None
+            raise machine_trouble(error, path) or RunError(
+                f"{path} is damaged: {error}", "Train again"
+            ) from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
         if content.pop("digest", None) != _digest(name, content):
@@ -182,7 +186,7 @@ class RunFolder:
 
     def report(self) -> dict[str, Any]:
         """What came out; empty while there is nothing, or if it cannot be read."""
-        with suppress(RunError):
+        with suppress(RunError, StorageError):
             return self.read("report.json")
         return {}
 
@@ -294,7 +298,7 @@ def list_runs() -> Iterator[RunFolder]:
 def _created(run: RunFolder) -> str:
     try:
         return str(run.read("config.json").get("created", ""))
-    except RunError:
+    except (RunError, StorageError):
         return ""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Lease
-from distsgd.errors import JournalError, UsageError
+from distsgd.errors import JournalError, UsageError, machine_trouble
 from distsgd.run.journal import DIGEST_LENGTH, JOURNAL, Entry, Mark, Record, Resumed, chained
 
 __all__ = [
@@ -74,7 +74,9 @@ def whole_journal(folder: Path, first: str) -> Journal:
     except FileNotFoundError:
         raise JournalError(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
-        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
 
 
 def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
@@ -96,7 +98,9 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         if begin.lines:
             raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
-        raise JournalError(0, f"{folder / JOURNAL} cannot be read: {error}") from None
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
     yield from _checked(content, begin)
 
 

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from distsgd.errors import RunError
+from distsgd.errors import RunError, machine_trouble
 from distsgd.run.line_file import LineFile
 
 __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics", "seconds_of_steps"]
@@ -36,7 +36,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}", "Check the disk") from None
+        raise machine_trouble(error, path) or RunError(
+            f"{path} cannot be read: {error.strerror}", "Check the disk"
+        ) from None
     records = []
     for number, line in enumerate(lines, 1):
         try:

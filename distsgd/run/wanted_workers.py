@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distsgd.errors import RunError
+from distsgd.errors import RunError, StorageError
 from distsgd.run.folder import RunFolder
 
 __all__ = ["WantedWorkers", "forget_wanted", "want_workers"]
@@ -50,6 +50,6 @@ class WantedWorkers:
         self._seen = now
         try:
             found = self._run.read(_NAME)["workers"]
-        except (RunError, KeyError):
+        except (RunError, StorageError, KeyError):
             return None
         return found if isinstance(found, int) and found > 0 else None

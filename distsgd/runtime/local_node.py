@@ -14,7 +14,7 @@ from pathlib import Path
 
 from distsgd.data.atomic import replace_file
 from distsgd.data.system import python_module
-from distsgd.errors import RuntimeFailure, UsageError, storage_error
+from distsgd.errors import RuntimeFailure, UsageError, machine_trouble, storage_error
 from distsgd.runtime.cluster_token import cluster_home, token_file
 from distsgd.runtime.head_probe import check_head
 from distsgd.runtime.node_address import PORT, answers, check_address, check_port, free_port, way_to
@@ -133,8 +133,9 @@ def _secret_in(file: Path) -> str:
     try:
         if secret := file.read_text(encoding="utf-8").strip():
             return secret
-    except (OSError, UnicodeDecodeError):
-        pass
+    except (OSError, UnicodeDecodeError) as error:
+        if trouble := machine_trouble(error, file):
+            raise trouble from None
     raise UsageError(
         f"there is no token of the cluster in {file}",
         f"Copy the head's, which is {token_file()} there, and give it with --token-file",

@@ -23,7 +23,7 @@ from typing import Any
 
 from distsgd.errors import RuntimeFailure
 
-__all__ = ["check_working_folder", "import_ray", "init_ray"]
+__all__ = ["check_working_folder", "import_ray", "init_ray", "same_random_numbers"]
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """In the environment of a job: its settings, which say what its workers import."""
@@ -84,7 +84,7 @@ def _leaving_process_alone() -> Iterator[None]:
 
     Its own packages are found there; another `import ray` would not add them again.
     """
-    variables, hook, numbers = _variables(), sys.excepthook, random.getstate()
+    variables, hook = _variables(), sys.excepthook
     faults, handler = faulthandler.is_enabled(), signal.getsignal(signal.SIGTERM)
     import ray
 
@@ -97,7 +97,8 @@ def _leaving_process_alone() -> Iterator[None]:
     if install is not None:
         place.set_sigterm_handler = lambda handler: None
     try:
-        yield
+        with same_random_numbers():
+            yield
     finally:
         if install is not None:
             place.set_sigterm_handler = install
@@ -109,8 +110,22 @@ def _leaving_process_alone() -> Iterator[None]:
             faulthandler.disable()
         if sys.excepthook is getattr(ray._private.worker, "custom_excepthook", None):
             sys.excepthook = hook
-        random.setstate(numbers)
         _set_variables({**dict.fromkeys(_variables()), **variables})
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Let the caller draw the global random numbers that it would have drawn without Ray.
+
+    Not where another thread may draw some meanwhile, which would come a second time.
+    """
+    threads = [one for one in threading.enumerate() if not one.name.startswith("ray_")]
+    numbers = random.getstate() if len(threads) == 1 else None
+    try:
+        yield
+    finally:
+        if numbers is not None:
+            random.setstate(numbers)
 
 
 def _variables() -> dict[str, str]:

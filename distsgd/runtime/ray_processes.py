@@ -20,7 +20,7 @@ from distsgd.channel.port import Address, Port
 from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.channel.sharded import ShardedChannel
 from distsgd.core.arrays import Floats
-from distsgd.errors import ChannelClosed, DatasetError
+from distsgd.errors import ChannelClosed, DatasetError, StorageError
 from distsgd.runtime.blas import blas_kernel, keep_one_blas_thread
 from distsgd.runtime.events import Event
 from distsgd.runtime.follower_host import FollowerHost
@@ -147,7 +147,7 @@ class WorkerProcess:
         if self._worker is None:
             try:
                 self._worker = Worker(self._job, self._feedback)
-            except DatasetError as error:
+            except (DatasetError, StorageError) as error:
                 if (here := ray.util.get_node_ip_address()).startswith("127."):
                     raise
                 raise type(error)(f"on node {here}: {error.problem}", error.hint) from None

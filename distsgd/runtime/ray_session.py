@@ -13,7 +13,6 @@ import fcntl
 import ipaddress
 import logging
 import os
-import random
 import re
 import secrets
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.ray_init import init_ray
+from distsgd.runtime.ray_init import init_ray, same_random_numbers
 from distsgd.runtime.ray_sharing import OWN, shared_connection
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded, session_mark
 
@@ -230,9 +229,8 @@ def shut_down() -> None:
     import ray
 
     node: Any = getattr(ray._private.worker, "_global_node", None)
-    numbers = random.getstate()  # Ray draws some, which are the caller's
-    ray.shutdown()
-    random.setstate(numbers)
+    with same_random_numbers():
+        ray.shutdown()
     if getattr(node, "_gcs_client", None) is not None:
         node._gcs_client = None
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from support import Run
 
 from distsgd import evaluate, predict, resume, train
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
+from distsgd.api.simulate import simulate
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.conversion import Conversion
+from distsgd.data.dataset import Dataset
 from distsgd.data.import_dataset import import_dataset
+from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import Manifest, Shard
 from distsgd.errors import RunError, UsageError
 from distsgd.study.landscape import landscape
@@ -137,3 +142,87 @@ def test_steps_that_are_too_coarse_are_refused() -> None:
 def test_labels_are_those_of_the_run() -> None:
     there = Conversion((1,), "abc", None, manifest(None, classes="cb"), "B")
     assert there.labels(np.array([0, 1, 1], dtype=np.uint8)).tolist() == [2, 1, 1]
+
+
+def test_a_class_without_test_rows_has_a_dash(distsgd: Run, tmp_path: Path) -> None:
+    few = [f"{row % 7},{row % 5},{'ab'[row % 2]}" for row in range(60)]
+    (tmp_path / "few.csv").write_text("\n".join(["u,v,label", *few]))
+    (tmp_path / "more.csv").write_text("\n".join(["u,v,label", "9,9,rare", *few]))
+    found = import_dataset(tmp_path / "more.csv", "rare", test=tmp_path / "few.csv")
+    assert found.notices == ("no test rows of the classes: rare",)
+    train(dataset="rare", workers=0, epochs=1, batch_size=16, run_dir=tmp_path / "run")
+    assert np.isnan(evaluate(tmp_path / "run").class_accuracy["rare"])
+    done = distsgd("evaluate", tmp_path / "run")
+    assert done.returncode == 0 and "nan" not in done.stdout
+    assert any(line.split() == ["rare", "-"] for line in done.stdout.splitlines())
+
+
+# --- rows in memory
+
+
+class Table:
+    """As much of a table of pandas as is asked for."""
+
+    def __init__(self, **columns: object) -> None:
+        self.values, self.columns = columns, list(columns)
+
+    def __getitem__(self, names: list[str]) -> Table:
+        return Table(**{name: self.values[name] for name in names})
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array(list(self.values.values())).T
+
+
+def test_rows_in_memory_are_classified_as_those_of_a_file(run: Path, tmp_path: Path) -> None:
+    rows = rows_of_two_classes()
+    from_file = [one.label for one in predict(run, tmp_path / "A.csv")]
+    numbers = np.array([row[:2] for row in rows], dtype=np.float64)
+    for given in (numbers, Table(v=numbers[:, 1], other=numbers[:, 0], u=numbers[:, 0])):
+        assert [one.label for one in predict(run, given)] == from_file  # type: ignore[arg-type]
+    (one,) = predict(run, numbers[7])
+    assert (one.label, one.image) == (from_file[7], "row 1")
+
+
+def test_images_in_memory_are_classified(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(dataset="sample", workers=0, epochs=1, run_dir=run)
+    ((pixels, labels),) = Dataset(SAMPLE).test.batches()
+    found = [one.label for one in predict(run, pixels, top=1)]
+    names = Dataset(SAMPLE).manifest.classes
+    right = np.mean([name == names[label] for name, label in zip(found, labels, strict=True)])
+    assert right == pytest.approx(result.test_accuracy)
+    assert [one.label for one in predict(run, pixels.reshape(-1, 3, 32, 32))] == found
+    assert predict(run, pixels[0].reshape(3, 32, 32))[0].label == found[0]
+    with pytest.raises(UsageError, match="whole numbers from 0 to 255"):
+        predict(run, pixels / 255)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (np.zeros((4, 3)), r"of shape \(4, 3\) .* Give shape \(rows, 2\)"),
+        (np.zeros((0, 2)), "cannot be classified"),
+        (np.full((2, 2), np.nan), "no finite numbers"),
+        (np.full((2, 2), "a"), "Give numbers"),
+        (Table(u=[1.0]), r"of shape \(1, 1\)"),
+        ([np.zeros(2)], "a ndarray cannot be classified"),
+        ([], "nothing to classify"),
+        (3, "a int cannot be classified"),
+        (None, "a NoneType cannot be classified"),
+    ],
+)
+def test_what_cannot_be_classified_is_said_in_words(run: Path, given: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        predict(run, given)
+
+
+@pytest.mark.parametrize("given", [np.zeros((3, 2)), Table(u=[1.0]), 3])
+def test_rows_in_memory_are_no_dataset(run: Path, given: Any) -> None:
+    for use in (
+        lambda: train(dataset=given),
+        lambda: evaluate(run, dataset=given),
+        lambda: landscape(given),
+        lambda: simulate(given),
+    ):
+        with pytest.raises(UsageError, match=r"this is a .* `distsgd data import`"):
+            use()

@@ -129,8 +129,7 @@ def test_a_resume_begins_with_the_newest_checkpoint(policy: str, tmp_path: Path)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("servers", [1, 2])
-@pytest.mark.parametrize("policy", ["ssp", "asp"])
+@pytest.mark.parametrize(("policy", "servers"), [("ssp", 1), ("asp", 2)])
 def test_and_so_where_workers_do_not_wait(
     policy: str, servers: int, tmp_path: Path, shared_ray: None
 ) -> None:

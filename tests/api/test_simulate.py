@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from distsgd.api import train
 from distsgd.api.plots import check_plot, plot_curves
@@ -160,8 +163,12 @@ def test_figures(tmp_path: Path, name: str) -> None:
     found = compare("bsp,asp", "sample", epochs=1, seeds=2,
                     measuring=Measuring(target_loss=1.5))  # fmt: skip
     plot_curves(tmp_path / name, found.runs)
-    start = (tmp_path / name).read_bytes()[:100]
-    assert start.startswith(b"\x89PNG") or b"<?xml" in start
+    content = (tmp_path / name).read_bytes()
+    if name.endswith(".png"):
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.format == "PNG" and min(image.size) > 300
+    else:
+        assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_figures_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

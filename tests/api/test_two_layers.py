@@ -65,15 +65,14 @@ def test_servers_and_caches_do_not_change_the_bits(loss: str) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "fleet",
-    [{"workers": 1}, {"workers": 2, "servers": 2}, {"workers": 3}, {"workers": 2, "channel": "tcp"},
-     {"workers": 3, "channel": "ray", "servers": 2}],
-)  # fmt: skip
+    [{"workers": 2, "channel": "tcp"}, {"workers": 3, "channel": "ray", "servers": 2}],
+)
 def test_ray_gives_the_bits_of_one_process(fleet: dict[str, Any], shared_ray: None) -> None:
     assert run(**fleet).weights_sha256 == run().weights_sha256
 
 
 @pytest.mark.ray
-def test_and_so_whatever_dies() -> None:
+def test_and_so_whatever_dies(shared_ray: None) -> None:
     """A worker and a server are killed on the way."""
     found = run(2, servers=2, epochs=20, chaos="kill-worker:at=40,kill-server:at=80,dup-push:p=0.1")
     assert found.chaos is not None and found.chaos.faults["kill-worker"] == 1
@@ -88,9 +87,9 @@ def test_runs_hold_and_replay(policy: str) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("policy", ["asp", "backup", "onebit"])
+@pytest.mark.parametrize("policy", ["asp", "onebit"])
 def test_and_so_on_ray(policy: str, shared_ray: None) -> None:
-    result = run(3, **POLICIES[policy])
+    result = run(2, **POLICIES[policy])
     assert audit(result.run_dir).complete
     assert replay(result.run_dir).weights_sha256 == result.weights_sha256
 

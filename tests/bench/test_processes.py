@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from support import processes_with
+from support import PATIENCE, processes_with, wait_for
 
 from distsgd.bench.child import parse_results
 from distsgd.bench.measurement import Measurement
@@ -21,13 +20,6 @@ SLEEP = "import time; time.sleep({})"
 
 def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
-
-
-def gone(text: str, seconds: float = 10) -> bool:
-    until = time.monotonic() + seconds
-    while processes_with(text) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not processes_with(text)
 
 
 def test_output_and_the_last_complaint_are_kept() -> None:
@@ -42,21 +34,25 @@ def test_one_blas_thread() -> None:
 
 
 def test_what_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
-    inner = SLEEP.format(60)
+    inner = SLEEP.format(2 * PATIENCE)
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}, sys.argv[1]])"
     finished = run_process(python(code, str(tmp_path)), 1)
     assert finished.code is None
-    assert gone(str(tmp_path))
+    wait_for(lambda: not processes_with(str(tmp_path)))
 
 
 def test_a_measuring_process_ends_with_its_parent(tmp_path: Path) -> None:
-    code = "from distsgd.bench.child import told; told(); " + SLEEP.format(60)
+    code = "from distsgd.bench.child import told; told(); print(flush=True); "
     task = json.dumps({"dataset": str(tmp_path), "seconds": 1, "runs": []})
-    child = subprocess.Popen(python(code, task), stdin=subprocess.PIPE)
-    time.sleep(1)
-    assert child.poll() is None and child.stdin is not None
+    child = subprocess.Popen(
+        python(code + SLEEP.format(2 * PATIENCE), task),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdin is not None and child.stdout is not None
+    assert child.stdout.readline() == b"\n" and child.poll() is None
     child.stdin.close()
-    assert child.wait(10) != 0
+    assert child.wait(PATIENCE) != 0
+    child.stdout.close()
 
 
 def test_a_failure_is_a_row_and_not_an_end(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import PATIENCE
 
 from distsgd.api.jobs import make_job
 from distsgd.channel.base import Work
@@ -144,7 +145,7 @@ def weights_after(sample: Dataset, tally: Path, chaos: Chaos, **settings: object
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in threads)
     *_, ended = host.events(0)
     assert isinstance(ended, Ended) and ended.finished

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 
 import pytest
+from support import PATIENCE
 
 from distsgd.channel.log_stream import Entry, read_log, write_log
 from distsgd.core.messages import LIFE, Applied, Dismiss, Diverged, Dropped, Grant, Lease
@@ -31,7 +32,7 @@ def test_what_is_told_arrives() -> None:
 
     def news() -> list[Entry]:
         if not left:
-            done.wait(10)
+            done.wait(PATIENCE)
             here.shutdown(socket.SHUT_RDWR)
         return left.popleft() if left else []
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import Run, command_line
+from support import PATIENCE, Run, command_line
 
 from distsgd.cli.main import _report
 from distsgd.data.locations import SAMPLE
@@ -228,7 +228,7 @@ def test_full_disk(tmp_path: Path) -> None:
     """No file may grow beyond 100 kB: too little for a checkpoint."""
     done = subprocess.run(
         command_line(*TRAIN, "--run-dir", tmp_path / "run"),
-        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )  # fmt: skip
     assert_refused(done, 1, "cannot write", "checkpoints")

@@ -68,9 +68,10 @@ def test_progress_displays_take_text_for_text(monkeypatch, capsys):
     assert SHOWN in capsys.readouterr().out
 
 
+# Of these only Spinner takes text, and that is no data.
 ALLOWED_OF_RICH = {
-    "BarColumn", "DownloadColumn", "MofNCompleteColumn", "Progress", "TimeElapsedColumn",
-    "TimeRemainingColumn",
+    "BarColumn", "DownloadColumn", "Live", "MofNCompleteColumn", "Progress", "TimeElapsedColumn",
+    "TimeRemainingColumn", "Spinner",
 }  # fmt: skip
 WRITERS = {"output.py", "streams.py"}
 

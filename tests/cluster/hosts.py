@@ -6,6 +6,7 @@ Needs root. What a host runs sees its own network, its own home and data folders
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from support import PATIENCE
 
 TOP = Path(__file__).parents[2]
 
@@ -70,7 +73,7 @@ class Host:
         }  # fmt: skip
 
     def distsgd(
-        self, *arguments: object, timeout: float = 120, **more: str
+        self, *arguments: object, timeout: float = PATIENCE, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command there to its end."""
         return subprocess.run(
@@ -84,6 +87,11 @@ class Host:
             self.command(*arguments), env={**self.environment, **more}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, cwd=self.folder,
         )  # fmt: skip
+
+    def node_folders(self) -> list[Path]:
+        """Those of the nodes that its user has started and not stopped."""
+        notes = (self.folder / "home" / "cluster").glob("node-*.json")
+        return [Path(json.loads(note.read_text())["folder"]) for note in notes]
 
     def pids(self) -> list[int]:
         """What runs in its network."""

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from support import PATIENCE, wait_for
 
 from distsgd.cli.main import app
 from distsgd.data.locations import SAMPLE
@@ -251,8 +253,8 @@ exec "$@"
 
 
 @pytest.fixture
-def allocation(tmp_path: Path) -> dict[str, str]:
-    """The environment of a batch script on an allocation of one node."""
+def allocation(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a batch script on an allocation of one node; what it starts ends here."""
     tools = tmp_path / "tools"
     tools.mkdir()
     distsgd = f'#!/bin/sh\nexec "{sys.executable}" -m distsgd "$@"\n'
@@ -261,11 +263,12 @@ def allocation(tmp_path: Path) -> dict[str, str]:
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {
+    yield {
         **kept, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3",
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here",
         "DISTSGD_HOME": str(tmp_path / "home"), "PYTHONPATH": str(TOP), "HOME": str(tmp_path),
     }  # fmt: skip
+    end(f"HOME={tmp_path}")
 
 
 @pytest.mark.ray
@@ -274,10 +277,9 @@ def test_the_batch_script_trains_and_leaves_nothing(
 ) -> None:
     script = CLUSTER / "slurm" / "train.sbatch"
     assert script.stat().st_mode & stat.S_IXUSR
-    before = set(Path("/tmp").glob("distsgd-node-*"))
     done = subprocess.run(
         [script, "--dataset", "sample", "--workers", "2", "--epochs", "2"], env=allocation,
-        capture_output=True, text=True, timeout=180,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sha256" in done.stdout and "by shm" in done.stderr
@@ -285,10 +287,11 @@ def test_the_batch_script_trains_and_leaves_nothing(
     assert not list(tmp_path.glob(".distsgd*"))
     (run,) = (home / "runs").iterdir()
     assert json.loads((run / "report.json").read_text())["status"] == "finished"
-    assert set(Path("/tmp").glob("distsgd-node-*")) <= before
+    assert not list((home / "cluster").glob("node-*"))
+    wait_for(lambda: not ours(f"HOME={tmp_path}"))
     failed = subprocess.run(
         [script, "--dataset", "nowhere"], env=allocation, capture_output=True, text=True,
-        timeout=180,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert failed.returncode == 1 and "no dataset at" in failed.stderr
 
@@ -318,7 +321,7 @@ case "$*" in
     "cluster start --join "*)
         case $SLURM_NODE in
             fails) note "fails failed"; exit 1 ;;
-            hangs) trap '' TERM; exec sleep 300 ;;
+            hangs) trap '' TERM; exec sleep 1000 ;;
             *) stay "$SLURM_NODE" ;;
         esac ;;
     train*)
@@ -352,7 +355,7 @@ def test_a_node_that_fails_ends_no_training(
 ) -> None:
     done = subprocess.run(
         [CLUSTER / "slurm" / "train.sbatch"], env={**several_nodes, "CODE": str(code)},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     first, second, *ended = told(tmp_path)
@@ -369,12 +372,9 @@ def test_the_exit_code_is_that_of_a_training_that_was_told_to_end(
         [CLUSTER / "slurm" / "train.sbatch"],
         env={**several_nodes, "CODE": str(code), "STAYS": "yes"},
     )
-    until = time.monotonic() + 30
-    while "training goes on" not in told(tmp_path):
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: "training goes on" in told(tmp_path) or process.poll() is not None)
     process.terminate()
-    assert process.wait(timeout=30) == code
+    assert process.wait(timeout=PATIENCE) == code
     assert "training told" in told(tmp_path)
 
 
@@ -384,9 +384,9 @@ def test_a_node_that_does_not_answer_keeps_no_allocation(
     begun = time.monotonic()
     done = subprocess.run(
         [CLUSTER / "slurm" / "train.sbatch"], env={**several_nodes, "MORE": "hangs"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE,
     )  # fmt: skip
-    assert done.returncode == 0 and 15 < time.monotonic() - begun < 45
+    assert done.returncode == 0 and time.monotonic() - begun > 15
     assert {"head ended", "stays ended"} <= set(told(tmp_path))
 
 
@@ -400,6 +400,14 @@ def ours(mark: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def end(mark: str) -> None:
+    """Kill them, and what they start meanwhile."""
+    while victims := ours(mark):
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 SECOND_HOME = """\
@@ -427,19 +435,13 @@ def test_a_training_outlives_a_node_that_fails(allocation: dict[str, str], tmp_p
             env={**allocation, "SLURM_CPUS_PER_TASK": "2"}, stdout=subprocess.PIPE, stderr=errors,
             text=True,
         )  # fmt: skip
-    until = time.monotonic() + 90
-    while "worker 1 on" not in (tmp_path / "errors").read_text():
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: "worker 1 on" in (tmp_path / "errors").read_text() or process.poll())
     begun = f"DISTSGD_CLUSTER_HOME={tmp_path}/second"
     assert ours(begun)
-    while victims := ours(begun):
-        for pid in victims:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    end(begun)
     (note,) = (tmp_path / "second").glob("node-*.json")
     shutil.rmtree(json.loads(note.read_text())["folder"])
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, (tmp_path / "errors").read_text()
     assert "sha256" in output and not list(tmp_path.glob(".distsgd*"))
     (run,) = (tmp_path / "home" / "runs").iterdir()
@@ -454,11 +456,9 @@ def test_the_time_of_an_allocation_ends(allocation: dict[str, str], tmp_path: Pa
         env=allocation, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     home = tmp_path / "home"
-    until = time.monotonic() + 90
-    while not list(home.glob("runs/*/checkpoints/step-*1*.npz")):
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.05)
+    begun = "runs/*/checkpoints/step-*1*.npz"
+    wait_for(lambda: list(home.glob(begun)) or process.poll() is not None)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and "to go on: distsgd resume" in errors
     assert not list(tmp_path.glob(".distsgd*"))

@@ -10,20 +10,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hosts import Host, hosts, possible
 from store_process import SECRETS, object_store
+from support import PATIENCE, wait_for
 
 from distsgd.api import train
 from distsgd.data.locations import SAMPLE
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
 
-EPOCHS = 400
-WINDOW = ("--set", "shuffle_window=1")
+EPOCHS = 200
+SPREAD = (
+    "--servers", "2", "--placement", "spread",
+    "--shuffle", "shard", "--cache-size", "7", "--set", "shuffle_window=1",
+)  # fmt: skip
 SETTINGS = ("--epochs", str(EPOCHS), "--json")
 
 
@@ -37,7 +41,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[list[Host]]:
     """Three hosts of a cluster, and one that is none of it."""
-    before = set(Path("/tmp").glob("distsgd-node-*"))
     with hosts(4) as found:
         first, *others, _ = found
         for host in found:
@@ -51,11 +54,12 @@ def cluster() -> Iterator[list[Host]]:
         assert stays.stdout is not None
         assert others[1].ip in stays.stdout.readline()
         yield found
+        folders = [folder for host in found for folder in host.node_folders()]
         for host in found:
             host.distsgd("cluster", "stop")
             wait_for(lambda host=host: not host.pids())
-        stays.communicate(timeout=20)
-    assert set(Path("/tmp").glob("distsgd-node-*")) <= before
+        stays.communicate(timeout=PATIENCE)
+        assert folders and not [folder for folder in folders if folder.exists()]
 
 
 def joining(first: Host, host: Host) -> tuple[object, ...]:
@@ -82,14 +86,6 @@ def updates(run: Path) -> int:
     return journal.stat().st_size if journal.exists() else 0
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> float:
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.005)
-    return time.monotonic() - began
-
-
 def test_one_training_on_three_hosts(cluster: list[Host], undisturbed: str) -> None:
     first, second, third, _ = cluster
     status = first.distsgd("cluster", "status", "--json")
@@ -103,17 +99,6 @@ def test_one_training_on_three_hosts(cluster: list[Host], undisturbed: str) -> N
     (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
     assert told.startswith(f"server on {first.ip}; ")
     assert all(f"on {host.ip} by " in told for host in (first, second, third))
-
-
-def test_servers_may_be_spread(cluster: list[Host], undisturbed: str) -> None:
-    first = cluster[0]
-    done = first.distsgd(
-        "train", "--address", f"{first.ip}:6379", "--servers", "2", "--workers", "2",
-        "--placement", "spread", *SETTINGS,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["weights_sha256"] == undisturbed
-    assert "servers on " in done.stderr
 
 
 def test_nobody_gets_in_without_the_token(cluster: list[Host]) -> None:
@@ -173,10 +158,10 @@ def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: 
     done = subprocess.run(
         ["ip", "netns", "exec", stranger.name, sys.executable, "-c", NOISE, first.ip,
          ",".join(sorted(ports))],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout.strip() == str(len(ports)), done.stderr
-    out, _ = begun.communicate(timeout=120)
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     assert out.count(f"refused: a connection from {stranger.ip} without") == 1
@@ -195,11 +180,12 @@ def test_a_host_without_the_dataset_is_named(cluster: list[Host]) -> None:
 
 
 def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: str) -> None:
+    """And within a bound, by servers that are spread over the hosts."""
     first, second, third, _ = cluster
     shutil.copytree(SAMPLE, first.folder / "buckets" / "data" / "set")
     into = ["ip", "netns", "exec", first.name]
     with object_store(first.folder / "buckets", first.ip, into) as store:
-        for settings in ((), ("--shuffle", "shard", "--cache-size", "7", *WINDOW)):
+        for settings in ((), SPREAD):
             store.order({"status": 503, "times": 3, "path": "arrow"})
             done = first.distsgd(
                 "train", "--address", "auto", "--workers", "4", *SETTINGS, *settings,
@@ -212,7 +198,7 @@ def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: s
             bits = json.loads(done.stdout)["weights_sha256"]
             if settings:
                 alone = train("sample", workers=0, epochs=EPOCHS, shuffle="shard", shuffle_window=1)
-                assert bits == alone.weights_sha256
+                assert bits == alone.weights_sha256 and "servers on " in done.stderr
                 continue  # all of it is in the caches by now
             assert bits == undisturbed
             for host in (first, second, third):
@@ -221,31 +207,25 @@ def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: s
 
 
 def test_a_slow_link_is_seen_in_the_report(cluster: list[Host], tmp_path: Path) -> None:
-    """40 ms and 100 Mbit/s. By how much other policies help is shown, not asserted."""
+    """40 ms and 100 Mbit/s."""
     first, second, _, _ = cluster
     bits = train("sample", workers=0, epochs=8).weights_sha256
     for host in cluster:
         host.plain_frames()
     second.slow(40, 100)
     try:
-        speeds = {}
-        policies = ((), ("--compress", "topk:0.01"), ("--consistency", "local"))
-        for number, settings in enumerate(policies):
-            run = first.folder / f"slow{number}"
-            done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "8",
-                                 "--run-dir", run, *settings)  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
-            assert f"on {second.ip} by tcp" in told
-            assert "s computing and on the way" in done.stdout
-            report = json.loads((run / "report.json").read_text())
-            speeds[" ".join(settings)] = report["examples_per_second"]
-            if not settings:
-                slow = max(report["answering_seconds"].values())
-                assert slow > 0.08 * report["steps"] / 2  # there and back, for most updates
-                assert report["weights_sha256"] == bits
-                assert slow > 10 * min(report["answering_seconds"].values())
-        print(speeds)
+        run = first.folder / "slow"
+        done = first.distsgd("train", "--address", "auto", "--workers", "4", "--epochs", "8",
+                             "--run-dir", run)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
+        assert f"on {second.ip} by tcp" in told
+        assert "s computing and on the way" in done.stdout
+        report = json.loads((run / "report.json").read_text())
+        slow = max(report["answering_seconds"].values())
+        assert slow > 0.08 * report["steps"] / 2  # there and back, for most updates
+        assert report["weights_sha256"] == bits
+        assert slow > 2 * min(report["answering_seconds"].values())
     finally:
         second.fast()
 
@@ -260,11 +240,11 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     wait_for(lambda: updates(run) > 20_000)
     second.kill()
     size = updates(run)
-    assert wait_for(lambda: updates(run) > size) < 5
+    assert wait_for(lambda: updates(run) > size) < 12  # Ray itself notices after 15 s
     third.cut_off()
     cut, size = time.monotonic(), updates(run)
-    assert wait_for(lambda: updates(run) > size + 1_000) < 10
-    out, _ = begun.communicate(timeout=180)
+    assert wait_for(lambda: updates(run) > size + 1_000) < 40  # Ray itself: after 65 s
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
     assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
     done = first.distsgd("audit", run)
@@ -286,7 +266,7 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     wait_for(lambda: updates(run) > size + 20_000)
     assert alive(first) == [first.ip, third.ip, fourth.ip]
     begun.send_signal(signal.SIGINT)
-    out, _ = begun.communicate(timeout=60)
+    out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 130, out
     for command in ("audit", "replay"):
         done = first.distsgd(command, run)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import PATIENCE
 
 import distsgd
 
@@ -179,7 +180,7 @@ def loaded_by(statement, names):
     """Which of some packages a fresh interpreter has loaded after a statement."""
     code = f"{statement}; import sys; print(*(n for n in {names!r} if n in sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     return done.stdout.split()
 

@@ -46,7 +46,7 @@ def times(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> bool:
     """Poll until a condition holds; False after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # who asked may have gone
             self.wfile.write(part)
         if self.site.stall_after is not None:
-            self.site.closing.wait(30)
+            self.site.closing.wait(300)
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass

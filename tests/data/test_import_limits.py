@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_support import sign_again, write_tiny
 from support import Run
 
 from distsgd.api.evaluation import predict
@@ -159,6 +160,58 @@ def test_names_of_classes_that_are_none_are_passed_over(tmp_path: Path, names: o
     assert import_dataset(source, "mine").classes == ("0", "1")
 
 
+def of_labels(path: Path, kind: str, labels: list[str]) -> Path:
+    """A file whose rows have these labels, by turns."""
+    texts = [labels[i % len(labels)] for i in range(60)]
+    values = np.arange(60) / 7
+    if kind == "csv":
+        lines = [f'{x},"{text}"' for x, text in zip(values, texts, strict=True)]
+        path.write_text("\n".join(["x,label", *lines]))
+    elif kind == "npz":
+        np.savez(path, x=values[:, None], y=np.array(texts))
+    elif kind == "bytes":
+        pq.write_table(pa.table({"x": values, "label": [t.encode() for t in texts]}), path)
+    elif kind == "hub":
+        hub(path, {"names": labels, "_type": "ClassLabel"})
+    else:
+        pq.write_table(pa.table({"x": values, "label": texts}), path)
+    return path.rename(path.with_suffix({"csv": ".csv", "npz": ".npz"}.get(kind, ".parquet")))
+
+
+KINDS = ("csv", "npz", "parquet", "bytes", "hub")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", ["a\x1b[31m", "a\nb", "a\u202eb"])
+def test_a_class_that_cannot_be_printed_is_refused(tmp_path: Path, kind: str, label: str) -> None:
+    source = of_labels(tmp_path / "f.npz", kind, [label, "b"])
+    with pytest.raises(DatasetError, match=r"the class 'a\\.* cannot be shown"):
+        import_dataset(source, "mine")
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
+def test_labels_are_compared_in_one_form_and_without_blanks(tmp_path: Path, kind: str) -> None:
+    labels = ["caf\u00e9", "cafe\u0301 ", "b", " b"]
+    found = import_dataset(of_labels(tmp_path / "f.npz", kind, labels), "mine")
+    assert found.classes == ("b", "caf\u00e9") and found.rejected == 0
+
+
+def test_a_manifest_with_a_class_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "tiny")
+    sign_again(tmp_path / "tiny", classes=["ant", "bee", "\x1b[2J"])
+    with pytest.raises(DatasetError, match=r"the class .*x1b\[2J' has characters"):
+        read_manifest(tmp_path / "tiny")
+
+
+def test_arrays_in_fortran_order(tmp_path: Path) -> None:
+    x = np.arange(60 * 6, dtype=np.float64).reshape(60, 3, 2)[:, :, None, :] / 7
+    for name, order in (("c", "C"), ("f", "F")):
+        source = npz(tmp_path / f"{name}.npz", x=np.array(x, order=order), y=LABELS)
+        import_dataset(source, name)
+    c, f = (read_manifest(find_dataset(name)) for name in "cf")
+    assert (c.train, c.test, c.scale) == (f.train, f.test, f.scale)
+
+
 # --- numbers and columns of all kinds
 
 
@@ -251,7 +304,7 @@ def test_what_cannot_be_classified_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="two columns of the name 'a'"):
         predict(run, doubles(tmp_path / "doubles.parquet"))
     pairs = pa.array([{"u": 1.0}] * 60)
-    with pytest.raises(UsageError, match="column 'a' is not of numbers, but of struct"):
+    with pytest.raises(UsageError, match=r"column 'a' of .* is not of numbers, but of struct"):
         predict(run, parquet(tmp_path / "pairs.parquet", a=pairs, b=LABELS))
 
 

@@ -20,6 +20,7 @@ from data_support import (
     tiny_examples,
     write_tiny,
 )
+from support import PATIENCE
 
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.fetch import verify_dataset
@@ -248,7 +249,7 @@ def test_a_label_without_a_class_is_named(tmp_path: Path) -> None:
 def test_any_damage_is_refused_in_words_or_told_by_the_checksum(folder: Path) -> None:
     script = Path(__file__).with_name("damage_shards.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr[-2000:]
     counts = json.loads(done.stdout)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import distsgd
-from distsgd.data.system import pause, python_module
+from distsgd.data.system import pause, python_module, wait_for_exit
 
 SOURCES = sorted(Path(distsgd.__file__).parent.rglob("*.py"))
 
@@ -43,5 +43,9 @@ def test_nothing_sleeps_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", fails)
     pause(-1.0)
     pause(0.0)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert wait_for_exit(child, 0.01) is None
+        child.kill()
+        assert wait_for_exit(child, 60) == -9
     sleeping = [path for path in SOURCES if "time.sleep(" in path.read_text(encoding="utf-8")]
     assert sleeping == []

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from distsgd.api.reporter import Reporter
+from distsgd.api.scenario import read_scenario
+from distsgd.api.training import train
 from distsgd.core.losses import LOSSES
 from distsgd.core.optimizers import OPTIMIZERS
+from distsgd.data.import_dataset import import_dataset
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import ALIASES, config_elsewhere, config_from
+from distsgd.run.folder import RunFolder
 from distsgd.run.recipe import (
     LEARNING_RATES,
     REGULARIZATION,
@@ -153,3 +158,33 @@ def test_a_setting_that_could_not_have_the_value_is_not_proposed() -> None:
 def test_aliases_are_no_settings_and_lead_to_some() -> None:
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     assert not names & set(ALIASES) and set(ALIASES.values()) <= names
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, encoding: str) -> None:
+    toml, of_run, fleet = (tmp_path / name for name in ("a.toml", "config.json", "fleet.toml"))
+    toml.write_text("epochs = 4", encoding=encoding)
+    of_run.write_text('{"settings": {"epochs": 4}}', encoding=encoding)
+    assert config_from({}, toml).epochs == config_from({}, of_run).epochs == 4
+    fleet.write_text('slow = "1:4"', encoding=encoding)
+    assert read_scenario(fleet)[0] == {"slow": "1:4"}
+    assert RunFolder(tmp_path).read("config.json")["settings"] == {"epochs": 4}
+
+
+def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "cache"))
+    lines = [f"{i % 7},{i % 2}" for i in range(120)]
+    (tmp_path / "plain.csv").write_text("\n".join(["x,label", *lines]))
+    found = import_dataset(tmp_path / "plain.csv", "plain")
+    told: list[str] = []
+    reporter = Reporter()
+    reporter.notice = told.append  # type: ignore[method-assign]
+    result = train(dataset=found.name, workers=0, epochs=2, reporter=reporter)
+    assert (result.batch_size, result.steps) == (found.train, 2)
+    assert "smaller --batch-size" in told[0]
+    for size in (256, 7):
+        assert config_from({"dataset": "plain", "batch_size": size}).batch_size == size
+    assert config_from({"dataset": "sample"}).batch_size == 256
+    assert config_from({"dataset": "gone"}).batch_size == 256

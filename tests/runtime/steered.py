@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support import PATIENCE
 
 from distsgd.api import train
 from distsgd.api.audit import audit
@@ -41,6 +43,7 @@ class Steered(Reporter):
     def __init__(self, run: Path, *steps: tuple[Condition, Callable[[], object]]) -> None:
         self.run, self._steps = run, list(steps)
         self.updates, self.since = 0, 0
+        self._until = time.monotonic() + PATIENCE
         self.notices = list[str]()
         self._hand = ThreadPoolExecutor(1)
         self._done = list[Future[object]]()
@@ -57,8 +60,10 @@ class Steered(Reporter):
         for future in self._done:
             if future.done():
                 future.result()  # what went wrong there ends the training
+        assert time.monotonic() < self._until, "a step is overdue; the training ends with this"
         if self._steps and self._steps[0][0](self):
             self.since = self.updates
+            self._until = time.monotonic() + PATIENCE
             _, action = self._steps.pop(0)
             self._done.append(self._hand.submit(action))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.runtime import local_node
+from distsgd.runtime import local_node, node_guard
 from distsgd.runtime.cluster_token import known_token, token_file
 from distsgd.runtime.joined_cluster import address_of, check_cluster
 from distsgd.runtime.node_note import Node
@@ -170,3 +171,24 @@ def test_a_node_runs_in_its_own_folder(home: Path, monkeypatch: pytest.MonkeyPat
     assert str(found["cwd"]) == node.folder
     assert found["env"]["PYTHONPATH"] == str(Path("here").absolute())
     Path(node.folder).rmdir()
+
+
+def test_a_guard_ends_its_node_when_asked_and_has_no_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Signals are the command's: it says whether to stop."""
+    node = Node(address="10.0.0.9:6379", node_ip="10.0.0.9", head=True, folder="/nowhere")
+    ended, seen, handlers = list[str](), list[object](), current_handlers()
+
+    def stop() -> bool:
+        seen.append(current_handlers())
+        return True
+
+    monkeypatch.setattr(node_guard, "stop_node", ended.append)
+    node_guard.guard_node(node, stop)
+    assert ended == ["/nowhere"]
+    assert seen and all(found == handlers for found in seen)
+
+
+def current_handlers() -> object:
+    return [signal.getsignal(number) for number in signal.valid_signals()]

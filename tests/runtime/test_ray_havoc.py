@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE, wait_for
 
 from distsgd.core.chaos import Chaos, Fault, Strike
 from distsgd.runtime.ray_havoc import Havoc
@@ -38,10 +38,7 @@ def state(process: Sleeper) -> str:
 
 
 def wait_for_state(process: Sleeper, stopped: bool) -> None:
-    until = time.monotonic() + 30
-    while (state(process) == "T") != stopped:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for(lambda: (state(process) == "T") == stopped)
 
 
 def a_havoc(sleepers: list[Sleeper], *faults: Fault, node: str = "") -> tuple[Havoc, list[Any]]:
@@ -72,7 +69,7 @@ def test_workers_are_killed_at_their_updates_and_servers_are_not(
     havoc.updated(40)
     assert [version for version, _ in told] == [15, 20]  # then there is none to kill
     assert sleepers[0].poll() is None
-    assert [process.wait(30) for process in sleepers[1:]] == [-9, -9]
+    assert [process.wait(PATIENCE) for process in sleepers[1:]] == [-9, -9]
     havoc.calm()
 
 

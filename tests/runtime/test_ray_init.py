@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from support import command_line
 
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime import ray_init
-from distsgd.runtime.ray_init import init_ray
+from distsgd.runtime.ray_init import init_ray, same_random_numbers
 from distsgd.runtime.ray_session import quiet_ray
 
 
@@ -46,6 +47,7 @@ def test_the_process_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         random.random()
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     was_enabled = faulthandler.is_enabled()
     faulthandler.disable()
@@ -56,6 +58,15 @@ def test_the_process_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         faulthandler.enable()
     assert after == before
     assert given["num_cpus"] == 3 and given["marked"] == "here"
+
+
+def test_numbers_that_another_thread_draws_do_not_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()] * 2)
+    with same_random_numbers():
+        number = random.random()
+    assert random.random() != number
 
 
 def test_workers_import_from_neither_the_working_folder_nor_the_script(

@@ -19,7 +19,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.errors import DatasetError, RuntimeFailure, ServerLost
 from distsgd.run.config import TrainConfig
 from distsgd.runtime import ray_runtime
-from distsgd.runtime.events import Ended, Event, Notice, Progress, Updated
+from distsgd.runtime.events import Ended, Event, Notice, Progress
 from distsgd.runtime.inline import train_inline
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.ray_fleet import Fleet
@@ -117,31 +117,6 @@ def test_a_worker_that_hangs_is_not_waited_for(
     undisturbed = in_peace(job, start)
     assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
     assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
-
-
-def test_workers_come_and_go(sample: Dataset, shared_ray: None) -> None:
-    """From 1 to 3 to 2; the same bits, and each has had a part."""
-    job, start = a_job(sample, epochs=400)
-    seen, told = 0, list[int]()
-    answers: list[set[int]] = []
-
-    def wanted() -> int | None:
-        if len(told) == 0 and seen > 20:
-            told.append(3)
-            return 3
-        if len(told) == 1 and answers and len(answers[-1]) == 2:  # of two slots
-            told.append(2)
-            return 2
-        return None
-
-    for event in ray_runtime.train_on_ray(job, start, 1, never, "auto", wanted):
-        if isinstance(event, Updated):
-            seen += 1
-            answers.append({worker for worker, _ in event.update.contributions})
-    undisturbed = in_peace(job, start)
-    assert isinstance(event, Ended) and isinstance(undisturbed, Ended)
-    assert np.array_equal(event.snapshot.weights, undisturbed.snapshot.weights)
-    assert told == [3, 2]  # the second of them when two had a part in one update
 
 
 def begun(

@@ -168,13 +168,20 @@ threading.Thread(target=churn, daemon=True).start()
         assert all(process.pid in processes_of(str(folder)) for _ in range(50))
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("more", [0, 1])
-def test_ray_starts_under_a_temporary_folder_with_a_long_name(
-    temporary: Path, more: int, distsgd: Run
+def test_a_temporary_folder_in_which_no_socket_fits_is_not_used(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One in which the sockets of Ray just fit, and one in which they do not."""
-    chosen = temporary / ("x" * (_MOST_BYTES + more - len(f"{temporary}/")))
+    fits = str(temporary / ("x" * (_MOST_BYTES - len(f"{temporary}/"))))
+    for chosen, used in ((fits, fits), (f"{fits}x", "/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", chosen)
+        assert ray_session._root() == Path(used)
+
+
+@pytest.mark.ray
+def test_ray_starts_under_a_temporary_folder_in_which_its_sockets_just_fit(
+    temporary: Path, distsgd: Run
+) -> None:
+    chosen = temporary / ("x" * (_MOST_BYTES - len(f"{temporary}/")))
     chosen.mkdir()
     done = distsgd("train", "--dataset", "sample", "--workers", 1, "--epochs", 1,
                    env={"TMPDIR": str(chosen)})  # fmt: skip

@@ -9,6 +9,7 @@ from html import escape, unescape
 import numpy as np
 import pytest
 from PIL import Image
+from support import PATIENCE
 
 from distsgd.study.lecture import give_lecture
 from distsgd.study.lecture_material import Options
@@ -47,7 +48,7 @@ def browse(tmp_path, width, *options):
          "--hide-scrollbars", "--enable-logging=stderr", f"--window-size={width},4000",
          "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
          *options],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

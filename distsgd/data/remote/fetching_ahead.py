@@ -26,7 +26,7 @@ from pathlib import Path
 from distsgd.data.manifest import Shard, read_manifest
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.remote.remote_folder import RemoteFolder
-from distsgd.data.system import python_module
+from distsgd.data.system import python_module, wait_for_exit
 from distsgd.errors import DistsgdError
 
 __all__ = ["FetchingAhead"]
@@ -90,9 +90,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.close()
-    try:
-        process.wait(_SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
+    if wait_for_exit(process, _SECONDS_TO_END) is None:
         process.kill()
         process.wait()
 

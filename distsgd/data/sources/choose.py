@@ -11,7 +11,8 @@ from distsgd.data.sources.image_folder import open_image_folder
 from distsgd.data.sources.npz import open_npz
 from distsgd.data.sources.parquet import open_parquet
 from distsgd.data.sources.source import Source, Wishes
-from distsgd.errors import SourceError, UsageError
+from distsgd.data.text_files import TEXTS, kind_of
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_source"]
 
@@ -30,12 +31,18 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
 
     Raises:
         SourceError: there is none, or it cannot be read.
+        StorageError: the machine keeps it from being read.
         UsageError: it is not clear which column is what.
     """
     for one in (path, test):
         if one is not None and not one.exists():
             raise SourceError(f"there is no file or folder {one}", "Check the path")
-    source = _open(path, test, wishes)
+    try:
+        source = _open(path, test, wishes)
+    except OSError as error:
+        raise machine_trouble(error, error.filename or path) or SourceError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}", "Check it"
+        ) from None
     _check_width(path, prod(source.shape))
     if wishes.shape is None:
         return source
@@ -63,20 +70,28 @@ def _open(path: Path, test: Path | None, wishes: Wishes) -> Source:
         return _open_folder(path, test, wishes)
     if test is not None and test.is_dir():
         raise SourceError(f"--test {test} is a folder, and {path} a file", "Give a file")
-    kind = path.suffix.lower()
+    kind = kind_of(path)
     if kind == ".parquet":
         return open_parquet([path], [test] if test else [], wishes)
-    if kind in (".csv", ".tsv", ".txt"):
+    if kind in TEXTS:
         return open_csv(path, test, wishes)
     if kind == ".npz":
         if test is not None:
             raise UsageError(
                 "--test does not go with an NPZ file", "Put all arrays into one: x_test, y_test"
             )
+        _refuse_drop(wishes, "an NPZ file")
         return open_npz(path, wishes)
     raise SourceError(
         f"{path} is neither .parquet, .csv nor .npz, nor a folder", "Give one of these"
     )
+
+
+def _refuse_drop(wishes: Wishes, what: str) -> None:
+    if wishes.drop:
+        raise UsageError(
+            f"--drop does not go with {what}, which has no columns with names", "Leave it out"
+        )
 
 
 def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
@@ -86,6 +101,7 @@ def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
             raise UsageError(
                 "--test does not go with a folder of images", "Make it train/ and test/ in one"
             )
+        _refuse_drop(wishes, "a folder of images")
         return open_image_folder(folder, wishes)
     tests = sorted(test.glob("*.parquet")) if test and test.is_dir() else [test] if test else []
     if not tests:

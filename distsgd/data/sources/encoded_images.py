@@ -13,6 +13,7 @@ import numpy as np
 from distsgd.core.arrays import Bytes
 from distsgd.data.images import decoded, is_grey, pixels_of
 from distsgd.data.sources.source import Batch, Label, Rejected, plain_label
+from distsgd.errors import machine_trouble
 
 __all__ = ["Encoded", "decode_batch", "shape_of_first"]
 
@@ -41,7 +42,10 @@ def shape_of_first(
                 extent = size or (found.height, found.width)
             if not is_grey(_source(image)):
                 return 3, *extent
-        except Exception:  # a decoder can raise anything; such a row is rejected later
+        except Exception as error:  # a decoder can raise anything; such a row is rejected later
+            trouble = machine_trouble(error, image if isinstance(image, Path) else "an image")
+            if trouble is not None and not isinstance(error, PermissionError):
+                raise trouble from None
             continue
         if number >= _LOOKED_AT:
             break
@@ -61,32 +65,34 @@ def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) ->
         resize: whether images of another size are resized; otherwise they are rejected.
     """
 
-    def one(item: Encoded) -> tuple[Bytes, Label] | str:
+    def one(item: Encoded) -> tuple[Bytes, Label] | Rejected:
+        where, file, label = item
         try:
-            label = plain_label(item[2])
-            if item[1] is None:
-                return "it has no image"
-            image = decoded(_source(item[1]), shape[0])
+            label = plain_label(label)
+            if file is None:
+                return Rejected(where, "it has no image")
+            image = decoded(_source(file), shape[0])
             size = (shape[2], shape[1])
             if image.size != size and not resize:
-                return (
+                return Rejected(
+                    where,
                     f"it is {image.width} x {image.height}, the first {size[0]} x {size[1]}: "
-                    "--size resizes all"
+                    "--size resizes all",
+                    (shape[1], shape[2]),
                 )
             return pixels_of(image, shape), label
-        except Exception as error:  # as above
-            return str(error) or type(error).__name__
+        except Exception as error:  # a decoder can raise anything
+            trouble = machine_trouble(error, where)
+            if trouble is not None and not isinstance(error, PermissionError):
+                raise trouble from None
+            return Rejected(where, str(error) or type(error).__name__)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(one, images))
-    kept = [item for item in found if not isinstance(item, str)]
+    kept = [item for item in found if not isinstance(item, Rejected)]
     features = int(np.prod(shape))
     return Batch(
         np.stack([row for row, _ in kept]) if kept else np.empty((0, features), np.uint8),
         [label for _, label in kept],
-        [
-            Rejected(where, item)
-            for (where, _, _), item in zip(images, found, strict=True)
-            if isinstance(item, str)
-        ],
+        [item for item in found if isinstance(item, Rejected)],
     )

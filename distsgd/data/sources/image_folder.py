@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from distsgd.data.names import is_printable, normal
 from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_first
 from distsgd.data.sources.source import Batch, Source, Wishes, rows_at_once
 from distsgd.errors import SourceError
@@ -28,11 +29,12 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
         SourceError: there is no class, or no image.
     """
     train, test = _splits(folder)
-    splits = [part for part in (train, test) if part is not None]
-    names = {path.name for part in splits for path in _folders(part)}
-    classes = tuple(sorted(name for name in names if any(_has_images(p / name) for p in splits)))
+    of_train, of_test = _by_class(train), _by_class(test) if test else {}
+    classes = tuple(sorted({*of_train, *of_test}))
     _refuse_odd_names(folder, classes)
-    some = chain.from_iterable(islice(_files(train / name), _LOOKED_AT) for name in classes)
+    some = chain.from_iterable(
+        islice(_files(path), _LOOKED_AT) for name in classes for path in of_train.get(name, ())
+    )
     shape = shape_of_first(some, wishes.size)
     if len(classes) < 2 or shape is None:
         raise SourceError(
@@ -41,18 +43,34 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
             "It needs a folder for each class, or train/ and test/ with one for each",
         )
 
-    def read(split: Path) -> Iterator[Batch]:
-        for images in _batched(_images(split, classes), rows_at_once(prod(shape))):
-            yield decode_batch(images, shape, wishes.size is not None)
+    def images(folders: dict[str, list[Path]]) -> Iterator[Encoded]:
+        """Every image of a split, of classes one after another."""
+        for label, name in enumerate(classes):
+            for path in chain.from_iterable(map(_files, folders.get(name, ()))):
+                yield str(path.relative_to(folder.parent)), path, label
+
+    def read(folders: dict[str, list[Path]]) -> Iterator[Batch]:
+        for some in _batched(images(folders), rows_at_once(prod(shape))):
+            yield decode_batch(some, shape, wishes.size is not None)
 
     return Source(
         shape=shape,
         classes=classes,
-        train=lambda: read(train),
-        test=(lambda: read(test)) if test else None,
+        train=lambda: read(of_train),
+        test=(lambda: read(of_test)) if test else None,
         pixels=True,
-        rows=sum(1 for part in splits for _ in _images(part, classes)),
+        rows=sum(1 for part in (of_train, of_test) for _ in images(part)),
+        features=("pixels",),
     )
+
+
+def _by_class(split: Path) -> dict[str, list[Path]]:
+    """The folders of each class; of a name in two forms of Unicode there may be two."""
+    found: dict[str, list[Path]] = {}
+    for path in _folders(split):
+        if _has_images(path):
+            found.setdefault(normal(path.name), []).append(path)
+    return found
 
 
 def _splits(folder: Path) -> tuple[Path, Path | None]:
@@ -75,7 +93,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _refuse_odd_names(folder: Path, classes: tuple[str, ...]) -> None:
     for name in classes:
-        if not name.isprintable():
+        if not is_printable(name):
             raise SourceError(
                 f"the folder {name!r} in {folder} has a name that cannot be shown",
                 "Rename it: it is the name of a class",
@@ -93,20 +111,18 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not _is_litter(name)]
         yield where, sorted(files)
 
 
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read is not passed over."""
+    raise error
+
+
 def _has_images(folder: Path) -> bool:
     return next(_files(folder), None) is not None
-
-
-def _images(folder: Path, classes: tuple[str, ...]) -> Iterator[Encoded]:
-    """Every image of a split, of classes one after another."""
-    for label, name in enumerate(classes):
-        for path in _files(folder / name):
-            yield str(path.relative_to(folder.parent)), path, label
 
 
 def _batched(images: Iterator[Encoded], most: int) -> Iterator[list[Encoded]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from distsgd.data.names import nearest, some_of
 from distsgd.data.sources.source import (
     LARGEST,
     Batch,
@@ -22,7 +25,7 @@ from distsgd.data.sources.source import (
     plain_label,
     rows_at_once,
 )
-from distsgd.errors import SourceError, UsageError
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_npz"]
 
@@ -44,16 +47,11 @@ class _Array:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self.name = path, name
         with self._open() as file:
-            self.shape, fortran, self.dtype = self._header(file)
+            self.shape, self._fortran, self.dtype = self._header(file)
         if self.dtype.hasobject:
             raise SourceError(
                 f"the array '{name}' of {path} has Python objects, which are never unpickled",
                 "Save it as an array of numbers or of fixed-length text",
-            )
-        if fortran and len(self.shape) > 1:
-            raise SourceError(
-                f"the array '{name}' of {path} is in Fortran order, which cannot be streamed",
-                "Save numpy.ascontiguousarray of it",
             )
         if not self.shape:
             raise SourceError(f"'{name}' of {path} is one number, not an array of rows", "Check it")
@@ -72,6 +70,9 @@ class _Array:
 
     def parts(self, most: int) -> Iterator[NDArray[Any]]:
         """Its rows, so many at a time."""
+        if self._fortran and len(self.shape) > 1:
+            yield from self._parts_of_columns(most)
+            return
         size = self.dtype.itemsize * math.prod(self.shape[1:])
         with self._open() as file:
             self._header(file)
@@ -81,6 +82,19 @@ class _Array:
                 if len(content) < rows * size:
                     raise SourceError(f"'{self.name}' of {self._path} is cut short", "Check it")
                 yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+
+    def _parts_of_columns(self, most: int) -> Iterator[NDArray[Any]]:
+        """The rows of an array that lies column by column, unpacked into a file and mapped."""
+        with tempfile.TemporaryFile() as unpacked:
+            with self._open() as file:
+                self._header(file)
+                shutil.copyfileobj(file, unpacked)
+            unpacked.flush()
+            if unpacked.tell() < self.dtype.itemsize * math.prod(self.shape):
+                raise SourceError(f"'{self.name}' of {self._path} is cut short", "Check it")
+            whole = np.memmap(unpacked, self.dtype, "r", shape=self.shape, order="F")
+            for low in range(0, len(self), most):
+                yield np.ascontiguousarray(whole[low : low + most])
 
 
 def open_npz(path: Path, wishes: Wishes) -> Source:
@@ -96,7 +110,9 @@ def open_npz(path: Path, wishes: Wishes) -> Source:
         chosen = _choose(names, wishes, path)
         arrays = [_Array(path, name) for name in chosen]
     except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} is no NPZ file that can be read: {error}", "Check it") from None
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} is no NPZ file that can be read: {error}", "Check it"
+        ) from None
     for values, labels in zip(arrays[::2], arrays[1::2], strict=True):
         if len(values) != len(labels) or values.shape[1:] != arrays[0].shape[1:]:
             raise SourceError(
@@ -117,6 +133,8 @@ def open_npz(path: Path, wishes: Wishes) -> Source:
         test=(lambda: _read(path, arrays[2], arrays[3], layout)) if len(arrays) == 4 else None,
         rows=sum(len(values) for values in arrays[::2]),
         pixels=plain and len(layout.shape) == 3,
+        label=arrays[1].name,
+        features=(f"{arrays[0].name} ({math.prod(layout.shape)} numbers)",),
     )
 
 
@@ -132,9 +150,11 @@ def _choose(names: list[str], wishes: Wishes, path: Path) -> list[str]:
     ):  # fmt: skip
         options = [wish] if wish in names else [lowered[n] for n in usual if n in lowered]
         if (wish is not None and wish not in names) or len(options) != 1:
+            near = nearest(wish, names) if wish is not None else None
+            meant = f"Did you mean {flag} {near}? " if near else ""
             raise UsageError(
                 f"it is not clear which array of {path} is that of {flag.removeprefix('--')}s",
-                f"Say it: {flag} NAME. Its arrays: {', '.join(names)}",
+                f"{meant}Say it: {flag} NAME. Its arrays: {some_of(names)}",
             )
         found.append(str(options[0]))
     return found
@@ -179,7 +199,9 @@ def _read(path: Path, values: _Array, labels: _Array, layout: _Layout) -> Iterat
             yield _batch(path, low, layout.flat(part), some.reshape(len(some), -1))
             low += len(part)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} cannot be read on: {error}", "Check the file") from None
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} cannot be read on: {error}", "Check the file"
+        ) from None
 
 
 def _batch(path: Path, low: int, values: NDArray[Any], labels: NDArray[Any]) -> Batch:

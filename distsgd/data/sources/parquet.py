@@ -17,12 +17,16 @@ from distsgd.data.sources.encoded_images import Encoded, decode_batch, shape_of_
 from distsgd.data.sources.source import Batch, Source, Wishes, rows_at_once
 from distsgd.data.sources.table_columns import (
     batch_of,
+    column_named,
+    feature_columns,
+    is_index,
     is_number,
     label_column,
     refuse_doubles,
+    refuse_words,
     widths_of,
 )
-from distsgd.errors import SourceError, UsageError
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_parquet", "opened_file"]
 
@@ -44,7 +48,7 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         refuse_doubles(schema.names, str(train[0]))
         hub = _hub_features(schema)
         label = _label(schema, hub, wishes, train[0])
-        image = _image(schema, hub, wishes, train[0])
+        image = _image(schema, hub, wishes, train[0], label)
         for path in [*train, *test]:
             if pq.read_schema(opened_file(path)).names != schema.names:
                 raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
@@ -53,9 +57,12 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         first = next(pq.ParquetFile(opened_file(train[0])).iter_batches(rows_at_once(kept)), None)
     if first is None:
         raise SourceError(f"{train[0]} has no rows", "Give a file that has")
-    opened = (
-        _Images(image, label, first, wishes) if image else _Numbers(schema, label, first, wishes)
-    )
+    where = str(train[0])
+    opened: _Images | _Numbers
+    if image:
+        opened = _Images(image, label, first, wishes)
+    else:
+        opened = _Numbers(schema, label, first, wishes, where)
     at_once = rows_at_once(max(kept, opened.row_bytes))
 
     def read(paths: list[Path]) -> Iterator[Batch]:
@@ -77,6 +84,9 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         test=(lambda: read(test)) if test else None,
         rows=sum(file.num_rows for file in files),
         pixels=image is not None,
+        label=label,
+        features=opened.features,
+        left_out=opened.left_out,
     )
 
 
@@ -110,7 +120,7 @@ class _errors:
 
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
-            raise SourceError(
+            raise machine_trouble(error, self._path) or SourceError(
                 f"{self._path} is no Parquet file that can be read: {error}", "Check the file"
             ) from None
 
@@ -131,21 +141,32 @@ def _label(schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path) -
         raise UsageError(
             f"{path} has several columns of classes", "Say which: --label " + ", ".join(classes)
         )
-    return label_column(schema.names, wishes, str(path))
+    columns = set(schema.names) - _index_columns(schema)
+    words = [
+        field.name for field in schema if field.name in columns and not is_number(field.type)
+    ]  # fmt: skip
+    return label_column(schema.names, wishes, str(path), words[-1] if words else None)
 
 
-def _image(schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path) -> str | None:
+def _index_columns(schema: pa.Schema) -> set[str]:
+    """Columns that are the index of a pandas table: by what the file says of itself, or by name."""
+    found = {name for place, name in enumerate(schema.names) if is_index(place, name)}
+    with suppress(KeyError, TypeError, ValueError):
+        index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        found.update(name for name in index if isinstance(name, str))
+    return found & set(schema.names)
+
+
+def _image(
+    schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path, label: str
+) -> str | None:
     """The column of encoded images; None if the features are numbers."""
     if wishes.image is not None:
-        if wishes.image not in schema.names:
-            raise UsageError(
-                f"{path} has no column '{wishes.image}'", "Its columns: " + ", ".join(schema.names)
-            )
-        return wishes.image
+        return column_named(wishes.image, schema.names, "--image", str(path))
     found = [
         field.name
         for field in schema
-        if field.name not in wishes.drop
+        if field.name not in (label, *wishes.drop)
         and (hub.get(field.name, {}).get("_type") == "Image" or _holds_bytes(field.type))
     ]
     if len(found) > 1:
@@ -165,6 +186,7 @@ class _Images:
     """Encoded images."""
 
     names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, image: str, label: str, first: pa.RecordBatch, wishes: Wishes) -> None:
         self.columns = [image, label]
@@ -174,6 +196,7 @@ class _Images:
             raise SourceError(f"no image in column '{image}' can be read", "Check the file")
         self.shape: tuple[int, ...] = shape
         self.row_bytes = math.prod(shape)
+        self.features: tuple[str, ...] = (f"pixels of {image}",)
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
         """Decode some."""
@@ -192,25 +215,25 @@ class _Numbers:
     """Columns of numbers."""
 
     def __init__(
-        self, schema: pa.Schema, label: str, first: pa.RecordBatch, wishes: Wishes
+        self, schema: pa.Schema, label: str, first: pa.RecordBatch, wishes: Wishes, where: str
     ) -> None:
         self._label = label
-        names = [name for name in schema.names if name != label and name not in wishes.drop]
-        for name in names:
-            if not is_number(schema.field(name).type):
-                raise UsageError(
-                    f"column '{name}' is not of numbers, but of {schema.field(name).type}",
-                    f"Leave it out: --drop {name}",
-                )
-        if not names:
-            raise UsageError("there is no column of numbers beside the label", "Check the file")
+        index = _index_columns(schema) - {label}
+        self.left_out = tuple(name for name in schema.names if name in index)
+        names = feature_columns(schema.names, label, index, wishes, where)
+        kinds = {name: schema.field(name).type for name in names}
+        refuse_words({n: str(kind) for n, kind in kinds.items() if not is_number(kind)}, where)
         self._features = names
         self.columns = [*names, label]
-        self._widths = widths_of([first.column(name) for name in names], names)
+        self._widths = widths_of([first.column(name) for name in names])
         self.shape: tuple[int, ...] = (sum(self._widths),)
         self.row_bytes = 8 * sum(self._widths)
         plain = set(self._widths) == {1}
         self.names: tuple[str, ...] = tuple(names) if plain else ()
+        self.features = tuple(
+            name if width == 1 else f"{name} ({width} numbers)"
+            for name, width in zip(names, self._widths, strict=True)
+        )
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
         """Some rows as numbers."""

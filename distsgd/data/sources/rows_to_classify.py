@@ -10,11 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from distsgd.data.names import normal, some_of
 from distsgd.data.sources.csv_file import CsvFile
 from distsgd.data.sources.parquet import opened_file
 from distsgd.data.sources.source import rows_at_once
-from distsgd.data.sources.table_columns import batch_of, is_number, refuse_doubles, widths_of
-from distsgd.errors import SourceError, UsageError
+from distsgd.data.sources.table_columns import (
+    batch_of,
+    is_index,
+    is_number,
+    may_be_numbers,
+    refuse_doubles,
+    widths_of,
+)
+from distsgd.data.text_files import TEXTS, kind_of
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["read_numbers"]
 
@@ -35,7 +44,7 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
         UsageError: the file is missing, of another kind, or has other columns.
         SourceError: a row lacks a number; names it.
     """
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt", ".parquet"):
+    if kind_of(path) not in (*TEXTS, ".parquet"):
         raise UsageError(
             f"{path} is neither .csv nor .parquet, and the model takes rows of {features} numbers",
             "Give a file with the columns that were imported",
@@ -46,7 +55,8 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
     for batch, where, named in _batches(path, names, features):
         chosen = _chosen(batch, names if named else (), features, path)
         columns = [batch.column(name) for name in chosen]
-        widths = widths_of(columns, chosen)
+        _refuse_words(columns, chosen, path)
+        widths = widths_of(columns)
         if sum(widths) != features:
             raise UsageError(
                 f"{path} has {sum(widths)} numbers a row, and the model takes {features}",
@@ -61,16 +71,25 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
     return np.concatenate(found)
 
 
+def _refuse_words(columns: list[pa.Array], names: list[str], path: Path) -> None:
+    for column, name in zip(columns, names, strict=True):
+        if not may_be_numbers(column.type):
+            raise UsageError(
+                f"column '{name}' of {path} is not of numbers, but of {column.type}",
+                "Give a file with the columns that were imported",
+            )
+
+
 def _batches(
     path: Path, names: tuple[str, ...], features: int
 ) -> Iterator[tuple[pa.RecordBatch, list[str], bool]]:
     """Rows, where they stand, and whether their columns have names."""
-    if path.suffix.lower() != ".parquet":
+    if kind_of(path) in TEXTS:
         lines = CsvFile(path, known=names)
         for batch, where, bad in lines.batches():
             if bad:
                 raise SourceError(f"{bad[0].where}: {bad[0].why}", "Mend that row")
-            yield batch, where, lines.named
+            yield batch.drop_columns([*lines.empty]), where, lines.named
         return
     number = 0
     try:
@@ -80,22 +99,27 @@ def _batches(
             yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))], True
             number += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is no Parquet file that can be read: {error}") from None
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} is no Parquet file that can be read: {error}"
+        ) from None
 
 
 def _chosen(batch: pa.RecordBatch, names: tuple[str, ...], features: int, path: Path) -> list[str]:
     """The columns of the features, by their names, or by their order if it knows none of these."""
-    there = list(batch.schema.names)
-    missing = [name for name in names if name not in there]
+    there = {normal(name): name for name in batch.schema.names}
+    missing = [name for name in names if normal(name) not in there]
     if names and not missing:
-        return list(names)
-    texts = path.suffix.lower() != ".parquet"
-    usable = [name for name in there if texts or is_number(batch.schema.field(name).type)]
+        return [there[normal(name)] for name in names]
+    texts = kind_of(path) in TEXTS
+    usable = [
+        name
+        for place, name in enumerate(batch.schema.names)
+        if (texts or is_number(batch.schema.field(name).type)) and not is_index(place, name)
+    ]
     if names and (len(missing) < len(names) or len(usable) != features):
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UsageError(
-            f"{path} has no column {', '.join(map(repr, missing[:5]))}{more}",
-            f"The model takes {', '.join(names[:20])}; or give {features} columns in that order, "
+            f"{path} has no column {some_of(list(map(repr, missing)))}",
+            f"The model takes {some_of(names)}; or give {features} columns in that order, "
             "without names",
         )
     return usable

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from distsgd.data.names import normal
+
 __all__ = [
     "LARGEST",
     "Batch",
@@ -34,10 +36,12 @@ class Rejected(NamedTuple):
     Attributes:
         where: file and row.
         why: what is wrong with it.
+        size: the (rows, columns) that the others have, if it is an image of another size.
     """
 
     where: str
     why: str
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,10 @@ class Source:
         test: its test rows, if it says which they are.
         rows: how many it has, if that is known beforehand, for progress.
         pixels: whether its numbers are pixels, which are taken as they are.
+        label: the column, or array, of the classes; empty for a folder of images.
+        features: what the numbers of a row are: columns, or arrays, with their widths.
+        left_out: columns that are no features though nobody has dropped them.
+        notices: what a user should know of how it is read.
     """
 
     shape: tuple[int, ...]
@@ -76,6 +84,10 @@ class Source:
     test: Callable[[], Iterator[Batch]] | None = None
     rows: int | None = None
     pixels: bool = False
+    label: str = ""
+    features: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +101,7 @@ class Wishes:
         size: (rows, columns) that images are resized to; None for that of the first.
         shape: of an example, where its numbers are flat; None for the source's own.
         header: whether the first line of a CSV file has names; None to find out.
+        encoding: of a CSV file; None for what its byte order mark says, or else UTF-8.
     """
 
     label: str | None = None
@@ -97,6 +110,7 @@ class Wishes:
     size: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
     header: bool | None = None
+    encoding: str | None = None
 
 
 def rows_at_once(row_bytes: int) -> int:
@@ -105,17 +119,19 @@ def rows_at_once(row_bytes: int) -> int:
 
 
 def plain_label(value: object) -> Label:
-    """A label as a whole number or a word.
+    """A label as a whole number, or as a word in the composed form of Unicode.
 
     Raises:
         ValueError: it is neither; says why.
     """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        value = value.strip()
     if value is None or value == "":
         raise ValueError("it has no label")
     if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return normal(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float) and value.is_integer():

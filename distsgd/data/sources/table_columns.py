@@ -3,43 +3,123 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from distsgd.data.names import escaped, nearest, normal, some_of
 from distsgd.data.sources.source import LARGEST, Batch, Label, Rejected, Wishes, plain_label
 from distsgd.errors import SourceError, UsageError
 
-__all__ = ["batch_of", "is_number", "label_column", "refuse_doubles", "widths_of"]
+__all__ = [
+    "batch_of",
+    "column_named",
+    "feature_columns",
+    "is_index",
+    "is_number",
+    "label_column",
+    "may_be_numbers",
+    "refuse_doubles",
+    "refuse_words",
+    "widths_of",
+]
 
 _PLACE = re.compile(r"-?[0-9]{1,9}")
+_INDEX = re.compile(r"Unnamed: 0(\.\d+)*")
+_INDEXES = 2
+"""An index that was written twice is in the first two columns."""
+
 _LABELS = ("label", "labels", "target", "class", "y", "species")
 
 
-def label_column(names: list[str], wishes: Wishes, where: str) -> str:
+def label_column(names: list[str], wishes: Wishes, where: str, likely: str | None = None) -> str:
     """The column of the labels, as asked for or by its name.
+
+    Args:
+        names: of all columns.
+        wishes: what the user has said.
+        where: the file, for errors.
+        likely: the column that probably has them, for errors; None for the last.
 
     Raises:
         UsageError: it is not clear which.
     """
     if wishes.label is not None:
-        if wishes.label in names:
-            return wishes.label
-        if _PLACE.fullmatch(wishes.label) and -len(names) <= int(wishes.label) < len(names):
-            return names[int(wishes.label)]
-        raise UsageError(
-            f"{where} has no column '{wishes.label}'", "Its columns: " + ", ".join(names[:20])
-        )
+        if _PLACE.fullmatch(wishes.label) and normal(wishes.label) not in map(normal, names):
+            place = int(wishes.label)
+            if -len(names) <= place < len(names):
+                return names[place]
+        return column_named(wishes.label, names, "--label", where)
     lowered = [name.lower() for name in names]
     for name in _LABELS:
         if lowered.count(name) == 1:
             return names[lowered.index(name)]
     raise UsageError(
         f"it is not clear which column of {where} has the classes",
-        "Say it: --label NAME. Its columns: " + ", ".join(names[:20]),
+        f"Say it, probably --label {shlex.quote(likely or names[-1])}. "
+        f"Its columns: {some_of(names)}",
     )
+
+
+def column_named(wish: str, names: Sequence[str], flag: str, where: str) -> str:
+    """The column of that name, as the file writes it.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    for name in names:
+        if normal(name) == normal(wish):
+            return name
+    near = nearest(wish, names)
+    meant = f"Did you mean {flag} {shlex.quote(near)}? " if near else ""
+    raise UsageError(
+        f"{where} has no column '{escaped(wish)}'", f"{meant}Its columns: {some_of(names)}"
+    )
+
+
+def feature_columns(
+    names: Sequence[str], label: str, index: Collection[str], wishes: Wishes, where: str
+) -> list[str]:
+    """All columns but that of the labels, an index, and those that the user has dropped.
+
+    Raises:
+        UsageError: one that is dropped is not there, or none is left.
+    """
+    others = {label, *index}
+    others.update(column_named(wish, names, "--drop", where) for wish in wishes.drop)
+    found = [name for name in names if name not in others]
+    if not found:
+        raise UsageError(f"{where} has no column of numbers beside the label", "Check the file")
+    return found
+
+
+def refuse_words(words: dict[str, str], where: str) -> None:
+    """Say which columns are no numbers, all at once.
+
+    Args:
+        words: column -> what is in it instead.
+        where: the file.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if not words:
+        return
+    names, kinds = [f"'{name}'" for name in words], list(dict.fromkeys(words.values()))
+    which, are, them = ("columns", "are", "them") if len(words) > 1 else ("column", "is", "it")
+    raise UsageError(
+        f"{which} {some_of(names)} of {where} {are} not of numbers, but of {some_of(kinds)}",
+        f"Leave {them} out: " + " ".join(f"--drop {shlex.quote(name)}" for name in words),
+    )
+
+
+def is_index(place: int, name: str) -> bool:
+    """Whether a column is, by its name, the index of a pandas table, which counts the rows."""
+    return name.startswith("__index_level_") or (place < _INDEXES and bool(_INDEX.fullmatch(name)))
 
 
 def refuse_doubles(names: list[str], where: str) -> None:
@@ -67,18 +147,13 @@ def _is_list(column: pa.Array) -> bool:
     return bool(pa.types.is_nested(column.type))
 
 
-def widths_of(columns: list[pa.Array], names: list[str]) -> list[int]:
-    """How many features each column gives: 1, or the length of its first list.
+def may_be_numbers(kind: pa.DataType) -> bool:
+    """Whether a column of this type is of numbers, or of text that may be some."""
+    return is_number(kind) or _is_text(kind)
 
-    Raises:
-        UsageError: a column is not of numbers, nor of text that may be some.
-    """
-    for column, name in zip(columns, names, strict=True):
-        if not (is_number(column.type) or _is_text(column.type)):
-            raise UsageError(
-                f"column '{name}' is not of numbers, but of {column.type}",
-                f"Leave it out: --drop {name}",
-            )
+
+def widths_of(columns: list[pa.Array]) -> list[int]:
+    """How many features each column gives: 1, or the length of its first list."""
     return [
         len(next((_flat(item) for item in column if item.is_valid), ())) if _is_list(column) else 1
         for column in columns

@@ -1,0 +1,186 @@
+"""A look at a sample of the rows: where the bulk of each column lies, and what is odd about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.data.column_scale import ColumnScale
+from distsgd.data.names import escaped, some_of
+
+__all__ = ["SAMPLE_ROWS", "ColumnSurvey"]
+
+SAMPLE_ROWS = 4096
+"""Rows that are looked at, evenly spaced."""
+
+_NUMBERS_AT_ONCE = 1 << 20
+_FAR = 8.0
+"""A range so many times as wide as the bulk leaves that 32 of the 256 steps."""
+
+_FAR_OF_IMAGES = 32.0
+"""The same for images, where a few bright pixels are the rule."""
+
+_MARGIN = 3.0
+"""The new range goes so many times the bulk's width beyond it, on either side."""
+
+_NEARLY_ALL = 0.75
+_ENOUGH_ROWS = 20
+
+Array = NDArray[np.float64]
+
+
+class ColumnSurvey:
+    """What a sample says of columns of numbers.
+
+    The bulk of a column is what lies between its first and its last tenth. If that is a single
+    number, as in a column of zeros with a few others, the bulk of the others is added.
+
+    Args:
+        sample: some of the rows, shape (rows, features).
+        total: of how many rows it is a sample.
+        names: of the columns; empty if they have none.
+    """
+
+    def __init__(self, sample: NDArray[np.generic], total: int, names: Sequence[str]) -> None:
+        self._sample, self._total, self._names = sample, total, names
+        self._cut: list[str] = []
+
+    def without_outliers(self, scale: ColumnScale) -> ColumnScale:
+        """A scale whose range is not far wider than the bulk of what is put on it.
+
+        A range that is less than 8 times as wide, or 32 times of images, is left as it is, to
+        the bit.
+
+        Args:
+            scale: of all columns; those of one range for all are looked at together.
+        """
+        low, high = np.array(scale.low), np.array(scale.high)
+        if scale.features == 1 and self._sample.shape[1] > 1:
+            rows = max(1, _NUMBERS_AT_ONCE // self._sample.shape[1])
+            stride = -(-len(self._sample) // rows)
+            values = np.sort(self._sample[::stride].astype(np.float64), axis=None)
+            self._narrow(values[:, None], low, high, 0, _FAR_OF_IMAGES)
+        else:
+            for first, block in self._blocks():
+                self._narrow(block, low, high, first, _FAR)
+        return replace(scale, low=tuple(low.tolist()), high=tuple(high.tolist()))
+
+    def greatest_without_outliers(self, greatest: float) -> float:
+        """The end of a range from 0 that all columns of whole numbers share.
+
+        Args:
+            greatest: of all numbers; the end, unless it is far beyond the bulk of every column.
+        """
+        widest = reach = 0.0
+        for _, block in self._blocks():
+            bulk_low, bulk_high = _bulk(block)
+            widest = max(widest, float((bulk_high - bulk_low).max()))
+            reach = max(reach, float((bulk_high + _MARGIN * (bulk_high - bulk_low)).max()))
+        reach = float(np.ceil(reach))
+        if not 0 < widest < greatest / _FAR or reach >= greatest:
+            return greatest
+        for first, block in self._blocks():
+            self._cut += self._names_of(first, block[-1] > reach)
+        return reach
+
+    def notices(self, scale: ColumnScale | None) -> Iterator[str]:
+        """What a user should know of the columns, in words.
+
+        Args:
+            scale: that they are put on; None for pixels that are taken as they are.
+        """
+        if self._cut:
+            yield (
+                f"{_columns(self._cut)}: a few numbers lie far out, and are cut "
+                "(`distsgd data info` shows where)"
+            )
+        counting: list[str] = []
+        for first, block in self._blocks():
+            counting += self._names_of(first, self._counts_rows(block))
+            if scale is not None:
+                part = _part(scale, first, block.shape[1])
+                for name, share in self._on_one_step(first, block, part.pixels(block)):
+                    yield (
+                        f"{_columns([name])}: {share:.0%} of the rows fall on one of its 256 "
+                        "steps, as others lie far out: mend those, or leave the column out"
+                    )
+        if counting:
+            yield (
+                f"{_columns(counting)} {'count' if len(counting) > 1 else 'counts'} the rows; "
+                "what says nothing else of them is left out with --drop"
+            )
+
+    def _blocks(self) -> Iterator[tuple[int, Array]]:
+        """The number of the first column, and the sorted values of some, shape (rows, columns)."""
+        columns = max(1, _NUMBERS_AT_ONCE // max(1, len(self._sample)))
+        for first in range(0, self._sample.shape[1], columns):
+            block = np.array(self._sample[:, first : first + columns], dtype=np.float64)
+            block.sort(axis=0)
+            yield first, block
+
+    def _narrow(self, block: Array, low: Array, high: Array, first: int, most: float) -> None:
+        """Narrow the ranges of the block's columns, in place, where they are too wide."""
+        bulk_low, bulk_high = _bulk(block)
+        width = bulk_high - bulk_low
+        here = slice(first, first + block.shape[1])
+        far = (width > 0) & (high[here] - low[here] > most * width)
+        if far.any():
+            new_low = np.maximum(low[here], bulk_low - _MARGIN * width)
+            new_high = np.minimum(high[here], bulk_high + _MARGIN * width)
+            low[here] = np.where(far, new_low, low[here])
+            high[here] = np.where(far, new_high, high[here])
+            self._cut += self._names_of(first, far)
+
+    def _counts_rows(self, block: Array) -> NDArray[np.bool_]:
+        """Which columns have a whole number of its own in each row, and hardly leave one out."""
+        if len(block) < _ENOUGH_ROWS:
+            return np.zeros(block.shape[1], dtype=np.bool_)
+        whole = (block % 1 == 0).all(axis=0)
+        distinct = (np.diff(block, axis=0) > 0).all(axis=0)
+        found: NDArray[np.bool_] = whole & distinct & (block[-1] - block[0] < 1.5 * self._total)
+        return found
+
+    def _on_one_step(
+        self, first: int, block: Array, steps: NDArray[np.uint8]
+    ) -> Iterator[tuple[str, float]]:
+        """Columns of which one step holds nearly all rows, though these differ; with the share."""
+        middle = len(block) // 2
+        same = steps == steps[middle]
+        share, alike = same.mean(axis=0), (block == block[middle]).mean(axis=0)
+        lost = (share > _NEARLY_ALL) & (share - alike > 0.5)
+        for column in np.flatnonzero(lost):
+            yield self._name(first + int(column)), float(share[column])
+
+    def _names_of(self, first: int, chosen: NDArray[np.bool_]) -> list[str]:
+        return [self._name(first + int(column)) for column in np.flatnonzero(chosen)]
+
+    def _name(self, column: int) -> str:
+        return f"'{escaped(self._names[column])}'" if self._names else str(column + 1)
+
+
+def _columns(names: list[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {some_of(names)}"
+
+
+def _part(scale: ColumnScale, first: int, columns: int) -> ColumnScale:
+    """The scale of some columns."""
+    if scale.features == 1:
+        return scale
+    here = slice(first, first + columns)
+    return ColumnScale(names=(), low=scale.low[here], high=scale.high[here])
+
+
+def _bulk(block: Array) -> tuple[Array, Array]:
+    """The first and the last number of the bulk of each sorted column."""
+    tenth = len(block) // 10
+    low, high = block[tenth].copy(), block[-1 - tenth].copy()
+    for column in np.flatnonzero(low == high):
+        others = block[block[:, column] != low[column], column]
+        if len(others):
+            tenth = len(others) // 10
+            low[column] = min(low[column], others[tenth])
+            high[column] = max(high[column], others[-1 - tenth])
+    return low, high

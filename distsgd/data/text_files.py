@@ -1,0 +1,58 @@
+"""Text files that people have written: their encoding is told by a byte order mark, or is UTF-8."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+from pathlib import Path
+from typing import IO, cast
+
+__all__ = ["TEXTS", "encoding_of", "kind_of", "open_bytes", "read_text"]
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+TEXTS = (".csv", ".tsv", ".txt")
+"""Kinds of files with a row of numbers a line."""
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a file's name, in small letters, without that of a compression."""
+    if path.suffix.lower() in (".gz", ".bz2"):
+        path = path.with_suffix("")
+    return path.suffix.lower()
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins with these bytes: what its mark says, else UTF-8."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; a byte order mark is no part of it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not text in its encoding.
+    """
+    content = path.read_bytes()
+    return content.decode(encoding_of(content))
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file to read from; of a compressed one, its content.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.open(path))
+    if path.suffix.lower() == ".bz2":
+        return cast(IO[bytes], bz2.open(path))
+    return path.open("rb")
