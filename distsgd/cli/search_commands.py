@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated
 
 import typer
@@ -195,7 +196,7 @@ def stepsize(
         [(f"{step:g}", f"{after:.6g}") for step, after in
          zip(found.steps, found.losses, strict=True)],
     )  # fmt: skip
-    ratios = ", ".join(f"{ratio:.4g}" for ratio in found.last_ratios)
+    ratios = ", ".join("-" if isnan(one) else f"{one:.4g}" for one in found.last_ratios)
     show(
         f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}",
         f"the three largest steps give {ratios} times the loss of the step before",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated
 
 import typer
@@ -119,7 +120,8 @@ def noise(
             for row in found.rows
         ],
     )  # fmt: skip
-    show(f"variance over what is expected, in the mean: {found.variance_ratio:.4g}")
+    ratio = "-" if isnan(found.variance_ratio) else f"{found.variance_ratio:.4g}"
+    show(f"variance over what is expected, in the mean: {ratio}")
 
 
 def minibatch_size(

@@ -153,7 +153,7 @@ def draw_convexity(found: Convexity) -> Figure:
     figure = new_figure(8, 3.6)
     for axes, model in zip(figure.subplots(1, 2), ("linear", "two layers"), strict=True):
         for number, segment in enumerate(one for one in found.shown if one.model == model):
-            losses = np.array(segment.losses) / segment.losses[0]
+            losses = np.array(segment.losses) / (segment.losses[0] or 1.0)
             axes.plot(segment.shares, losses, color=f"C{number}", label=segment.loss)
             axes.plot([0, 1], losses[[0, -1]], "--", color=f"C{number}", linewidth=0.8)
         axes.set(title=model, xlabel="share of the way", ylabel="loss / loss at the start")

@@ -113,7 +113,9 @@ def compare_copies(
         rows.append(
             CopiesRow(
                 loss=loss,
-                relative_difference=float(np.linalg.norm(many - few) / np.linalg.norm(few)),
+                relative_difference=float(
+                    np.linalg.norm(many - few) / (np.linalg.norm(few) or 1.0)
+                ),
                 seconds_all=time.perf_counter() - between,
                 seconds_originals=between - began,
             )

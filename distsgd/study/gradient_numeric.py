@@ -205,8 +205,7 @@ def numeric_gradient(
         for scheme in schemes:
             sweep = [_Task(scheme, tuple(some.tolist()), step, False) for step in steps]
             errors = [
-                float(np.linalg.norm(found - analytic[some]) / np.linalg.norm(analytic[some]))
-                for found, _, _ in pool.map(recipe, sweep)
+                _relative_error(found, analytic[some]) for found, _, _ in pool.map(recipe, sweep)
             ]
             curves.append(
                 ErrorCurve(scheme=scheme, steps=tuple(steps), relative_errors=tuple(errors))
@@ -225,6 +224,11 @@ def _check_steps(h: float, steps: Sequence[float]) -> None:
             raise UsageError(f"a step h cannot be {step:g}", "Give numbers above 0, as 1e-5")
 
 
+def _relative_error(found: Floats, analytic: Floats) -> float:
+    """|numerical - analytic| / |analytic|; absolute where the gradient is 0, as of few examples."""
+    return float(np.linalg.norm(found - analytic) / (np.linalg.norm(analytic) or 1.0))
+
+
 def _row(
     scheme: str, found: Floats, analytic: Floats, calls: int, shorter: int, began: float
 ) -> NumericRow:
@@ -232,8 +236,8 @@ def _row(
     counts = larger > 1e-3 * larger.mean()
     return NumericRow(
         scheme=scheme, parameters=len(found), evaluations=calls,
-        relative_error=float(np.linalg.norm(found - analytic) / np.linalg.norm(analytic)),
-        largest_error=float((np.abs(found - analytic)[counts] / larger[counts]).max()),
+        relative_error=_relative_error(found, analytic),
+        largest_error=float((np.abs(found - analytic)[counts] / larger[counts]).max(initial=0.0)),
         shorter_steps=shorter, seconds=time.perf_counter() - began,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,8 +62,14 @@ class MinibatchNoise:
 
     @property
     def variance_ratio(self) -> float:
-        """Mean over the sizes of the variance over what is expected."""
-        return sum(row.variance / row.expected_variance for row in self.rows) / len(self.rows)
+        """Mean over the sizes of the variance over what is expected.
+
+        Without that of all examples, which has none; NaN if there is no other.
+        """
+        ratios = [
+            one.variance / one.expected_variance for one in self.rows if one.expected_variance
+        ]
+        return sum(ratios) / len(ratios) if ratios else math.nan
 
 
 def minibatch_noise(
@@ -134,12 +141,12 @@ def _row(
     by_score: Floats, examples: Examples, full: Floats, spread: float,
     size: int, draws: int, rng: np.random.Generator,
 ) -> NoiseRow:  # fmt: skip
-    length = float(np.linalg.norm(full))
+    length = float(np.linalg.norm(full)) or 1.0  # 0 only where all else is
     cosines, distances = np.empty(draws), np.empty(draws)
     for draw in range(draws):
         batch = rng.choice(len(examples), size, replace=False)
         gradient = _mean_gradient(by_score, examples, batch)
-        cosines[draw] = np.sum(gradient * full) / (np.linalg.norm(gradient) * length)
+        cosines[draw] = np.sum(gradient * full) / ((np.linalg.norm(gradient) or 1.0) * length)
         distances[draw] = np.sum((gradient - full) ** 2)
     rest = (len(examples) - size) / max(1, len(examples) - 1)
     return NoiseRow(

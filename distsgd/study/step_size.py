@@ -5,6 +5,7 @@ Source: CS231n notes, "Optimization", effect of step size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,8 +55,12 @@ class StepSizes:
 
     @property
     def last_ratios(self) -> tuple[float, ...]:
-        """Losses of the three largest steps over those of the steps before them."""
-        return tuple(self.losses[i] / self.losses[i - 1] for i in range(-3, 0))
+        """Losses of the three largest steps over those of the steps before them.
+
+        NaN after a loss of 0, which few examples can have.
+        """
+        pairs = zip(self.losses[-4:-1], self.losses[-3:], strict=True)
+        return tuple(after / before if before else math.nan for before, after in pairs)
 
 
 @dataclass(frozen=True, eq=False)

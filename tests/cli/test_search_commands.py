@@ -42,3 +42,18 @@ def test_a_table_a_figure_and_json(distsgd, tmp_path, name):
 def test_bad_input_is_refused(distsgd, arguments, says):
     done = distsgd(*arguments, "--dataset", "sample")
     assert done.returncode == 2 and says in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("stepsize", "--examples", "2", "--seed", "20"), "steps give -, -, - times"),
+        (("gradient", "numeric", "--examples", "1", "--parameters", "5", "--workers", "0"), "5"),
+    ],
+)
+def test_few_examples_may_leave_no_loss(distsgd, arguments, says):
+    """Then nothing is relative to it."""
+    done = distsgd(*arguments, "--dataset", "sample")
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout and "nan" not in done.stdout
+    assert "Warning" not in done.stderr and "warning" not in done.stderr

@@ -57,3 +57,10 @@ def test_a_batch_size_of_full_is_that_of_all_examples(distsgd, sample):
     assert whole["weights_sha256"] == counted["weights_sha256"]
     done = distsgd("train", "--dataset", "nowhere", "--batch-size", "full")
     assert done.returncode == 1 and "no dataset at nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(("sizes", "ratio"), [("16,1500", "0."), ("1500", "-")])
+def test_noise_of_all_examples_at_once_is_none(distsgd, sizes, ratio):
+    done = distsgd("study", "noise", "--sizes", sizes, "--draws", "2", "--dataset", "sample")
+    assert done.returncode == 0, done.stderr
+    assert f"in the mean: {ratio}" in done.stdout
