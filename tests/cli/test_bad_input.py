@@ -337,3 +337,27 @@ def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("pipe.csv", ("data", "import", "PATH", "--name", "x")),
+        ("pipe.parquet", ("data", "import", "PATH", "--name", "x")),
+        ("pipe.npz", ("data", "import", "PATH", "--name", "x")),
+        ("pipe", ("data", "fetch", "--force", "--source", "PATH")),
+        ("pipe.toml", ("train", "--workers", "0", "--config", "PATH")),
+        ("pipe.toml", ("simulate", "--scenario", "PATH")),
+        ("pipe.png", ("predict", "run", "PATH")),
+    ],
+)
+def test_a_pipe_is_no_file(
+    distsgd: Run, tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    """Nobody writes into it: the command would wait for ever."""
+    if command[0] == "predict":
+        assert distsgd(*TRAIN, "--run-dir", tmp_path / "run").returncode == 0
+    os.mkfifo(tmp_path / name)
+    words = [str(tmp_path / name) if word == "PATH" else word for word in command]
+    done = distsgd(*words, env={"DISTSGD_CACHE": str(tmp_path / "cache")})
+    assert_refused(done, done.returncode, name, "not a file")
