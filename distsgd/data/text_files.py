@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
+import stat
 from pathlib import Path
 from typing import IO, cast
 
-__all__ = ["TEXTS", "encoding_of", "kind_of", "open_bytes", "read_text"]
+__all__ = ["TEXTS", "encoding_of", "kind_of", "open_bytes", "read_text", "require_file"]
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -34,6 +36,27 @@ def encoding_of(start: bytes) -> str:
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
+def require_file(path: Path, *, pipes: bool = False) -> None:
+    """Refuse a pipe, a device or a socket: it may never end, and cannot be read twice.
+
+    Args:
+        path: a file or folder; what is missing is left to whatever opens it.
+        pipes: take those that this process was started with, such as a shell's ``<(command)``.
+
+    Raises:
+        OSError: it is one of those.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    inherited = str(path.absolute()).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
+    if pipes and inherited and stat.S_ISFIFO(mode):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))
+
+
 def read_text(path: Path) -> str:
     """The text of a file; a byte order mark is no part of it.
 
@@ -41,6 +64,7 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read.
         ValueError: it is not text in its encoding.
     """
+    require_file(path, pipes=True)
     content = path.read_bytes()
     return content.decode(encoding_of(content))
 

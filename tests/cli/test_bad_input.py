@@ -368,3 +368,27 @@ def test_settings_are_named_as_they_were_typed(
         main()
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("pipe.csv", ("data", "import", "PATH", "--name", "x")),
+        ("pipe.parquet", ("data", "import", "PATH", "--name", "x")),
+        ("pipe.npz", ("data", "import", "PATH", "--name", "x")),
+        ("pipe", ("data", "fetch", "--force", "--source", "PATH")),
+        ("pipe.toml", ("train", "--workers", "0", "--config", "PATH")),
+        ("pipe.toml", ("simulate", "--scenario", "PATH")),
+        ("pipe.png", ("predict", "run", "PATH")),
+    ],
+)
+def test_a_pipe_is_no_file(
+    distsgd: Run, tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    """Nobody writes into it: the command would wait for ever."""
+    if command[0] == "predict":
+        assert distsgd(*TRAIN, "--run-dir", tmp_path / "run").returncode == 0
+    os.mkfifo(tmp_path / name)
+    words = [str(tmp_path / name) if word == "PATH" else word for word in command]
+    done = distsgd(*words, env={"DISTSGD_CACHE": str(tmp_path / "cache")})
+    assert_refused(done, done.returncode, name, "not a file")

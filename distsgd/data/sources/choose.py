@@ -11,7 +11,7 @@ from distsgd.data.sources.image_folder import open_image_folder
 from distsgd.data.sources.npz import open_npz
 from distsgd.data.sources.parquet import open_parquet
 from distsgd.data.sources.source import Source, Wishes
-from distsgd.data.text_files import TEXTS, kind_of
+from distsgd.data.text_files import TEXTS, kind_of, require_file
 from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_source"]
@@ -38,6 +38,9 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
         if one is not None and not one.exists():
             raise SourceError(f"there is no file or folder {one}", "Check the path")
     try:
+        for one in (path, test):
+            if one is not None:
+                require_file(one)
         source = _open(path, test, wishes)
     except OSError as error:
         raise machine_trouble(error, error.filename or path) or SourceError(
