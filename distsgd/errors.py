@@ -45,6 +45,7 @@ __all__ = [
     "missing_package",
     "resource_error",
     "storage_error",
+    "unreadable_module",
 ]
 
 
@@ -280,3 +281,17 @@ def machine_trouble(error: BaseException, path: object) -> StorageError | None:
     else:
         return None
     return StorageError(f"cannot use {path}: {os.strerror(number).lower()}", _TROUBLE[number])
+
+
+def unreadable_module(error: BaseException) -> DistsgdError | None:
+    """What to do about a compiled module that is cut short; None if it is something else.
+
+    Python leaves one where a disk was full, or a limit of file sizes reached, as it wrote it.
+    """
+    for one in _causes(error):
+        if isinstance(one, EOFError) and str(one).startswith(("marshal data", "EOF read")):
+            return DistsgdError(
+                f"a compiled module of this Python is cut short: {one}",
+                "Find the folders __pycache__ of the installation, and remove them",
+            )
+    return None

@@ -293,7 +293,7 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
     found += [line.strip() for line in lines if FAULT.search(line)][:1]
     errors = [line for line in lines if line.startswith("error: ")]
     if outcome.code in (1, 2) and (2 in output or "terminal" in case.streams.values()):
-        parser = outcome.code == 2 and "Usage: " in text
+        parser = outcome.code == 2 and not errors and ("Usage: " in text or 1 not in outcome.output)
         if len(errors) + parser != 1 and not outcome.interrupted:
             found.append(f"{len(errors)} error lines with exit code {outcome.code}: {_last(lines)}")
     raw = [line for whole in outcome.output.values() for line in whole.splitlines()]

@@ -638,6 +638,7 @@ def variables(case: Case) -> dict[str, str]:
         "NPM_CONFIG_FETCH_RETRIES": "0",
         "http_proxy": nowhere, "https_proxy": nowhere, "AWS_ENDPOINT_URL": nowhere,
         "AWS_EC2_METADATA_DISABLED": "true", "GCE_METADATA_HOST": CLOSED_ADDRESS,
+        "PYTHONDONTWRITEBYTECODE": "1",  # a limit of file sizes would leave half of a module
         MARK: str(case.folder), **case.environment,
     }  # fmt: skip
     if known["HOME"] is None and not case.user:  # what is left is the home of this very user

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, print_json, show
+from distsgd.cli.output import JsonFlag, count, print_json, say, show
 from distsgd.cli.progress_bar import ProgressBar
 from distsgd.errors import UsageError
 
@@ -83,14 +82,14 @@ def import_rows(
         f"{'x'.join(map(str, found.shape))}, {len(found.classes)} classes, are in {found.dataset}"
     )
     label = f", the classes in {escaped(found.label)}" if found.label else ""
-    print(f"Features: {some_of(found.features)}{label}")
+    show(f"Features: {some_of(found.features)}{label}")
     if found.left_out:
-        print(
+        show(
             f"Left out as an index: {some_of(found.left_out)} (a name of its own would make it "
             "a feature)"
         )
     for notice in found.notices:
-        print(f"note: {notice}", file=sys.stderr)
+        say(f"note: {notice}")
     if found.rejected:
         show(f"{count(found.rejected)} rows were rejected; all are in {REJECTED} there, as")
         for line in found.first_rejected[:3]:

@@ -31,7 +31,13 @@ from distsgd.cli import (
 from distsgd.cli.output import say, show
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
-from distsgd.errors import DistsgdError, missing_package, resource_error, storage_error
+from distsgd.errors import (
+    DistsgdError,
+    missing_package,
+    resource_error,
+    storage_error,
+    unreadable_module,
+)
 from distsgd.run.spelling import written
 from distsgd.version import __version__
 
@@ -145,7 +151,7 @@ def _report(error: Exception) -> int:
     """Say in one line what went wrong; the exit code."""
     if _is_about_usage(error):
         return _report_usage(error)
-    error = resource_error(error) or error
+    error = resource_error(error) or unreadable_module(error) or error
     if isinstance(error, ImportError):
         error = missing_package(error) or error
     if isinstance(error, UnicodeEncodeError):

@@ -7,7 +7,7 @@ import resource
 import sys
 
 from distsgd.cli.streams import open_missing_streams, prepare_streams
-from distsgd.errors import DistsgdError, missing_package, resource_error
+from distsgd.errors import DistsgdError, missing_package, resource_error, unreadable_module
 
 __all__ = ["main"]
 
@@ -49,8 +49,8 @@ def _problem() -> str:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         import distsgd.cli.main  # noqa: F401
-    except (ImportError, MemoryError, OSError) as error:
-        known: DistsgdError | None = resource_error(error)
+    except (ImportError, MemoryError, OSError, EOFError) as error:
+        known: DistsgdError | None = resource_error(error) or unreadable_module(error)
         if known is None and isinstance(error, ImportError):
             known = missing_package(error)
         if known is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
+import py_compile
 import resource
 import shutil
 import subprocess
@@ -311,6 +313,21 @@ def test_what_the_machine_lacks(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert word in line
+
+
+def test_a_compiled_module_that_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a full disk leaves them."""
+    (tmp_path / "cut.py").write_text("x = 1\n")
+    compiled = Path(py_compile.compile(str(tmp_path / "cut.py")) or "")
+    os.truncate(compiled, compiled.stat().st_size - 5)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EOFError) as caught:
+        importlib.import_module("cut")
+    assert _report(caught.value) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a compiled module") and "__pycache__" in line
 
 
 def test_other_errors_are_not_of_the_machine() -> None:
