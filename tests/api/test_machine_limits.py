@@ -78,7 +78,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "checkpoint": lambda folder: read_checkpoint(folder / "run/checkpoints/step-000000000.npz"),
     "config": lambda folder: RunFolder(folder / "run").read("config.json"),
     "metrics": lambda folder: read_metrics(folder / "run/metrics.jsonl"),
-    "run": lambda folder: open_run(folder / "run").begin(),
+    "run": lambda folder: open_run(folder / "run").journal(),
     "image": lambda folder: read_image(folder / "pets/cat/0.png", (3, 2, 3)),
     **{name: opened(name) for name in ("f.csv", "f.parquet", "f.npz", "pets")},
 }
@@ -121,8 +121,8 @@ def test_the_command_line_raises_the_limit(distsgd: Run, tmp_path: Path) -> None
     ("error", "says"),
     [
         (OSError(errno.EACCES, "x"), "permission denied. Check that you may read it"),
-        (OSError(errno.ENOMEM, "x"), "cannot allocate memory. Free some memory"),
-        (MemoryError(), "cannot allocate memory. Free some memory"),
+        (OSError(errno.ENOMEM, "x"), "cannot allocate memory. Take less at a time"),
+        (MemoryError(), "cannot allocate memory. Take less at a time"),
         (OSError(errno.ENOSPC, "x"), "no space left on device. Free some space"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_bounded_journal_says_where_it_begins(distsgd_here: Run, tmp_path: Pat
     for path in (tmp_path / "copy").glob("*"):
         (run / "checkpoints" / path.name).write_bytes(path.read_bytes())
     assert resume(run).weights_sha256 == whole and replay(run).weights_sha256 == whole
-    with pytest.raises(UsageError, match="journal=bounded"):
+    with pytest.raises(UsageError, match="journal='bounded'"):
         a_run(tmp_path / "other", journal="bounded", compress="onebit")
 
 

@@ -195,7 +195,7 @@ def test_importing_the_command_line_loads_neither_ray_nor_pyarrow():
 
 
 OF_THE_PROCESS = {
-    "signal.signal": {"api.interrupts", "runtime.ray_session"},  # for the time of a call
+    "signal.signal": {"api.interrupts", "runtime.ray_init"},  # for the time of a call
     "os._exit": set(),
     "threadpoolctl.threadpool_limits": set(),
     "sys.setswitchinterval": set(),
