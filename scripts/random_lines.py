@@ -299,6 +299,7 @@ class Drawer:
             return self.device(kind)
         if kind == "name":
             path = self.inputs / f"{self.random.choice(NAMES)[:200]}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)  # some names have a slash
         if kind in ("loop", "dangling") and not path.is_symlink():
             path.symlink_to(path if kind == "loop" else "nothing")
         elif kind == "folder":
