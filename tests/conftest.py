@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ from distsgd.data.locations import SAMPLE, dataset_folder
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("distsgd", deadline=None)
 settings.load_profile("distsgd")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in a shell's background job too, where it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
