@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from distsgd.core.models import LINEAR
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
+from distsgd.data.system import pause
 from distsgd.data.text_files import read_text
 from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
 from distsgd.run.config import TrainConfig
@@ -91,7 +92,7 @@ class RunFolder:
                     raise RunError(
                         f"{self.path} is running", "Wait for its end, or stop it first"
                     ) from None
-                time.sleep(0.001)
+                pause(0.001)
             except OSError as error:
                 raise storage_error(error, self.path / _LOCK) from None
 

@@ -168,7 +168,11 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, encoding: str) -
     assert config_from({}, toml).epochs == config_from({}, of_run).epochs == 4
     fleet.write_text('slow = "1:4"', encoding=encoding)
     assert read_scenario(fleet)[0] == {"slow": "1:4"}
-    assert RunFolder(tmp_path).read("config.json")["settings"] == {"epochs": 4}
+    of_run.unlink()
+    run = RunFolder(tmp_path)
+    run.write("config.json", {"settings": {"epochs": 4}})
+    of_run.write_text(of_run.read_text(encoding="utf-8"), encoding=encoding)
+    assert run.read("config.json")["settings"] == {"epochs": 4}
 
 
 def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
