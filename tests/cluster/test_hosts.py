@@ -253,7 +253,17 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
 
     run = first.folder / "growing"
     begun = first.start(
-        "train", "--address", "auto", "--workers", "auto", "--epochs", "100000", "--run-dir", run
+        "train",
+        "--address",
+        "auto",
+        "--workers",
+        "auto",
+        "--epochs",
+        "100000",
+        "--run-dir",
+        run,
+        "--chaos",
+        "delay:p=1:for=10ms",  # leaves the processors to those that join
     )
     wait_for(lambda: updates(run) > 20_000)
     join(first, fourth)
