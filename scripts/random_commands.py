@@ -101,7 +101,9 @@ def run_case(case: Case) -> Outcome:
     left = _clear(case)
     after = contents(case)
     changed = tuple(sorted(name for name, digest in before.items() if after.get(name) != digest))
-    return Outcome(code, reader.texts(), seconds, interrupted, stood_still, left, changed)
+    return Outcome(
+        code, reader.texts(case.encoding), seconds, interrupted, stood_still, left, changed
+    )
 
 
 def _working_folder(case: Case) -> Path:
@@ -203,9 +205,9 @@ class Reader:
             os.close(int(key.fd))
         self._selector.close()
 
-    def texts(self) -> dict[int, str]:
+    def texts(self, encoding: str) -> dict[int, str]:
         return {
-            stream: content.decode("utf-8", "surrogateescape")
+            stream: content.decode(encoding, "surrogateescape")
             for stream, content in self._found.items()
             if stream not in self._early
         }

@@ -188,6 +188,11 @@ class Case:
     may_change: set[Path] = field(default_factory=set)
 
     @property
+    def encoding(self) -> str:
+        """Of what it prints."""
+        return (self.environment.get("PYTHONIOENCODING") or "utf-8").partition(":")[0]
+
+    @property
     def json(self) -> bool:
         return "--json" in self.words
 
