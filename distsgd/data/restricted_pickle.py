@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.errors import SourceError, machine_trouble
+from distsgd.errors import SourceError
 
 __all__ = ["load_batch"]
 
@@ -85,7 +85,8 @@ def load_batch(content: bytes, name: str) -> tuple[np.ndarray[Any, Any], list[in
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a hostile or broken pickle can raise anything
-        raise machine_trouble(error, name) or SourceError(
+        # Also a MemoryError: a damaged pickle asks for any number of bytes.
+        raise SourceError(
             f"{name} is not a pickle that can be read safely: {error}",
             "Use the official archive, unchanged",
         ) from None

@@ -173,7 +173,13 @@ def test_a_pickle_of_something_else_holds_no_batch(value: object) -> None:
         load_batch(python3_pickle(value), "data_batch_1")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", b"\x80\x02}", b"\x80\x02P1\n."])
+HUGE = b"\x80\x04\x8e" + (2**50).to_bytes(8, "little")
+"""It claims to have a petabyte."""
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"not a pickle", b"\x80\x02}", b"\x80\x02P1\n.", HUGE]
+)
 def test_what_is_no_pickle_is_refused(content: bytes) -> None:
     with pytest.raises(SourceError, match=r"^data_batch_1 is not a pickle that can be read safely"):
         load_batch(content, "data_batch_1")
