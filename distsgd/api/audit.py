@@ -43,7 +43,7 @@ class Audit:
         largest_staleness: of any contribution, in updates.
         class_examples: class -> how often its examples were applied.
         class_delays: class -> how often one of its examples was put off to a later update.
-        head: digest of the last line of the journal. Whoever keeps it elsewhere can tell later
+        head: digest of the last line of the journal. A copy kept elsewhere tells later
             whether the journal up to there is still the same.
     """
 

@@ -95,7 +95,7 @@ class TrainResult:
         examples_per_second: examples_seen / train_seconds.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
             layers, of W1 and then W2.
-        journal_head: digest of the last line of the journal. Whoever keeps it elsewhere can tell
+        journal_head: digest of the last line of the journal. A copy kept elsewhere tells
             later whether the journal is still the same: ``audit(run, head=...)``.
         chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
         verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and

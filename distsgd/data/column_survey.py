@@ -18,13 +18,13 @@ SAMPLE_ROWS = 4096
 
 _NUMBERS_AT_ONCE = 1 << 20
 _FAR = 8.0
-"""A range so many times as wide as the bulk leaves that 32 of the 256 steps."""
+"""Ranges wider than this many times the bulk are cut; at 8 the bulk has 32 of the 256 steps."""
 
 _FAR_OF_IMAGES = 32.0
 """The same for images, where a few bright pixels are the rule."""
 
 _MARGIN = 3.0
-"""The new range goes so many times the bulk's width beyond it, on either side."""
+"""A range that is cut ends this many widths of the bulk beyond it, on either side."""
 
 _NEARLY_ALL = 0.75
 _ENOUGH_ROWS = 20

@@ -111,7 +111,7 @@ class Spool:
         return np.memmap(self._path, self._dtype, "r", shape=shape)[span]
 
     def sample(self, rows: int) -> NDArray[Any]:
-        """At most so many rows, evenly spaced, shape (rows, features)."""
+        """At most `rows` rows, evenly spaced, shape (rows, features)."""
         return self.values(slice(None, None, max(1, -(-len(self) // rows))))
 
     def pixels(self, span: slice, scale: ColumnScale | None) -> Bytes:

@@ -44,7 +44,7 @@ def pause(seconds: float) -> None:
 
 
 def wait_for_exit(process: subprocess.Popen[Any], seconds: float) -> int | None:
-    """The exit code of a child, None if it still runs after so many seconds.
+    """The exit code of a child, None if it still runs when the time is up.
 
     `Popen.wait` with a limit sleeps by a clock; see `pause`.
     """

@@ -1,4 +1,4 @@
-"""Text files that people have written: their encoding is told by a byte order mark, or is UTF-8."""
+"""Text files that people have written: in the encoding of their byte order mark, or UTF-8."""
 
 from __future__ import annotations
 

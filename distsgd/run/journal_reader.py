@@ -1,7 +1,7 @@
 """Reading a journal, from its beginning or from any mark, each line checked against the chain.
 
-A journal may grow, or lose its beginning, while it is read: whoever needs its beginning and its
-lines to go together reads both by one `whole_journal`.
+A journal may grow, or lose its beginning, while it is read: read its beginning and its lines by one
+`whole_journal` where they must go together.
 """
 
 from __future__ import annotations

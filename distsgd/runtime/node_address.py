@@ -10,7 +10,7 @@ from distsgd.errors import RuntimeFailure, UsageError
 __all__ = ["PORT", "answers", "check_address", "check_port", "free_port", "way_to"]
 
 PORT = 6379
-"""At which a head listens unless it is told otherwise."""
+"""The port on which a head listens by default."""
 
 _SECONDS = 5.0
 
