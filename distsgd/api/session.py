@@ -48,6 +48,9 @@ __all__ = ["Session"]
 _MOST_LOSSES = 3
 """Servers that may die one after the other without an update between."""
 
+_MEASURING_SECONDS = 1.0
+"""For how long epochs that have ended are still measured once a stop has been asked for."""
+
 
 class Session:
     """Follows the events of the runtime and keeps the run folder.
@@ -90,6 +93,7 @@ class Session:
         self._began, self._connected = 0.0, False  # when steps began
         self._last_seconds = 0.0  # of steps, by the last generation of processes
         self._losses = 0
+        self._stopped: float | None = None  # when a stop was first seen
 
     def run(self, began: float) -> TrainResult:
         """Train to the end, or until asked to stop.
@@ -236,7 +240,15 @@ class Session:
         self._keeper.ended(event)
         return event
 
+    def _out_of_time(self) -> bool:
+        """Whether a stop was asked for so long ago that nothing more is measured."""
+        if self._stopped is None and self._stop():
+            self._stopped = time.monotonic()
+        return self._stopped is not None and time.monotonic() > self._stopped + _MEASURING_SECONDS
+
     def _epoch_ended(self, event: EpochEnded) -> None:
+        if self._out_of_time():
+            return
         self._keeper.try_to_save(event.snapshot)
         model = self._keeper.model(event.snapshot)
         test = self._background.run(lambda: self._measure(model, "test"))

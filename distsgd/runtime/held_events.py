@@ -3,6 +3,9 @@
 Error feedback lives at the workers. A snapshot is of one version of W, and what belongs to it is
 what each worker had left over after the last of its answers in that W. The worker is asked for it
 when it next comes, and keeps it for that long.
+
+A driver that measures epochs more slowly than they end gets one at a time, so that it can stop
+between two of them; the queue is thinned out before its snapshots fill the memory.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from dataclasses import dataclass, field, replace
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease
-from distsgd.runtime.events import Ended, EpochEnded, Event, Saved
+from distsgd.runtime.events import Ended, EpochEnded, Event, Notice, Saved
 
 __all__ = ["HeldEvents"]
 
 _PATIENCE = 1.0
 """Seconds that a snapshot waits for a worker that does not come."""
+
+_MOST_EPOCHS = 64
+"""Epochs that wait to be measured; each holds a copy of W."""
 
 
 @dataclass
@@ -41,6 +47,7 @@ class HeldEvents:
     def __init__(self) -> None:
         self._events: deque[_Held] = deque()
         self._wanting = False
+        self._epochs, self._thinned = 0, False
 
     def add(self, event: Event, wanted: dict[int, int], now: float) -> None:
         """Append an event.
@@ -52,6 +59,20 @@ class HeldEvents:
         """
         self._events.append(_Held(event, wanted, now + _PATIENCE))
         self._wanting |= bool(wanted)
+        self._epochs += isinstance(event, EpochEnded)
+        if self._epochs > _MOST_EPOCHS:
+            self._thin_out(now)
+
+    def _thin_out(self, now: float) -> None:
+        """Leave out every second epoch that waits, but not the newest."""
+        epochs = [held for held in self._events if isinstance(held.event, EpochEnded)]
+        left_out = set(map(id, epochs[-2::-2]))
+        self._events = deque(held for held in self._events if id(held) not in left_out)
+        self._epochs -= len(left_out)
+        if not self._thinned:
+            self._thinned = True
+            text = "epochs end faster than they can be measured: some are left out of the curve"
+            self._events.append(_Held(Notice(text), {}, now))
 
     def ready(self, now: float) -> bool:
         """Whether `take` would give something."""
@@ -65,10 +86,11 @@ class HeldEvents:
         )
 
     def take(self, now: float) -> list[Event]:
-        """The events that wait for nothing, in order."""
-        found = []
-        while self.ready(now):
+        """The events that wait for nothing, in order, up to the next end of an epoch."""
+        found: list[Event] = []
+        while self.ready(now) and not (found and isinstance(found[-1], EpochEnded)):
             found.append(self._events.popleft().whole())
+            self._epochs -= isinstance(found[-1], EpochEnded)
         self._wanting = any(held.wanted for held in self._events)
         return found
 

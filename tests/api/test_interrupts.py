@@ -103,6 +103,29 @@ def test_ctrl_c_after_the_last_update_is_passed_on_too(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").status() == "finished"
 
 
+@pytest.mark.parametrize(("seconds", "measured"), [(60.0, [1]), (-1.0, [])])
+def test_epochs_that_had_ended_are_not_measured_for_ever(
+    seconds: float, measured: list[int], undisturbed: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A driver may be many epochs behind when Ctrl-C comes; its user waits for none of them."""
+    monkeypatch.setattr("distsgd.api.session._MEASURING_SECONDS", seconds)
+    seen = list[int]()
+
+    class AtTheEnd(distsgd.Reporter):
+        def progress(self, progress: Progress) -> None:
+            if progress.step == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def epoch(self, row: distsgd.EpochRow) -> None:
+            seen.append(row.epoch)
+
+    with pytest.raises(TrainingInterrupted, match="after update 7"):
+        distsgd.train(**SHORT, run_dir=tmp_path / "run", reporter=AtTheEnd())
+    assert seen == measured
+    assert distsgd.resume(tmp_path / "run").weights_sha256 == undisturbed
+
+
 def test_a_handler_of_the_callers_own_is_called() -> None:
     called = list[int]()
 

@@ -16,7 +16,7 @@ from distsgd.core.messages import REPORT, Lease
 from distsgd.data.dataset import Dataset
 from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.run.config import TrainConfig
-from distsgd.runtime.events import Ended, EpochEnded, Progress
+from distsgd.runtime.events import Ended, EpochEnded, Notice, Progress
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.inline import train_inline
 from distsgd.runtime.job import Job, Snapshot
@@ -108,7 +108,25 @@ def test_a_snapshot_waits_for_its_workers_but_not_for_ever() -> None:
     held.told(0, left)
     assert held.question(0) is None and not held.ready(10.1)
     held.lost(1)
-    first, _ = held.take(10.1)
+    (first,), (second,) = held.take(10.1), held.take(10.1)
     assert isinstance(first, EpochEnded) and first.snapshot.left_over.keys() == {0}
+    assert isinstance(second, Progress)
     held.add(event, {0: 4}, 20.0)
     assert not held.ready(20.5) and held.ready(21.0)
+
+
+def test_a_driver_that_is_slow_gets_one_epoch_at_a_time_and_not_all_of_many() -> None:
+    held = HeldEvents()
+    for epoch in range(1000):
+        held.add(Progress(epoch, epoch, 1.0, 0.1, 0.1, 1, 1.0), {}, 0.0)
+        snapshot = Snapshot(epoch, np.zeros(3), {})
+        held.add(EpochEnded(epoch, 1.0, 0.5, 1.0, snapshot), {}, 0.0)
+    taken = []
+    while found := held.take(0.0):
+        taken.append(found)
+    events = [event for found in taken for event in found]
+    epochs = [event.epoch for event in events if isinstance(event, EpochEnded)]
+    assert 32 <= len(epochs) <= 64 and epochs == sorted(epochs) and epochs[-1] == 999
+    assert all(sum(isinstance(e, EpochEnded) for e in found) <= 1 for found in taken)
+    assert sum(isinstance(event, Progress) for event in events) == 1000
+    assert sum(isinstance(event, Notice) for event in events) == 1
