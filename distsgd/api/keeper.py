@@ -28,6 +28,7 @@ from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Mark
 from distsgd.run.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
 from distsgd.run.place import Place
+from distsgd.run.series import superfluous, wanted
 from distsgd.runtime.events import Ended, Progress
 from distsgd.runtime.job import Job, Snapshot
 
@@ -38,6 +39,9 @@ _LOOK_SECONDS = 1.0
 
 _USABLE = 2
 """Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
+
+_FEW_EPOCHS, _EVERY_SECONDS = 60, 1.0
+"""Epochs that have a checkpoint each; and seconds after which a later one has one in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,11 @@ class Keeper:
         self._saved, self._told = -1, False
         self._lost, self._next_look = False, 0.0
         self._best: Best = best_epoch(task.run.folder.path) or (-1.0, 0.0, 0)
+        self._best_saved = self._best[2]
+        self._epochs = (0, 0)  # how many have ended, and W's version at the end of the last
+        self._not_saved: Snapshot | None = None  # of the end of an epoch
+        self._best_not_saved: Snapshot | None = None
+        self._saved_at = -_EVERY_SECONDS
         self._begin = 0  # of the journal
         self._waiting: Snapshot | None = None
         self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can be gone on from
@@ -120,9 +129,50 @@ class Keeper:
             version: of W at its end.
         """
         content = {"kind": "epoch", "version": version, **asdict(row)}
+        if self._not_saved is not None:
+            content["saved"] = False
         self._if_there_is_room(partial(self._metrics.write, content))
-        self._best = max(self._best, (row.test_accuracy, -row.test_loss, version))
+        if (row.test_accuracy, -row.test_loss, version) > self._best:
+            self._best = (row.test_accuracy, -row.test_loss, version)
+            self._best_not_saved = self._not_saved
+            if self._not_saved is None:
+                self._best_saved = version
+        self._epochs, self._not_saved = (row.epoch, version), None
         self._tidy()
+
+    def save_epoch(self, snapshot: Snapshot, epoch: int) -> None:
+        """Write a checkpoint of the end of an epoch, if there is room; of many a second, only some.
+
+        Those are the epochs of the series, and one a second. If one of the others is the best, it
+        stays in memory until the next of these, or until the training ends.
+
+        Args:
+            snapshot: of the server.
+            epoch: how many have ended.
+        """
+        late = monotonic() >= self._saved_at + _EVERY_SECONDS
+        keep = self._task.config.keep_checkpoints
+        if not (late or epoch <= _FEW_EPOCHS or wanted(epoch, keep)):
+            self._not_saved = snapshot
+            return
+        self._not_saved = None
+        self.try_to_save(snapshot)
+        if late:
+            self._if_there_is_room(self._save_best)
+
+    def _save_best(self) -> None:
+        """Write the best epoch, if that has no checkpoint and the journal has come as far.
+
+        Raises:
+            StorageError: it cannot be written; it is tried again later.
+        """
+        best = self._best_not_saved
+        if best is None or best.version > self._logbook.version:
+            return
+        if best.version != self._saved:
+            self._logbook.place(False)  # never ahead of the journal
+            write_checkpoint(self._folder, self.model(best))
+        self._best_saved, self._best_not_saved = best.version, None
 
     def save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
         """Write a checkpoint, unless there is one of that version.
@@ -146,7 +196,7 @@ class Keeper:
             if self._logbook.is_lost():
                 raise self._loss() from None
             raise
-        self._saved = snapshot.version
+        self._saved, self._saved_at = snapshot.version, monotonic()
         if passing:
             self._passing.add(snapshot.version)
         if snapshot.usable and known:
@@ -184,10 +234,15 @@ class Keeper:
 
     def _superfluous(self, usable: set[int]) -> set[int]:
         """The versions of checkpoints that are not to be kept."""
+        config, epochs = self._task.config, self._epochs
+        if config.journal == "bounded" and len(usable) < _USABLE:
+            return set()  # the journal may begin with any of them
         found = set(self._passing) if len(usable) == _USABLE else set()
-        if newest := self._task.config.keep_checkpoints:
-            found |= set(checkpoint_versions(self._folder)[:-newest]) - {self._best[2]}
-            if self._task.config.journal == "keep":
+        if config.keep_checkpoints and epochs[0]:
+            versions = checkpoint_versions(self._folder)
+            found |= superfluous(versions, *epochs, config.keep_checkpoints)
+            found.discard(self._best_saved)
+            if config.journal == "keep":
                 found.discard(0)  # where a replay begins
         return found - usable
 
@@ -198,6 +253,7 @@ class Keeper:
 
     def close(self) -> None:
         """Close the files."""
+        self._if_there_is_room(self._save_best)
         self._metrics.close()
         self._logbook.close()
 

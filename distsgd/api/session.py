@@ -249,7 +249,7 @@ class Session:
     def _epoch_ended(self, event: EpochEnded) -> None:
         if self._out_of_time():
             return
-        self._keeper.try_to_save(event.snapshot)
+        self._keeper.save_epoch(event.snapshot, event.epoch + 1)
         model = self._keeper.model(event.snapshot)
         test = self._background.run(lambda: self._measure(model, "test"))
         row = EpochRow(

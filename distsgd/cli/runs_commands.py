@@ -80,6 +80,7 @@ def show_(
 
     Example: distsgd runs show latest
     """
+    from distsgd.run.checkpoint import checkpoint_versions
     from distsgd.run.folder import find_run
     from distsgd.run.journal_reader import resumptions
     from distsgd.run.metrics import best_epoch, epoch_rows
@@ -91,10 +92,10 @@ def show_(
     metrics = found.path / "metrics.jsonl"
     epochs = epoch_rows(metrics) if metrics.exists() else []
     best = best_epoch(found.path)
-    again = resumptions(found.path)
+    again, saved = resumptions(found.path), checkpoint_versions(found.checkpoints)
     if json:
         print_json({"run_dir": str(found.path), "status": status, **config,
-                    "epochs": epochs, "best": _best(best, epochs),
+                    "epochs": epochs, "best": _best(best, epochs), "checkpoints": saved,
                     "resumed": [vars(entry) for entry in again], "report": report})  # fmt: skip
         return
     settings = config.get("settings", {})
@@ -114,6 +115,7 @@ def show_(
             ("throughput", f"{count(report['examples_per_second'])} images/s"),
             ("weights", f"sha256 {report['weights_sha256']}"),
         ])  # fmt: skip
+    print_pairs([("checkpoints", _checkpoints(saved, epochs))])
     if (row := _best(best, epochs)) is not None:
         share = percent(row["test_accuracy"])
         print_pairs([("best", f"epoch {row['epoch']} (update {row['version']}), test {share}")])
@@ -131,6 +133,12 @@ def _best(best: Any, epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of the best epoch."""
     rows = [row for row in epochs if best is not None and row.get("version") == best[-1]]
     return rows[-1] if rows else None
+
+
+def _checkpoints(saved: list[int], epochs: list[dict[str, Any]]) -> str:
+    """How many there are, and of how many epochs there is none (any more)."""
+    gone = len({row.get("version") for row in epochs} - set(saved))
+    return f"{count(len(saved))}" + (f"; none of {count(gone)} other epochs" if gone else "")
 
 
 def _resumed(entry: Any) -> str:

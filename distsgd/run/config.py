@@ -71,7 +71,8 @@ class TrainConfig:
         log_every: steps between two records of the metrics.
         cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
         cache_budget: MiB of each process for them; with less, rows come from the shards.
-        keep_checkpoints: how many of the newest to keep, with the first and the best; 0 for all.
+        keep_checkpoints: how many to keep, beside the first and the best: the newest 8, and of
+            older epochs a series that thins out (`distsgd.run.series`); 0 for all.
         checkpoint_seconds: seconds of work after which there is a checkpoint within an epoch too,
             kept until there are two newer ones to go on from; 0 for none.
         journal: "keep" all of it, or "bounded": drop what comes before the older of the two
@@ -118,7 +119,7 @@ class TrainConfig:
     log_every: int = 20
     cache: str = "auto"
     cache_budget: int = 1024
-    keep_checkpoints: int = 0
+    keep_checkpoints: int = 60
     checkpoint_seconds: float = 30.0
     journal: str = "keep"
     verify: float = 0.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.errors import RunError, machine_trouble
+from distsgd.run.checkpoint import checkpoint_versions
 from distsgd.run.line_file import LineFile
 
 __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics", "seconds_of_steps"]
@@ -90,9 +91,10 @@ Best = tuple[float, float, int]
 
 
 def best_epoch(folder: Path) -> Best | None:
-    """The best W at the end of an epoch, if one has ended.
+    """The best W at the end of an epoch that has a checkpoint, if one has ended.
 
-    That is the one with the largest test accuracy; of several, that with the smallest loss.
+    That is the one with the largest test accuracy; of several, that with the smallest loss. Of many
+    epochs a second some have no checkpoint, or have it later: their rows have a false "saved".
 
     Args:
         folder: the run folder.
@@ -101,7 +103,12 @@ def best_epoch(folder: Path) -> Best | None:
         RunError: as `read_metrics`.
     """
     rows = epoch_rows(folder / "metrics.jsonl")
-    found = ((row["test_accuracy"], -row["test_loss"], int(row["version"])) for row in rows)
+    there = set(checkpoint_versions(folder / "checkpoints"))
+    found = (
+        (row["test_accuracy"], -row["test_loss"], int(row["version"]))
+        for row in rows
+        if row.get("saved", True) or row["version"] in there
+    )
     return max(found, default=None)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from distsgd.api.audit import audit
+from distsgd.api.evaluation import evaluate
 from distsgd.api.opened_run import open_run
 from distsgd.api.recovery import find_tail
 from distsgd.api.replay import replay
@@ -21,8 +22,9 @@ from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.training import resume, scale, train
 from distsgd.errors import JournalError, RunError, UsageError
+from distsgd.run.checkpoint import checkpoint_path, checkpoint_versions
 from distsgd.run.folder import RunFolder
-from distsgd.run.metrics import MetricsWriter, seconds_of_steps
+from distsgd.run.metrics import MetricsWriter, epoch_rows, seconds_of_steps
 from distsgd.runtime.events import Progress
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -176,6 +178,50 @@ def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))["epoch"]
     assert kept == sorted({0, 12 * best, 12 * 8, 12 * 9})
     assert replay(tmp_path / "run").weights_sha256 == whole
+
+
+def test_of_many_epochs_a_second_some_have_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the series and the best; the weights, and what a resume ends with, are the same."""
+    run = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "epochs": 30, "learning_rate": 0.1, "schedule": "constant", "batch_size": 500,
+    }  # fmt: skip
+    whole = a_run(tmp_path / "whole", keep_checkpoints=0, **settings)
+    monkeypatch.setattr("distsgd.api.keeper._FEW_EPOCHS", 0)
+    monkeypatch.setattr("distsgd.api.keeper._EVERY_SECONDS", 1e9)
+    for epochs in (20, 30):
+        if epochs == 20:
+            a_run(run, keep_checkpoints=12, **{**settings, "epochs": epochs})
+        else:
+            assert resume(run, epochs=epochs).weights_sha256 == whole
+        rows = epoch_rows(run / "metrics.jsonl")
+        best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))["version"]
+        kept = checkpoint_versions(run / "checkpoints")
+        assert evaluate(run, best=True).step == best and {0, best, 3 * epochs} <= set(kept)
+        assert len(kept) <= 14 and {row["version"] for row in rows} - set(kept)
+        assert replay(run).checkpoints == len(kept) and audit(run).complete
+    lost = checkpoint_path(run / "checkpoints", 3 * 16)
+    assert lost.exists() and len(checkpoint_versions(tmp_path / "whole" / "checkpoints")) == 31
+    # As if it had been killed before the best was written.
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    row = next(row for row in map(json.loads, lines) if row.get("version") == best)
+    assert row["saved"] is False
+    checkpoint_path(run / "checkpoints", best).unlink()
+    assert evaluate(run, best=True).step in kept
+
+
+def test_the_beginning_of_a_bounded_journal_stays_while_a_resume_begins(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bad = {"learning_rate": 0.2}  # so that the checkpoint there is not the best
+    a_run(run, epochs=3, journal="bounded", keep_checkpoints=1, log_every=4, **bad)
+
+    class Audits(Reporter):
+        def progress(self, progress: Progress) -> None:
+            assert audit(run).begins_after > 0
+
+    resume(run, epochs=4, reporter=Audits())
 
 
 def stop_after(updates: int) -> Reporter:
