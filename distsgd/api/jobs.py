@@ -61,12 +61,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         compress=config.compress,
         servers=config.servers,
         error_feedback=config.error_feedback,
-        # With error feedback a run goes on from its beginning alone.
-        save_seconds=(
-            0.0
-            if config.compress != "none" and config.error_feedback
-            else config.checkpoint_seconds
-        ),
+        save_seconds=config.checkpoint_seconds,
         hang_seconds=config.hang_seconds,
         verify=config.verify,
         placement=config.placement,

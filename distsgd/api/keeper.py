@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
 
+from distsgd.api.interrupts import Stop
 from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun
 from distsgd.api.recovery import find_tail
@@ -16,9 +17,11 @@ from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow
 from distsgd.core.chaos import Chaos
 from distsgd.core.messages import Applied
+from distsgd.core.residuals import Residuals, shared_out
 from distsgd.errors import StorageError
 from distsgd.run.checkpoint import (
     Model,
+    checkpoint_path,
     checkpoint_versions,
     remove_checkpoints,
     shaped,
@@ -28,6 +31,7 @@ from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Mark
 from distsgd.run.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
 from distsgd.run.place import Place
+from distsgd.run.residual_file import remove_residuals, write_residuals
 from distsgd.run.series import superfluous, wanted
 from distsgd.runtime.events import Ended, Progress
 from distsgd.runtime.job import Job, Snapshot
@@ -92,6 +96,7 @@ class Keeper:
         self._begin = 0  # of the journal
         self._waiting: Snapshot | None = None
         self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can be gone on from
+        self._residuals: dict[int, str] = {}  # of the same, by their digests
         self._passing: set[int] = set()  # versions of checkpoints within an epoch
 
     def updated(self, update: Applied) -> None:
@@ -190,8 +195,11 @@ class Keeper:
             return
         place = self._logbook.place(snapshot.usable)  # never ahead of the journal
         known = place if snapshot.version == self._logbook.version else None
+        digest = None
         try:
-            write_checkpoint(self._folder, self.model(snapshot, known))
+            if known and snapshot.residuals:
+                digest = self._write_residuals(snapshot.version, snapshot.residuals)
+            write_checkpoint(self._folder, replace(self.model(snapshot, known), residuals=digest))
         except StorageError:
             if self._logbook.is_lost():
                 raise self._loss() from None
@@ -199,9 +207,27 @@ class Keeper:
         self._saved, self._saved_at = snapshot.version, monotonic()
         if passing:
             self._passing.add(snapshot.version)
-        if snapshot.usable and known:
+        if digest is not None:
+            self._residuals[snapshot.version] = digest
+        if snapshot.usable and known and snapshot.residuals is not None:
             self._marks[snapshot.version] = known.mark
         self._tidy()
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Write the checkpoint that a session begins with, where a new fleet takes over.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        known = checkpoint_path(self._folder, snapshot.version).exists()
+        residuals = shared_out(snapshot.residuals or {}, max(1, self._task.config.workers))
+        self.save(
+            replace(snapshot, residuals=residuals), passing=snapshot.version > 0 and not known
+        )
+
+    def _write_residuals(self, version: int, residuals: Residuals) -> str:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return write_residuals(self._folder, version, residuals, self._job.dtype)
 
     def try_to_save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
         """The same, if there is room; or as soon as the journal has come as far."""
@@ -211,12 +237,17 @@ class Keeper:
         else:
             self._if_there_is_room(partial(self.save, snapshot, passing=passing))
 
-    def recovered(self) -> Snapshot:
-        """The server after the last update of the journal, from which the run goes on."""
+    def recovered(self, stop: Stop) -> Snapshot:
+        """The server after the last update of the journal, from which the run goes on.
+
+        Raises:
+            Stopped: a stop was asked for before it was computed; the run folder is as it was.
+        """
         self._logbook.flush()
-        found = find_tail(self._task.run).recovered(self._task.run)
+        found = find_tail(self._task.run, self._reporter.notice)
+        start = found.recovered(self._task.run, stop).snapshot
         self._logbook.gone_on()
-        return found.snapshot
+        return start
 
     def _tidy(self) -> None:
         """Remove the checkpoints, and the beginning of the journal, that are not to be kept."""
@@ -228,8 +259,15 @@ class Keeper:
                 if not self._if_there_is_room(partial(self._logbook.drop_before, begin)):
                     return
                 self._begin = begin.offset
+        self._residuals = {
+            version: digest
+            for version, digest in self._residuals.items()
+            if version in usable or version == self._saved
+        }
         with suppress(OSError):
             remove_checkpoints(self._folder, self._superfluous(set(usable)))
+            if len(usable) == _USABLE:
+                remove_residuals(self._folder, self._residuals.items())
         self._passing &= set(usable)
 
     def _superfluous(self, usable: set[int]) -> set[int]:
@@ -264,7 +302,6 @@ class Keeper:
             model=job.model,
             weights=job.architecture.unpad(snapshot.weights),
             state=shaped(snapshot.state, job.architecture),
-            left_over=shaped(snapshot.left_over, job.architecture),
             version=snapshot.version,
             loss=job.loss,
             classes=manifest.classes,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distsgd.api.jobs import make_job
 from distsgd.api.opened_run import OpenedRun
 from distsgd.api.replayer import Replayer, records_of, settings_after, start_of
+from distsgd.core.messages import Lease
 from distsgd.core.position import Ledger
+from distsgd.core.residuals import Residual, Residuals
 from distsgd.errors import RunError, UsageError
 from distsgd.run.checkpoint import Model
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import AUTO, with_room
 from distsgd.run.journal import Entry, Mark
 from distsgd.run.journal_reader import MarkMissing
+from distsgd.run.residual_file import read_residuals
 from distsgd.run.setting_values import as_type
 from distsgd.run.spelling import spelling
 from distsgd.runtime.job import Snapshot
 
-__all__ = ["Recovered", "Tail", "find_tail", "settings_to_go_on"]
+__all__ = ["Recovered", "Stopped", "Tail", "find_tail", "residuals_of", "settings_to_go_on"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Tail:
         entries: the lines.
         ledger: what has been applied before the first of them.
         end: where the journal ends.
+        residuals: of the workers, at the checkpoint.
     """
 
     model: Model
@@ -52,21 +57,30 @@ class Tail:
     entries: list[Entry]
     ledger: Ledger
     end: Mark
+    residuals: Residuals
 
     @property
     def settings(self) -> TrainConfig:
         """The settings after the last line."""
         return settings_after(self.before, self.entries)
 
-    def recovered(self, run: OpenedRun) -> Recovered:
+    def recovered(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Recovered:
         """The server after the last update: none is lost.
 
+        Args:
+            run: the run.
+            stop: asked after every update whether to give up.
+
         Raises:
+            Stopped: it says so.
             JournalError: an update cannot be made anew.
         """
-        replayer = Replayer(self.before, run.dataset, start_of(self.model))
+        start = start_of(self.model, self.residuals)
+        replayer = Replayer(self.before, run.dataset, start)
         for _ in replayer.versions(self.entries):
-            pass
+            if stop():
+                job = make_job(self.before, run.dataset)
+                raise Stopped(replace(start, position=self.ledger.position(job.plan, job.policy)))
         job = make_job(self.settings, run.dataset)
         for record in records_of(self.entries):
             self.ledger.add(job.plan, record)
@@ -74,8 +88,24 @@ class Tail:
         return Recovered(replayer.snapshot(position), self.ledger)
 
 
-def find_tail(run: OpenedRun) -> Tail:
+class Stopped(Exception):
+    """A stop was asked for while a run was computed anew from a checkpoint.
+
+    Attributes:
+        start: the server at that checkpoint.
+    """
+
+    def __init__(self, start: Snapshot) -> None:
+        super().__init__("stopped")
+        self.start = start
+
+
+def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None) -> Tail:
     """From the newest checkpoint that will do, with all that comes after it.
+
+    Args:
+        run: the run.
+        notice: given what the user should know of a checkpoint that will not do.
 
     Raises:
         RunError: there is no checkpoint that will do.
@@ -83,18 +113,23 @@ def find_tail(run: OpenedRun) -> Tail:
     """
     problem = "it has no checkpoint that can be read"
     for model in run.checkpoints():
-        tail = _tail(run, model)
+        tail = _tail(run, model, notice)
         if tail is not None and _will_do(tail):
             return tail
         problem = "its checkpoints and its journal do not go together"
     raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
 
 
-def _tail(run: OpenedRun, model: Model) -> Tail | None:
-    """What follows a checkpoint; None if the journal has no such place."""
+def _tail(run: OpenedRun, model: Model, notice: Callable[[str], None]) -> Tail | None:
+    """What follows a checkpoint; None if the journal has no such place, or it has no residuals."""
     place, ledger = model.place, Ledger()
-    if model.version > 0 and not _is_pure(run.origin):
-        return None  # what is left over belongs to answers, not to updates
+    try:
+        residuals = residuals_of(run, model)
+    except RunError as error:
+        notice(f"{error.problem}; an older checkpoint is gone on from, which takes longer")
+        return None
+    if residuals is None:
+        return None
     if place is not None:
         config, begin, ledger = place.config(run.origin), place.mark, Ledger.from_json(place.ledger)
     else:
@@ -104,25 +139,46 @@ def _tail(run: OpenedRun, model: Model) -> Tail | None:
     except MarkMissing:
         return None
     end = lines[-1][1] if lines else begin
-    return Tail(model, config, [entry for entry, _ in lines], ledger, end)
+    return Tail(model, config, [entry for entry, _ in lines], ledger, end, residuals)
 
 
-def _is_pure(config: TrainConfig) -> bool:
-    """Whether an answer depends on nothing but W: no error feedback, that is."""
-    return config.compress == "none" or not config.error_feedback
+def residuals_of(run: OpenedRun, model: Model) -> Residuals | None:
+    """The residuals that belong to a checkpoint of a run; None if it has none, and they matter.
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
+    config = run.origin
+    if model.version == 0 or config.compress == "none" or not config.error_feedback:
+        return {}
+    if model.residuals is None or model.place is None:
+        return None
+    return read_residuals(
+        run.folder.checkpoints, model.version, model.residuals, config.dtype,
+        model.architecture.parameters,
+    )  # fmt: skip
 
 
 def _will_do(tail: Tail) -> bool:
     """Whether all later updates can be made from a checkpoint.
 
-    What they read must be in it, or not be older than it.
+    What they read must be in it, or not be older than it; and what their workers answered before
+    must be in it.
     """
-    model, known = tail.model, tail.ledger.version
+    model, before = tail.model, tail.ledger.version
     records = records_of(tail.entries)
-    later = records[model.version - known :]
-    within = model.version <= known + len(records)
-    reads = {lease.version for record in later for _, lease in record.contributions}
-    return within and all(read >= model.version or read in model.reads for read in reads)
+    later = records[model.version - before :]
+    within = model.version <= before + len(records)
+    leases = [answer for record in later for answer in record.contributions]
+    reads = {lease.version for _, lease in leases}
+    known = all(read >= model.version or read in model.reads for read in reads)
+    return within and known and not any(_came_before(tail, *answer) for answer in leases)
+
+
+def _came_before(tail: Tail, worker: int, lease: Lease) -> bool:
+    """Whether a worker gave an answer before those after which its residual is known."""
+    known = tail.residuals.get(worker, Residual(0, None)).serial
+    return lease.serial < known
 
 
 def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:

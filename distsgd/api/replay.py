@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distsgd.api.opened_run import OpenedRun, open_run
+from distsgd.api.recovery import residuals_of
 from distsgd.api.replayer import Replayer, records_of, start_of
 from distsgd.api.run_view import RunView, proven
 from distsgd.errors import JournalError
@@ -61,7 +62,10 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
     folder, first = opened.folder, view.base
     entries, _ = view.lines()
     config = first.place.config(opened.origin) if first.place else opened.origin
-    replayer = Replayer(config, opened.dataset, start_of(first))
+    residuals = residuals_of(opened, first)
+    if residuals is None:
+        raise JournalError(first.version + 1, "the residuals before it are in no file")
+    replayer = Replayer(config, opened.dataset, start_of(first, residuals))
     checked, found, before = 0, first.weights, first.version
     for version, weights in replayer.versions(entries):
         found = first.architecture.unpad(weights)

@@ -16,6 +16,7 @@ from distsgd.core.optimizers import make_optimizer
 from distsgd.core.position import Position
 from distsgd.core.range_server import rebuilt
 from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.residuals import Residual, Residuals, shared_out, start_of_life
 from distsgd.core.update import Updater
 from distsgd.data.dataset import Dataset
 from distsgd.errors import JournalError
@@ -42,12 +43,12 @@ def settings_after(config: TrainConfig, entries: Sequence[Entry]) -> TrainConfig
     return config
 
 
-def start_of(model: Model) -> Snapshot:
-    """The server as it was at a checkpoint."""
+def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:
+    """The server as it was at a checkpoint, with the residuals that belong to it."""
     pad = model.architecture.pad
     state = {name: pad(array) for name, array in model.state.items()}
     reads = {version: pad(array) for version, array in model.reads.items()}
-    return Snapshot(model.version, pad(model.weights), state, reads=reads)
+    return Snapshot(model.version, pad(model.weights), state, residuals or {}, reads=reads)
 
 
 class Replayer:
@@ -56,14 +57,14 @@ class Replayer:
     Args:
         config: the settings of the run, as they are before the first line.
         dataset: what it was trained on.
-        start: where to begin; with error feedback only at version 0.
+        start: where to begin; with error feedback it has the residuals.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
         self._config, self._dataset = config, dataset
         self._job = make_job(replace(config, servers=1), dataset)
         self._worker = Worker(self._job)
-        self._compressed = _CompressedAnswers(self._job, self._worker)
+        self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
         self._reads = start.reads
         weights = start.weights.copy()
         optimizer = make_optimizer(self._job.optimizer, weights, self._job.momentum)
@@ -73,6 +74,10 @@ class Replayer:
             weights, decay=self._job.decay(), optimizer=optimizer, schedule=self._job.schedule,
             version=start.version,
         )  # fmt: skip
+
+    def residuals(self) -> Residuals:
+        """Those that belong to the version that `versions` has given last."""
+        return self._compressed.residuals()
 
     def versions(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Floats]]:
         """Every version from the start on, and its W, which is valid until the next is asked for.
@@ -117,18 +122,18 @@ class Replayer:
         """All that training goes on from at a position, after all of `versions` has been taken."""
         updater = self._updater
         state = {name: array.copy() for name, array in updater.optimizer.state.items()}
-        left = self._compressed.left_over()
-        return Snapshot(updater.version, updater.weights.copy(), state, left, position)
+        residuals = self._compressed.residuals()
+        return Snapshot(updater.version, updater.weights.copy(), state, residuals, position)
 
     def _resumed(self, entry: Resumed) -> None:
-        """The schedule may be another from here on, and what was left over was shared out."""
+        """The schedule may be another from here on, and the residuals were shared out."""
         if entry.epochs != self._job.plan.epochs:
             self._job = make_job(
                 replace(self._config, servers=1, epochs=entry.epochs), self._dataset
             )
             self._updater.schedule = self._job.schedule
             self._worker = Worker(self._job)
-        self._compressed.resumed(self._job, self._worker, max(1, entry.workers))
+        self._compressed.resumed(self._worker, max(1, entry.workers))
 
     def _update(self, record: Record, kept: dict[int, Floats]) -> None:
         minibatch, number = rebuilt(record), record.version
@@ -155,16 +160,22 @@ class _CompressedAnswers:
 
     An update may use a worker's answers in another order than they were given; they are computed
     in the order in which they were given.
+
+    Args:
+        job: what was trained.
+        worker: computes the gradients.
+        residuals: of the workers, where the journal is begun with.
     """
 
-    def __init__(self, job: Job, worker: Worker) -> None:
-        self._job, self._worker = job, worker
-        self._start, self._workers = Snapshot(0, _NONE, {}), 1
-        self._feedback: dict[tuple[int, int], ErrorFeedback | None] = {}
+    def __init__(self, job: Job, worker: Worker, residuals: Residuals) -> None:
+        self._codec, self._feeds_back = job.codec(), job.error_feedback
+        self._nothing = np.zeros(job.parameters, dtype=job.dtype)
+        self._worker = worker
+        self._before = residuals  # of those that have not answered since
+        self._feedback: dict[tuple[int, int], ErrorFeedback] = {}
         self._serials: dict[tuple[int, int], int] = {}
         self._expected: dict[tuple[int, int], deque[tuple[int, Lease]]] = {}
         self._early: dict[tuple[int, int], Push] = {}
-        self._lost: set[int] = set()
 
     def expect(self, records: list[Record]) -> None:
         """What is to come, whole."""
@@ -175,25 +186,19 @@ class _CompressedAnswers:
         for life, leases in self._expected.items():
             self._expected[life] = deque(sorted(leases, key=lambda entry: entry[1].serial))
 
-    def resumed(self, job: Job, worker: Worker, workers: int) -> None:
-        """From here on there are so many workers, who share what was left over."""
-        self._start = Snapshot(0, _NONE, {}, self.left_over())
-        self._job, self._worker, self._workers = job, worker, workers
+    def resumed(self, worker: Worker, workers: int) -> None:
+        """From here on there are so many workers, who share the residuals of those before."""
+        self._before, self._worker = shared_out(self.residuals(), workers), worker
         self._feedback.clear()
         self._serials.clear()
-        self._lost.clear()
 
-    def left_over(self) -> dict[int, Floats]:
-        """What each worker has left over after its last answer, and what nobody has taken yet."""
-        found: dict[int, Floats] = {}
+    def residuals(self) -> dict[int, Residual]:
+        """Of each worker, after the last of its answers that have been used."""
+        found = dict(self._before)
         for life in sorted(self._serials):  # of several lives of a worker the last counts
-            feedback = self._feedback[life]
-            if feedback is not None:
-                found[life[0]] = feedback.left(self._serials[life]).copy()
-        for worker in range(self._workers):
-            unused = self._job.feedback(self._start, worker, self._workers)
-            if worker not in found and unused is not None and self._start.left_over:
-                found[worker] = unused.left(0).copy()
+            serial = self._serials[life]
+            values = self._feedback[life].left(serial).copy() if self._feeds_back else None
+            found[life[0]] = Residual(serial, values)
         return found
 
     def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
@@ -207,13 +212,9 @@ class _CompressedAnswers:
     def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         life = (worker, lease.serial // LIFE)
         if life not in self._feedback:
-            # Who comes back after it was lost has nothing left over.
-            left = {} if worker in self._lost else self._start.left_over
-            first = Position(0, 0, serials={worker: life[1] * LIFE})
-            start = Snapshot(0, _NONE, {}, left, first)
-            workers = max(self._workers, worker + 1)
-            self._feedback[life] = self._job.feedback(start, worker, workers)
-            self._lost.add(worker)
+            self._feedback[life] = self._begun(
+                start_of_life(self._before.get(worker), lease.serial)
+            )
         self._worker.feedback = self._feedback[life]
         self._serials[life] = lease.serial + 1
         try:
@@ -223,8 +224,10 @@ class _CompressedAnswers:
                 number, f"an answer of worker {worker} is not here, and took part in its feedback"
             ) from None
 
-
-_NONE = np.empty(0, dtype=np.float32)
+    def _begun(self, residual: Residual) -> ErrorFeedback:
+        assert self._codec is not None
+        values = self._nothing if residual.values is None else residual.values
+        return ErrorFeedback(self._codec, values, feedback=self._feeds_back, serial=residual.serial)
 
 
 def _weights(number: int, lease: Lease, kept: dict[int, Floats]) -> Floats:

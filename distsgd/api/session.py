@@ -14,6 +14,7 @@ from distsgd.api.jobs import make_job
 from distsgd.api.keeper import Keeper, Task
 from distsgd.api.logbook import Logbook
 from distsgd.api.measuring import Measured, measure_split
+from distsgd.api.recovery import Stopped
 from distsgd.api.reporter import Reporter
 from distsgd.api.results import EpochRow, TrainResult
 from distsgd.api.verifier import Verifier
@@ -25,7 +26,7 @@ from distsgd.errors import (
     StorageError,
     VerificationError,
 )
-from distsgd.run.checkpoint import Model, checkpoint_path, weights_sha256
+from distsgd.run.checkpoint import Model, weights_sha256
 from distsgd.run.kernels import add_kernel
 from distsgd.run.trace_file import write_trace_file
 from distsgd.run.wanted_workers import WantedWorkers
@@ -42,6 +43,7 @@ from distsgd.runtime.events import (
 )
 from distsgd.runtime.job import Snapshot
 from distsgd.runtime.room import FollowedRoom
+from distsgd.runtime.statistics import Statistics
 
 __all__ = ["Session"]
 
@@ -105,8 +107,7 @@ class Session:
             for opened in (self._keeper, self._background, self._watch):
                 if opened is not None:
                     stack.callback(opened.close)
-            known = checkpoint_path(self._run.checkpoints, self._start.version).exists()
-            self._keeper.save(self._start, passing=self._start.version > 0 and not known)
+            self._keeper.start(self._start)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
             stack.enter_context(self._processes())
             self._began = time.perf_counter()
@@ -142,7 +143,10 @@ class Session:
                 if self._losses == _MOST_LOSSES:
                     raise
                 version = start.version
-                start = self._keeper.recovered()
+                try:
+                    start = self._keeper.recovered(self._stop)
+                except Stopped as stopped:
+                    return self._stopped_at(stopped.start, error)
                 self._seconds = max(self._seconds, self._keeper.seconds_before(_examples(start)))
                 self._said.again()
                 self._verifier.went_back()
@@ -153,6 +157,15 @@ class Session:
                 raise RuntimeFailure(error.problem, hint) from error
             finally:
                 events.close()  # type: ignore[attr-defined]
+
+    def _stopped_at(self, start: Snapshot, error: ServerLost) -> Ended:
+        """The end of a session that was stopped before W was recovered, with W of a checkpoint."""
+        self._reporter.notice(
+            f"{error.problem}; stopped while its updates were computed anew: W is that after "
+            f"update {start.version}, and a resume goes on after the last update"
+        )
+        seen = _examples(start)
+        return Ended(start, self._seconds, seen, False, Statistics())
 
     def _in_one_process(self, start: Snapshot) -> bool:
         """Whether no Ray is needed: so it was wished, or nothing is left to do."""

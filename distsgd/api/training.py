@@ -233,7 +233,7 @@ def resume_with(
         try:
             folder.sweep()
             forget_wanted(folder)
-            tail = find_tail(opened)
+            tail = find_tail(opened, reporter.notice)
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
             check_fleet(config, elsewhere=address is not None)

@@ -26,7 +26,7 @@ LIFE = 1 << 32
 """What is added to the serials of a worker that has been lost, when it comes back."""
 
 REPORT = -2
-"""The step of a lease that asks for no gradient, but for what error feedback has left over."""
+"""The step of a lease that asks for no gradient, but for the worker's residual."""
 
 
 class Lease(NamedTuple):

@@ -81,6 +81,7 @@ class ParameterServer:
         self._applied = Counter(position.examples)
         self._serials = Counter(position.serials)  # worker -> serial of its next lease
         self._used = dict(position.serials)
+        self._serials_before = dict(position.serials)
         self._stopping = False
         self.witness = witness
 
@@ -99,10 +100,25 @@ class ParameterServer:
         """The update rule, with its state."""
         return self._updater.optimizer
 
-    @property
-    def used(self) -> dict[int, int]:
-        """For each worker, the serial after the last of its answers that are in W; a copy."""
-        return dict(self._used)
+    def residual_serials(self) -> dict[int, int] | None:
+        """For each worker that has answered here, the serial whose residual belongs to W as it is.
+
+        None if there is none such: a worker has been lost, and its residual with it; or an answer
+        waits for its update which its worker gave before another that is in W.
+        """
+        before = self._serials_before
+        found = {
+            worker: serial
+            for worker, serial in self._used.items()
+            if serial != before.get(worker, 0)
+        }
+        lost = any(self._serials[worker] // LIFE > n // LIFE for worker, n in found.items())
+        early = any(
+            lease.serial < found.get(worker, 0)
+            for minibatch in self._open
+            for worker, lease in minibatch.arrived.values()
+        )
+        return None if lost or early else found
 
     @property
     def finished(self) -> bool:

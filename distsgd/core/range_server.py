@@ -140,17 +140,13 @@ class SplitServer:
         self._coordinator, self._followers, self._ranges = coordinator, followers, ranges
         self.joined, self.pull = coordinator.joined, coordinator.pull
         self.lost, self.stop, self.reads = coordinator.lost, coordinator.stop, coordinator.reads
+        self.residual_serials = coordinator.residual_serials
         self.witness = coordinator.witness
 
     @property
     def version(self) -> int:
         """Updates applied."""
         return self._coordinator.version
-
-    @property
-    def used(self) -> dict[int, int]:
-        """See `ParameterServer.used`."""
-        return self._coordinator.used
 
     @property
     def finished(self) -> bool:

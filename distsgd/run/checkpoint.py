@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _FORMAT = "distsgd checkpoint 1"
-_STATE, _LEFT_OVER, _READ = "state.", "left-over.", "read."
+_STATE, _READ = "state.", "read."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,11 +56,12 @@ class Model:
         classes: names of the classes.
         shape: shape of an example, (channels, rows, columns).
         preprocessing: from pixels to features.
-        left_over: worker -> what its error feedback has not sent yet, of the same shape.
         reads: older version -> W, of the same shape, where a later update reads it.
         place: where in its run it stands; None if that is not known.
         model: "linear" or "mlp:HIDDEN".
         columns: how numbers became pixels; None if they were pixels already.
+        residuals: SHA-256 of the file beside it with the residuals of the workers, if there is one;
+            see `distsgd.run.residual_file`.
     """
 
     weights: Floats
@@ -70,11 +71,11 @@ class Model:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     preprocessing: Preprocessing
-    left_over: dict[int, Floats] = field(default_factory=dict)
     reads: dict[int, Floats] = field(default_factory=dict)
     place: Place | None = None
     model: str = LINEAR
     columns: ColumnScale | None = None
+    residuals: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -99,7 +100,6 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     """
     arrays: dict[str, Any] = {"weights": model.weights, "mean": model.preprocessing.mean}
     arrays.update({f"{_STATE}{name}": array for name, array in model.state.items()})
-    arrays.update({f"{_LEFT_OVER}{worker}": array for worker, array in model.left_over.items()})
     arrays.update({f"{_READ}{version}": array for version, array in model.reads.items()})
     meta = {
         "format": _FORMAT,
@@ -112,6 +112,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
         "sha256": _digest(arrays),
         "place": model.place.to_json() if model.place else None,
         "columns": model.columns.to_json() if model.columns else None,
+        "residuals": model.residuals,
     }
     buffer = io.BytesIO()
     everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
@@ -192,7 +193,7 @@ def _read(path: Path) -> Model:
 
 
 def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
-    left_over, reads = _named(arrays, _LEFT_OVER).items(), _named(arrays, _READ).items()
+    reads, residuals = _named(arrays, _READ).items(), meta.get("residuals")
     place, columns = meta["place"], meta["columns"]
     found = Model(
         weights=arrays["weights"],
@@ -202,11 +203,11 @@ def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
         classes=tuple(meta["classes"]),
         shape=tuple(meta["shape"]),
         preprocessing=Preprocessing(arrays["mean"], float(meta["scale"])),
-        left_over={int(worker): array for worker, array in left_over},
         reads={int(version): array for version, array in reads},
         place=Place.from_json(place) if place else None,
         model=str(meta["model"]),
         columns=ColumnScale.from_json(columns) if columns else None,
+        residuals=None if residuals is None else str(residuals),
     )
     shape = found.architecture.kept_shape
     for array in (found.weights, *found.state.values(), *found.reads.values()):

@@ -221,13 +221,6 @@ class TrainConfig:
             make_codec(self.compress, [(1, 1)])
         except ValueError:
             refuse("compress", self.compress, "none, fp16, onebit, or topk:FRACTION as topk:0.01")
-        if self.journal == "bounded" and self.compress != "none" and self.error_feedback:
-            raise UsageError(
-                f"{self.given('journal')} does not go with {self.given('compress')}",
-                "What error feedback has left over is made anew from the whole journal: give "
-                f"{self.spelling.given('journal', 'keep')}, or "
-                + self.spelling.given("error_feedback", False),
-            )
 
     def _check_verify(self) -> None:
         if not 0 <= self.verify <= 1:

@@ -3,6 +3,7 @@
 config.json             settings, dataset, versions of everything
 metrics.jsonl           one record a logging interval, one an epoch
 checkpoints/*.npz       W and the state of the optimiser
+checkpoints/*.bin       residuals of error feedback, beside the newest of them
 report.json             what came out, once the run has ended
 """
 

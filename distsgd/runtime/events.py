@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Diverged
 from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.range_server import SplitServer
+from distsgd.core.residuals import Residuals
 from distsgd.core.witness import Evidence
 from distsgd.runtime.job import Job, Snapshot, snapshot
 from distsgd.runtime.statistics import Statistics
@@ -210,10 +210,6 @@ class _Tally:
         return means
 
 
-LeftOver = Callable[[dict[int, int]], dict[int, Floats]]
-"""From worker -> serial to worker -> what it had left over after so many answers."""
-
-
 class Recorder:
     """Turns the decisions of a server into events.
 
@@ -221,7 +217,7 @@ class Recorder:
         job: the job that is trained.
         server: its server.
         seconds: seconds spent on steps so far.
-        left_over: what error feedback has left over, at workers of this process.
+        residuals: of the workers, at the version of W as it is now, if they are in this process.
     """
 
     def __init__(
@@ -229,10 +225,10 @@ class Recorder:
         job: Job,
         server: ParameterServer | SplitServer,
         seconds: Callable[[], float],
-        left_over: LeftOver = lambda used: {},
+        residuals: Callable[[], Residuals | None] = dict,
     ) -> None:
         self._job, self._server, self._seconds = job, server, seconds
-        self._left_over = left_over
+        self._residuals = residuals
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
         self._witness = server.witness
@@ -279,7 +275,11 @@ class Recorder:
         return EpochEnded(update.epoch, *self._epoch.take(), self._seconds(), self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        return replace(snapshot(self._server), left_over=self._left_over(self._server.used))
+        return self.with_residuals(snapshot(self._server))
+
+    def with_residuals(self, now: Snapshot) -> Snapshot:
+        """A snapshot of the server as it is now, with the residuals that belong to it."""
+        return replace(now, residuals=self._residuals())
 
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""

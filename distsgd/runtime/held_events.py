@@ -1,8 +1,8 @@
-"""Events on their way to the driver; a snapshot waits for what its workers have left over.
+"""Events on their way to the driver; a snapshot waits for the residuals of its workers.
 
-Error feedback lives at the workers. A snapshot is of one version of W, and what belongs to it is
-what each worker had left over after the last of its answers in that W. The worker is asked for it
-when it next comes, and keeps it for that long.
+Error feedback lives at the workers. A snapshot is of one version of W, and the residual of a worker
+that belongs to it is that after the last of its answers in that W. The worker is asked for it when
+it next comes, and keeps it for that long. If one cannot be had, the snapshot has none.
 
 A driver that measures epochs more slowly than they end gets one at a time, so that it can stop
 between two of them; the queue is thinned out before its snapshots fill the memory.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease
+from distsgd.core.residuals import Residual
 from distsgd.runtime.events import Ended, EpochEnded, Event, Notice, Saved
 
 __all__ = ["HeldEvents"]
@@ -31,14 +32,18 @@ class _Held:
     event: Event
     wanted: dict[int, int]
     until: float
-    found: dict[int, Floats] = field(default_factory=dict)
+    found: dict[int, Residual] = field(default_factory=dict)
+    lost: bool = False
 
     def whole(self) -> Event:
-        """The event with what was found."""
+        """The event with the residuals that were found, if that is all of them."""
         event = self.event
-        if not (self.found and isinstance(event, EpochEnded | Saved | Ended)):
+        if not isinstance(event, EpochEnded | Saved | Ended):
             return event
-        return replace(event, snapshot=replace(event.snapshot, left_over=self.found))
+        known = event.snapshot.residuals
+        missing = known is None or self.wanted or self.lost
+        residuals = None if missing else {**(known or {}), **self.found}
+        return replace(event, snapshot=replace(event.snapshot, residuals=residuals))
 
 
 class HeldEvents:
@@ -53,8 +58,8 @@ class HeldEvents:
         """Append an event.
 
         Args:
-            event: what happened.
-            wanted: worker -> serial, for a snapshot: whose left-overs, after how many answers.
+            event: what happened; a snapshot has the residuals that are known already.
+            wanted: worker -> serial, for a snapshot: whose residuals, after how many answers.
             now: the time.
         """
         self._events.append(_Held(event, wanted, now + _PATIENCE))
@@ -104,18 +109,17 @@ class HeldEvents:
                 return Lease(REPORT, 0, 1, 0, serial=serial)
         return None
 
-    def told(self, worker: int, left: Floats) -> None:
+    def told(self, worker: int, residual: Floats) -> None:
         """A worker's answer to its question."""
         for held in self._events:
             if worker in held.wanted:
-                del held.wanted[worker]
-                held.found[worker] = left.copy()
+                held.found[worker] = Residual(held.wanted.pop(worker), residual.copy())
                 return
 
     def lost(self, worker: int) -> None:
-        """A worker has gone, and what it had left over with it."""
+        """A worker has gone, and its residual with it."""
         for held in self._events:
-            held.wanted.pop(worker, None)
+            held.lost |= held.wanted.pop(worker, None) is not None
 
     def _complete(self, held: _Held, now: float) -> bool:
         return not held.wanted or now >= held.until

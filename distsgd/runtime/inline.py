@@ -10,6 +10,7 @@ import numpy as np
 
 from distsgd.channel.faulty import Deliver, PushFaults, Tally, faulty_push
 from distsgd.core.messages import Decision, Dismiss, Grant
+from distsgd.core.residuals import Residual, Residuals, shared_out
 from distsgd.runtime.events import Ended, Event, Recorder, Saved, Stopwatch, Witnessed
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.timed_snapshots import TimedSnapshots
@@ -31,7 +32,16 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
     """
     worker = Worker(job, job.feedback(start, _WORKER, 1))
     server, watch = job.server(start), Stopwatch()
-    recorder = Recorder(job, server, watch.seconds, worker.left_over)
+    shares = shared_out(start.residuals or {}, 1)
+
+    def residuals() -> Residuals | None:
+        serials = server.residual_serials() if job.has_residuals else {}
+        if serials is None or (feedback := worker.feedback) is None:
+            return None if serials is None else {}
+        found = {n: Residual(serial, feedback.left(serial).copy()) for n, serial in serials.items()}
+        return {**shares, **found}
+
+    recorder = Recorder(job, server, watch.seconds, residuals)
     timed = TimedSnapshots(server, job.save_seconds, watch.seconds)
 
     def tracks() -> tuple[Track, ...]:
@@ -73,6 +83,6 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                 watch.run()
         if timed.due and (found := timed.take()) is not None:
             watch.pause()
-            yield Saved(found)
+            yield Saved(recorder.with_residuals(found))
             watch.run()
         decisions = following

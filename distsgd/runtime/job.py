@@ -20,6 +20,7 @@ from distsgd.core.parameter_server import ParameterServer
 from distsgd.core.plan import Plan
 from distsgd.core.position import Position
 from distsgd.core.range_server import RangeServer, SplitServer
+from distsgd.core.residuals import Residuals, share
 from distsgd.core.schedules import Schedule
 from distsgd.core.update import Updater
 from distsgd.core.witness import Witness
@@ -37,7 +38,8 @@ class Snapshot:
         version: updates applied.
         weights: flat padded parameters, shape (parameters,).
         state: state of the optimiser, arrays of the same shape by name.
-        left_over: worker -> what its error feedback has not sent yet, of the same shape.
+        residuals: what the error feedback of each worker has not sent yet; None if that of a worker
+            could not be had.
         position: which slots of the plan have been applied; None for those of as many steps as
             ``version`` says.
         reads: older version -> flat W, where an answer still to come has read it.
@@ -48,7 +50,7 @@ class Snapshot:
     version: int
     weights: Floats
     state: dict[str, Floats]
-    left_over: dict[int, Floats] = field(default_factory=dict)
+    residuals: Residuals | None = field(default_factory=dict)
     position: Position | None = None
     reads: dict[int, Floats] = field(default_factory=dict)
     usable: bool = True
@@ -125,6 +127,11 @@ class Job:
         return make_architecture(self.model, self.features, self.classes)
 
     @property
+    def has_residuals(self) -> bool:
+        """Whether an answer depends on those before it: gradients are encoded, with feedback."""
+        return self.compress != "none" and self.error_feedback
+
+    @property
     def features(self) -> int:
         """Pixels of an example."""
         return self.preprocessing.features
@@ -162,20 +169,24 @@ class Job:
     def feedback(self, start: Snapshot, worker: int, workers: int) -> ErrorFeedback | None:
         """The error feedback of a worker, if gradients are encoded.
 
-        What the workers of another fleet have left over is shared out among those there are.
+        Args:
+            start: where training begins.
+            worker: its number.
+            workers: how many begin; they share the residuals of the fleet before.
         """
         codec = self.codec()
         if codec is None:
             return None
-        left = np.zeros(self.parameters, dtype=self.dtype)
-        for number in sorted(start.left_over):
-            if number % workers == worker:
-                left += start.left_over[number]
+        residual = share(start.residuals or {}, worker, workers).values
+        if residual is None:
+            residual = np.zeros(self.parameters, dtype=self.dtype)
         # As many answers as may be open at once: only those of other policies than asp wait.
         pieces = len(self.policy.pieces(self.plan.most_slots, workers))
         depth = self.policy.window(workers) * pieces if self.policy.in_order else 1
         serial = start.position.serials.get(worker, 0) if start.position else 0
-        return ErrorFeedback(codec, left, feedback=self.error_feedback, depth=depth, serial=serial)
+        return ErrorFeedback(
+            codec, residual, feedback=self.error_feedback, depth=depth, serial=serial
+        )
 
     def push_bytes(self, nodes: int) -> int:
         """Bytes of a push of so many nodes, without what is told about it."""

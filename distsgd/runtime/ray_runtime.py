@@ -136,8 +136,8 @@ class _Driver:
                 ray.kill(actor)
 
     def _make_worker(self, number: int, again: set[int]) -> Any:
-        """Who replaces another has nothing left over."""
-        start = replace(self._start, left_over={}) if number in again else self._start
+        """A worker that takes the place of a lost one starts without a residual."""
+        start = replace(self._start, residuals={}) if number in again else self._start
         again.add(number)
         check_ray(surely=True)
         actor = (

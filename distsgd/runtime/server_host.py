@@ -12,6 +12,7 @@ from distsgd.channel.base import Work
 from distsgd.channel.log_stream import Entry
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
 from distsgd.core.range_server import Keep
+from distsgd.core.residuals import shared_out
 from distsgd.runtime.decision_log import DecisionLog
 from distsgd.runtime.events import (
     Ended,
@@ -65,7 +66,9 @@ class ServerHost:
         self._unrecorded: list[Decision] = []
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
-        self._remembers = job.compress != "none" and job.error_feedback
+        self._has_residuals = job.has_residuals
+        # Of workers that have not answered yet.
+        self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
         self._gone: set[int] = set()
         self._times = LeaseTimes(job.hang_seconds)
         self.trace = Trace(job.trace)
@@ -191,7 +194,7 @@ class ServerHost:
         with self._lock:
             decisions = self._server.stop()
             self._record()
-            self._end(self._recorder.ended())  # asks for what is left over, then dismisses
+            self._end(self._recorder.ended())  # asks for residuals, then dismisses
             self._carry_out(decisions)
 
     def _end(self, event: Ended) -> None:
@@ -206,12 +209,12 @@ class ServerHost:
         wanted: dict[int, int] = {}
         if isinstance(event, EpochEnded | Saved | Ended):
             floor = min(event.snapshot.floor or event.snapshot.version, self._timed.floor)
-            event = replace(event, snapshot=replace(event.snapshot, floor=floor))
             self._news.notify_all()
             self._tell([Keep(event.snapshot.version)])
-            if self._remembers:
-                wanted = self._server.used
-        wanted = {worker: serial for worker, serial in wanted.items() if worker not in self._gone}
+            serials = self._server.residual_serials() if self._has_residuals else {}
+            known = None if serials is None or serials.keys() & self._gone else self._shares
+            wanted = {} if known is None else serials or {}
+            event = replace(event, snapshot=replace(event.snapshot, floor=floor, residuals=known))
         self._events.add(event, wanted, perf_counter())
         if isinstance(event, Witnessed) and self._crowded():
             self._news.notify_all()
@@ -221,9 +224,9 @@ class ServerHost:
     def _carry_out(self, decisions: list[Decision]) -> None:
         """Give out work first, as somebody waits for it, and then take note of everything.
 
-        But what a worker has left over is asked for before it gets more work.
+        But a worker is asked for its residual before it gets more work.
         """
-        if not self._remembers:
+        if not self._has_residuals:
             self._grant(decisions)
         self._tell(decisions)
         if self._timed.collecting and self._timed.keep():
@@ -235,7 +238,7 @@ class ServerHost:
             if isinstance(decision, Dismiss):
                 self._outbox.put(decision.worker, None)
         self.trace.lap("record")
-        if self._remembers:
+        if self._has_residuals:
             self._grant(decisions)
 
     def _record(self) -> None:

@@ -68,7 +68,7 @@ class Simulation:
         self._worker = Worker(job)
         self._clock, self._copies = VirtualClock(), SharedWeights()
         self._feedback = [job.feedback(start, n, fleet.workers) for n in range(fleet.workers)]
-        self._recorder = Recorder(job, self._server, lambda: self._clock.now, self._left_over)
+        self._recorder = Recorder(job, self._server, lambda: self._clock.now)
         self._members = [
             _Member(slowness, fleet.random(seed, worker))
             for worker, slowness in enumerate(fleet.slowness())
@@ -125,15 +125,6 @@ class Simulation:
     def presence(self) -> list[float]:
         """Virtual seconds for which each worker has been there."""
         return [member.present for member in self._members]
-
-    def _left_over(self, used: dict[int, int]) -> dict[int, Floats]:
-        """What the living workers had left over after some answers."""
-        found = ((worker, self._feedback[worker], serial) for worker, serial in used.items())
-        return {
-            worker: feedback.left(serial).copy()
-            for worker, feedback, serial in found
-            if feedback is not None and self._members[worker].alive
-        }
 
     def _schedule(self) -> None:
         for worker in range(self._fleet.workers):

@@ -85,14 +85,8 @@ class Worker:
         check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push
 
-    def left_over(self, used: dict[int, int]) -> dict[int, Floats]:
-        """What each of the workers that this one stands for has left over after some answers."""
-        if self.feedback is None:
-            return {}
-        return {worker: self.feedback.left(serial).copy() for worker, serial in used.items()}
-
     def _report(self, lease: Lease) -> Push:
-        """What is left over after as many answers as the lease says."""
+        """The residual after as many answers as the lease says."""
         assert self.feedback is not None
         return Push(lease, (), self.feedback.left(lease.serial)[None])
 

@@ -53,7 +53,7 @@ def cut(run: Path, into: Path, random: Random) -> Path:
     content = journal.read_bytes()
     content = content[: random.randrange(len(content))]
     journal.write_bytes(content)
-    for checkpoint in (into / "checkpoints").iterdir():
+    for checkpoint in (into / "checkpoints").glob("step-*.npz"):
         if int(checkpoint.stem.removeprefix("step-")) > content.count(b"\n"):
             checkpoint.unlink()
     (into / "report.json").unlink()

@@ -19,7 +19,7 @@ from distsgd.api.opened_run import open_run
 from distsgd.api.recovery import find_tail
 from distsgd.api.replay import replay
 from distsgd.api.training import resume, train
-from distsgd.errors import JournalError, RunError, UsageError
+from distsgd.errors import JournalError, RunError
 from distsgd.run.checkpoint import checkpoint_versions, read_checkpoint, write_checkpoint
 from distsgd.run.folder import RunFolder
 from distsgd.run.journal import JOURNAL, JournalWriter, Mark, first_digest
@@ -169,8 +169,6 @@ def test_a_bounded_journal_says_where_it_begins(distsgd_here: Run, tmp_path: Pat
     for path in (tmp_path / "copy").glob("*"):
         (run / "checkpoints" / path.name).write_bytes(path.read_bytes())
     assert resume(run).weights_sha256 == whole and replay(run).weights_sha256 == whole
-    with pytest.raises(UsageError, match="journal='bounded'"):
-        a_run(tmp_path / "other", journal="bounded", compress="onebit")
 
 
 def test_lines_before_a_mark_can_be_dropped(tmp_path: Path) -> None:

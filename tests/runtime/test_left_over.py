@@ -1,26 +1,31 @@
-"""What error feedback has not sent yet is part of a checkpoint, exactly."""
+"""The residuals of error feedback are part of a snapshot, exactly."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distsgd.api import train
 from distsgd.api.jobs import make_job
-from distsgd.core.initial import initial_weights, pad
-from distsgd.core.messages import REPORT, Lease
+from distsgd.api.replayer import Replayer
+from distsgd.core.arrays import Floats
+from distsgd.core.compression import ErrorFeedback
+from distsgd.core.initial import initial_weights
+from distsgd.core.messages import LIFE, REPORT, Applied, Decision, Grant, Lease
+from distsgd.core.position import Ledger, Position
+from distsgd.core.residuals import Residual, shared_out
 from distsgd.data.dataset import Dataset
-from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.run.config import TrainConfig
+from distsgd.run.journal import Entry, Record, Resumed
 from distsgd.runtime.events import Ended, EpochEnded, Notice, Progress
 from distsgd.runtime.held_events import HeldEvents
 from distsgd.runtime.inline import train_inline
-from distsgd.runtime.job import Job, Snapshot
+from distsgd.runtime.job import Job, Snapshot, snapshot
 from distsgd.runtime.ray_runtime import train_on_ray
+from distsgd.runtime.worker import Worker
 
 
 def a_job(sample: Dataset, workers: int = 1, **settings: Any) -> tuple[Job, Snapshot]:
@@ -42,9 +47,9 @@ def test_going_on_from_a_snapshot_gives_the_same_bits(
 ) -> None:
     job, start = a_job(sample, compress=compress, servers=servers, optimizer="momentum")
     first, *_, last = run_on(job, start)
-    assert first.left_over[0].any()
+    assert first.residuals and first.residuals[0].values is not None
     assert run_on(job, first)[-1].weights.tobytes() == last.weights.tobytes()
-    without = run_on(job, replace(first, left_over={}))[-1]
+    without = run_on(job, replace(first, residuals={}))[-1]
     assert without.weights.tobytes() != last.weights.tobytes()
 
 
@@ -64,9 +69,9 @@ def test_each_worker_tells_what_it_has_left(
         if isinstance(event, EpochEnded | Ended)
     ]
     assert len(found) == 4
-    for snapshot in found:
-        assert sorted(snapshot.left_over) == [0, 1, 2]
-        assert all(left.any() for left in snapshot.left_over.values())
+    for one in found:
+        assert one.residuals is not None and sorted(one.residuals) == [0, 1, 2]
+        assert all(values is not None and values.any() for _, values in one.residuals.values())
 
 
 @pytest.mark.ray
@@ -77,25 +82,18 @@ def test_a_stopped_run_keeps_them_too(sample: Dataset, shared_ray: None) -> None
         if isinstance(event, Progress):
             seen.append(event)
     assert isinstance(event, Ended) and not event.finished
-    assert sorted(event.snapshot.left_over) == [0, 1]
-
-
-def test_a_checkpoint_holds_them(sample: Dataset) -> None:
-    result = train("sample", workers=0, epochs=1, compress="topk:0.01")
-    model = read_checkpoint(latest_checkpoint(Path(result.run_dir) / "checkpoints"))
-    job, start = a_job(sample, compress="topk:0.01")
-    del start
-    assert model.left_over[0].shape == (10, 3073)
-    assert pad(model.left_over[0]).size == job.parameters
-    assert model.left_over[0].any()
+    assert sorted(event.snapshot.residuals or {}) == [0, 1]
 
 
 def test_another_number_of_workers_shares_them_out(sample: Dataset) -> None:
     job, start = a_job(sample, compress="onebit")
     one = np.ones(job.parameters, dtype=np.float32)
-    start = replace(start, left_over={n: one * 10**n for n in range(4)})
-    shared = [job.feedback(start, worker, 2) for worker in range(2)]
-    assert [feedback.left(0)[0] for feedback in shared if feedback] == [101, 1010]
+    start = replace(start, residuals={n: Residual(7, one * 10**n) for n in range(4)})
+    shared = [job.feedback(start, worker, 2) for worker in range(3)]
+    assert [feedback.left(0)[0] for feedback in shared if feedback] == [101, 1010, 0]
+    known = shared_out(start.residuals or {}, 2)
+    assert [residual.serial for residual in known.values()] == [LIFE] * 4
+    assert [residual.values is None for residual in known.values()] == [False, False, True, True]
 
 
 def test_a_snapshot_waits_for_its_workers_but_not_for_ever() -> None:
@@ -109,7 +107,7 @@ def test_a_snapshot_waits_for_its_workers_but_not_for_ever() -> None:
     assert held.question(0) is None and not held.ready(10.1)
     held.lost(1)
     (first,), (second,) = held.take(10.1), held.take(10.1)
-    assert isinstance(first, EpochEnded) and first.snapshot.left_over.keys() == {0}
+    assert isinstance(first, EpochEnded) and first.snapshot.residuals is None
     assert isinstance(second, Progress)
     held.add(event, {0: 4}, 20.0)
     assert not held.ready(20.5) and held.ready(21.0)
@@ -130,3 +128,131 @@ def test_a_driver_that_is_slow_gets_one_epoch_at_a_time_and_not_all_of_many() ->
     assert all(sum(isinstance(e, EpochEnded) for e in found) <= 1 for found in taken)
     assert sum(isinstance(event, Progress) for event in events) == 1000
     assert sum(isinstance(event, Notice) for event in events) == 1
+
+
+class Members:
+    """Several workers and their server in one process, who do anything in any order."""
+
+    def __init__(self, job: Job, start: Snapshot, workers: int, random: Random) -> None:
+        self.job, self.random, self._workers = job, random, workers
+        self.server = job.coordinator(start)
+        self._worker = Worker(job)
+        self._feedback = {n: job.feedback(start, n, workers) for n in range(workers)}
+        self._before = shared_out(start.residuals or {}, workers)
+        self._asking = list(range(workers))
+        self._held: dict[int, tuple[Lease, Floats]] = {}
+        self.updates: list[Applied] = []
+        self.snapshots: list[Snapshot] = []
+        for worker in range(workers):
+            self.server.joined(worker)
+
+    def play(self, most: int) -> None:
+        """Make updates, with a snapshot after each that can have one, until there are so many."""
+        while not self.server.finished and len(self.updates) < most:
+            if self._asking and (not self._held or self.random.random() < 0.7):
+                worker = self._asking.pop(self.random.randrange(len(self._asking)))
+                self._follow(self.server.pull(worker))
+                continue
+            worker = self.random.choice(sorted(self._held))
+            if self.random.random() < 0.05:
+                self._die(worker)
+            else:
+                self._answer(worker)
+
+    def _die(self, worker: int) -> None:
+        """Its place is taken by another at once, without a residual."""
+        del self._held[worker]
+        had = worker in (self.server.residual_serials() or {})
+        self._follow(self.server.lost(worker))
+        assert not had or self.server.residual_serials() is None  # it is not asked in vain
+        codec = self.job.codec()
+        assert codec is not None
+        zeros = np.zeros(self.job.parameters, dtype=self.job.dtype)
+        self._feedback[worker] = ErrorFeedback(codec, zeros, serial=0)
+        self._asking.append(worker)
+
+    def _answer(self, worker: int) -> None:
+        lease, weights = self._held.pop(worker)
+        self._worker.feedback = self._feedback[worker]
+        push = self._worker.answer((lease, weights))
+        self._follow(self.server.push(worker, push))
+        self._asking.append(worker)
+
+    def _follow(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                self._held[decision.worker] = (decision.lease, self.server.weights.copy())
+            elif isinstance(decision, Applied):
+                self.updates.append(decision)
+        if decisions and isinstance(decisions[0], Applied):
+            self._look()
+
+    def _look(self) -> None:
+        serials = self.server.residual_serials()
+        if serials is None:
+            return
+        feedback = self._feedback
+        found = {
+            n: Residual(serial, one.left(serial).copy())
+            for n, serial in serials.items()
+            if (one := feedback[n]) is not None
+        }
+        held = {lease.version: weights for lease, weights in self._held.values()}
+        self.snapshots.append(
+            replace(snapshot(self.server), residuals={**self._before, **found}, reads=held)
+        )
+
+
+def same(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two snapshots have the same bits."""
+    residuals = [
+        [
+            (worker, residual.serial, None if values is None else values.tobytes())
+            for worker, residual in sorted((found.residuals or {}).items())
+            for values in [residual.values]
+        ]
+        for found in (one, other)
+    ]
+    return one.weights.tobytes() == other.weights.tobytes() and residuals[0] == residuals[1]
+
+
+@pytest.mark.parametrize("policy", ["bsp", "ssp", "asp", "backup", "local"])
+def test_any_snapshot_of_a_fleet_leads_to_the_same_end(policy: str, sample: Dataset) -> None:
+    """The journal after it gives the W and the residuals that workers had, whoever died.
+
+    Also when another fleet has gone on, of another size, which died with its driver again.
+    """
+    numbers: dict[str, Any] = {"ssp": {"staleness": 2}, "local": {"local_steps": 2}}.get(policy, {})
+    config = TrainConfig(
+        dataset="sample", epochs=2, batch_size=250, slot_size=50, consistency=policy,
+        compress="topk:0.01", workers=3, **numbers,
+    )  # fmt: skip
+    job, random, looked = make_job(config, sample), Random(policy), 0
+    first = job.architecture.initial(0, 1e-4, job.dtype)
+    start = Snapshot(0, first, {})
+    entries: list[Entry] = []
+    seen: list[tuple[int, Snapshot]] = []
+    ledger = Ledger()
+    for workers in (3, 2, 4):
+        entries.append(Resumed(start.version, 2, workers, 1, "auto"))
+        before = len(entries)
+        members = Members(job, start, workers, random)
+        members.play(4 if workers < 4 else 1000)
+        entries += [Record(u.version, u.step, u.contributions, u.requeued) for u in members.updates]
+        for found in members.snapshots:
+            seen.append((before + found.version - start.version, found))
+        for update in members.updates:
+            ledger.add(job.plan, update)
+        replayer = Replayer(config, sample, Snapshot(0, first, {}))
+        for _ in replayer.versions(entries):
+            pass
+        start = replayer.snapshot(ledger.position(job.plan, job.policy))
+        assert start.weights.tobytes() == members.server.weights.tobytes()
+    for place, found in seen:
+        reads = {v: w for v, w in found.reads.items() if v != found.version}
+        replayer = Replayer(config, sample, replace(found, reads=reads))
+        for _ in replayer.versions(entries[place:]):
+            pass
+        assert same(replayer.snapshot(Position(0, 0)), start)
+        looked += 1
+    assert looked >= 5
