@@ -62,7 +62,7 @@ CHOICES = {
     "journal": ("keep", "keep", "bounded"),
     "consistency": ("bsp", "bsp", "ssp", "asp", "local"),
     "keep_checkpoints": (None, "2", "5"),
-    "compress": ("none", "none", "fp16", "topk", "onebit"),
+    "compress": ("none", "none", "fp16", "topk:0.01", "onebit"),
 }
 
 
