@@ -14,6 +14,7 @@ from distsgd.runtime.node_note import Node, last_node, read_node
 from distsgd.runtime.ray_init import init_ray
 from distsgd.runtime.ray_session import (
     LOOPBACK,
+    NO_METRICS,
     is_loopback,
     quiet_ray,
     ray_environment,
@@ -27,7 +28,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_enable_open_telemetry": "0",
+    **NO_METRICS,
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
 }
 

@@ -19,7 +19,7 @@ from distsgd.runtime.cluster_token import cluster_home, token_file
 from distsgd.runtime.head_probe import check_head
 from distsgd.runtime.node_address import PORT, answers, check_address, check_port, free_port, way_to
 from distsgd.runtime.node_note import Node, alone, last_node, note_file, other_notes
-from distsgd.runtime.ray_session import LOOPBACK, is_loopback
+from distsgd.runtime.ray_session import LOOPBACK, NO_METRICS, is_loopback
 from distsgd.runtime.session_guard import NODE_MARK, clear_session
 
 __all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
@@ -36,7 +36,7 @@ _SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_worker_niceness": "0",
     "RAY_local_fs_capacity_threshold": "1",
-    "RAY_enable_open_telemetry": "0",
+    **NO_METRICS,
     # A node that does not answer for so long is dead: 5 s instead of a minute.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -81,6 +81,8 @@ def start_head(
         ]  # fmt: skip
         if autoscaling is not None:
             arguments.append(f"--autoscaling-config={autoscaling.absolute()}")
+        else:
+            arguments.append("--no-monitor")  # of the autoscaler
         node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
                     jobs_port=jobs_port)  # fmt: skip
         return _started(node, arguments, cpus, secret)
@@ -179,7 +181,7 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
     node = replace(wanted, folder=str(folder))
     command = python_module(
-        "ray.scripts.scripts", "start", f"--node-ip-address={node.node_ip}",
+        "distsgd.runtime.ray_start", f"--node-ip-address={node.node_ip}",
         f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
         # Another Ray of this machine may have its usual port, and jobs need it.
         f"--dashboard-agent-listen-port={free_port(node.node_ip)}",

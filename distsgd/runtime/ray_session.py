@@ -28,8 +28,8 @@ from distsgd.runtime.ray_sharing import OWN, shared_connection
 from distsgd.runtime.session_guard import LOCK, clear_session, guarded, session_mark
 
 __all__ = [
-    "LOOPBACK", "is_loopback", "quiet_ray", "ray_environment", "ray_session", "shut_down",
-    "sweep_dead_sessions",
+    "LOOPBACK", "NO_METRICS", "is_loopback", "quiet_ray", "ray_environment", "ray_session",
+    "shut_down", "sweep_dead_sessions",
 ]  # fmt: skip
 
 _PREFIX = "distsgd-ray-"
@@ -41,6 +41,20 @@ _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
 
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+_NO_PORT = "-1"
+NO_METRICS = {
+    # Otherwise each session leaves a thread in this process that exports them.
+    "RAY_enable_open_telemetry": "0",
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": _NO_PORT,
+    "AUTOSCALER_METRIC_PORT": _NO_PORT,
+}
+"""Variables that keep Ray's processes from serving metrics, which need no token.
+
+An agent has a switch for it. The dashboard and the autoscaler's monitor have none, but do without
+when they cannot listen, and no process can listen at such a port.
+"""
 
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -55,8 +69,7 @@ _SETTINGS = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ours is not started again: where we do not notice first, Ray ends us after so long, not 60 s.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
-    # Nobody reads its metrics; each session would leave a thread in this process that exports them.
-    "RAY_enable_open_telemetry": "0",
+    **NO_METRICS,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Despite its name: take the loopback address for this node, whatever the system. Ray then
     # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.

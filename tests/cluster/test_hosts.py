@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hosts import Host, hosts, possible
+from listening import Listener, answers, documented, listeners
 from store_process import SECRETS, object_store
 from support import PATIENCE, wait_for
 
@@ -23,6 +24,8 @@ from distsgd.data.locations import SAMPLE
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
 
+NOBODY = 65_534
+NOT_ALWAYS = {"ray::IDLE", "ray::JobSupervisor"}
 EPOCHS = 200
 SPREAD = (
     "--servers", "2", "--placement", "spread",
@@ -123,6 +126,35 @@ def test_nobody_gets_in_without_the_token(cluster: list[Host]) -> None:
         token.read_text()
         not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     )
+
+
+def test_ports_are_those_of_the_table_and_give_no_more(cluster: list[Host]) -> None:
+    """Of SECURITY.md: to a host that is none of the cluster, and to another user of the head."""
+    first, second, _, stranger = cluster
+    begun = first.start(
+        "train", "--address", "auto", "--workers", "4", "--epochs", "100000",
+        "--chaos", "delay:p=1:for=10ms", "--run-dir", run := first.folder / "listening",
+    )  # fmt: skip
+    wait_for(lambda: updates(run) > 2_000)
+    table = documented()
+    seen = {host: listeners(host.pids()) for host in (first, second)}
+    assert {place_of(one, host) for host in seen for one in seen[host]} <= table.keys()
+    assert {program for program, _ in table} - {one.program for one in seen[first]} <= NOT_ALWAYS
+    ports = {one.port for one in seen[first]}
+    given = answers(ports, first.ip, through=["ip", "netns", "exec", stranger.name])
+    for one in seen[first]:
+        assert one.ip == "127.0.0.1" or given[one.port] == table[place_of(one, first)], one
+    locally = answers(ports, "127.0.0.1", NOBODY, ["ip", "netns", "exec", first.name])
+    assert all(what <= given[port] for port, what in locally.items())
+    begun.send_signal(signal.SIGINT)
+    out, _ = begun.communicate(timeout=PATIENCE)
+    assert begun.returncode == 130, out
+
+
+def place_of(one: Listener, host: Host) -> tuple[str, str]:
+    """As the table says it."""
+    where = {"0.0.0.0": "every address", host.ip: "ADDRESS"}.get(one.ip, one.ip)
+    return one.program, where
 
 
 NOISE = """

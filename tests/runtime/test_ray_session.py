@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from listening import answers, documented, listeners
 from support import Run
 
 from distsgd.errors import ChannelClosed
@@ -192,3 +193,20 @@ def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
     found = str(what_to_tell(ChannelClosed("the peer of a channel has gone")))
     assert found.startswith("a parameter server can no longer be reached: the peer")
     assert "distsgd resume" in found
+
+
+def test_a_session_listens_at_loopback_and_gives_no_more_than_the_table(shared_ray: None) -> None:
+    """Of SECURITY.md; to another user, if we may become one."""
+    import ray
+
+    folder = Path(ray._private.worker._global_node.get_temp_dir_path()).parent
+    found = listeners(processes_of(str(folder)))
+    assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= {one.program for one in found}
+    assert {one.ip for one in found} == {"127.0.0.1"}
+    table: dict[str, list[set[str]]] = {}
+    for (program, _), given in documented().items():
+        table.setdefault(program, []).append(given)
+    nobody = 65_534 if os.geteuid() == 0 else None
+    given = answers([one.port for one in found], "127.0.0.1", nobody)
+    for one in found:
+        assert given[one.port] in table[one.program], one
