@@ -133,8 +133,23 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def kernel(self, loss: str, preprocessing: Preprocessing, slot_size: int, dtype: str) -> Kernel:
-        """What computes slot gradients; see `Kernel`."""
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
+        """What computes slot gradients; see `Kernel`.
+
+        Args:
+            loss: "softmax" or "svm".
+            preprocessing: from pixels to features.
+            slot_size: examples of a slot.
+            dtype: "float32" or "float64".
+            most: the most examples of all slots together, if that is known.
+        """
 
     @property
     @abstractmethod

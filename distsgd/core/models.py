@@ -45,9 +45,16 @@ class Linear(Architecture):
         """See `initial_weights`; the scale is the standard deviation."""
         return initial_weights(seed, self.classes, self.features, scale, dtype)
 
-    def kernel(self, loss: str, preprocessing: Preprocessing, slot_size: int, dtype: str) -> Kernel:
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
         """See `SlotKernel`."""
-        return SlotKernel(loss, self.classes, preprocessing, slot_size, dtype)
+        return SlotKernel(loss, self.classes, preprocessing, slot_size, dtype, most)
 
     @property
     def block(self) -> int:
@@ -86,9 +93,18 @@ class TwoLayer(Architecture):
         shapes = [(layer.outputs, layer.inputs) for layer in self.layers]
         return he_weights(seed, shapes, scale, dtype)
 
-    def kernel(self, loss: str, preprocessing: Preprocessing, slot_size: int, dtype: str) -> Kernel:
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
         """See `TwoLayerKernel`."""
-        return TwoLayerKernel(loss, self.hidden, self.classes, preprocessing, slot_size, dtype)
+        return TwoLayerKernel(
+            loss, self.hidden, self.classes, preprocessing, slot_size, dtype, most
+        )
 
     @property
     def block(self) -> int:

@@ -82,6 +82,11 @@ class Plan:
         """Slots of a full minibatch."""
         return -(-self.batch_size // self.slot_size)
 
+    @property
+    def most_examples(self) -> int:
+        """Examples of a full slot."""
+        return min(self.slot_size, self.batch_size)
+
     def epoch_of(self, step: int) -> int:
         """The epoch that a step belongs to, from 0."""
         return step // self.steps_per_epoch

@@ -11,7 +11,7 @@ from distsgd.core.features import Preprocessing
 from distsgd.core.losses import LOSSES
 from distsgd.core.score import block_columns, score
 
-__all__ = ["SlotKernel", "SlotLoss"]
+__all__ = ["SlotKernel", "SlotLoss", "fitting"]
 
 
 _EXAMPLES = 256
@@ -33,6 +33,19 @@ class SlotLoss(NamedTuple):
     examples: int
 
 
+def fitting(slot_size: int, most: int | None) -> tuple[int, int]:
+    """How many slots to compute at once, and the most examples that one of them has.
+
+    Args:
+        slot_size: examples of a slot.
+        most: of all slots together; None if that is not known.
+    """
+    slots = max(1, _EXAMPLES // slot_size)
+    if most is None:
+        return slots, slot_size
+    return min(slots, -(-most // slot_size)), min(slot_size, most)
+
+
 class SlotKernel:
     """Slot gradients of the linear classifier, a few at once, in buffers that are made once.
 
@@ -49,35 +62,42 @@ class SlotKernel:
         loss: "softmax" or "svm".
         classes: number of classes.
         preprocessing: from pixels to features.
-        slot_size: the most examples a slot has.
+        slot_size: examples of a slot, which fixes the bits.
         dtype: "float32" or "float64".
+        most: the most examples of all slots together, if that is known: buffers are no larger.
 
     Attributes:
         slots: how many slots of full size may be computed at once.
     """
 
     def __init__(
-        self, loss: str, classes: int, preprocessing: Preprocessing, slot_size: int, dtype: str
+        self,
+        loss: str,
+        classes: int,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
     ) -> None:
         self._loss = LOSSES[loss]
         self._features = preprocessing.features
         self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
         self._centre = preprocessing.centre(dtype)
-        self.slots = max(1, _EXAMPLES // slot_size)
-        rows = preprocessing.raw_buffer(self.slots * (slot_size + 1), dtype)
-        self._rows = rows.reshape(self.slots, slot_size + 1, -1)
+        self.slots, most = fitting(slot_size, most)
+        rows = preprocessing.raw_buffer(self.slots * (most + 1), dtype)
+        self._rows = rows.reshape(self.slots, most + 1, -1)
         self._rows[:, 0] = self._centre
         # Class by class, so that numpy goes over examples innermost.
-        self._scores = np.empty((classes, self.slots * slot_size), dtype=dtype)
+        self._scores = np.empty((classes, self.slots * most), dtype=dtype)
         self._gradient = np.empty_like(self._scores)
-        self._weighted = np.empty((classes, self.slots, slot_size + 1), dtype=dtype)
+        self._weighted = np.empty((classes, self.slots, most + 1), dtype=dtype)
         self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
 
     def rows(self, slots: int, examples: int) -> Floats:
         """Where the raw rows of the next slots belong, shape (slots, examples, columns).
 
         Args:
-            slots: how many; 1 if they are shorter than ``slot_size``.
+            slots: how many; 1 if they are shorter than the others.
             examples: of each slot.
         """
         return self._rows[:slots, 1 : examples + 1]

@@ -14,12 +14,9 @@ from distsgd.core.backprop import (
 )
 from distsgd.core.features import Preprocessing
 from distsgd.core.losses import LOSSES
-from distsgd.core.slot_gradient import SlotLoss
+from distsgd.core.slot_gradient import SlotLoss, fitting
 
 __all__ = ["TwoLayerKernel"]
-
-_EXAMPLES = 256
-"""How many examples' rows there is room for."""
 
 
 class TwoLayerKernel:
@@ -38,8 +35,9 @@ class TwoLayerKernel:
         hidden: units of the hidden layer.
         classes: number of classes.
         preprocessing: from pixels to features.
-        slot_size: the most examples a slot has.
+        slot_size: examples of a slot, which fixes the bits.
         dtype: "float32" or "float64".
+        most: the most examples of all slots together, if that is known: buffers are no larger.
 
     Attributes:
         slots: how many slots of full size may be computed at once.
@@ -53,28 +51,29 @@ class TwoLayerKernel:
         preprocessing: Preprocessing,
         slot_size: int,
         dtype: str,
+        most: int | None = None,
     ) -> None:
         self._loss = LOSSES[loss]
         self._features, self._units, self._classes = preprocessing.features, hidden, classes
         self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
         self._centre = preprocessing.centre(dtype)
-        self.slots = max(1, _EXAMPLES // slot_size)
-        rows = preprocessing.raw_buffer(self.slots * (slot_size + 1), dtype)
-        self._rows = rows.reshape(self.slots, slot_size + 1, -1)
+        self.slots, most = fitting(slot_size, most)
+        rows = preprocessing.raw_buffer(self.slots * (most + 1), dtype)
+        self._rows = rows.reshape(self.slots, most + 1, -1)
         self._rows[:, 0] = self._centre
         # Unit by unit and class by class, so that numpy goes over examples innermost.
-        self._hidden = np.zeros((padded_columns(hidden), slot_size), dtype=dtype)
+        self._hidden = np.zeros((padded_columns(hidden), most), dtype=dtype)
         self._hidden[hidden] = 1  # the bias
-        self._active = np.empty((hidden, slot_size), dtype=np.bool_)
-        self._scores = np.empty((classes, slot_size), dtype=dtype)
+        self._active = np.empty((hidden, most), dtype=np.bool_)
+        self._scores = np.empty((classes, most), dtype=dtype)
         self._gradient = np.empty_like(self._scores)
-        self._weighted = np.empty((hidden, slot_size + 1), dtype=dtype)
+        self._weighted = np.empty((hidden, most + 1), dtype=dtype)
 
     def rows(self, slots: int, examples: int) -> Floats:
         """Where the raw rows of the next slots belong, shape (slots, examples, columns).
 
         Args:
-            slots: how many; 1 if they are shorter than ``slot_size``.
+            slots: how many; 1 if they are shorter than the others.
             examples: of each slot.
         """
         return self._rows[:slots, 1 : examples + 1]

@@ -148,8 +148,9 @@ class Job:
 
     def kernel(self) -> Kernel:
         """What computes slot gradients."""
+        plan = self.plan
         return self.architecture.kernel(
-            self.loss, self.preprocessing, self.plan.slot_size, self.dtype
+            self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size
         )
 
     def codec(self) -> Codec | None:

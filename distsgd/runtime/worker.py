@@ -40,7 +40,7 @@ class Worker:
         self._kernel = job.kernel()
         plan = job.plan
         self._split = dataset_here(job).train
-        most = self._kernel.slots * plan.slot_size
+        most = self._kernel.slots * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
         self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
         self._order = EpochOrder(plan)

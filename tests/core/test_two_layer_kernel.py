@@ -115,6 +115,22 @@ def test_bits_do_not_depend_on_where_parameters_lie_in_memory(dtype, hidden):
         assert out.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("model", ["linear", "mlp:20"])
+@pytest.mark.parametrize(
+    ("slot_size", "most"), [(4096, 7), (64, 7), (1, 7), (33, 40), (300, 300), (16, 256)]
+)
+def test_buffers_are_no_larger_than_a_minibatch_and_bits_are_the_same(model, slot_size, most):
+    problem = Problem(CIFAR, most, "float32", model)
+    kernel = problem.kernel("softmax", slot_size, most)
+    examples = min(most, slot_size)
+    assert kernel.rows(kernel.slots, examples).shape[:2] == (kernel.slots, examples)
+    assert examples * kernel.slots < most + slot_size and kernel._rows.nbytes < 2 * 13000 * most
+    plain = problem.kernel("softmax", slot_size)
+    for slot in slots_of(most, slot_size):
+        found, expected = problem.gradient(kernel, slot), problem.gradient(plain, slot)
+        assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_slot_after_a_diverged_one_is_clean(loss):
     """No nan or infinity stays behind in the buffers."""

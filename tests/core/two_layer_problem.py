@@ -34,8 +34,8 @@ class Problem:
             return self.features() @ self.layers[0].T
         return two_layer_scores(*self.layers, self.features())
 
-    def kernel(self, loss, slot_size):
-        return self.model.kernel(loss, self.preprocessing, slot_size, self.dtype)
+    def kernel(self, loss, slot_size, most=None):
+        return self.model.kernel(loss, self.preprocessing, slot_size, self.dtype, most)
 
     def gradient(self, kernel, rows):
         """The gradient of some rows, written over nan, and their loss."""
