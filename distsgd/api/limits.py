@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
+from distsgd.api.memory import Sizes, sizes_of, what_fits
 from distsgd.core.models import make_architecture
 from distsgd.data.dataset import Dataset
+from distsgd.data.row_cache import choose_cache
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
-from distsgd.runtime.room import check_processes, free_memory
+from distsgd.runtime.room import check_processes, free_memory, process_memory
 
-__all__ = ["check_fleet", "check_sizes"]
+__all__ = ["check_fleet", "check_sizes", "size"]
 
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""
 
 
-def check_sizes(config: TrainConfig, dataset: Dataset) -> None:
+def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = False) -> None:
     """See that the minibatch, the servers and the model fit the dataset and the memory.
+
+    Args:
+        config: the settings.
+        dataset: what is trained on.
+        elsewhere: whether workers and servers run on a cluster; their memory is not known here.
 
     Raises:
         UsageError: they do not; says what would do.
@@ -39,16 +44,58 @@ def check_sizes(config: TrainConfig, dataset: Dataset) -> None:
             "be cut into",
             f"Give a number from 1 to {most}",
         )
-    # W, its optimiser's state and the sums of a tree at the server; W and a sum at each worker.
-    slots = -(-config.batch_size // config.slot_size)
-    vectors = 3 + math.ceil(math.log2(slots + 1)) + 2 * config.workers
-    needed, free = vectors * parameters * np.dtype(config.dtype).itemsize, free_memory()
-    if free is not None and needed > free:
-        raise UsageError(
-            f"{config.given('model')} on {features:,} features takes {needed / 2**30:.1f} GiB of "
-            f"memory at least, and {free / 2**30:.1f} GiB are free",
-            "Give fewer hidden units or fewer workers",
+    preprocessing, cache = dataset.preprocessing(config.pixel_scale), "shards"
+    if not dataset.streamed:
+        cache = choose_cache(
+            config.cache, config.cache_budget, preprocessing, examples, config.dtype
         )
+    _check_memory(config, sizes_of(config, dataset, cache), elsewhere)
+
+
+def _check_memory(config: TrainConfig, sizes: Sizes, elsewhere: bool) -> None:
+    """Raises UsageError if the processes of a training need more memory than there is."""
+    free, own = free_memory(), process_memory()
+
+    def fits(sizes: Sizes) -> bool:
+        needs = sizes.needs()
+        here = needs.driver if elsewhere else needs.total
+        largest = needs.driver if elsewhere else max(needs.driver, needs.worker, needs.server)
+        return (free is None or here <= free) and (own is None or largest <= own)
+
+    if fits(sizes):
+        return
+    needs, found = sizes.needs(), what_fits(sizes, fits)
+    name = {"hidden": "model"}.get(found[0], found[0]) if found else "model"
+    what = config.given(name)
+    if name == "model":
+        what += f" on {sizes.features:,} features"
+    parts = ""
+    if sizes.workers and not elsewhere:
+        parts = (
+            f" ({size(needs.driver)} in the driver, {size(needs.worker)} in each worker, "
+            f"{size(needs.server)} in each server)"
+        )
+    limit = min(bytes_ for bytes_ in (free, own) if bytes_ is not None)
+    raise UsageError(
+        f"{what} takes {size(needs.driver if elsewhere else needs.total)} of memory{parts}, and "
+        f"{size(limit)} are free" + (" to a process (ulimit)" if limit == own else ""),
+        _less(config, found),
+    )
+
+
+def _less(config: TrainConfig, found: tuple[str, int] | None) -> str:
+    """What to do about it."""
+    if found is None:
+        return "Free some memory, or train where there is more"
+    name, most = found
+    given = config.spelling.given
+    fitting = given("model", f"mlp:{most}") if name == "hidden" else given(name, most)
+    return f"{fitting} fits, or anything {'larger' if name == 'slot_size' else 'smaller'}"
+
+
+def size(count: int) -> str:
+    """Bytes for a reader, such as "3.2 GiB" or "40 MiB"."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{-(-count // 2**20)} MiB"
 
 
 def check_fleet(config: TrainConfig, *, elsewhere: bool = False) -> None:

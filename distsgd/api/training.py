@@ -134,7 +134,7 @@ def train_with(
         folder = find_dataset(config.dataset)
         dataset = dataset_of(config, folder)
         check_room(config, dataset)
-        check_sizes(config, dataset)
+        check_sizes(config, dataset, elsewhere=address is not None)
         dataset.verify()  # before anything is made
         if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
             reporter.notice(
@@ -237,7 +237,7 @@ def resume_with(
             config = settings_to_go_on(tail.settings, given)
             faults = _faults(chaos, config)
             check_fleet(config, elsewhere=address is not None)
-            check_sizes(config, dataset)
+            check_sizes(config, dataset, elsewhere=address is not None)
             _check_address(address, config)
             ended = folder.report().get("status")
             if ended == "finished" and config.epochs == tail.settings.epochs:

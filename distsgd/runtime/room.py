@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
 from distsgd.errors import UsageError
 
-__all__ = ["FollowedRoom", "check_processes", "free_memory", "most_processes", "room_for_workers"]
+__all__ = [
+    "FollowedRoom",
+    "check_processes",
+    "free_memory",
+    "most_processes",
+    "process_memory",
+    "room_for_workers",
+]
+
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 _SECONDS = 1.0
 
@@ -37,19 +47,77 @@ def room_for_workers(servers: int) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that are free for processes to come; None if the system does not say."""
+    """Bytes of memory that are free for this process and others; None if the system does not say.
+
+    That is what the machine has without swapping, or what is left to the groups of processes that
+    this one belongs to, such as a container, if that is less.
+    """
+    found = _fields(_PROC / "meminfo").get("MemAvailable")
+    known = [found * 1024] if found is not None else []
+    return min(
+        known + [left for left in map(_left_to, _groups()) if left is not None], default=None
+    )
+
+
+def process_memory() -> int | None:
+    """Bytes that this process may still allocate by its own limits (ulimit -v, -d); None for any.
+
+    Processes that it starts have the same limits.
+    """
+    used = _fields(_PROC / "self" / "status")
+    limits = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+    left = [
+        max(0, soft - used.get(name, 0) * 1024)
+        for soft, name in ((resource.getrlimit(limit)[0], name) for limit, name in limits)
+        if soft != resource.RLIM_INFINITY
+    ]
+    return min(left, default=None)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The numbers of a file with lines such as "MemFree: 100 kB" or "inactive_file 100"."""
+    found = {}
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        (found,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
-    except (OSError, ValueError, IndexError):
-        return None
-    try:  # that of a container
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        return min(found, max(0, limit - used))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            words = line.replace(":", " ").split()
+            if len(words) > 1 and words[1].isdecimal():
+                found[words[0]] = int(words[1])
+    except OSError:
+        pass
+    return found
+
+
+def _groups() -> Iterator[Path]:
+    """The control groups that limit the memory of this process, from its own to the outermost."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
-        return found
+        lines = ["0::/"]
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, inner = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = _GROUPS / "memory" if controllers else _GROUPS  # version 1, or 2
+        # Inside of a container the path may be that of outside, where nothing is.
+        inside = top / inner.lstrip("/")
+        yield from (path for path in (inside, *inside.parents) if path.is_relative_to(top))
+
+
+def _left_to(group: Path) -> int | None:
+    """Bytes that a control group may still use; None if it has no limit."""
+    for most, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((group / most).read_text(encoding="ascii"))
+            taken = int((group / used).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        # What the system keeps of files counts as used, and goes when something else needs it.
+        return max(0, limit - taken + _fields(group / "memory.stat").get(files, 0))
+    return None
 
 
 def most_processes() -> int:

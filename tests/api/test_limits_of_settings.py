@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import pytest
 
 from distsgd.api import limits
 from distsgd.api.gradcheck import gradcheck
-from distsgd.api.limits import check_fleet
+from distsgd.api.limits import check_fleet, check_sizes
+from distsgd.api.memory import sizes_of
 from distsgd.api.scenario import fleet_from
 from distsgd.api.training import resume, scale, train
 from distsgd.bench.benchmark import Options
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
 from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
@@ -68,6 +73,101 @@ def test_a_model_that_memory_does_not_hold_is_refused(
     with pytest.raises(UsageError, match=r"mlp:10000' on 3,072 features takes .* GiB are free"):
         train("sample", workers=0, model="mlp:10000", dtype="float64")
     assert not private_home.exists()
+
+
+SMALL_SLOTS = {"batch_size": 1500, "slot_size": 1}
+LARGE_BATCH = {"batch_size": 1500, "slot_size": 900, "dtype": "float64"}
+
+
+@pytest.mark.parametrize(
+    ("free", "own", "settings", "words"),
+    [
+        (90, None, {"model": "mlp:900"}, r"^model='mlp:900' on .* 90 MiB are free\. model='mlp:"),
+        (None, 90, {"model": "mlp:900"}, r" 90 MiB are free to a process \(ulimit\)\. model='mlp:"),
+        (128, 900, SMALL_SLOTS, r"\. slot_size=64 fits, or anything larger"),
+        (20, None, LARGE_BATCH, r"^batch_size=1500 takes .*\. batch_size=\d+ fits, or .* smaller"),
+        (1, None, {}, r"^model='linear' .*Free some memory, or train where there is more"),
+        (900, None, {"workers": 7}, r"^workers=7 takes .* each worker, .*\. workers=[1-6] fits"),
+    ],
+)
+def test_the_setting_that_takes_the_memory_is_named_with_what_fits(
+    free: int | None,
+    own: int | None,
+    settings: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "free_memory", lambda: free and free * 2**20)
+    monkeypatch.setattr(limits, "process_memory", lambda: own and own * 2**20)
+    config = config_from({"dataset": "sample", "workers": 0, **settings})
+    dataset = Dataset(find_dataset("sample"))
+    with pytest.raises(UsageError, match=words):
+        check_sizes(config, dataset)
+    assert config.workers == 0 or check_sizes(config, dataset, elsewhere=True) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_containers_counts(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the own group and of those around it, without what is kept of files."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    monkeypatch.setattr(room, "_PROC", proc)
+    monkeypatch.setattr(room, "_GROUPS", groups)
+    assert room.free_memory() is None
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  5000 kB\n")
+    assert room.free_memory() == 5000 * 1024
+    names = ("memory.max", "memory.current", "inactive_file")
+    top = groups
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        top = groups / "memory"
+    line = "0::/a/b\n" if version == 2 else "3:cpu:/x\n5:memory,hugetlb:/a/b\n"
+    (proc / "self" / "cgroup").write_text(line)
+    (top / "a" / "b").mkdir(parents=True)
+    for folder, limit, used in ((top / "a" / "b", "max", 10), (top / "a", "3000", 2900)):
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+    (top / "a" / "memory.stat").write_text(f"anon 5\n{names[2]} 400\n")
+    assert room.free_memory() == 3000 - 2900 + 400
+
+
+_PEAKS = """
+import json, sys, tempfile
+from pathlib import Path
+from distsgd.api.training import train
+
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def run(**settings):
+    before = memory("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        train("sample", workers=0, epochs=1, run_dir=Path(folder) / "run", **settings)
+    return memory("VmHWM") - before
+
+run()
+print(json.dumps([run(**settings) for settings in json.loads(sys.argv[1])]))
+"""
+
+
+def test_memory_is_estimated_as_it_is_measured() -> None:
+    """Of trainings in one process, of which each takes more than the one before."""
+    each = [
+        {"model": "mlp:250"},
+        {"model": "mlp:250", "batch_size": 1500, "slot_size": 30},
+        {"model": "mlp:500", "optimizer": "adam"},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS, json.dumps(each)], capture_output=True, text=True, check=True
+    )
+    dataset = Dataset(find_dataset("sample"))
+    for settings, peak in zip(each, json.loads(done.stdout), strict=True):
+        config = config_from({"dataset": "sample", "workers": 0, **settings})
+        estimate = sizes_of(config, dataset, "uint8").needs().total
+        assert 0.7 < estimate / peak < 1.4, (settings, estimate, peak)
 
 
 def test_room_follows_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
