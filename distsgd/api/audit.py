@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from distsgd.api.jobs import make_job
 from distsgd.api.opened_run import OpenedRun, open_run
-from distsgd.api.replayer import records_of, settings_after
-from distsgd.api.run_view import RunView, proven
+from distsgd.api.run_view import RunView, checked_lines, proven
 from distsgd.core.arrays import Ints
-from distsgd.core.messages import Lease
 from distsgd.core.plan import Plan
-from distsgd.core.position import Ledger, slots_of_lease
-from distsgd.data.dataset import Dataset
-from distsgd.errors import JournalError
-from distsgd.run.config import TrainConfig
+from distsgd.core.position import slots_of_lease
+from distsgd.errors import RunError
+from distsgd.run.checkpoint import checkpoint_path, read_place
 from distsgd.run.journal import Record
 from distsgd.run.journal_reader import check_head, find_head
+from distsgd.run.place import Place
 
 __all__ = ["Audit", "audit"]
-
-_STALENESS = {"bsp": 0, "backup": 0, "local": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,10 @@ class Audit:
         epochs: epochs of which every example was applied exactly once.
         examples: examples applied.
         largest_staleness: of any contribution, in updates.
-        class_examples: class -> how often its examples were applied.
+        class_examples: class -> how often its examples were applied; with replacement, and a
+            beginning that was dropped, in the epochs that the journal has anything of.
         class_delays: class -> how often one of its examples was put off to a later update.
+        checkpoints: how many tell the same of the journal as it does itself.
         head: digest of the last line of the journal. A copy kept elsewhere tells later
             whether the journal up to there is still the same.
     """
@@ -57,6 +57,7 @@ class Audit:
     largest_staleness: int
     class_examples: dict[str, int]
     class_delays: dict[str, int]
+    checkpoints: int
     head: str
 
 
@@ -83,112 +84,106 @@ def audit(run: str | Path, head: str | None = None) -> Audit:
 
 def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
     """Raises JournalError if the journal does not hold."""
-    folder, dataset = opened.folder, opened.dataset
-    entries, end = view.lines()
-    config, ledger = _before(opened, view)
-    plan = make_job(settings_after(config, entries), dataset).plan
-    checker = _Checker(config, plan, ledger)
-    for record in records_of(entries):
-        checker.check(record)
-    _check_end(view, checker)
+    dataset, places = opened.dataset, list(_places(opened, view))
+    check, lines = checked_lines(opened, view, places)
+    plan, ledger = check.plan, check.updates.ledger
+    names, labels = dataset.manifest.classes, dataset.train.labels
+    used, delayed = (_ClassCount(plan, labels, len(names)) for _ in range(2))
+
+    def use(step: int, slot: int) -> None:
+        epoch = used.add(step, slot, slot + 1)
+        if used.examples[epoch] == plan.examples:
+            used.close(epoch)
+            delayed.close(epoch)
+
+    before, epochs = ledger.version, ledger.whole // plan.steps_per_epoch
+    used.add_whole(epochs)
+    for slot in ledger.applied(plan, epochs * plan.steps_per_epoch):
+        use(*slot)
+    end = view.journal.begin
+    for entry, mark in lines:
+        end = mark
+        if isinstance(entry, Record):
+            for _, *piece in entry.requeued:
+                delayed.add(*piece)
+            for _, lease in entry.contributions:
+                for slot in slots_of_lease(lease, plan):
+                    use(*slot)
     if head is not None:
         find_head(view.journal, head)
-    labels = dataset.train.labels
+    whole_early = sum(n == plan.examples for n in ledger.open_examples(plan).values())
     return Audit(
-        run_dir=str(folder.path),
+        run_dir=str(opened.folder.path),
         running=view.running,
-        updates=checker.updates,
-        begins_after=ledger.version,
-        complete=checker.complete,
-        epochs=checker.whole_epochs(),
-        examples=checker.examples,
-        largest_staleness=checker.largest_staleness,
-        class_examples=_by_class(checker.used, checker.plan, dataset, labels),
-        class_delays=_by_class(checker.delayed, checker.plan, dataset, labels),
+        updates=ledger.version,
+        begins_after=before,
+        complete=check.complete,
+        epochs=ledger.whole // plan.steps_per_epoch + whole_early,
+        examples=ledger.examples(plan),
+        largest_staleness=check.updates.largest_staleness,
+        class_examples=dict(zip(names, used.counts(), strict=True)),
+        class_delays=dict(zip(names, delayed.counts(), strict=True)),
+        checkpoints=len(places),
         head=end.digest,
     )
 
 
-def _before(run: OpenedRun, view: RunView) -> tuple[TrainConfig, Ledger]:
-    """The settings where a journal begins, and what was applied before."""
-    place = view.base.place if view.journal.begin.lines else None
-    if place is None:
-        return run.origin, Ledger()
-    return place.config(run.origin), Ledger.from_json(place.ledger)
+def _places(run: OpenedRun, view: RunView) -> Iterator[Place]:
+    """Where in the run its checkpoints stand, of those that can be read and tell it."""
+    for version in view.checkpoints:
+        with suppress(RunError):
+            place = read_place(checkpoint_path(run.folder.checkpoints, version))
+            if place is not None:
+                yield place
 
 
-def _check_end(view: RunView, checker: _Checker) -> None:
-    """The journal must reach as far as the run is known to have come."""
-    known = view.checkpoints[-1]
-    if checker.updates < known:
-        raise JournalError(
-            checker.updates + 1, f"it is missing: W of version {known} is in a checkpoint"
-        )
-    if view.finished and not checker.complete:
-        raise JournalError(checker.updates, "the run has finished, but examples are missing")
+class _ClassCount:
+    """How often the examples of each class are in some slots of the plan.
 
+    Slots are kept until their epoch is closed, so that memory does not grow with the run.
 
-class _Checker:
-    """Goes through the records of a journal."""
+    Args:
+        plan: the slots of each step.
+        labels: of the training set.
+        classes: how many there are.
 
-    def __init__(self, config: TrainConfig, plan: Plan, before: Ledger) -> None:
-        self.plan, self.updates = plan, before.version
-        self.examples = self.largest_staleness = 0
-        self.used: Counter[tuple[int, int]] = Counter()
-        self.delayed: Counter[tuple[int, int]] = Counter()
-        self._bound = _STALENESS.get(config.consistency, config.staleness)
-        for slot in before.applied(plan):
-            self._use(before.version, *slot)
+    Attributes:
+        examples: epoch -> examples of the slots that are kept.
+    """
 
-    def check(self, record: Record) -> None:
-        number = self.updates + 1
-        if record.version != number:
-            raise JournalError(number, f"it makes version {record.version}, not {number}")
-        for _, lease in record.contributions:
-            self._check_staleness(number, lease)
-            for slot in slots_of_lease(lease, self.plan):
-                self._use(number, *slot)
-        for _, step, first, last in record.requeued:
-            self.delayed.update((step, slot) for slot in range(first, last))
-        self.updates = number
+    def __init__(self, plan: Plan, labels: Ints, classes: int) -> None:
+        self._plan, self._labels = plan, labels
+        self._counts = np.zeros(classes, dtype=object)  # whole numbers of any size
+        self._slots: dict[int, list[tuple[int, int]]] = {}
+        self.examples: Counter[int] = Counter()
 
-    def _check_staleness(self, number: int, lease: Lease) -> None:
-        age = number - 1 - lease.version
-        if age < 0 or (self._bound is not None and age > self._bound):
-            raise JournalError(number, f"a gradient is {age} updates old")
-        self.largest_staleness = max(self.largest_staleness, age)
+    def add(self, step: int, first: int, last: int) -> int:
+        """Some slots of a step; returns their epoch."""
+        low, high = self._plan.slot(step, first)[0], self._plan.slot(step, last - 1)[1]
+        epoch = self._plan.epoch_of(step)
+        self._slots.setdefault(epoch, []).append((low, high))
+        self.examples[epoch] += high - low
+        return epoch
 
-    def _use(self, number: int, step: int, slot: int) -> None:
-        if not (0 <= step < self.plan.total_steps and 0 <= slot < self.plan.slots(step)):
-            raise JournalError(number, f"the plan has no slot {slot} of step {step}")
-        if self.used[step, slot]:
-            raise JournalError(number, f"slot {slot} of step {step} was applied before")
-        self.used[step, slot] = 1
-        low, high = self.plan.slot(step, slot)
-        self.examples += high - low
+    def add_whole(self, epochs: int) -> None:
+        """So many whole epochs; with replacement nobody knows without drawing each of them."""
+        if self._plan.sampling != "random":
+            self._counts += epochs * self._of(self._labels)
 
-    @property
-    def complete(self) -> bool:
-        return self.examples == self.plan.examples * self.plan.epochs
+    def close(self, epoch: int) -> None:
+        """Nothing of an epoch is added any more."""
+        slots = self._slots.pop(epoch, [])
+        if slots:
+            order = self._plan.order(epoch)
+            rows = np.concatenate([order[low:high] for low, high in slots])
+            self._counts += self._of(self._labels[rows])
+        self.examples.pop(epoch, None)
 
-    def whole_epochs(self) -> int:
-        found: Counter[int] = Counter()
-        for step, slot in self.used:
-            low, high = self.plan.slot(step, slot)
-            found[self.plan.epoch_of(step)] += high - low
-        return sum(count == self.plan.examples for count in found.values())
+    def counts(self) -> list[int]:
+        """How often, class by class."""
+        for epoch in list(self._slots):
+            self.close(epoch)
+        return [int(count) for count in self._counts]
 
-
-def _by_class(
-    slots: Counter[tuple[int, int]], plan: Plan, dataset: Dataset, labels: Ints
-) -> dict[str, int]:
-    """How often the examples of each class are in these slots."""
-    counts = np.zeros(len(dataset.manifest.classes), dtype=np.int64)
-    order, epoch = plan.order(0), 0
-    for (step, slot), times in sorted(slots.items()):
-        if plan.epoch_of(step) != epoch:
-            epoch = plan.epoch_of(step)
-            order = plan.order(epoch)
-        low, high = plan.slot(step, slot)
-        counts += times * np.bincount(labels[order[low:high]], minlength=len(counts))
-    return {name: int(n) for name, n in zip(dataset.manifest.classes, counts, strict=True)}
+    def _of(self, labels: Ints) -> NDArray[np.object_]:
+        return np.bincount(labels, minlength=len(self._counts)).astype(object)

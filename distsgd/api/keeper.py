@@ -108,6 +108,10 @@ class Keeper:
         if self._waiting is not None and self._waiting.version == update.version:
             self.try_to_save(self._waiting)
 
+    def resized(self, workers: int) -> None:
+        """A new number of workers goes to the journal, before any of them works."""
+        self._logbook.resized(workers)
+
     def progress(self, event: Progress) -> None:
         """Some updates go to the metrics."""
         self._look_for_folder()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from distsgd.core.messages import Applied
 from distsgd.core.plan import Plan
 from distsgd.core.position import Ledger
 from distsgd.errors import StorageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder
-from distsgd.run.journal import JournalWriter, Mark, Resumed
+from distsgd.run.journal import JournalWriter, Mark, Resized, Resumed
 from distsgd.run.place import GOES_ON_WITH, Place
 
 __all__ = ["Logbook"]
@@ -30,6 +32,7 @@ class Logbook:
     ) -> None:
         self._ledger, self._config, self._plan = ledger, config, plan
         self._journal = JournalWriter(folder.path, end)
+        self._workers = self._fleet = max(1, config.workers)  # now, and the most since it began
         self.flush, self.drop_before = self._journal.flush, self._journal.drop_before
         self.close, self.is_lost = self._journal.close, self._journal.is_lost
 
@@ -55,11 +58,20 @@ class Logbook:
     def gone_on(self) -> None:
         """The run is gone on with, from its last update."""
         config = self._config
+        self._workers = self._fleet = max(1, config.workers)
         entry = Resumed(self.version, config.epochs, config.workers, config.servers, config.channel)
         try:
             self._journal.resumed(entry)
         except StorageError:
             return  # it is kept, and who writes next hears of it
+
+    def resized(self, workers: int) -> None:
+        """The fleet is to have so many workers from here on."""
+        if workers == self._workers:
+            return
+        self._workers, self._fleet = workers, max(self._fleet, workers)
+        with suppress(StorageError):  # as above
+            self._journal.resized(Resized(workers))
 
     def place(self, usable: bool) -> Place:
         """Where the run stands now.
@@ -75,4 +87,5 @@ class Logbook:
             ledger=self._ledger.to_json(),
             settings={name: getattr(self._config, name) for name in GOES_ON_WITH},
             usable=usable,
+            fleet=self._fleet,
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distsgd.api.jobs import make_job
+from distsgd.api.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.api.opened_run import OpenedRun
-from distsgd.api.replayer import Replayer, records_of, settings_after, start_of
+from distsgd.api.replayer import Replayer, records_of, start_of
 from distsgd.core.messages import Lease
 from distsgd.core.position import Ledger
 from distsgd.core.residuals import Residual, Residuals
@@ -45,24 +46,21 @@ class Tail:
 
     Attributes:
         model: the checkpoint.
-        before: the settings at the first of the lines.
+        begin: where the first of the lines is.
+        settings: the settings after the last of them.
         entries: the lines.
-        ledger: what has been applied before the first of them.
+        ledger: what has been applied until the last of them.
         end: where the journal ends.
         residuals: of the workers, at the checkpoint.
     """
 
     model: Model
-    before: TrainConfig
+    begin: Beginning
+    settings: TrainConfig
     entries: list[Entry]
     ledger: Ledger
     end: Mark
     residuals: Residuals
-
-    @property
-    def settings(self) -> TrainConfig:
-        """The settings after the last line."""
-        return settings_after(self.before, self.entries)
 
     def recovered(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Recovered:
         """The server after the last update: none is lost.
@@ -76,14 +74,12 @@ class Tail:
             JournalError: an update cannot be made anew.
         """
         start = start_of(self.model, self.residuals)
-        replayer = Replayer(self.before, run.dataset, start)
+        replayer = Replayer(self.begin.config, run.dataset, start)
         for _ in replayer.versions(self.entries):
             if stop():
-                job = make_job(self.before, run.dataset)
-                raise Stopped(replace(start, position=self.ledger.position(job.plan, job.policy)))
+                job, ledger = make_job(self.begin.config, run.dataset), self.begin.ledger
+                raise Stopped(replace(start, position=ledger.position(job.plan, job.policy)))
         job = make_job(self.settings, run.dataset)
-        for record in records_of(self.entries):
-            self.ledger.add(job.plan, record)
         position = self.ledger.position(job.plan, job.policy)
         return Recovered(replayer.snapshot(position), self.ledger)
 
@@ -122,7 +118,6 @@ def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None)
 
 def _tail(run: OpenedRun, model: Model, notice: Callable[[str], None]) -> Tail | None:
     """What follows a checkpoint; None if the journal has no such place, or it has no residuals."""
-    place, ledger = model.place, Ledger()
     try:
         residuals = residuals_of(run, model)
     except RunError as error:
@@ -130,16 +125,24 @@ def _tail(run: OpenedRun, model: Model, notice: Callable[[str], None]) -> Tail |
         return None
     if residuals is None:
         return None
-    if place is not None:
-        config, begin, ledger = place.config(run.origin), place.mark, Ledger.from_json(place.ledger)
-    else:
-        config, begin = run.origin, Mark(run.first)
     try:
-        lines = list(run.entries(begin))
+        begin = beginning_of(run, model)
+    except RunError:
+        return None
+    try:
+        check = JournalCheck(run, begin)
+        lines = list(check.follow(run.entries(begin.mark)))
     except MarkMissing:
         return None
-    end = lines[-1][1] if lines else begin
-    return Tail(model, config, [entry for entry, _ in lines], ledger, end, residuals)
+    return Tail(
+        model=model,
+        begin=begin,
+        settings=check.config,
+        entries=[entry for entry, _ in lines],
+        ledger=check.updates.ledger,
+        end=lines[-1][1] if lines else begin.mark,
+        residuals=residuals,
+    )
 
 
 def residuals_of(run: OpenedRun, model: Model) -> Residuals | None:
@@ -165,7 +168,7 @@ def _will_do(tail: Tail) -> bool:
     What they read must be in it, or not be older than it; and what their workers answered before
     must be in it.
     """
-    model, before = tail.model, tail.ledger.version
+    model, before = tail.model, tail.begin.ledger.version
     records = records_of(tail.entries)
     later = records[model.version - before :]
     within = model.version <= before + len(records)

@@ -8,7 +8,7 @@ from pathlib import Path
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.recovery import residuals_of
 from distsgd.api.replayer import Replayer, records_of, start_of
-from distsgd.api.run_view import RunView, proven
+from distsgd.api.run_view import RunView, checked_lines, proven
 from distsgd.errors import JournalError
 from distsgd.run.checkpoint import checkpoint_path, read_if_kept, weights_sha256
 from distsgd.run.kernels import other_kernels
@@ -60,7 +60,7 @@ def replay(run: str | Path) -> Replay:
 def _replayed(opened: OpenedRun, view: RunView) -> Replay:
     """Raises JournalError if the journal does not hold, or a checkpoint has other bits."""
     folder, first = opened.folder, view.base
-    entries, _ = view.lines()
+    entries = [entry for entry, _ in checked_lines(opened, view)[1]]
     config = first.place.config(opened.origin) if first.place else opened.origin
     residuals = residuals_of(opened, first)
     if residuals is None:
@@ -82,9 +82,7 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
                 + (f"; but {other}" if (other := other_kernels(folder)) else ""),
             )
         before = version
-    last, known = view.checkpoints[-1], first.version + len(records_of(entries))
-    if last > known:
-        raise JournalError(known + 1, f"it is missing: a checkpoint has version {last}")
+    known = first.version + len(records_of(entries))
     return Replay(
         run_dir=str(folder.path),
         running=view.running,

@@ -101,6 +101,7 @@ class Replayer:
         for entry in entries:
             if isinstance(entry, Resumed):
                 self._resumed(entry)
+            if not isinstance(entry, Record):
                 continue
             before = self._updater.version
             if entry.version <= start:

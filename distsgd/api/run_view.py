@@ -7,17 +7,20 @@ read, and what the journal begins with is looked for until both go together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from distsgd.api.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.api.opened_run import OpenedRun
-from distsgd.errors import RunError
+from distsgd.core.position import Ledger
+from distsgd.errors import JournalError, RunError
 from distsgd.run.checkpoint import Model, checkpoint_versions, latest_checkpoint
 from distsgd.run.journal import Entry, Mark
 from distsgd.run.journal_reader import Journal
+from distsgd.run.place import Place
 
-__all__ = ["RunView", "proven"]
+__all__ = ["RunView", "checked_lines", "proven"]
 
 _TRIES = 100
 """Times that the beginning of a journal may be dropped while its checkpoint is looked for."""
@@ -32,6 +35,8 @@ class RunView:
     Attributes:
         running: whether it was training then.
         finished: whether it had finished.
+        head: digest of the last line of the journal that its report tells of; None if it tells of
+            none, or may be of an earlier part of the run.
         checkpoints: versions of W that there were checkpoints of, oldest first. The journal
             reaches as far as the newest.
         journal: the journal.
@@ -40,18 +45,10 @@ class RunView:
 
     running: bool
     finished: bool
+    head: str | None
     checkpoints: tuple[int, ...]
     journal: Journal
     base: Model
-
-    def lines(self) -> tuple[list[Entry], Mark]:
-        """The lines of the journal, and the mark after the last.
-
-        Raises:
-            JournalError: names the first line that does not hold.
-        """
-        lines = list(self.journal.entries())
-        return [entry for entry, _ in lines], lines[-1][1] if lines else self.journal.begin
 
 
 def _view(run: OpenedRun) -> RunView:
@@ -74,13 +71,59 @@ def _view(run: OpenedRun) -> RunView:
             if tries < _TRIES and run.journal().begin != journal.begin:
                 continue
             raise
+        # A run that is resumed loses its report before its journal grows.
+        ended = status != "running" and folder.report() == report
         return RunView(
             running=status == "running",
-            # A run that is resumed loses its report before its journal grows.
-            finished=status == "finished" and folder.report() == report,
+            finished=status == "finished" and ended,
+            head=report.get("journal_head") if ended else None,
             checkpoints=known,
             journal=journal,
             base=base,
+        )
+
+
+def checked_lines(
+    run: OpenedRun, view: RunView, places: Iterable[Place] = ()
+) -> tuple[JournalCheck, Iterator[tuple[Entry, Mark]]]:
+    """The lines of a journal, each checked against the plan of the run before it is given out.
+
+    Args:
+        run: the run.
+        view: the same at one moment.
+        places: of its checkpoints, to be compared with the journal.
+
+    Returns:
+        the check, and the lines; these raise a JournalError at the first that does not hold, and
+        at their end, if the journal does not reach as far as the run is known to have come.
+    """
+    begin = view.journal.begin
+    if begin.lines:
+        beginning = beginning_of(run, view.base)
+    else:
+        beginning = Beginning(run.origin, Ledger(), run.origin.workers, begin)
+    check = JournalCheck(run, beginning, places)
+
+    def lines() -> Iterator[tuple[Entry, Mark]]:
+        last = begin
+        for entry, last in check.follow(view.journal.entries()):
+            yield entry, last
+        _check_end(view, check, last)
+
+    return check, lines()
+
+
+def _check_end(view: RunView, check: JournalCheck, end: Mark) -> None:
+    """The journal must reach as far as the run is known to have come."""
+    known, updates = view.checkpoints[-1], check.updates.ledger.version
+    if updates < known:
+        raise JournalError(updates + 1, f"it is missing: a checkpoint has version {known}")
+    check.end()
+    if view.finished and not check.complete:
+        raise JournalError(updates, "the run has finished, but examples are missing")
+    if view.head is not None and view.head != end.digest:
+        raise JournalError(
+            updates, f"the run has reported {view.head} as the head of its journal, which it is not"
         )
 
 

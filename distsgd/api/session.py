@@ -182,9 +182,16 @@ class Session:
 
         config, watch = self._config, self._watch
         return train_on_ray(
-            self._job, start, config.workers, self._stop, config.channel, self._wanted,
+            self._job, start, config.workers, self._stop, config.channel, self._workers_wanted,
             config.wait_seconds, watch.havoc() if watch else None,
         )  # fmt: skip
+
+    def _workers_wanted(self) -> int | None:
+        """How many workers, if that may have changed; the journal has it before they come."""
+        wanted = self._wanted()
+        if wanted is not None:
+            self._keeper.resized(wanted)
+        return wanted
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
@@ -328,4 +335,4 @@ def _by_worker(seconds: dict[int, float]) -> dict[str, float]:
 
 def _examples(start: Snapshot) -> int:
     """How many examples have been used before."""
-    return sum(start.position.examples.values()) if start.position else 0
+    return start.position.examples_seen if start.position else 0

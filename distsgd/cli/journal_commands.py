@@ -25,9 +25,11 @@ def audit(
 ) -> None:
     """Show from the journal that each example of each epoch was applied exactly once.
 
-    Exit code 1, and the first record that is wrong, when the journal does not hold. The chain of
-    digests finds damage. It has no key, so a journal that was forged with care is found by --head
-    alone. A run may be training: then its journal is checked as far as it has come.
+    Exit code 1, and the first record that is wrong, when the journal does not hold: a digest, or
+    a step, slot, version, worker or resumption that the plan of the run does not have, or that its
+    checkpoints and report contradict. None of these has a key, so a run folder that was forged
+    with care is found by --head alone. Gradients are not computed: `distsgd replay` does that.
+    A run may be training: then its journal is checked as far as it has come.
 
     Example: distsgd audit latest
     """
@@ -46,6 +48,7 @@ def audit(
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
         ("oldest gradient", f"{found.largest_staleness} updates"),
+        ("checkpoints", f"{count(found.checkpoints)} tell the same of the journal"),
         ("head", found.head),
     ])  # fmt: skip
     print_table(

@@ -151,6 +151,10 @@ class Update(Protocol):
     """What makes an update, without its outcome: `Applied`, or a record of the journal."""
 
     @property
+    def version(self) -> int:
+        """Version of W after it."""
+
+    @property
     def step(self) -> int:
         """Step of the plan that its learning rate belongs to."""
 

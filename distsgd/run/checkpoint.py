@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from distsgd.core.architecture import Architecture
 from distsgd.core.arrays import Floats
 from distsgd.core.features import Preprocessing
+from distsgd.core.losses import LOSSES
 from distsgd.core.models import LINEAR, make_architecture
 from distsgd.data.atomic import replace_file
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.names import is_printable
 from distsgd.errors import RunError, machine_trouble, storage_error
+from distsgd.run.array_archive import ArrayArchive
 from distsgd.run.place import Place
+from distsgd.runtime.room import free_memory
 
 __all__ = [
     "Model",
@@ -33,6 +39,7 @@ __all__ = [
     "read_checkpoint",
     "read_if_kept",
     "read_newest",
+    "read_place",
     "remove_checkpoints",
     "shaped",
     "weights_sha256",
@@ -41,6 +48,12 @@ __all__ = [
 
 _FORMAT = "distsgd checkpoint 1"
 _STATE, _READ = "state.", "read."
+_LONGEST_META = 1 << 24
+_MOST = 1 << 62
+_SCALES = (1e-6, 1e30)
+"""What pixels may be divided by; see the setting `pixel_scale`."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,16 +187,29 @@ def read_newest(folder: Path, model: str | None = None) -> Model:
             return read_checkpoint(path, model)
 
 
+def read_place(path: Path) -> Place | None:
+    """Where in its run a checkpoint stands, without its arrays; None if that is not known.
+
+    Raises:
+        RunError: it is missing or damaged.
+        StorageError: the machine keeps it from being read.
+    """
+    return _parsed(path, lambda archive: _place(_meta(archive, path)))
+
+
 def _read(path: Path) -> Model:
+    return _parsed(path, lambda archive: _checked_model(archive, path))
+
+
+def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
+    """What is made of a checkpoint's file; all that may be wrong with it has one form."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays: dict[str, Any] = {name: file[name] for name in file.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
-        if meta["format"] != _FORMAT or meta["sha256"] != _digest(arrays):
-            raise ValueError("its checksum does not match")
-        if path.name != checkpoint_path(path.parent, meta["version"]).name:
-            raise ValueError(f"it is that of version {meta['version']}")
-        return _model(meta, arrays)
+        with path.open("rb") as file:
+            archive = ArrayArchive(file)
+            needed, free = os.fstat(file.fileno()).st_size, free_memory()
+            if free is not None and needed > free:
+                raise MemoryError
+            return parse(archive)
     except FileNotFoundError:
         raise RunError(f"there is no checkpoint {path}", "Train again") from None
     except Exception as error:  # a damaged zip archive can raise almost anything
@@ -192,28 +218,64 @@ def _read(path: Path) -> Model:
         ) from None
 
 
-def _model(meta: dict[str, Any], arrays: dict[str, Any]) -> Model:
+def _meta(archive: ArrayArchive, path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    if archive.dtype("meta") != np.uint8 or math.prod(archive.shape("meta")) > _LONGEST_META:
+        raise ValueError("what it says of itself is no text")
+    meta = json.loads(archive["meta"].tobytes())
+    if type(meta) is not dict or meta["format"] != _FORMAT:
+        raise ValueError("it is of another format")
+    if path.name != checkpoint_path(path.parent, meta["version"]).name:
+        raise ValueError(f"it is that of version {meta['version']}")
+    return meta
+
+
+def _place(meta: dict[str, Any]) -> Place | None:
+    return Place.from_json(meta["place"]) if meta["place"] else None
+
+
+def _checked_model(archive: ArrayArchive, path: Path) -> Model:
+    """The model, whose shapes go together before any of its arrays is read."""
+    meta = _meta(archive, path)
+    classes, shape, scale = meta["classes"], meta["shape"], meta["scale"]
+    sizes = [meta["version"], len(classes), *shape]
+    if any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
+        raise ValueError("its classes and shape are none")
+    if type(scale) is not float or not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ValueError(f"it divides pixels by {scale}")
+    if not all(type(name) is str and is_printable(name) for name in classes):
+        raise ValueError("its classes have no names that can be shown")
+    if meta["loss"] not in LOSSES:
+        raise ValueError(f"its loss is {str(meta['loss'])[:20]}")
+    features = math.prod(shape)
+    kept = make_architecture(meta["model"], features, len(classes)).kept_shape
+    for name in archive:
+        if name != "meta" and archive.dtype(name) not in (np.float32, np.float64):
+            raise ValueError(f"it has an array of {archive.dtype(name)}")
+        expected = (features,) if name == "mean" else kept
+        if name != "meta" and archive.shape(name) != expected:
+            raise ValueError(f"it has an array of shape {archive.shape(name)} in {meta['model']}")
+    arrays = {name: archive[name] for name in archive if name != "meta"}
+    if meta["sha256"] != _digest(arrays):
+        raise ValueError("its checksum does not match")
+    if not (np.isfinite(arrays["weights"]).all() and np.isfinite(arrays["mean"]).all()):
+        raise ValueError("it has entries that are no finite numbers")
     reads, residuals = _named(arrays, _READ).items(), meta.get("residuals")
-    place, columns = meta["place"], meta["columns"]
-    found = Model(
+    columns = meta["columns"]
+    return Model(
         weights=arrays["weights"],
         state=_named(arrays, _STATE),
-        version=int(meta["version"]),
-        loss=str(meta["loss"]),
-        classes=tuple(meta["classes"]),
-        shape=tuple(meta["shape"]),
-        preprocessing=Preprocessing(arrays["mean"], float(meta["scale"])),
+        version=meta["version"],
+        loss=meta["loss"],
+        classes=tuple(classes),
+        shape=tuple(shape),
+        preprocessing=Preprocessing(arrays["mean"], scale),
         reads={int(version): array for version, array in reads},
-        place=Place.from_json(place) if place else None,
-        model=str(meta["model"]),
+        place=_place(meta),
+        model=meta["model"],
         columns=ColumnScale.from_json(columns) if columns else None,
         residuals=None if residuals is None else str(residuals),
     )
-    shape = found.architecture.kept_shape
-    for array in (found.weights, *found.state.values(), *found.reads.values()):
-        if array.shape != shape:
-            raise ValueError(f"it has an array of shape {array.shape} in {found.model}")
-    return found
 
 
 def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:

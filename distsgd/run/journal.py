@@ -23,6 +23,11 @@ Where a run was gone on with after an interruption, there is a line instead that
     h   channel from there on
     d   digest
 
+Where a fleet was given another number of workers while it trained, there is a line that has
+
+    w   worker processes from there on
+    d   digest
+
 A journal whose beginning was dropped (the setting `journal`) begins with a line that has
 
     o   bytes of the lines that were dropped
@@ -51,6 +56,7 @@ __all__ = [
     "JournalWriter",
     "Mark",
     "Record",
+    "Resized",
     "Resumed",
     "chained",
     "first_digest",
@@ -99,6 +105,17 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """The fleet was given another number of workers while it trained.
+
+    Attributes:
+        workers: worker processes from there on.
+    """
+
+    workers: int
+
+
+@dataclass(frozen=True)
 class Mark:
     """A place between two lines of a journal.
 
@@ -113,7 +130,7 @@ class Mark:
     lines: int = 0
 
 
-Entry = Record | Resumed
+Entry = Record | Resumed | Resized
 
 
 def first_digest(settings: Mapping[str, Any], dataset_digest: str) -> str:
@@ -175,6 +192,14 @@ class JournalWriter(LineFile):
             "r": entry.version, "e": entry.epochs, "n": entry.workers, "s": entry.servers,
             "h": entry.channel,
         })  # fmt: skip
+
+    def resized(self, entry: Resized) -> None:
+        """Append that the fleet has another number of workers.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self._append({"w": entry.workers})
 
     def mark(self) -> Mark:
         """Where the journal ends now; everything is handed to the disk.

@@ -7,14 +7,23 @@ A journal may grow, or lose its beginning, while it is read: read its beginning 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distsgd.core.messages import Lease
 from distsgd.errors import JournalError, UsageError, machine_trouble
-from distsgd.run.journal import DIGEST_LENGTH, JOURNAL, Entry, Mark, Record, Resumed, chained
+from distsgd.run.journal import (
+    DIGEST_LENGTH,
+    JOURNAL,
+    Entry,
+    Mark,
+    Record,
+    Resized,
+    Resumed,
+    chained,
+)
 
 __all__ = [
     "Journal",
@@ -26,25 +35,38 @@ __all__ = [
     "whole_journal",
 ]
 
-_LONGEST = 1 << 20
-"""Bytes of the longest line."""
+_LONGEST = 1 << 23
+"""Bytes of the longest line: one of more than 100,000 pieces."""
+
+_LONGEST_NAME = 100
+_PIECE = 1 << 20
+_MOST = 1 << 63
+"""No number of a record is as large."""
 
 
 class MarkMissing(JournalError):
     """A journal does not have the place that it is to be read from."""
 
 
-@dataclass(frozen=True)
 class Journal:
-    """A journal as it was at one moment.
+    """A journal as it was at one moment; it is read piece by piece, however long it is.
+
+    Args:
+        begin: the mark where it begins.
+        file: descriptor of the file, which is closed with this object. What is appended later is
+            not read; a file that takes the place of this one changes nothing.
+        start: where in the file the first line begins.
 
     Attributes:
         begin: the mark where it begins.
-        content: the bytes after it.
     """
 
-    begin: Mark
-    content: bytes
+    def __init__(self, begin: Mark, file: int, start: int) -> None:
+        self.begin, self._file, self._start = begin, file, start
+        self._end = os.fstat(file).st_size
+
+    def __del__(self) -> None:
+        os.close(self._file)
 
     def entries(self) -> Iterator[tuple[Entry, Mark]]:
         """Its lines, each with the mark after it; a last line that was cut short is left out.
@@ -52,7 +74,7 @@ class Journal:
         Raises:
             JournalError: names the first line that does not hold.
         """
-        return _checked(self.content, self.begin)
+        return _checked(self._file, self._start, self._end, self.begin)
 
 
 def whole_journal(folder: Path, first: str) -> Journal:
@@ -67,10 +89,10 @@ def whole_journal(folder: Path, first: str) -> Journal:
     """
     try:
         with (folder / JOURNAL).open("rb") as file:
-            line = file.readline()
-            if dropped := _dropped(line):
-                return Journal(dropped, file.read())
-            return Journal(Mark(first), line + file.read())
+            line = file.readline(_LONGEST)
+            dropped = _dropped(line)
+            start = len(line) if dropped else 0
+            return Journal(dropped or Mark(first), os.dup(file.fileno()), start)
     except FileNotFoundError:
         raise JournalError(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
@@ -92,23 +114,42 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         JournalError: names the first line that does not hold.
     """
     try:
-        content = _content(folder / JOURNAL, begin)
+        with (folder / JOURNAL).open("rb") as file:
+            start = _place_of(file, begin)
+            end = os.fstat(file.fileno()).st_size
+            yield from _checked(file.fileno(), start, end, begin)
     except FileNotFoundError:
-        content = b""
         if begin.lines:
             raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
     except OSError as error:
         raise machine_trouble(error, folder / JOURNAL) or JournalError(
             0, f"{folder / JOURNAL} cannot be read: {error}"
         ) from None
-    yield from _checked(content, begin)
 
 
-def _checked(content: bytes, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+def _lines(file: int, start: int, end: int, number: int) -> Iterator[bytes]:
+    """The whole lines of a file between two places.
+
+    Args:
+        number: of the line before the first.
+
+    Raises:
+        JournalError: one is longer than any record.
+    """
+    rest = b""
+    while piece := os.pread(file, min(_PIECE, end - start), start):
+        start += len(piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        if max(map(len, (*lines, rest))) > _LONGEST:
+            raise JournalError(number + 1, "it is longer than any record")
+        number += len(lines)
+        yield from (line + b"\n" for line in lines)
+
+
+def _checked(file: int, start: int, last: int, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
     """The whole lines of a journal after a mark, each checked against the chain."""
     digest, end = begin.digest, begin.offset
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-    for number, line in enumerate(lines, begin.lines + 1):
+    for number, line in enumerate(_lines(file, start, last, begin.lines), begin.lines + 1):
         end += len(line)
         try:
             fields = json.loads(line)
@@ -168,29 +209,35 @@ def resumptions(folder: Path) -> list[Resumed]:
     """The lines of a journal that say that the run was gone on with; unchecked, to be shown."""
     try:
         with (folder / JOURNAL).open("rb") as file:
-            lines = [line for line in file if line.startswith(b'{"r"')]
-        return [entry for line in lines if isinstance(entry := _parse(json.loads(line)), Resumed)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            lines = _lines(file.fileno(), 0, os.fstat(file.fileno()).st_size, 0)
+            found = [json.loads(line) for line in lines if line.startswith(b'{"r"')]
+        for fields in found:
+            fields.pop("d")
+        return [entry for fields in found if isinstance(entry := _parse(fields), Resumed)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, JournalError):
         return []
 
 
-def _content(path: Path, mark: Mark) -> bytes:
-    """What follows a mark, which must be a place between two lines of the file."""
-    with path.open("rb") as file:
-        line = file.readline()
-        dropped = _dropped(line)
-        least = len(line) if dropped else 0
-        place = mark.offset - (dropped.offset if dropped else 0) + least
+def _place_of(file: BinaryIO, mark: Mark) -> int:
+    """Where in the file a mark is, which must be a place between two lines of it.
+
+    Raises:
+        MarkMissing: it is not.
+    """
+    line = file.readline(_LONGEST)
+    dropped = _dropped(line)
+    least = len(line) if dropped else 0
+    place = mark.offset - (dropped.offset if dropped else 0) + least
+    whole = least <= place <= os.fstat(file.fileno()).st_size
+    if whole and place > least:
         file.seek(max(least, place - _LONGEST))
-        before = file.read(max(0, place - file.tell()))
-        whole = place >= least and file.tell() == place
-        if place > least:
-            digest = _digest_of(before[before.rfind(b"\n", 0, -1) + 1 :])
-        else:
-            digest = dropped.digest if dropped else mark.digest
-        if not whole or digest != mark.digest:
-            raise MarkMissing(mark.lines, "it is missing, or another than it was")
-        return file.read()
+        before = file.read(place - file.tell())
+        digest = _digest_of(before[before.rfind(b"\n", 0, -1) + 1 :])
+    else:
+        digest = dropped.digest if dropped else mark.digest
+    if not whole or digest != mark.digest:
+        raise MarkMissing(mark.lines, "it is missing, or another than it was")
+    return place
 
 
 def _digest_of(line: bytes) -> str | None:
@@ -204,17 +251,40 @@ def _dropped(line: bytes) -> Mark | None:
     """The mark of a first line that stands for lines that were dropped."""
     try:
         content = json.loads(line)
-        return Mark(str(content["d"]), int(content["o"]), int(content["l"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        offset, lines = _whole([content["o"], content["l"]])
+        return Mark(str(content["d"]), offset, lines)
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
 def _parse(content: dict[str, Any]) -> Entry:
-    if "r" in content:
-        return Resumed(
-            int(content["r"]), int(content["e"]), int(content["n"]), int(content["s"]),
-            str(content["h"]),
-        )  # fmt: skip
-    contributions = tuple((int(worker), Lease(*map(int, lease))) for worker, *lease in content["c"])
-    requeued = tuple((int(p), int(s), int(f), int(e)) for p, s, f, e in content["q"])
-    return Record(int(content["v"]), int(content["s"]), contributions, requeued)
+    """Raises ValueError, LookupError or TypeError if it is none."""
+    names = set(content)
+    if names == {"r", "e", "n", "s", "h"}:
+        version, epochs, workers, servers = _whole([content[name] for name in "rens"])
+        if type(channel := content["h"]) is not str or len(channel) > _LONGEST_NAME:
+            raise ValueError("it has no channel")
+        return Resumed(version, epochs, workers, servers, channel)
+    if names == {"w"}:
+        return Resized(*_whole([content["w"]]))
+    if names != {"v", "s", "c", "q"}:
+        raise ValueError("it has other fields than a record")
+    version, step = _whole([content["v"], content["s"]])
+    contributions = tuple((worker, Lease(*lease)) for worker, *lease in map(_whole, content["c"]))
+    requeued = [_whole(piece) for piece in content["q"]]
+    if any(len(piece) != 4 for piece in requeued):
+        raise ValueError("it has a piece of another shape")
+    return Record(version, step, contributions, tuple((p, s, f, e) for p, s, f, e in requeued))
+
+
+def _whole(values: list[Any]) -> list[int]:
+    """Whole numbers from 0 on, and nothing that can only be converted to them.
+
+    Raises:
+        ValueError: one is none.
+    """
+    if type(values) is not list or any(
+        type(value) is not int or not 0 <= value < _MOST for value in values
+    ):
+        raise ValueError("it has something else than whole numbers")
+    return values

@@ -172,7 +172,8 @@ def ends_meanwhile(
 
 
 def test_the_head_that_was_kept_tells_a_forgery(distsgd: Run, tmp_path: Path) -> None:
-    """The chain has no key: a journal that is chained anew holds, but not its head."""
+    """The chain has no key: with care somebody can forge all that tells of it, but not its head."""
+    from distsgd.run.checkpoint import checkpoint_versions, remove_checkpoints
     from distsgd.run.journal import chained
 
     run = a_run(tmp_path / "run")
@@ -190,11 +191,18 @@ def test_the_head_that_was_kept_tells_a_forgery(distsgd: Run, tmp_path: Path) ->
     path, digest, forged = tmp_path / "run" / JOURNAL, run.first, []
     for line in map(json.loads, path.read_text().splitlines()):
         del line["d"]
-        if line.get("v") == 5:
-            line["c"][0][0] += 1  # another worker
-        digest = chained(digest, line)
-        forged.append(json.dumps({**line, "d": digest}))
+        more = [{"w": 2}, line] if line.get("v") == 5 else [line]
+        if len(more) == 2:
+            line["c"][0][0] = 1  # another worker
+        for content in more:
+            digest = chained(digest, content)
+            forged.append(json.dumps({**content, "d": digest}))
     path.write_text("\n".join(forged) + "\n")
+    with pytest.raises(JournalError, match=r"another digest|as the head of its journal"):
+        audit(tmp_path / "run")
+    (tmp_path / "run/report.json").unlink()
+    folder = tmp_path / "run/checkpoints"
+    remove_checkpoints(folder, checkpoint_versions(folder)[1:])
     assert audit(tmp_path / "run").complete, "it holds in itself"
     with pytest.raises(JournalError, match=f"no line with the digest {kept}"):
         audit(tmp_path / "run", kept)

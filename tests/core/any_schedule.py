@@ -5,12 +5,13 @@ the policy has promised (`promises`); `reference_weights` computes every W anew.
 """
 
 from crew import Crew
+from crew_account import MOST_WORKERS
 from promises import PROMISES
 from toy_fleet import Toy, toy_plan
 
 from distsgd.core.consistency import make_policy
 
-NAMES = 7
+NAMES = MOST_WORKERS
 QUICK = {
     "the first": lambda random, choices: 0,
     "the last": lambda random, choices: choices - 1,

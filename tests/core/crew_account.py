@@ -12,7 +12,11 @@ from reference_weights import Reference, plain_local, plain_sgd
 from slot_sets import SlotSets, piece_of
 
 from distsgd.core.messages import Applied, Dismiss, Dropped, Grant, Lease
+from distsgd.core.position import Ledger
 from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.update_check import UpdateCheck
+
+MOST_WORKERS = 7
 
 
 class CountedTree(TreeSum):
@@ -49,6 +53,8 @@ class Account:
         self._lent = {}  # worker -> gradients that the server may still read
         self._serials = Counter()  # worker -> serial of its next lease
         self._trees_before = CountedTree.made
+        # It must take whatever a server does; `test_update_check` has what it must not take.
+        self._check = UpdateCheck(toy.plan, toy.policy, Ledger(), MOST_WORKERS)
 
     @property
     def finished(self):
@@ -82,6 +88,7 @@ class Account:
         assert self.server.weights.tobytes() == last.tobytes(), "W has other bits"
         assert self.server.version == len(self.reference.versions) - 1
         assert self.server.finished == self.finished
+        assert (self._check.ledger.whole == self.plan.total_steps) == self.finished
         assert len(self.standing) <= len(self.workers)
         if self.waiting:
             assert not self.finished, "it waits after the end"
@@ -129,6 +136,7 @@ class Account:
             assert len(self._open) <= self.promise.window(len(self.workers)), "too many open"
 
     def _check_applied(self, update):
+        self._check.add(update)
         leases = [lease for _, lease in update.contributions]
         used = sum(map(self._slots.of, leases))
         assert used == self._slots.union(leases), "a slot is twice in an update"
