@@ -23,24 +23,15 @@ from distsgd.errors import JournalError
 from distsgd.run.checkpoint import Model
 from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Entry, Record, Resumed
-from distsgd.run.place import resumed_settings
 from distsgd.runtime.job import Job, Snapshot
 from distsgd.runtime.worker import Worker
 
-__all__ = ["Replayer", "records_of", "settings_after", "start_of"]
+__all__ = ["Replayer", "records_of", "start_of"]
 
 
 def records_of(entries: Sequence[Entry]) -> list[Record]:
     """The updates among the lines of a journal."""
     return [entry for entry in entries if isinstance(entry, Record)]
-
-
-def settings_after(config: TrainConfig, entries: Sequence[Entry]) -> TrainConfig:
-    """The settings of a run as they are after all lines of its journal."""
-    for entry in entries:
-        if isinstance(entry, Resumed):
-            config = resumed_settings(config, entry)
-    return config
 
 
 def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:

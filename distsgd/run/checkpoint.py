@@ -231,7 +231,7 @@ def _meta(archive: ArrayArchive, path: Path) -> dict[str, Any]:
 
 
 def _place(meta: dict[str, Any]) -> Place | None:
-    return Place.from_json(meta["place"]) if meta["place"] else None
+    return None if meta["place"] is None else Place.from_json(meta["place"])
 
 
 def _checked_model(archive: ArrayArchive, path: Path) -> Model:
@@ -273,7 +273,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
         reads={int(version): array for version, array in reads},
         place=_place(meta),
         model=meta["model"],
-        columns=ColumnScale.from_json(columns) if columns else None,
+        columns=None if columns is None else ColumnScale.from_json(columns),
         residuals=None if residuals is None else str(residuals),
     )
 
