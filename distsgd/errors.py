@@ -32,6 +32,7 @@ __all__ = [
     "DistsgdError",
     "DivergedError",
     "JournalError",
+    "NotPlainFile",
     "ResourceError",
     "RunError",
     "RuntimeFailure",
@@ -171,11 +172,23 @@ class TrainingInterrupted(KeyboardInterrupt):
         return f"training was interrupted{after}; to go on: distsgd.resume({self.run_dir!r})"
 
 
+class NotPlainFile(OSError):
+    """A link, a pipe, a device or a socket, where a folder should have a plain file.
+
+    See `distsgd.data.folder_files`. The user meets it as a `StorageError`.
+    """
+
+
+_PLAIN = "Put a file of its own in its place, if you know where it is from"
+
+
 def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
     """Turn an operating-system error about ``path`` into one that says what to do."""
     why = (error.strerror or str(error)).lower()
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         hint = _TROUBLE[error.errno]
+    elif isinstance(error, NotPlainFile):
+        hint = _PLAIN
     elif not hint:
         hint = (
             "Free some space or choose another folder"
@@ -274,6 +287,8 @@ def machine_trouble(error: BaseException, path: object) -> StorageError | None:
     Returns:
         None for any other error: the file is missing or damaged, or the disk fails.
     """
+    if isinstance(error, NotPlainFile):
+        return StorageError(f"cannot use {path}: {error.strerror}", _PLAIN)
     if isinstance(error, MemoryError):
         number = errno.ENOMEM
     elif isinstance(error, OSError) and error.errno in _TROUBLE:

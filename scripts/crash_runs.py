@@ -32,7 +32,7 @@ from typing import Any
 from distsgd.api.audit import audit
 from distsgd.api.replay import replay
 from distsgd.api.training import resume, train
-from distsgd.data import atomic
+from distsgd.data import folder_files
 from distsgd.run.checkpoint import read_checkpoint
 
 EPOCHS, BATCH, OPERATIONS = 3, 256, 150
@@ -67,18 +67,21 @@ def die_at(number: int, run: Path, word: Path) -> None:
 
         setattr(os, name, struck)
 
-    def replace_file(path: Path, content: bytes, whole: Any = atomic.replace_file) -> None:
+    def replace_inside(
+        path: Path, content: bytes, whole: Any = folder_files.replace_inside, **options: Any
+    ) -> None:
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         kind = "checkpoint" if path.suffix == ".npz" else path.name
         strike(f"write of {kind}", lambda: beside.write_bytes(content[: len(content) // 2]))
-        whole(path, content)
+        whole(path, content, **options)
 
     os.write = write
     for name in ("fsync", "replace", "rename", "ftruncate"):
         before(name)
     for module in list(sys.modules.values()):
-        if getattr(module, "replace_file", None) is atomic.replace_file and module is not atomic:
-            module.replace_file = replace_file  # type: ignore[attr-defined]
+        plainly = getattr(module, "replace_inside", None) is folder_files.replace_inside
+        if plainly and module is not folder_files:
+            module.replace_inside = replace_inside  # type: ignore[attr-defined]
 
 
 def killed(number: int, run: Path, what: Callable[[], object]) -> str:

@@ -14,6 +14,7 @@ from distsgd.channel.faulty import read_tally
 from distsgd.core.chaos import PUSH_FAULTS, Chaos, Strike
 from distsgd.core.plan import Plan
 from distsgd.core.position import slots_of_lease
+from distsgd.data.folder_files import remove_inside
 from distsgd.run.line_file import LineFile
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ChaosWatch:
         self.chaos, self._run, self._plan, self._start = chaos, run, plan, version
         folder = run.folder.path
         self.tally = folder / "chaos.tally"
-        self.tally.unlink(missing_ok=True)
+        remove_inside(self.tally)
         self._log = LineFile(folder / "chaos.jsonl")
         self._log.write({"chaos": chaos.text, "seed": chaos.seed, "after": version})
         self._log.flush()
@@ -77,7 +78,7 @@ class ChaosWatch:
         """Close the files; all workers are gone."""
         self._log.close()
         self._tallied = read_tally(self.tally)
-        self.tally.unlink(missing_ok=True)
+        remove_inside(self.tally)
 
     def report(self) -> ChaosReport:
         """Audit the run, after `close`, and add up.

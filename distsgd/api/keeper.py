@@ -18,7 +18,7 @@ from distsgd.api.results import EpochRow
 from distsgd.core.chaos import Chaos
 from distsgd.core.messages import Applied
 from distsgd.core.residuals import Residuals, shared_out
-from distsgd.errors import StorageError
+from distsgd.errors import RunError, StorageError
 from distsgd.run.checkpoint import (
     Model,
     checkpoint_path,
@@ -268,7 +268,7 @@ class Keeper:
             for version, digest in self._residuals.items()
             if version in usable or version == self._saved
         }
-        with suppress(OSError):
+        with suppress(OSError, RunError, StorageError):
             remove_checkpoints(self._folder, self._superfluous(set(usable)))
             if len(usable) == _USABLE:
                 remove_residuals(self._folder, self._residuals.items())

@@ -12,6 +12,7 @@ import numpy as np
 from distsgd.channel.base import Channel, Work
 from distsgd.core.chaos import PUSH_FAULTS, Chaos, Fault
 from distsgd.core.messages import REPORT, Decision, Push
+from distsgd.data.folder_files import open_inside, read_inside
 from distsgd.data.system import pause
 
 __all__ = ["Deliver", "FaultyChannel", "PushFaults", "Tally", "faulty_push", "read_tally"]
@@ -35,7 +36,7 @@ class Tally:
     def __init__(self, path: Path, worker: int) -> None:
         end = (worker + 1) * _ROW_BYTES
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = open_inside(path, os.O_RDWR | os.O_CREAT)
             try:
                 os.posix_fallocate(file, 0, end)  # never makes it shorter
                 self._row = np.frombuffer(mmap.mmap(file, end), np.int64)[worker * len(_COLUMNS) :]
@@ -57,7 +58,10 @@ class Tally:
 
 def read_tally(path: Path) -> dict[str, int]:
     """The sums over all workers: "answers", "slots", and each fault of pushes."""
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = read_inside(path)
+    except FileNotFoundError:
+        content = b""
     rows = np.frombuffer(content, np.int64).reshape(-1, len(_COLUMNS))
     return {name: int(total) for name, total in zip(_COLUMNS, rows.sum(axis=0), strict=True)}
 

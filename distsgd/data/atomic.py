@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from distsgd.data.folder_files import replace_inside
+
 __all__ = ["replace_file", "sync_file", "sync_folder", "sync_tree"]
 
 
@@ -26,19 +28,7 @@ def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
     if path.exists() and not path.is_file():
         _write_into(path, content)
         return
-    mode = 0o666 if shared else 0o600
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    replace_inside(path, content, mode=0o666 if shared else 0o600)
 
 
 def _write_into(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.restricted_pickle import load_batch
+from distsgd.data.text_files import require_file
 from distsgd.errors import CorruptDataError, SourceError, machine_trouble
 
 __all__ = [
@@ -161,13 +162,18 @@ def read_folder(folder: Path) -> Records:
         for place in (folder, *(folder / name for name in inner)):
             names = {path.name for path in place.iterdir()} if place.is_dir() else set()
             if any(f"data_batch_1{suffix}" in names for suffix in _FORMS):
-                return _read_records(names, lambda name, at=place: (at / name).read_bytes(), place)  # type: ignore[misc]
+                return _read_records(names, lambda name, at=place: _content(at / name), place)  # type: ignore[misc]
     except OSError as error:
         raise SourceError(
             f"{error.filename or folder} cannot be read: {(error.strerror or str(error)).lower()}",
             "Check the folder given to --source",
         ) from None
     return _read_records(set(), lambda _: b"", folder)
+
+
+def _content(path: Path) -> bytes:
+    require_file(path)
+    return path.read_bytes()
 
 
 def verify_records(records: Records) -> None:

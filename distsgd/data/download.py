@@ -9,6 +9,7 @@ from pathlib import Path
 
 import requests
 
+from distsgd.data.folder_files import open_inside, reader_inside
 from distsgd.errors import CorruptDataError, SourceError, storage_error
 
 __all__ = ["Progress", "download", "reason"]
@@ -39,7 +40,7 @@ def download(url: str, path: Path, sha256: str, progress: Progress) -> None:
         ) from None
     except OSError as error:
         raise storage_error(error, part) from None
-    with part.open("rb") as file:
+    with reader_inside(part) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         part.unlink()
@@ -63,7 +64,8 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else 0
-        with part.open("ab" if have else "wb") as file:
+        with os.fdopen(open_inside(part, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab") as file:
+            file.truncate(have)
             for chunk in answer.iter_content(_CHUNK):
                 file.write(chunk)
                 have += len(chunk)

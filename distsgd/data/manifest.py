@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import mending
 from distsgd.data.names import is_printable
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
@@ -122,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     mend = mending(folder)
     try:
-        content = path.read_bytes()
+        content = read_inside(path, most=SMALL)
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
     except OSError as error:

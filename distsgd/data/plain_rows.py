@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes, Ints
+from distsgd.data.folder_files import mappable
 from distsgd.data.manifest import Manifest
 
 __all__ = ["PlainRows"]
@@ -33,7 +33,8 @@ class PlainRows:
         self.files = [entry.file for entry in manifest.train]
         self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
         for file in self.files:
-            batch = pa.ipc.open_file(pa.memory_map(os.fsencode(folder / file))).get_batch(0)
+            with mappable(folder / file) as path:
+                batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
             flat = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
             pixels, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
             self._shards.append((pixels, labels))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distsgd.data.atomic import replace_file, sync_file, sync_folder
+from distsgd.data.atomic import sync_file, sync_folder
 from distsgd.data.cifar10 import (
     CLASSES,
     SHAPE,
@@ -25,6 +25,7 @@ from distsgd.data.cifar10 import (
 from distsgd.data.dataset import Dataset, damaged_shards
 from distsgd.data.download import Progress
 from distsgd.data.fetch import DEFAULT_SHARDS, Say, downloads, obtain
+from distsgd.data.folder_files import open_inside, replace_inside
 from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder, find_dataset
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.shards import open_shard, shard_spans, write_shard
@@ -165,7 +166,7 @@ class _Repair:
                 self._write(file, test, span) for file, span in shard_spans("test", len(test[1]), 1)
             ),
         )
-        replace_file(self._folder / MANIFEST, manifest.to_json().encode(), shared=True)
+        replace_inside(self._folder / MANIFEST, manifest.to_json().encode(), mode=0o666)
         self._mended.append(MANIFEST)
         return manifest
 
@@ -214,6 +215,8 @@ class _Repair:
         """Write one shard, unless its bytes are there already."""
         path = self._folder / file
         beside = path.with_name(f".{file}.{os.getpid()}.tmp")
+        beside.unlink(missing_ok=True)  # never written into: it may be a link
+        os.close(open_inside(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o666))
         try:
             written = write_shard(beside, examples[0][span], examples[1][span], SHAPE, CLASSES)
             if wanted is not None and written.sha256 != wanted.sha256:

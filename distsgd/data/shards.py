@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.folder_files import mappable
 from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
@@ -65,7 +66,11 @@ def write_shard(
     storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
     images = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
     batch = pa.record_batch([images, pa.array(labels)], schema=schema)
-    with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with (
+        mappable(path, os.O_RDWR | os.O_CREAT) as opened,
+        pa.OSFile(opened, "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         writer.write_batch(batch)
     return Shard(path.name, len(labels), path.stat().st_size, checksum(path))
 
@@ -206,7 +211,7 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
     """
     try:
         before = identity_of(path)
-        with pa.memory_map(os.fsencode(path)) as file:
+        with mappable(path) as opened, pa.memory_map(opened) as file:
             content = file.read_buffer()
         batch = _only_batch(content)
         if batch.schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):

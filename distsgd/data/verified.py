@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from distsgd.data.folder_files import reader_inside, stat_inside
+
 __all__ = ["Found", "Identity", "believe", "checksum", "found_before", "hashed", "identity_of"]
 
 _SETTLED_NS = 2_000_000_000
@@ -71,7 +73,7 @@ def identity_of(path: Path) -> Identity:
     Raises:
         OSError: there is none.
     """
-    return _identity(path.stat())
+    return _identity(stat_inside(path))
 
 
 def hashed(path: Path) -> Found:
@@ -80,7 +82,7 @@ def hashed(path: Path) -> Found:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with reader_inside(path) as file:
         before, began = _identity(os.fstat(file.fileno())), time.time_ns()
         found = hashlib.file_digest(file, "sha256").hexdigest()
         after = _identity(os.fstat(file.fileno()))

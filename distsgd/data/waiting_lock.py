@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from distsgd.data.lock_file import LockFile
 
 __all__ = ["waiting_lock"]
 
@@ -14,10 +14,8 @@ __all__ = ["waiting_lock"]
 @contextmanager
 def waiting_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock; whoever has it is waited for."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = LockFile(path)
+    if not lock.acquire(wait=False):
         say("another process is fetching; waiting for it")
         lock.acquire()
     try:

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,13 @@ from distsgd.core.arrays import Floats
 from distsgd.core.features import Preprocessing
 from distsgd.core.losses import LOSSES
 from distsgd.core.models import LINEAR, make_architecture
-from distsgd.data.atomic import replace_file
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.folder_files import (
+    names_inside,
+    reader_inside,
+    remove_inside,
+    replace_inside,
+)
 from distsgd.data.names import is_printable
 from distsgd.errors import RunError, machine_trouble, storage_error
 from distsgd.run.array_archive import ArrayArchive
@@ -47,6 +53,7 @@ __all__ = [
 ]
 
 _FORMAT = "distsgd checkpoint 1"
+_NAME = re.compile(r"step-(\d+)\.npz", re.ASCII)
 _STATE, _READ = "state.", "read."
 _LONGEST_META = 1 << 24
 _MOST = 1 << 62
@@ -133,7 +140,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     path = checkpoint_path(folder, model.version)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
-        replace_file(path, buffer.getvalue())
+        replace_inside(path, buffer.getvalue(), below=folder.parent)
     except OSError as error:
         raise storage_error(error, path) from None
     return path
@@ -204,7 +211,7 @@ def _read(path: Path) -> Model:
 def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
     """What is made of a checkpoint's file; all that may be wrong with it has one form."""
     try:
-        with path.open("rb") as file:
+        with reader_inside(path, below=path.parent.parent) as file:
             archive = ArrayArchive(file)
             needed, free = os.fstat(file.fileno()).st_size, free_memory()
             if free is not None and needed > free:
@@ -302,9 +309,20 @@ def checkpoint_path(folder: Path, version: int) -> Path:
 
 
 def checkpoint_versions(folder: Path) -> list[int]:
-    """The versions that there are checkpoints of, oldest first."""
-    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.npz"))
-    return sorted(int(name) for name in names if name.isdigit())
+    """The versions that there are checkpoints of, oldest first.
+
+    Raises:
+        RunError: the folder cannot be read.
+        StorageError: it is a link.
+    """
+    try:
+        names = names_inside(folder, below=folder.parent)
+    except OSError as error:
+        raise machine_trouble(error, folder) or RunError(
+            f"{folder} cannot be read: {error.strerror}", "It is to be a folder of checkpoints"
+        ) from None
+    found = map(_NAME.fullmatch, names)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -322,7 +340,7 @@ def latest_checkpoint(folder: Path) -> Path:
 def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
     """Remove the checkpoints of these versions, those that are there."""
     for version in versions:
-        checkpoint_path(folder, version).unlink(missing_ok=True)
+        remove_inside(checkpoint_path(folder, version), below=folder.parent)
 
 
 def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:

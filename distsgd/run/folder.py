@@ -10,7 +10,6 @@ report.json             what came out, once the run has ended
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,13 +24,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from distsgd.core.models import LINEAR
-from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import (
+    SMALL,
+    names_inside,
+    read_inside,
+    remove_inside,
+    replace_inside,
+)
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
+from distsgd.data.lock_file import LockFile, is_locked
 from distsgd.data.system import pause
-from distsgd.data.text_files import read_text
 from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import Spelling, written
@@ -69,7 +72,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / _LOCK)
+        self._lock = LockFile(path / _LOCK)
 
     @property
     def checkpoints(self) -> Path:
@@ -84,41 +87,25 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         give_up = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                self._lock.acquire(timeout=0)
-                return
-            except Timeout:
+        try:
+            while not self._lock.acquire(wait=False):
                 if self._is_held() or time.monotonic() > give_up:
-                    raise RunError(
-                        f"{self.path} is running", "Wait for its end, or stop it first"
-                    ) from None
+                    raise RunError(f"{self.path} is running", "Wait for its end, or stop it first")
                 pause(0.001)
-            except OSError as error:
-                raise storage_error(error, self.path / _LOCK) from None
+        except OSError as error:
+            raise storage_error(error, self.path / _LOCK) from None
 
     def _is_held(self) -> bool:
-        """Whether a process holds the run; looks by a shared lock, which keeps nobody else out."""
-        try:
-            file = os.open(self.path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(file)
-        return False
+        return is_locked(self.path / _LOCK)
 
     def sweep(self) -> None:
         """Remove what a process that was killed while it wrote has left beside its files."""
         for folder in (self.path, self.checkpoints):
-            for path in folder.glob(".*.tmp"):
-                with suppress(OSError):
-                    path.unlink()
+            with suppress(OSError):
+                for name in names_inside(folder, below=self.path):
+                    if name.startswith(".") and name.endswith(".tmp"):
+                        with suppress(OSError):
+                            remove_inside(folder / name, below=self.path)
 
     def release(self) -> None:
         """The run is no longer running."""
@@ -133,7 +120,7 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            content = json.loads(read_text(path))
+            content = json.loads(read_inside(path, most=SMALL))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -155,13 +142,13 @@ class RunFolder:
         path = self.path / name
         content = {**content, "digest": _digest(name, content)}
         try:
-            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+            replace_inside(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
             raise storage_error(error, path) from None
 
     def remove(self, name: str) -> None:
         """Remove a file of the run, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
+        remove_inside(self.path / name)
 
     def settings(self) -> TrainConfig:
         """The settings of the run.
@@ -289,11 +276,11 @@ def list_runs() -> Iterator[RunFolder]:
     except StorageError:
         return
     for entry in home.iterdir() if home.is_dir() else ():
-        if entry.is_symlink() and not entry.exists():
-            with suppress(OSError):
+        with suppress(OSError):  # a folder that this user may not look into
+            if entry.is_symlink() and not entry.exists():
                 entry.unlink()
-        elif (entry / "config.json").is_file():
-            found[entry.resolve()] = RunFolder(entry.resolve())
+            elif (entry / "config.json").is_file():
+                found[entry.resolve()] = RunFolder(entry.resolve())
     yield from sorted(found.values(), key=lambda run: (_created(run), str(run.path)))
 
 

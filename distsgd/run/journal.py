@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.core.messages import Applied, Lease
-from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import reader_inside, replace_inside
 from distsgd.errors import storage_error
 from distsgd.run.line_file import LineFile
 
@@ -219,9 +219,9 @@ class JournalWriter(LineFile):
         self.sync()
         line = json.dumps({"o": mark.offset, "l": mark.lines, "d": mark.digest}) + "\n"
         try:
-            with self.path.open("rb") as file:
+            with reader_inside(self.path) as file:
                 file.seek(mark.offset - self._moved)
-                replace_file(self.path, line.encode() + file.read())
+                replace_inside(self.path, line.encode() + file.read())
         except OSError as error:
             raise storage_error(error, self.path) from None
         self._moved = mark.offset - len(line)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distsgd.core.messages import Lease
+from distsgd.data.folder_files import reader_inside
 from distsgd.errors import JournalError, UsageError, machine_trouble
 from distsgd.run.journal import (
     DIGEST_LENGTH,
@@ -88,7 +89,7 @@ def whole_journal(folder: Path, first: str) -> Journal:
         JournalError: it cannot be read.
     """
     try:
-        with (folder / JOURNAL).open("rb") as file:
+        with reader_inside(folder / JOURNAL) as file:
             line = file.readline(_LONGEST)
             dropped = _dropped(line)
             start = len(line) if dropped else 0
@@ -114,7 +115,7 @@ def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
         JournalError: names the first line that does not hold.
     """
     try:
-        with (folder / JOURNAL).open("rb") as file:
+        with reader_inside(folder / JOURNAL) as file:
             start = _place_of(file, begin)
             end = os.fstat(file.fileno()).st_size
             yield from _checked(file.fileno(), start, end, begin)
@@ -208,7 +209,7 @@ def find_head(journal: Journal, head: str) -> int:
 def resumptions(folder: Path) -> list[Resumed]:
     """The lines of a journal that say that the run was gone on with; unchecked, to be shown."""
     try:
-        with (folder / JOURNAL).open("rb") as file:
+        with reader_inside(folder / JOURNAL) as file:
             lines = _lines(file.fileno(), 0, os.fstat(file.fileno()).st_size, 0)
             found = [json.loads(line) for line in lines if line.startswith(b'{"r"')]
         for fields in found:

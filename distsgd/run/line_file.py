@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.folder_files import open_inside
 from distsgd.errors import StorageError, storage_error
 
 __all__ = ["LineFile"]
@@ -38,7 +39,7 @@ class LineFile:
     def _opened(self) -> tuple[int, int]:
         """The file, and how many bytes of whole lines it has."""
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = open_inside(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
             size = end = os.fstat(file).st_size
             while end > 0 and os.pread(file, 1, end - 1) != b"\n":
                 low = max(0, end - _BLOCK)
@@ -102,7 +103,7 @@ class LineFile:
     def is_lost(self) -> bool:
         """Whether the file has been deleted, moved, or replaced by another since it was opened."""
         try:
-            return not os.path.samestat(self.path.stat(), os.fstat(self._file))
+            return not os.path.samestat(self.path.lstat(), os.fstat(self._file))
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:  # a file system that does not answer now

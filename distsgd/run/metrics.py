@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.folder_files import read_inside
 from distsgd.errors import RunError, machine_trouble
 from distsgd.run.checkpoint import checkpoint_versions
 from distsgd.run.line_file import LineFile
@@ -33,7 +34,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         RunError: a line is damaged; names it.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = read_inside(path).splitlines(keepends=True)
     except FileNotFoundError:
         return []
     except OSError as error:

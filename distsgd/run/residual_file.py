@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
@@ -22,7 +23,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.residuals import Residual, Residuals
-from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
 from distsgd.errors import RunError, machine_trouble, storage_error
 
 __all__ = ["read_residuals", "remove_residuals", "write_residuals"]
@@ -57,7 +58,7 @@ def write_residuals(folder: Path, version: int, residuals: Residuals, dtype: str
     digest = hashlib.sha256(content).hexdigest()
     path = _path(folder, version, digest)
     try:
-        replace_file(path, content)
+        replace_inside(path, content, below=folder.parent)
     except OSError as error:
         raise storage_error(error, path) from None
     return digest
@@ -83,12 +84,13 @@ def read_residuals(
     try:
         if not _DIGEST.fullmatch(digest):
             raise ValueError("its checkpoint has no digest of it")
-        with path.open("rb") as file:
+        with reader_inside(path, below=folder.parent) as file:
             head = file.readline(_LONGEST_LINE)
             rows = _rows(json.loads(head), version, dtype, parameters)
             kind = np.dtype(dtype).newbyteorder("<")
             size = kind.itemsize * parameters * sum(has for _, _, has in rows)
-            body = file.read(size + 1) if path.stat().st_size == len(head) + size else b""
+            whole = os.fstat(file.fileno()).st_size == len(head) + size
+            body = file.read(size + 1) if whole else b""
         if len(body) != size or hashlib.sha256(head + body).hexdigest() != digest:
             raise ValueError("its checksum does not match")
         values = np.frombuffer(body, kind).astype(dtype).reshape(-1, parameters)
@@ -128,9 +130,13 @@ def _with_values(rows: list[tuple[int, int, bool]], values: list[Floats]) -> dic
 
 
 def remove_residuals(folder: Path, keep: Collection[tuple[int, str]]) -> None:
-    """Remove all residuals but those of these versions and digests."""
+    """Remove all residuals but those of these versions and digests.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
     kept = {_path(folder, version, digest).name for version, digest in keep}
-    for path in folder.glob("residuals-*.bin"):
-        if _NAME.fullmatch(path.name) and path.name not in kept:
+    for name in names_inside(folder, below=folder.parent):
+        if _NAME.fullmatch(name) and name not in kept:
             with suppress(OSError):
-                path.unlink()
+                remove_inside(folder / name, below=folder.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distsgd.data.folder_files import stat_inside
 from distsgd.errors import RunError, StorageError
 from distsgd.run.folder import RunFolder
 
@@ -42,7 +43,7 @@ class WantedWorkers:
     def __call__(self) -> int | None:
         """How many, if there is new word."""
         try:
-            now = self._path.stat().st_mtime_ns
+            now = stat_inside(self._path).st_mtime_ns
         except OSError:
             return None
         if now == self._seen:

@@ -6,15 +6,17 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import SMALL, read_inside, replace_inside
 from distsgd.data.system import python_module
-from distsgd.errors import RuntimeFailure, UsageError, machine_trouble, storage_error
+from distsgd.errors import NotPlainFile, RuntimeFailure, UsageError, machine_trouble, storage_error
 from distsgd.runtime.cluster_token import cluster_home, token_file
 from distsgd.runtime.head_probe import check_head
 from distsgd.runtime.node_address import PORT, answers, check_address, check_port, free_port, way_to
@@ -170,7 +172,13 @@ def _check_free(node_ip: str) -> None:
 def _write(path: Path, content: str) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(path, content.encode())
+        folder = path.parent.stat()
+        if folder.st_uid not in (os.geteuid(), 0) or folder.st_mode & stat.S_IWOTH:
+            raise UsageError(
+                f"others may write to {path.parent}, where the token of the cluster is to lie",
+                "Name a folder of your own: DISTSGD_CLUSTER_HOME",
+            )
+        replace_inside(path, content.encode())
     except OSError as error:
         raise storage_error(error, path) from None
 
@@ -205,7 +213,9 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
 
 
 def _content(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    with suppress(FileNotFoundError, NotPlainFile):
+        return read_inside(file, most=SMALL).decode()
+    return None
 
 
 def _environment(node: Node) -> dict[str, str]:

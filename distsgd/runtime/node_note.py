@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from distsgd.data.folder_files import SMALL, read_inside
+from distsgd.data.lock_file import LockFile
 from distsgd.errors import RuntimeFailure, storage_error
 from distsgd.runtime.cluster_token import cluster_home
 from distsgd.runtime.session_guard import clear_session, processes_of
@@ -24,6 +25,10 @@ __all__ = [
     "read_node",
     "stop_node",
 ]
+
+
+_entered = threading.local()
+"""Whether this thread is within `alone`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ def note_file() -> Path:
 def _noted(file: Path) -> Node | None:
     """The node that a note tells of."""
     try:
-        return Node(**json.loads(file.read_text(encoding="utf-8")))
+        return Node(**json.loads(read_inside(file, most=SMALL)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -101,15 +106,21 @@ def alone() -> Iterator[None]:
     Raises:
         StorageError: the folder cannot be written.
     """
-    lock = note_file().with_suffix(".lock")
+    if getattr(_entered, "alone", False):
+        yield
+        return
+    lock = LockFile(note_file().with_suffix(".lock"))
     try:
-        lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(lock, is_singleton=True):
-            yield
+        lock.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire()
     except OSError as error:
-        if error.filename != str(lock.parent) and error.filename != str(lock):
-            raise
-        raise storage_error(error, lock) from None
+        raise storage_error(error, lock.path) from None
+    _entered.alone = True
+    try:
+        yield
+    finally:
+        _entered.alone = False
+        lock.release()
 
 
 def stop_node(folder: str | None = None) -> Node | None:

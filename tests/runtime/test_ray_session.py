@@ -96,7 +96,7 @@ def test_a_folder_that_never_got_its_name_is_removed(temporary: Path) -> None:
 
 def test_a_session_whose_owner_lives_stays(temporary: Path) -> None:
     folder = a_session(temporary)
-    locked = "from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
+    locked = "import fcntl; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX)"
     with a_process(locked, folder / LOCK) as process:
         sweep_dead_sessions()
         assert folder.exists() and process.poll() is None

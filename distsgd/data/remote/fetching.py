@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from distsgd.data.folder_files import open_inside
 from distsgd.data.remote.stores import Piece, Refused, Store
 from distsgd.data.system import pause
 from distsgd.errors import CorruptDataError, SourceError, storage_error
@@ -63,7 +65,7 @@ def _fetch_once(store: Store, name: str, size: int, part: Path, whose: str, noti
     """Write a file to ``part``; returns its SHA-256."""
     found = hashlib.sha256()
     try:
-        with part.open("r+b" if part.exists() else "w+b") as file:
+        with os.fdopen(open_inside(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
 
             def write(piece: Piece) -> None:
                 found.update(piece)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from distsgd.data.folder_files import SMALL, open_inside, read_inside, replace_inside
 from distsgd.data.manifest import Shard
 from distsgd.data.system import pause
 from distsgd.data.verified import Identity, believe, checksum, found_before, identity_of
-from distsgd.errors import DatasetError, storage_error
+from distsgd.errors import DatasetError, machine_trouble, storage_error
 
 __all__ = ["Held", "NodeCache"]
 
@@ -108,9 +109,11 @@ class NodeCache:
         """The shard, locked, if it is there whole."""
         path = self._folder / entry.file
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = open_inside(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise machine_trouble(error, path) or storage_error(error, path) from None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         here = os.fstat(descriptor)
         if here.st_nlink and here.st_size == entry.size and self._sound(path, entry):
@@ -149,14 +152,14 @@ class NodeCache:
                 raise
             with suppress(OSError):  # without it, it is hashed when it is used
                 note = [*identity_of(path), entry.sha256]
-                _note_of(path).write_text(json.dumps(note), encoding="utf-8")
+                replace_inside(_note_of(path), json.dumps(note).encode())
                 self._believe(path, entry)
             return True
 
     def _believe(self, path: Path, entry: Shard) -> None:
         """Take the word of the process that has fetched it, if the file is still the same."""
         with suppress(OSError, ValueError, TypeError):
-            *identity, sha256 = json.loads(_note_of(path).read_text(encoding="utf-8"))
+            *identity, sha256 = json.loads(read_inside(_note_of(path), most=SMALL))
             if sha256 == entry.sha256 and Identity(*identity) == identity_of(path):
                 believe([(Identity(*identity), sha256)])
 
@@ -167,8 +170,11 @@ class NodeCache:
                 part.unlink(missing_ok=True)  # of a process that has died
                 if self._limit is not None and not self._make_room(entry, soon=soon):
                     return False
-                with part.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, entry.size)
+                file = open_inside(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                try:
+                    os.posix_fallocate(file, 0, entry.size)
+                finally:
+                    os.close(file)
                 return True
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -216,7 +222,10 @@ class NodeCache:
 def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock; yields whether we do. The system wakes who waits: nobody looks again and again,
     which a library for locks would do, at a cost that shows beside the training."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = open_inside(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise storage_error(error, path) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -233,13 +242,13 @@ def _sizes(folder: Path, ending: str) -> dict[Path, int]:
     found: list[tuple[float, Path, int]] = []
     with os.scandir(folder) as datasets:
         for dataset in datasets:
-            if not dataset.is_dir():
+            if not dataset.is_dir(follow_symlinks=False):
                 continue
             with os.scandir(dataset) as files:
                 for file in files:
                     if file.name.endswith(ending):
                         with suppress(FileNotFoundError):
-                            is_now = file.stat()
+                            is_now = file.stat(follow_symlinks=False)
                             found.append((is_now.st_mtime, Path(file.path), is_now.st_size))
     return {path: size for _, path, size in sorted(found)}
 
@@ -255,8 +264,8 @@ def _note_of(path: Path) -> Path:
 def _removed(path: Path) -> bool:
     """Remove a shard unless somebody holds it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = open_inside(path)
+    except OSError:  # it has gone, or is no shard
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ import numpy as np
 from distsgd.core.arrays import Bytes
 from distsgd.data.images import decoded, is_grey, pixels_of
 from distsgd.data.sources.source import Batch, Label, Rejected, plain_label
+from distsgd.data.text_files import require_file
 from distsgd.errors import machine_trouble
 
 __all__ = ["Encoded", "decode_batch", "shape_of_first"]
@@ -53,7 +54,10 @@ def shape_of_first(
 
 
 def _source(image: Path | bytes) -> Path | BinaryIO:
-    return BytesIO(image) if isinstance(image, bytes) else image
+    if isinstance(image, bytes):
+        return BytesIO(image)
+    require_file(image)
+    return image
 
 
 def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) -> Batch:

@@ -26,6 +26,7 @@ from distsgd.data.sources.table_columns import (
     refuse_words,
     widths_of,
 )
+from distsgd.data.text_files import require_file
 from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_parquet", "opened_file"]
@@ -91,7 +92,12 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
 
 
 def opened_file(path: Path) -> pa.NativeFile:
-    """A file for Arrow, which by itself opens no name that is not UTF-8."""
+    """A file for Arrow, which by itself opens no name that is not UTF-8.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a device or a socket.
+    """
+    require_file(path)
     return pa.OSFile(os.fsencode(path))
 
 
