@@ -6,6 +6,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.plan import Plan
 from distsgd.core.schedules import Schedule
 from distsgd.data.dataset import Dataset
+from distsgd.data.remote.uri import is_uri
 from distsgd.data.row_cache import choose_cache
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.job import Job
@@ -65,7 +66,8 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         hang_seconds=config.hang_seconds,
         verify=config.verify,
         placement=config.placement,
-        dataset=config.dataset,
+        # A dataset here is not looked for at the address that the settings of a run have for it.
+        dataset=config.dataset if dataset.remote or not is_uri(config.dataset) else "",
         digest=dataset.manifest.digest,
         cache_limit=config.cache_limit,
         cache=(

@@ -94,6 +94,7 @@ def dataset_of_run(folder: RunFolder) -> Dataset:
     Raises:
         RunError: there is only another one by now, or config.json is damaged.
         DatasetError: there is none.
+        SourceError: it lies at an address that this user has never given.
     """
     config = folder.settings()
     try:
@@ -117,7 +118,7 @@ def _places(config: TrainConfig, recorded: Path) -> Iterator[Path]:
     if there := (recorded / MANIFEST).is_file():
         yield recorded
     try:
-        named = find_dataset(config.dataset)
+        named = find_dataset(config.dataset, given=False)
     except DistsgdError:
         if not there:
             raise

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.core.features import Preprocessing
-from distsgd.data.locations import REMOTE_SOURCE, mending
+from distsgd.data.locations import is_remote_copy, mending
 from distsgd.data.manifest import Manifest, Shard, read_manifest
 from distsgd.data.shards import OpenShard, open_shard
 from distsgd.data.verified import Found, believe, checksum
@@ -164,7 +164,7 @@ class Dataset:
         self.manifest = read_manifest(folder)
         self._remote: RemoteFolder | None = None
         self._stream = stream
-        if (folder / REMOTE_SOURCE).exists():
+        if is_remote_copy(folder):
             from distsgd.data.remote.remote_folder import RemoteFolder
 
             self._remote = RemoteFolder(folder, cache_limit)
@@ -191,6 +191,11 @@ class Dataset:
         if self._remote is not None:
             self._remote.ensure(self.manifest.shards(split))
         return Split(self.folder, self.manifest, split)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it lies elsewhere, and its shards are fetched."""
+        return self._remote is not None
 
     @property
     def streamed(self) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "find_dataset",
     "home_folder",
     "imported_datasets",
+    "is_remote_copy",
     "mending",
 ]
 
@@ -37,8 +38,8 @@ REMOTE_SOURCE = "source.json"
 RUN_NAME = "DISTSGD_RUN_NAME"
 """A variable with the name of a run that is given no folder; in a job, the name of the job."""
 
-SAMPLE = Path(__file__).parent / "sample"
-"""The embedded sample of CIFAR-10."""
+SAMPLE = (Path(__file__).parent / "sample" / "manifest.json").resolve().parent
+"""The embedded sample of CIFAR-10; some installers make links of the files of a package."""
 
 
 def cache_folder() -> Path:
@@ -115,11 +116,17 @@ def dataset_name(dataset: object) -> str:
     )
 
 
-def find_dataset(dataset: str) -> Path:
+def find_dataset(dataset: str, *, given: bool = True) -> Path:
     """The folder of a dataset: "cifar10", "sample", a name it was imported by, a path, or a URI.
+
+    Args:
+        dataset: what names it.
+        given: whether the user has given it, now and here. A URI that a file of a run gives is
+            used only if the user has given its address before; see `remote.known_addresses`.
 
     Raises:
         DatasetError: there is none; says what to do.
+        SourceError: it is a URI that the user has not given.
         UsageError: it is neither.
         DistsgdError: it is a URI that cannot be used, see `find_remote`.
     """
@@ -127,7 +134,7 @@ def find_dataset(dataset: str) -> Path:
     if is_uri(dataset):
         from distsgd.data.remote.remote_folder import find_remote
 
-        return find_remote(dataset)
+        return find_remote(dataset, given=given)
     if dataset == "sample":
         return SAMPLE
     if dataset == "cifar10":
@@ -151,9 +158,21 @@ def find_dataset(dataset: str) -> Path:
     return folder
 
 
+def is_remote_copy(folder: Path) -> bool:
+    """Whether a folder is one of the cache's that stand for remote datasets.
+
+    A folder elsewhere is a dataset of its own, whatever files it has: nothing is fetched for it,
+    and no file around it is removed to make room.
+    """
+    with suppress(StorageError):
+        ours = (cache_folder() / "remote").resolve()
+        return folder.resolve().parent == ours and (folder / REMOTE_SOURCE).exists()
+    return False
+
+
 def mending(folder: Path) -> str:
     """What to do about a dataset that is damaged."""
-    if (folder / REMOTE_SOURCE).exists():
+    if is_remote_copy(folder):
         return f"Remove {folder}: it is fetched again when it is needed"
     if folder.parent == _cache_of_datasets() and folder.name not in RESERVED:
         return f"Import it anew: `distsgd data import SOURCE --name {folder.name} --force`"

@@ -13,6 +13,7 @@ from typing import Any
 
 from distsgd.data.locations import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
+from distsgd.data.remote.known_addresses import check_known
 from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.data.text_files import read_text
 from distsgd.errors import DatasetError, UsageError
@@ -187,6 +188,14 @@ def _given(
                 "Give it once",
             )
         given[name], found[name] = value, SET
+    address = {**chosen, **given}.get("dataset")
+    if (
+        file
+        and file.suffix == ".json"
+        and found.get("dataset") == str(file)
+        and is_uri(str(address))
+    ):
+        check_known(parse_uri(str(address)))  # a run's own file may come from anybody
     return {**chosen, **given}, how.with_origins(found)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.locations import find_dataset, is_remote_copy
+from distsgd.data.remote.known_addresses import given
+from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.errors import DatasetError
 from distsgd.runtime.job import Job
 
@@ -19,7 +21,10 @@ def dataset_here(job: Job) -> Dataset:
         DatasetError: this node has none, or another of that name.
     """
     folder = Path(job.folder)
-    if not (folder / "manifest.json").is_file():
+    remote = is_uri(job.dataset)
+    if remote:
+        given(parse_uri(job.dataset))  # to the driver
+    if not (folder / "manifest.json").is_file() or (remote and not is_remote_copy(folder)):
         folder = find_dataset(job.dataset or job.folder)
     found = Dataset(folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards))
     if job.digest and found.manifest.digest != job.digest:

@@ -23,9 +23,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from distsgd.data.folder_files import open_inside
 from distsgd.data.manifest import Shard, read_manifest
+from distsgd.data.remote import known_addresses
 from distsgd.data.remote.node_cache import NodeCache
-from distsgd.data.remote.remote_folder import RemoteFolder
+from distsgd.data.remote.remote_folder import RemoteFolder, source_of
+from distsgd.data.remote.uri import parse_uri
 from distsgd.data.system import python_module, wait_for_exit
 from distsgd.errors import DistsgdError
 
@@ -69,7 +72,7 @@ class FetchingAhead:
     def _ours(self) -> bool:
         """Whether it falls to this process; the system lets go of the lock when it dies."""
         if self._lock < 0:
-            self._lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = open_inside(self._folder / _LOCK, os.O_RDWR | os.O_CREAT)
             weakref.finalize(self, os.close, self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,6 +137,7 @@ class _Threads:
 def main(folder: Path, limit: int) -> None:
     """Follow what standard input says, until it ends."""
     entries = {entry.file: entry for entry in read_manifest(folder).train}
+    known_addresses.given(parse_uri(source_of(folder)))  # as our parent has seen
     threads = _Threads(RemoteFolder(folder, limit or None).cache)
     for line in sys.stdin.buffer:
         count, *files = json.loads(line)

@@ -6,28 +6,35 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import SMALL, read_inside, replace_inside
 from distsgd.data.locations import REMOTE_SOURCE, cache_folder
 from distsgd.data.manifest import MANIFEST, Shard, parse_manifest
+from distsgd.data.remote import known_addresses
 from distsgd.data.remote.fetching import fetch_checked, fetch_small
+from distsgd.data.remote.known_addresses import check_known, remember
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.remote.stores import Store, open_store
 from distsgd.data.remote.uri import parse_uri
-from distsgd.errors import CorruptDataError, storage_error
+from distsgd.errors import CorruptDataError, NotPlainFile, storage_error
 
-__all__ = ["RemoteFolder", "find_remote"]
+__all__ = ["RemoteFolder", "find_remote", "source_of"]
 
 _THREADS = 4
 _log = logging.getLogger("distsgd")
 
 
-def find_remote(text: str) -> Path:
+def find_remote(text: str, *, given: bool) -> Path:
     """The folder of this node that stands for a remote dataset.
 
     Its manifest is fetched each time, so that a dataset that was changed is another one; its
     shards are fetched when they are needed.
+
+    Args:
+        text: its URI.
+        given: whether the user has given it; see `known_addresses`.
 
     Raises:
         UsageError: the URI cannot be used.
@@ -36,9 +43,13 @@ def find_remote(text: str) -> Path:
         StorageError: the cache cannot be written.
     """
     uri = parse_uri(text)
+    if given:
+        known_addresses.given(uri)
+    check_known(uri)
     content = fetch_small(open_store(uri), MANIFEST, uri.name, _log.warning)
     where = f"{uri.name}/{MANIFEST}"
     manifest = parse_manifest(content, where, "Put a whole dataset folder there")
+    remember(uri)
     folder = cache_folder() / "remote" / manifest.digest[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -47,8 +58,10 @@ def find_remote(text: str) -> Path:
             (MANIFEST, content),
         ):
             path = folder / name
-            if not path.exists() or path.read_bytes() != new:
-                replace_file(path, new)
+            with suppress(FileNotFoundError, NotPlainFile):
+                if read_inside(path) == new:
+                    continue
+            replace_inside(path, new)
     except OSError as error:
         raise storage_error(error, error.filename or folder) from None
     return folder
@@ -64,10 +77,14 @@ class RemoteFolder:
     Attributes:
         cache: of this node.
         limit: as given.
+
+    Raises:
+        SourceError: the user has never given the address that the folder names.
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
-        self._uri = parse_uri(_source_of(folder))
+        self._uri = parse_uri(source_of(folder))
+        check_known(self._uri)
         self._store: Store | None = None
         self._folder, self.limit = folder, limit
         self._held: list[Held] = []
@@ -94,7 +111,7 @@ class RemoteFolder:
         fetch_checked(self._store, entry.file, entry.size, entry.sha256, part, whose, _log.warning)
 
 
-def _source_of(folder: Path) -> str:
+def source_of(folder: Path) -> str:
     """The URI that a local folder stands for.
 
     Raises:
@@ -102,7 +119,7 @@ def _source_of(folder: Path) -> str:
     """
     path = folder / REMOTE_SOURCE
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["uri"])
+        return str(json.loads(read_inside(path, most=SMALL))["uri"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptDataError(
             f"{path} does not say where the dataset lies: {error}",

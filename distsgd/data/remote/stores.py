@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -15,8 +16,9 @@ from pyarrow import fs
 from pyarrow.dataset import IpcFileFormat
 
 from distsgd.data.download import reason
+from distsgd.data.folder_files import reader_inside
 from distsgd.data.remote.uri import Uri
-from distsgd.errors import SourceError
+from distsgd.errors import NotPlainFile, SourceError
 
 __all__ = ["Piece", "Refused", "Store", "open_store"]
 
@@ -60,9 +62,9 @@ def open_store(uri: Uri) -> Store:
     if uri.scheme in ("http", "https"):
         host, _, path = uri.where.partition("/")
         return _WebFolder(f"{uri.scheme}://{host}/{quote(path)}")
-    makers: dict[str, Callable[[Uri], Any]] = {
-        "s3": _s3, "gs": _gcs, "file": lambda _: fs.LocalFileSystem()
-    }  # fmt: skip
+    if uri.scheme == "file":
+        return _LocalFolder(None, uri.where)
+    makers: dict[str, Callable[[Uri], Any]] = {"s3": _s3, "gs": _gcs}
     try:
         return _FileSystemFolder(makers[uri.scheme](uri), uri.where)
     except (ImportError, NotImplementedError, OSError, ValueError) as error:
@@ -131,7 +133,7 @@ class _FileSystemFolder:
         path = f"{self._folder}/{name}"
         try:
             with self._opened(path, size) as file:
-                end = file.size() if size is None else size
+                end = self._size(file) if size is None else size
                 buffer = self._buffer(min(most, end - offset))
                 file.seek(offset)
                 while offset < end:
@@ -142,7 +144,7 @@ class _FileSystemFolder:
                     yield room[:got]
         except FileNotFoundError:
             raise Refused("there is no such file") from None
-        except PermissionError as error:
+        except (PermissionError, NotPlainFile) as error:
             raise Refused(_reason(error)) from None
         except OSError as error:
             if any(word in str(error) for word in _NEVER):
@@ -155,11 +157,22 @@ class _FileSystemFolder:
         # Only through a fragment can the size be told; the store is not asked for it then.
         return _FORMAT.make_fragment(path, self._system, file_size=size).open()
 
+    def _size(self, file: Any) -> int:
+        return int(file.size())
+
     def _buffer(self, size: int) -> memoryview:
         """Memory of this thread, used again: to get it anew costs more than to fill it."""
         if len(getattr(self._of_thread, "buffer", b"")) < size:
             self._of_thread.buffer = bytearray(size)
         return memoryview(self._of_thread.buffer)
+
+
+class _LocalFolder(_FileSystemFolder):
+    def _opened(self, path: str, size: int | None) -> Any:
+        return reader_inside(Path(path))
+
+    def _size(self, file: Any) -> int:
+        return os.fstat(file.fileno()).st_size
 
 
 class _WebFolder:
