@@ -247,12 +247,15 @@ def predict(
         names, pixels = _of_array(images, model)
     else:
         names, pixels = _of_files(_files(images), model)
-    weights = model.padded()
-    features = model.preprocessing.buffer(len(names), weights.dtype.name)
-    model.preprocessing.fill(pixels, features)
+    weights, rows = model.padded(), model.architecture.block
+    features = model.preprocessing.buffer(rows, weights.dtype.name)
+    scores = np.empty((len(names), len(model.classes)), weights.dtype)
     with one_blas_thread():
-        out = np.empty((len(names), len(model.classes)), weights.dtype)
-        scores = model.architecture.score(weights, features, out)
+        for low in range(0, len(names), rows):  # as floats they would take several times as much
+            part = pixels[low : low + rows]
+            model.preprocessing.fill(part, features[: len(part)])
+            out = scores[low : low + rows]
+            model.architecture.score(weights, features[: len(part)], out)
     found = softmax_probabilities(scores.astype(np.float64))
     return [
         Prediction(

@@ -104,6 +104,8 @@ def _raise_limit_of_open_files() -> None:
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     logging.getLogger("distsgd").addHandler(_Notices())
+    # Of Pillow; what it takes for too large is refused, or decoded at a part of its size.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     _raise_limit_of_open_files()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import threading
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,12 @@ __all__ = ["decoded", "is_grey", "pixels_of", "read_image"]
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 """Those that are decoded in this process: Pillow hands others, such as EPS, to a program."""
+
+_MOST_PIXELS, _MANY_PIXELS = 50_000_000, 4_000_000
+"""Pixels of an image that are decoded at most, at up to 8 bytes of memory for each; and those of
+one that is decoded while no other of so many is."""
+
+_one_large = threading.Lock()
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
@@ -47,16 +54,49 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
 def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
     """An image, upright, in RGB, or in grey if there is 1 channel.
 
+    A JPEG of more than 50 million pixels is decoded at a half, a quarter or an eighth of its size,
+    as its format allows.
+
     Raises:
-        Exception: whatever its decoder raises, or ValueError: its numbers are of no known range.
+        Exception: whatever its decoder raises, or ValueError: its numbers are of no known range, or
+            it has too many pixels.
     """
-    with Image.open(source, formats=_FORMATS) as image:
-        image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
-        image.load()
-        if image.info:  # with nothing beside the pixels it would take time for nothing
-            with suppress(Exception):  # where that is broken, the pixels stay
-                ImageOps.exif_transpose(image, in_place=True)
-        return _of_bytes(image).convert("RGB" if channels == 3 else "L")
+    with _opened(source) as image:
+        _bound_pixels(image)
+        large = image.width * image.height > _MANY_PIXELS
+        with _one_large if large else nullcontext():
+            image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
+            image.load()
+            if image.info:  # with nothing beside the pixels it would take time for nothing
+                with suppress(Exception):  # where that is broken, the pixels stay
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _of_bytes(image).convert("RGB" if channels == 3 else "L")
+
+
+def _opened(source: Path | BinaryIO) -> Image.Image:
+    """An image whose header alone has been read."""
+    try:
+        return Image.open(source, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(_too_large(f"too many pixels ({error})")) from None
+
+
+def _bound_pixels(image: Image.Image) -> None:
+    """Have no more decoded than memory should be taken for.
+
+    Raises:
+        ValueError: it has too many pixels; says how many may be.
+    """
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        part = next((n for n in (2, 4) if width * height <= n * n * _MOST_PIXELS), 8)
+        image.draft(None, (width // part, height // part))  # does nothing but to a JPEG
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels"))
+
+
+def _too_large(pixels: str) -> str:
+    return f"it has {pixels}, and at most {_MOST_PIXELS:,} are decoded: save it smaller"
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
@@ -78,7 +118,7 @@ def is_grey(source: Path | BinaryIO) -> bool:
     Raises:
         Exception: whatever its decoder raises.
     """
-    with Image.open(source, formats=_FORMATS) as image:
+    with _opened(source) as image:
         return image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.images import read_image
+from distsgd.data.images import decoded, read_image
 from distsgd.errors import UsageError
 
 SHAPE = (3, 32, 32)
@@ -200,3 +200,54 @@ def test_what_pillow_would_hand_to_a_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
     with pytest.raises(UsageError, match="cannot identify image file"):
         read_image(tmp_path / "a.png", SHAPE)
+
+
+def a_png(path: Path, width: int, height: int) -> Path:
+    """A header that says so many pixels, and too few bytes for them."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    body = zlib.compress(bytes(1000))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", body), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((9_000, 6_000), r"it has 9,000 x 6,000 = 54,000,000 pixels, and at most 50,000,000"),
+        ((13_000, 13_000), r"it has 13,000 x 13,000 = 169,000,000 pixels"),
+        ((20_000, 20_000), r"it has too many pixels .*400000000.*, and at most 50,000,000"),
+    ],
+)
+def test_pixels_are_counted_before_they_are_decoded(
+    tmp_path: Path, size: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(image: Image.Image) -> None:
+        raise AssertionError("it is decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(UsageError, match=words):
+        read_image(a_png(tmp_path / "large.png", *size), SHAPE)
+
+
+def test_a_large_photograph_is_decoded_at_a_part_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distsgd.data.images._MOST_PIXELS", 40_000)
+    image = Image.linear_gradient("L").resize((640, 320)).convert("RGB")
+    image.save(tmp_path / "photo.jpg", quality=95)
+    large = decoded(tmp_path / "photo.jpg", 3)
+    assert large.size == (160, 80)
+    small = read_image(tmp_path / "photo.jpg", SHAPE).astype(int)
+    monkeypatch.undo()
+    whole = read_image(tmp_path / "photo.jpg", SHAPE).astype(int)
+    assert np.abs(small - whole).max() <= 3
+    monkeypatch.setattr("distsgd.data.images._MOST_PIXELS", 1000)
+    with pytest.raises(UsageError, match="640 x 320 = 204,800 pixels, and at most 1,000"):
+        read_image(tmp_path / "photo.jpg", SHAPE)
