@@ -24,6 +24,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 __all__ = [
     "ChannelClosed",
@@ -46,6 +47,7 @@ __all__ = [
     "missing_package",
     "resource_error",
     "storage_error",
+    "system_error",
     "unreadable_module",
 ]
 
@@ -196,6 +198,49 @@ def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:
             else ("Check that the folder exists and that you may write to it")
         )
     return StorageError(f"cannot write {path}: {why}", hint)
+
+
+_FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of writing alone."""
+
+
+def system_error(error: OSError, folder: object = None) -> DistsgdError:
+    """An error of the operating system that nothing nearer to its cause has put into words.
+
+    It may be of a file or not, and of reading as well as of writing: no more is said than is known.
+
+    Args:
+        error: the error.
+        folder: where something is being written meanwhile, if anywhere.
+    """
+    number, named = error.errno, error.filename
+    if isinstance(named, bytes):
+        named = os.fsdecode(named)
+    name = named if isinstance(named, str) and named else None
+    inside = folder is not None and name is not None and Path(name).is_relative_to(str(folder))
+    if number in _FULL or inside:
+        return storage_error(error, name or folder or "to the disk")
+    why = (error.strerror or str(error) or type(error).__name__).lower()
+    if name is not None:
+        hint = _TROUBLE.get(number or 0, "Check that it is there, and that you may use it")
+        return StorageError(f"cannot use {name}: {why}", hint)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return SourceError(f"a connection has failed: {why}", "Try again, and check the network")
+    where = _module_of(error)
+    return DistsgdError(
+        f"the system has refused something{f' in {where}' if where else ''}: {why}",
+        "Run it again with --debug to see what",
+    )
+
+
+def _module_of(error: BaseException) -> str:
+    """The module of ours that an error was raised in, or passed last; "" if none is known."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        found = name if name.startswith("distsgd.") else found
+        trace = trace.tb_next
+    return found
 
 
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "google": "protobuf"}

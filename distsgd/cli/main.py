@@ -35,7 +35,7 @@ from distsgd.errors import (
     DistsgdError,
     missing_package,
     resource_error,
-    storage_error,
+    system_error,
     unreadable_module,
 )
 from distsgd.run.spelling import written
@@ -159,7 +159,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, UnicodeEncodeError):
         error = _unknown_to_locale(error)
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
-        error = storage_error(error, error.filename or "a file")
+        error = system_error(error)
     if isinstance(error, DistsgdError):
         say(f"error: {error}{_without_folder(error)}")
         return error.exit_code

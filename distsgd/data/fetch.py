@@ -28,7 +28,7 @@ from distsgd.data.shards import write_dataset
 from distsgd.data.text_files import require_file
 from distsgd.data.verified import checksum
 from distsgd.data.waiting_lock import waiting_lock
-from distsgd.errors import CorruptDataError, DatasetError, SourceError, storage_error
+from distsgd.errors import CorruptDataError, DatasetError, SourceError, system_error
 
 __all__ = [
     "DEFAULT_SHARDS",
@@ -92,7 +92,7 @@ def fetch_cifar10(
                 _build(records, target, shards or DEFAULT_SHARDS, say)
             shutil.rmtree(downloads(), ignore_errors=True)
     except OSError as error:
-        raise storage_error(error, error.filename or target.parent) from None
+        raise system_error(error, target.parent) from None
     return target
 
 

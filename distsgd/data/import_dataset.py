@@ -15,7 +15,7 @@ from distsgd.data.row_import import REJECTED, RowImport
 from distsgd.data.sources.choose import open_source
 from distsgd.data.sources.source import Wishes
 from distsgd.data.waiting_lock import waiting_lock
-from distsgd.errors import UsageError, storage_error
+from distsgd.errors import UsageError, system_error
 
 __all__ = ["REJECTED", "Imported", "import_dataset"]
 
@@ -115,7 +115,7 @@ def import_dataset(
                 say("writing shards")
                 manifest = work.write(name, shards)
     except OSError as error:
-        raise storage_error(error, error.filename or target.parent) from None
+        raise system_error(error, target.parent) from None
     return Imported(
         dataset=str(target),
         name=manifest.name,

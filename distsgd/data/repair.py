@@ -31,7 +31,7 @@ from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.shards import open_shard, shard_spans, write_shard
 from distsgd.data.verified import checksum
 from distsgd.data.waiting_lock import waiting_lock
-from distsgd.errors import CorruptDataError, DatasetError, storage_error
+from distsgd.errors import CorruptDataError, DatasetError, system_error
 
 __all__ = ["Repaired", "repair_dataset"]
 
@@ -86,7 +86,7 @@ def repair_dataset(
                 left.unlink()
             return _Repair(folder, source, progress, say).run()
     except OSError as error:
-        raise storage_error(error, error.filename or folder) from None
+        raise system_error(error, folder) from None
 
 
 class _Repair:

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import py_compile
+import re
 import resource
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 from support import PATIENCE, Run, command_line
 
+from distsgd.channel.framing import Shape
+from distsgd.channel.shared_memory import SharedMemory
 from distsgd.cli.main import _report
 from distsgd.data.locations import SAMPLE
-from distsgd.errors import ResourceError, UsageError, resource_error
+from distsgd.errors import ResourceError, UsageError, resource_error, system_error
 
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1")
 
@@ -313,6 +316,37 @@ def test_what_the_machine_lacks(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert word in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write to the disk: no space"),
+        (OSError(errno.EIO, "Input/output error", b"/dev/x"), "cannot use /dev/x: input/output"),
+        (OSError(errno.EACCES, "Permission denied", "/a"), "cannot use /a: .* may read it"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a connection has"),
+        (OSError(errno.ENOSYS, "Function not implemented"), "has refused something: function not"),
+        (OSError(), "the system has refused something: oserror"),
+        (OSError(errno.EINVAL, "Invalid argument", 5), "has refused something: invalid argument"),
+    ],
+)
+def test_an_error_of_the_system_is_said_as_far_as_it_is_known(
+    error: OSError, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is said to be of a file that was written, if it may be anything."""
+    assert _report(error) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"^error: .*{says}", line) and "cannot write a file" not in line
+
+
+def test_an_error_of_the_system_names_the_module_that_met_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:  # of a descriptor that is none
+        SharedMemory(10**6, Shape(1, "float32", 1, 1, 1))
+    said = str(system_error(caught.value, tmp_path))
+    assert "refused something in distsgd.channel.shared_memory" in said
+    inside = OSError(errno.EACCES, "Permission denied", str(tmp_path / "x"))
+    assert "cannot write" in str(system_error(inside, tmp_path))
+    assert "cannot use" in str(system_error(inside, tmp_path / "other"))
 
 
 def test_a_compiled_module_that_is_cut_short(
