@@ -92,7 +92,8 @@ class TrainResult:
         wall_seconds: from the call, or the start of the command, to the result.
         startup_seconds: of wall_seconds, until steps began: opening the data, starting processes.
         step_seconds: of wall_seconds, spent on steps; train_seconds without that of earlier parts.
-        examples_per_second: examples_seen / train_seconds.
+        step_examples: of examples_seen, used in these seconds.
+        examples_per_second: step_examples / step_seconds; 0 if there were none.
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
             layers, of W1 and then W2.
         journal_head: digest of the last line of the journal. A copy kept elsewhere tells
@@ -139,6 +140,7 @@ class TrainResult:
     journal_head: str = ""
     startup_seconds: float = 0.0
     step_seconds: float = 0.0
+    step_examples: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file

@@ -222,8 +222,11 @@ class Session:
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
-                    replace(event, seconds=self._seconds, examples_seen=seen + event.examples_seen)
-                )
+                    replace(
+                        event, seconds=self._seconds, examples_seen=seen + event.examples_seen,
+                        examples_per_second=self._rate(seen + event.examples_seen, self._seconds),
+                    )
+                )  # fmt: skip
             elif isinstance(event, EpochEnded):
                 self._epoch_ended(replace(event, seconds=before + event.seconds))
             elif isinstance(event, Saved):
@@ -251,6 +254,11 @@ class Session:
     def _progress(self, event: Progress) -> None:
         self._keeper.progress(event)
         self._reporter.progress(event)
+
+    def _rate(self, examples: int, seconds: float) -> float:
+        """Examples a second of this session, from those of the whole run and its seconds."""
+        spent = seconds - self._seconds_before
+        return (examples - _examples(self._start)) / spent if spent > 0 else 0.0
 
     def _ended(self, event: Ended) -> Ended:
         if event.diverged is not None:
@@ -321,7 +329,8 @@ class Session:
             wall_seconds=time.perf_counter() - began,
             startup_seconds=self._began - began,
             step_seconds=ended.seconds - self._seconds_before,
-            examples_per_second=ended.examples_seen / (ended.seconds or 1.0),
+            step_examples=max(0, ended.examples_seen - _examples(self._start)),
+            examples_per_second=self._rate(ended.examples_seen, ended.seconds),
             weights_sha256=weights_sha256(model.weights),
             journal_head=self._keeper.head,
             chaos=self._watch.report() if self._watch is not None else None,

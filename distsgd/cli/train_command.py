@@ -221,7 +221,7 @@ def _show(result: TrainResult, json: bool) -> None:
             ("training accuracy", percent(result.train_accuracy)),
             ("training loss", f"{result.train_loss:.4f}"),
             ("throughput", f"{count(result.examples_per_second)} images/s "
-                           f"({count(result.examples_seen)} in {result.train_seconds:.2f} s)"),
+                           f"({count(result.step_examples)} in {result.step_seconds:.2f} s)"),
             ("time", _time(result)),
             ("workers", _workers(result)),
             *_cost_of_policy(result),

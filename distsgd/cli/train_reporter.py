@@ -96,7 +96,7 @@ class _LiveReporter(Reporter):
             completed=progress.step,
             epoch=progress.epoch + 1,
             loss=f"{progress.loss:.4f}",
-            speed=f"{progress.examples_seen / max(progress.seconds, 1e-9):,.0f}",
+            speed=f"{progress.examples_per_second:,.0f}",
         )
 
     def epoch(self, row: EpochRow) -> None:

@@ -43,6 +43,7 @@ class Progress:
         learning_rate: of the last of them.
         examples_seen: examples used so far.
         seconds: spent on steps so far.
+        examples_per_second: over the steps of this session alone, of a run that was resumed.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Progress:
     learning_rate: float
     examples_seen: int
     seconds: float
+    examples_per_second: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -251,14 +251,41 @@ def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
     for before, part in pairwise(parts):
         assert part.step_seconds > 0
         assert part.train_seconds == pytest.approx(before.train_seconds + part.step_seconds)
-    for part in parts:
-        assert part.examples_per_second == part.examples_seen / part.train_seconds
+    for part, examples in zip(parts, (2012, 2488, 3000), strict=True):
+        assert part.step_examples == examples
+        assert part.examples_per_second == pytest.approx(examples / part.step_seconds)
         assert part.wall_seconds > part.startup_seconds + part.step_seconds
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     assert [row.epoch for row in rows] == [2, 3, 4, 5]
     assert rows[0].seconds > first.train_seconds
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_rate_is_that_of_the_session_that_shows_it(left: int, tmp_path: Path) -> None:
+    """Also where nobody knows how long the steps before have taken."""
+    run, shown = tmp_path / "run", list[Progress]()
+
+    class Watches(Reporter):
+        def progress(self, progress: Progress) -> None:
+            shown.append(progress)
+
+    a_run(run, log_every=1)
+    (run / "metrics.jsonl").unlink()
+    lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) - left]))
+    for path in (run / "checkpoints").glob("step-*36.npz"):
+        path.unlink()
+    (run / "report.json").unlink()
+    result = resume(run, reporter=Watches())
+    assert (result.examples_seen, result.step_examples) == (4500, 92 * left)
+    assert result.examples_per_second == pytest.approx(
+        92 * left / result.step_seconds if left else 0
+    )
+    assert [progress.examples_per_second for progress in shown] == [
+        pytest.approx(92 / progress.seconds) for progress in shown
+    ]
 
 
 def test_steps_that_no_record_has_timed_are_as_fast_as_those_before(tmp_path: Path) -> None:
