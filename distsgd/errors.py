@@ -147,6 +147,10 @@ class ServerLost(DistsgdError):
     """A parameter server has died; training can go on from its last update."""
 
 
+class WorkerLost(ServerLost):
+    """A worker has died, and its residual with it; training can go on from its last update."""
+
+
 class RuntimeFailure(DistsgdError):
     """The workers or servers could not do their work."""
 

@@ -241,6 +241,11 @@ class Keeper:
         else:
             self._if_there_is_room(partial(self.save, snapshot, passing=passing))
 
+    def new_fleet(self, config: TrainConfig) -> None:
+        """Another fleet is to go on; the settings are these from here on."""
+        self._task = replace(self._task, config=config)
+        self._logbook.new_fleet(config)
+
     def recovered(self, stop: Stop) -> Snapshot:
         """The server after the last update of the journal, from which the run goes on.
 

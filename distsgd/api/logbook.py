@@ -55,6 +55,10 @@ class Logbook:
         self._ledger.add(self._plan, update)
         self._journal.add(update)
 
+    def new_fleet(self, config: TrainConfig) -> None:
+        """Another fleet is to go on; the settings are these from here on."""
+        self._config = config
+
     def gone_on(self) -> None:
         """The run is gone on with, from its last update."""
         config = self._config

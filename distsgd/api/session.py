@@ -54,6 +54,14 @@ _MEASURING_SECONDS = 1.0
 """For how long epochs that have ended are still measured once a stop has been asked for."""
 
 
+class _Resized(Exception):
+    """The user, or the cluster, wants another number of workers, and they have residuals."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.problem = workers, f"{workers} workers from here on"
+        super().__init__(self.problem)
+
+
 class Session:
     """Follows the events of the runtime and keeps the run folder.
 
@@ -138,15 +146,19 @@ class Session:
             events = self._events(start)
             try:
                 return self._follow(events, _examples(start))
-            except ServerLost as error:
-                self._losses = self._losses + 1 if start.version == version else 0
-                if self._losses == _MOST_LOSSES:
-                    raise
-                version = start.version
+            except (ServerLost, _Resized) as error:
+                if isinstance(error, _Resized):
+                    self._config = replace(self._config, workers=error.workers)
+                    self._keeper.new_fleet(self._config)
+                else:
+                    self._losses = self._losses + 1 if start.version == version else 0
+                    if self._losses == _MOST_LOSSES:
+                        raise
+                    version = start.version
                 try:
                     start = self._keeper.recovered(self._stop)
                 except Stopped as stopped:
-                    return self._stopped_at(stopped.start, error)
+                    return self._stopped_at(stopped.start, error.problem)
                 self._seconds = max(self._seconds, self._keeper.seconds_before(_examples(start)))
                 self._said.again()
                 self._verifier.went_back()
@@ -158,10 +170,10 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
 
-    def _stopped_at(self, start: Snapshot, error: ServerLost) -> Ended:
+    def _stopped_at(self, start: Snapshot, problem: str) -> Ended:
         """The end of a session that was stopped before W was recovered, with W of a checkpoint."""
         self._reporter.notice(
-            f"{error.problem}; stopped while its updates were computed anew: W is that after "
+            f"{problem}; stopped while its updates were computed anew: W is that after "
             f"update {start.version}, and a resume goes on after the last update"
         )
         seen = _examples(start)
@@ -187,8 +199,14 @@ class Session:
         )  # fmt: skip
 
     def _workers_wanted(self) -> int | None:
-        """How many workers, if that may have changed; the journal has it before they come."""
+        """How many workers, if that may have changed; the journal has it before they come.
+
+        Raises:
+            _Resized: they are to share residuals out among them, so all are started anew.
+        """
         wanted = self._wanted()
+        if wanted and self._job.has_residuals and wanted != self._config.workers:
+            raise _Resized(wanted)
         if wanted is not None:
             self._keeper.resized(wanted)
         return wanted

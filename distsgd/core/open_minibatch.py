@@ -55,7 +55,9 @@ class OpenMinibatch:
         self._leaves = leaf
         self._given_back = False
 
-    def lease(self, worker: int, version: int, serial: int, place: int = 0) -> Lease:
+    def lease(
+        self, worker: int, version: int, serial: int, place: int = 0, *, only: bool = False
+    ) -> Lease:
         """Lease a free piece.
 
         Args:
@@ -63,9 +65,11 @@ class OpenMinibatch:
             version: version of W that it is to be computed at.
             serial: see `Lease`.
             place: which one, counted among all pieces, if it is free and none was given back.
+            only: that one in any case.
         """
         piece = self.free[0]
-        if place < len(self.pieces) and not self._given_back and self.pieces[place] in self.free:
+        likely = only or (place < len(self.pieces) and not self._given_back)
+        if likely and self.pieces[place] in self.free:
             piece = self.pieces[place]
         self.free.remove(piece)
         lease = Lease(*piece, version, self.steps, self.shares, serial)

@@ -49,6 +49,8 @@ class ParameterServer:
         version: updates already applied to ``weights``, of one step of the plan each.
         position: the same in full, for a policy that applies them in another order.
         witness: copies what sampled updates read and do, if some are to be recomputed.
+        own_places: where workers wait for each other, each computes its own places of every
+            minibatch, and no other's; for answers that depend on those that a worker gave before.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ParameterServer:
         version: int = 0,
         position: Position | None = None,
         witness: Witness | None = None,
+        own_places: bool = False,
     ) -> None:
         position = position or Position.of_step(plan, version)
         self._updater = Updater(
@@ -83,6 +86,8 @@ class ParameterServer:
         self._used = dict(position.serials)
         self._serials_before = dict(position.serials)
         self._stopping = False
+        in_turn = self._policy.in_order and not self._policy.requeues
+        self._own_places = own_places and in_turn and self._policy.window(1) == 1
         self.witness = witness
 
     @property
@@ -194,7 +199,12 @@ class ParameterServer:
         return self._hand_out()
 
     def overdue(self, worker: int) -> list[Decision]:
-        """A worker has had its lease for too long: others may have it too. Who is first counts."""
+        """A worker has had its lease for too long: others may have it too. Who is first counts.
+
+        With places of one's own, nobody else has.
+        """
+        if self._own_places:
+            return []
         self._release(worker)
         return self._hand_out()
 
@@ -240,13 +250,15 @@ class ParameterServer:
         """Give free pieces, oldest minibatch first, to waiting workers, first come first."""
         decisions: list[Decision] = []
         while self._waiting and not self.stopped and (source := self._source()) is not None:
-            worker = self._waiting.popleft()
+            if (match := self._match(source)) is None:
+                break
+            worker, place = match
+            self._waiting.remove(worker)
             self._holding[worker] = source
             self._settle(worker)
-            # The same piece as last time, so that the worker can get its rows ready; but what
-            # was put off comes first.
-            place = 0 if self._policy.requeues else self._places.get(worker, 0)
-            lease = source.lease(worker, self.version, self._serials[worker], place)
+            lease = source.lease(
+                worker, self.version, self._serials[worker], place, only=self._own_places
+            )
             self._places[worker] = source.place(lease)
             if self.witness is not None:
                 self.witness.leased(source, self.version, self.weights)
@@ -255,6 +267,20 @@ class ParameterServer:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
             self._waiting.clear()
         return decisions
+
+    def _match(self, source: OpenMinibatch) -> tuple[int, int] | None:
+        """Which of the waiting workers is given which piece of a minibatch; None for nobody."""
+        if not self._own_places:
+            # The same piece as last time, so that the worker can get its rows ready; but what
+            # was put off comes first.
+            worker = self._waiting[0]
+            return worker, 0 if self._policy.requeues else self._places.get(worker, 0)
+        owners = sorted(self._workers)
+        for place, piece in enumerate(source.pieces):
+            owner = owners[place % len(owners)]
+            if piece in source.free and owner in self._waiting:
+                return owner, place
+        return None
 
     def _source(self) -> OpenMinibatch | None:
         """A minibatch with a free piece, opened if the policy has room for one more."""

@@ -218,8 +218,8 @@ class Job:
         followers = [self.follower(start, number) for number in range(1, self.servers)]
         return SplitServer(self.coordinator(start), followers, self.ranges())
 
-    def coordinator(self, start: Snapshot) -> ParameterServer:
-        """The server of the first range, which decides for all."""
+    def coordinator(self, start: Snapshot, *, own_places: bool = False) -> ParameterServer:
+        """The server of the first range, which decides for all; see `ParameterServer`."""
         updater = self._updater(start, self.ranges()[0])
         return ParameterServer(
             updater.weights,
@@ -231,6 +231,7 @@ class Job:
             version=start.version,
             position=start.position,
             witness=Witness(self.plan.seed, self.verify) if self.verify else None,
+            own_places=own_places,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

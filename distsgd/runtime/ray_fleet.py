@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure
+from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
 from distsgd.runtime.blas import SAME_BLAS, blas_kernel
 from distsgd.runtime.events import Notice
 from distsgd.runtime.ray_answers import HINT, answer_of, cause_of
@@ -36,6 +36,8 @@ class Fleet:
         workers: how many there are.
         patience: seconds to wait without a single worker.
         room: how many of them there are CPUs for at all; None if that is not known.
+        together: whether a worker that was at work cannot be replaced alone, as what it knows is
+            lost with it.
 
     Attributes:
         names: worker -> name of its channel, once it is connected.
@@ -52,9 +54,10 @@ class Fleet:
         workers: int,
         patience: float,
         room: int | None = None,
+        together: bool = False,
     ) -> None:
         self._make, self._lost, self._patience, self._room = make, lost, patience, room
-        self._channel, self.contacts = channel, list[Any]()
+        self._channel, self.contacts, self._together = channel, list[Any](), together
         self.names: dict[int, str] = {}
         self.hosts: dict[int, str] = {}
         self.begun = False
@@ -112,6 +115,8 @@ class Fleet:
         """Those who are connected begin; returns what there is to say of the others."""
         self.begun = True
         there, every = len(self._ready), len(self._actors)
+        if self._together and there < every:  # nobody waits for what is theirs
+            answer_of([self._lost(worker) for worker in self._actors if worker not in self._ready])
         for worker in self._ready:
             self._run(worker)
         self._ready.clear()
@@ -124,6 +129,7 @@ class Fleet:
 
         Raises:
             ServerLost: a worker has lost its server, which is dead.
+            WorkerLost: a worker has died that cannot be replaced alone.
             RuntimeFailure: workers die again and again.
             DistsgdError: what a worker says cannot be mended by another.
         """
@@ -138,9 +144,9 @@ class Fleet:
                 self._check_servers()
             elif isinstance(cause, DistsgdError):
                 raise cause from error
-            self._replace(worker, error)
+            self._replace(worker, error, at_work=calls is self._running)
         except ray.exceptions.RayActorError as error:
-            self._replace(worker, error)
+            self._replace(worker, error, at_work=calls is self._running)
         else:
             if calls is self._connecting:
                 self.names[worker], self.hosts[worker], blas = result
@@ -159,7 +165,7 @@ class Fleet:
         """
         if worker not in self._running.values():
             return None
-        self._replace(worker, RuntimeFailure("a worker does not answer"))
+        self._replace(worker, RuntimeFailure("it does not answer"), at_work=True)
         return f"worker {worker} does not answer; another takes its place"
 
     def resize(self, workers: int) -> str | None:
@@ -259,8 +265,12 @@ class Fleet:
                 end_process(ray.get(place))
         ray.kill(self._actors.pop(worker))
 
-    def _replace(self, worker: int, error: Exception) -> None:
-        self._taken_back[worker] = self._lost(worker)
+    def _replace(self, worker: int, error: Exception, *, at_work: bool) -> None:
+        if self._together and at_work:
+            why = (str(error).strip() or "it died").splitlines()[0].rstrip(".")
+            raise WorkerLost(f"worker {worker} is lost: {why}", HINT) from error
+        if self.begun or not self._together:
+            self._taken_back[worker] = self._lost(worker)
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
             problem = str(error).strip().splitlines()[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -79,7 +78,8 @@ def train_on_ray(
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
-    A worker that dies or hangs is replaced, and its slots go to the others at once.
+    A worker that dies or hangs is replaced, and its slots go to the others at once. Unless error
+    feedback has a residual there: then that is an error from which training can go on.
 
     Args:
         job: what to train.
@@ -94,7 +94,8 @@ def train_on_ray(
         havoc: kills and stops processes on purpose.
 
     Raises:
-        ServerLost: a server has died; training can go on from its last update.
+        ServerLost: a server has died, or a worker and its residual with it; training can go on
+            from its last update.
         RuntimeFailure: workers die again and again, or none has come for long.
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
@@ -135,14 +136,11 @@ class _Driver:
             for actor in self._servers:
                 ray.kill(actor)
 
-    def _make_worker(self, number: int, again: set[int]) -> Any:
-        """A worker that takes the place of a lost one starts without a residual."""
-        start = replace(self._start, residuals={}) if number in again else self._start
-        again.add(number)
+    def _make_worker(self, number: int) -> Any:
         check_ray(surely=True)
         actor = (
             ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **place_of_workers())
-            .remote(self._job, start, number, self._workers)
+            .remote(self._job, self._start, number, self._workers)
         )  # fmt: skip
         self._born(f"worker {number}", actor)
         actor.open.remote()  # what goes wrong, `connect` says
@@ -154,11 +152,13 @@ class _Driver:
         self._servers = _start_servers(self._job, self._start, self._workers)
         for number, server in enumerate(self._servers):
             self._born(f"server {number}", server)
-        make = partial(self._make_worker, again=set())
         lost = self._servers[0].lost.remote
         addresses = [server.address.remote() for server in self._servers]
         room = None if owns_ray() else room_for_workers(self._job.servers)
-        fleet = Fleet(make, self._channel, lost, self._workers, self._patience, room)
+        together = self._job.has_residuals
+        fleet = Fleet(
+            self._make_worker, self._channel, lost, self._workers, self._patience, room, together
+        )
         self._fleet = fleet
         began, said = monotonic(), False
         while len(ray.wait(addresses, num_returns=len(addresses), timeout=_POLL_SECONDS)[1]):

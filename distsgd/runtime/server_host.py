@@ -51,7 +51,7 @@ class ServerHost:
     """
 
     def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
-        self._server = job.coordinator(start)
+        self._server = job.coordinator(start, own_places=job.has_residuals)
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
         self._timed = TimedSnapshots(self._server, job.save_seconds, self._watch.seconds)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distsgd.api import train
 from distsgd.api.jobs import make_job
+from distsgd.api.opened_run import open_run
+from distsgd.api.replay import replay
 from distsgd.api.replayer import Replayer
 from distsgd.core.arrays import Floats
 from distsgd.core.compression import ErrorFeedback
@@ -18,6 +22,7 @@ from distsgd.core.messages import LIFE, REPORT, Applied, Decision, Grant, Lease
 from distsgd.core.position import Ledger, Position
 from distsgd.core.residuals import Residual, shared_out
 from distsgd.data.dataset import Dataset
+from distsgd.run.checkpoint import weights_sha256
 from distsgd.run.config import TrainConfig
 from distsgd.run.journal import Entry, Record, Resumed
 from distsgd.runtime.events import Ended, EpochEnded, Notice, Progress
@@ -133,9 +138,12 @@ def test_a_driver_that_is_slow_gets_one_epoch_at_a_time_and_not_all_of_many() ->
 class Members:
     """Several workers and their server in one process, who do anything in any order."""
 
-    def __init__(self, job: Job, start: Snapshot, workers: int, random: Random) -> None:
-        self.job, self.random, self._workers = job, random, workers
-        self.server = job.coordinator(start)
+    def __init__(
+        self, job: Job, start: Snapshot, workers: int, random: Random, *, deaths: float = 0.05,
+        looks: bool = True,
+    ) -> None:  # fmt: skip
+        self.job, self.random, self._deaths, self._looks = job, random, deaths, looks
+        self.server = job.coordinator(start, own_places=not deaths)
         self._worker = Worker(job)
         self._feedback = {n: job.feedback(start, n, workers) for n in range(workers)}
         self._before = shared_out(start.residuals or {}, workers)
@@ -154,7 +162,7 @@ class Members:
                 self._follow(self.server.pull(worker))
                 continue
             worker = self.random.choice(sorted(self._held))
-            if self.random.random() < 0.05:
+            if self.random.random() < self._deaths:
                 self._die(worker)
             else:
                 self._answer(worker)
@@ -184,7 +192,7 @@ class Members:
                 self._held[decision.worker] = (decision.lease, self.server.weights.copy())
             elif isinstance(decision, Applied):
                 self.updates.append(decision)
-        if decisions and isinstance(decisions[0], Applied):
+        if self._looks and decisions and isinstance(decisions[0], Applied):
             self._look()
 
     def _look(self) -> None:
@@ -256,3 +264,56 @@ def test_any_snapshot_of_a_fleet_leads_to_the_same_end(policy: str, sample: Data
         assert same(replayer.snapshot(Position(0, 0)), start)
         looked += 1
     assert looked >= 5
+
+
+@pytest.mark.parametrize("policy", ["bsp", "local"])
+def test_the_bits_of_a_fleet_are_those_of_one_in_which_all_died(
+    policy: str, sample: Dataset
+) -> None:
+    """Whoever comes first, also where a minibatch has fewer pieces than there are workers."""
+    config = TrainConfig(
+        dataset="sample", epochs=2, batch_size=350, slot_size=50, consistency=policy,
+        compress="onebit", workers=3, local_steps=2 if policy == "local" else None,
+    )  # fmt: skip
+    job = make_job(config, sample)
+    first = job.architecture.initial(0, 1e-4, job.dtype)
+    found = set()
+    for seed, dies in ((0, 1000), (1, 1000), (2, 1), (3, 3)):
+        start, ledger, entries = Snapshot(0, first, {}), Ledger(), list[Entry]()
+        while True:
+            members = Members(job, start, 3, Random(seed), deaths=0.0)
+            members.play(dies)
+            entries += [
+                Record(u.version, u.step, u.contributions, u.requeued) for u in members.updates
+            ]
+            if members.server.finished:
+                break
+            for update in members.updates:
+                ledger.add(job.plan, update)
+            entries.append(Resumed(members.server.version, 2, 3, 1, "auto"))
+            replayer = Replayer(config, sample, Snapshot(0, first, {}))
+            for _ in replayer.versions(entries):
+                pass
+            start = replayer.snapshot(ledger.position(job.plan, job.policy))
+        found.add(members.server.weights.tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.ray
+def test_the_bits_are_the_same_whoever_dies(
+    sample: Dataset, shared_ray: None, tmp_path: Path
+) -> None:
+    """A worker takes its residual with it, a server W: all go on together from the last update."""
+    result = train(
+        "sample", workers=2, epochs=30, compress="onebit", run_dir=tmp_path / "run",
+        chaos="kill-worker:at=50,kill-server:at=110",
+    )  # fmt: skip
+    assert result.chaos is not None
+    assert result.chaos.faults == {"kill-worker": 1, "kill-server": 1}
+    job = make_job(open_run(tmp_path / "run").origin, sample)
+    first = job.architecture.initial(0, 1e-4, job.dtype)
+    undisturbed = Members(job, Snapshot(0, first, {}), 2, Random(0), deaths=0.0, looks=False)
+    undisturbed.play(1000)
+    kept = job.architecture.unpad(undisturbed.server.weights)
+    assert weights_sha256(kept) == result.weights_sha256
+    assert replay(tmp_path / "run").weights_sha256 == result.weights_sha256
