@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from distsgd.data.system import OWN_THREAD
 from distsgd.runtime.blas import one_blas_thread
 
 __all__ = ["Background"]
@@ -26,7 +27,7 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, initializer=_step_back)
+        self._thread = ThreadPoolExecutor(1, OWN_THREAD, _step_back)
 
     def run(self, what: Callable[[], Result]) -> Result:
         """What it returns, or raises."""

@@ -9,7 +9,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-__all__ = ["pause", "python_module", "wait_for_exit"]
+__all__ = ["OWN_THREAD", "pause", "python_module", "wait_for_exit"]
+
+OWN_THREAD = "distsgd"
+"""How the names of our threads begin in the process of a caller."""
 
 _POLL_SECONDS = 0.02
 

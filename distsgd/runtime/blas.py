@@ -14,9 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy  # noqa: F401 - it brings the BLAS that is asked about
-from threadpoolctl import ThreadpoolController, threadpool_info
 
 from distsgd.errors import RuntimeFailure
+
+_without = "KMP_DUPLICATE_LIB_OK" not in os.environ
+from threadpoolctl import ThreadpoolController, threadpool_info  # noqa: E402
+
+if _without:  # threadpoolctl sets it, and the environment is the caller's
+    os.environ.pop("KMP_DUPLICATE_LIB_OK", None)
 
 __all__ = [
     "SAME_BLAS", "blas_kernel", "check_blas_threads", "keep_one_blas_thread", "one_blas_thread",

@@ -9,6 +9,8 @@ workers import from the working folder and from the script's, before all others:
 from __future__ import annotations
 
 import faulthandler
+import functools
+import inspect
 import logging
 import os
 import random
@@ -19,16 +21,31 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from distsgd.data.system import OWN_THREAD, pause
 from distsgd.errors import RuntimeFailure
 
-__all__ = ["check_working_folder", "import_ray", "init_ray", "same_random_numbers"]
+__all__ = [
+    "check_working_folder", "import_ray", "init_ray", "no_auto_init", "same_random_numbers",
+    "wait_for_other_threads",
+]  # fmt: skip
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """In the environment of a job: its settings, which say what its workers import."""
 
 _SET_BY_RAY = re.compile(r"RAY_.*|PYTHONBREAKPOINT|KMP_DUPLICATE_LIB_OK|OMP_NUM_THREADS")
+
+
+_DRAW_NONE = ("ray_", "PythonGCThread", OWN_THREAD)
+"""How the names of threads begin, Ray's and ours, that draw no random numbers."""
+
+_POLL_SECONDS = 0.05
+
+_lock = threading.RLock()
+_without_auto_init = 0
+_auto_init = True
 
 
 def import_ray() -> Any:
@@ -46,7 +63,8 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
         **settings: of `ray.init`.
 
     Raises:
-        RuntimeFailure: the working folder has been deleted.
+        RuntimeFailure: the working folder has been deleted, or another thread has connected this
+            process to Ray.
         Exception: whatever `ray.init` raises.
     """
     check_working_folder()
@@ -59,9 +77,84 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:
-            ray.init(**settings)
+            with _other_threads_waiting():
+                ray.init(**settings)
         finally:
             _set_variables(before)
+
+
+def _in_init(ray: Any) -> bool:
+    """Whether another thread is inside `ray.init`, which takes seconds and has no lock."""
+    code, own = inspect.unwrap(ray.init).__code__, threading.get_ident()
+    frames: list[FrameType | None] = [
+        frame for thread, frame in sys._current_frames().items() if thread != own
+    ]
+    while frames:
+        frame = frames.pop()
+        while frame is not None:
+            if frame.f_code is code:
+                return True
+            frame = frame.f_back
+    return False
+
+
+def wait_for_other_threads() -> None:
+    """Return when no other thread is connecting this process to Ray."""
+    ray = import_ray()
+    while _in_init(ray):
+        pause(_POLL_SECONDS)
+
+
+@contextmanager
+def _other_threads_waiting() -> Iterator[None]:
+    """Connect this process, while another thread that calls `ray.init` waits for the end of it.
+
+    Two at once would both start a Ray, and lose one or both.
+
+    Raises:
+        RuntimeFailure: another thread was first.
+    """
+    import ray
+
+    init, ended, own = ray.init, threading.Event(), threading.get_ident()
+
+    @functools.wraps(init)
+    def wait_and_init(*arguments: Any, **settings: Any) -> Any:
+        if threading.get_ident() != own:
+            ended.wait()
+        return init(*arguments, **settings)
+
+    ray.init = wait_and_init
+    try:
+        if _in_init(ray) or ray.is_initialized():
+            raise RuntimeFailure(
+                "another thread of this process is connecting to Ray at the same time",
+                "Call ray.init before the training begins, which then uses that Ray",
+            )
+        yield
+    finally:
+        ray.init = init
+        ended.set()
+
+
+@contextmanager
+def no_auto_init() -> Iterator[None]:
+    """While entered, a call to a Ray that has ended fails, and does not start another one."""
+    global _without_auto_init, _auto_init
+    from ray._private import auto_init_hook
+
+    with _lock:
+        if _without_auto_init == 0:
+            _auto_init = auto_init_hook.enable_auto_connect
+            auto_init_hook.enable_auto_connect = False
+        _without_auto_init += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _without_auto_init -= 1
+            if _without_auto_init == 0:
+                auto_init_hook.enable_auto_connect = _auto_init
 
 
 def check_working_folder() -> None:
@@ -119,7 +212,7 @@ def same_random_numbers() -> Iterator[None]:
 
     Not where another thread may draw some meanwhile, which would come a second time.
     """
-    threads = [one for one in threading.enumerate() if not one.name.startswith("ray_")]
+    threads = [one for one in threading.enumerate() if not one.name.startswith(_DRAW_NONE)]
     numbers = random.getstate() if len(threads) == 1 else None
     try:
         yield

@@ -223,15 +223,33 @@ def ray_session(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _own_session(cpus: int) -> Iterator[None]:
-    settings = {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with ray_environment(**settings), _session_folder() as folder, quiet_ray():
+    with ray_environment(**_SETTINGS), _session_folder() as folder, quiet_ray():
         owner = os.getpid()
         try:
-            _start(cpus, folder)
+            with _token():
+                _start(cpus, folder)
             yield
         finally:
             if os.getpid() == owner:
                 shut_down()
+
+
+@contextmanager
+def _token() -> Iterator[None]:
+    """While entered, a new token is in the environment; Ray keeps what it has read of it.
+
+    Processes that the caller starts later do not inherit it.
+    """
+    before = os.environ.get("RAY_AUTH_TOKEN")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _reread_environment()
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+        else:
+            os.environ["RAY_AUTH_TOKEN"] = before
 
 
 def shut_down() -> None:

@@ -2,6 +2,9 @@
 
 Ray keeps its connection, its settings and its output filters in globals of the process. The first
 training of a process sets them, the last one puts them back.
+
+The processes of a Ray die with the *thread* that started them (Linux: PR_SET_PDEATHSIG). So the
+connection is made by the main thread, or by one that lives as long as the connection.
 """
 
 from __future__ import annotations
@@ -9,16 +12,17 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from distsgd.data.system import OWN_THREAD
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.runtime.ray_init import import_ray
+from distsgd.runtime.ray_init import import_ray, no_auto_init, wait_for_other_threads
+from distsgd.runtime.room import connected_ray
 
 __all__ = ["OWN", "owns_ray", "shared_connection"]
 
@@ -74,14 +78,16 @@ def shared_connection(
             forked from one that uses Ray.
     """
     _check_not_forked()
+    thread = threading.get_ident()  # another one may leave, where a training is collected
     with _lock:
         connection = _entered(address, connect)
     try:
-        yield
+        with no_auto_init():
+            yield
     finally:
         if connection is not None:
             with _lock:
-                _leave(connection)
+                _leave(connection, thread)
 
 
 def _entered(
@@ -91,10 +97,11 @@ def _entered(
     global _current
     thread = threading.get_ident()
     if _current is None:
+        wait_for_other_threads()
         if import_ray().is_initialized():
             _check_caller(address)
             return None
-        opened = connect()
+        opened = connect() if _in_main_thread() else _in_own_thread(connect)
         opened.__enter__()
         _current = _Connection(address, opened)
     elif thread not in _current.threads and address != _current.address:
@@ -107,11 +114,39 @@ def _entered(
     return _current
 
 
-def _leave(connection: _Connection) -> None:
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _in_own_thread(connect: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Be connected by a thread that lives until this is exited, by whichever thread."""
+    connected: Future[None] = Future()
+    ended: Future[None] = Future()
+    leave = threading.Event()
+
+    def hold() -> None:
+        try:
+            with connect():
+                connected.set_result(None)
+                leave.wait()
+            ended.set_result(None)
+        except BaseException as error:
+            (ended if connected.done() else connected).set_exception(error)
+
+    threading.Thread(target=hold, name=f"{OWN_THREAD}-ray", daemon=True).start()
+    connected.result()
+    try:
+        yield
+    finally:
+        leave.set()
+        ended.result()
+
+
+def _leave(connection: _Connection, thread: int) -> None:
     global _current
     if connection is not _current:
         return  # a forked child of the process that made it
-    thread = threading.get_ident()
     left = connection.threads.pop(thread, 1) - 1
     if left:
         connection.threads[thread] = left
@@ -145,10 +180,9 @@ def _numeric(address: str) -> str:
 
 def _check_not_forked() -> None:
     """Ray has threads that a forked child lacks: calls in it hang, or end it by SIGSEGV."""
-    ray: Any = sys.modules.get("ray")
     drivers = _drivers()
     # Without the note that a fork leaves: a caller that loads us in the child alone.
-    inherited = ray is not None and ray.is_initialized() and os.getpid() not in drivers
+    inherited = connected_ray() is not None and os.getpid() not in drivers
     if drivers - {os.getpid()} and (_forked or inherited):
         raise RuntimeFailure(
             "this process was forked from one that uses Ray, and Ray does not survive a fork",

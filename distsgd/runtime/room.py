@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from distsgd.errors import UsageError
 
 __all__ = [
     "FollowedRoom",
     "check_processes",
+    "connected_ray",
     "free_memory",
     "most_processes",
     "process_memory",
@@ -34,14 +36,21 @@ _PROCESS_BYTES = 100 * 2**20
 """Memory that a process with numpy and Ray takes, at least."""
 
 
+def connected_ray() -> Any:
+    """The module, if this process is connected to a Ray, else None; never imports it."""
+    ray = sys.modules.get("ray")
+    # Without the function, another thread is importing it just now.
+    connected = getattr(ray, "is_initialized", lambda: False)()
+    return ray if connected else None
+
+
 def room_for_workers(servers: int) -> int:
     """Workers that fit beside so many servers, at least 1.
 
     On the cluster that this process is connected to, those for which there are CPUs, whoever uses
     them now; else one for each core of this machine, as the servers have little to do.
     """
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if (ray := connected_ray()) is not None:
         return max(1, int(ray.cluster_resources().get("CPU", 0)) - servers)
     return len(os.sched_getaffinity(0))
 
@@ -122,8 +131,7 @@ def _left_to(group: Path) -> int | None:
 
 def most_processes() -> int:
     """Workers and servers that may be started, here or on the cluster one is connected to."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if (ray := connected_ray()) is not None:
         return max(_ALWAYS, _PER_CORE * int(ray.cluster_resources().get("CPU", 0)))
     most, memory = _PER_CORE * len(os.sched_getaffinity(0)), free_memory()
     if memory is not None:

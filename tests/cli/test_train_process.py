@@ -95,8 +95,10 @@ def assert_the_result_is_one_object(output: str) -> None:
 
 def test_without_workers_ray_is_not_imported(distsgd: Run) -> None:
     code = (
-        "import sys, distsgd; distsgd.train('sample', workers=0, epochs=1);"
-        "assert 'ray' not in sys.modules"
+        "import os, sys, distsgd; os.environ.pop('KMP_DUPLICATE_LIB_OK', None);"
+        "before = dict(os.environ);"
+        "distsgd.train('sample', workers=0, epochs=1);"
+        "assert 'ray' not in sys.modules and dict(os.environ) == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from support import command_line
 
+from distsgd.api.background import Background
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime import ray_init
-from distsgd.runtime.ray_init import init_ray, same_random_numbers
+from distsgd.runtime import ray_init, ray_session
+from distsgd.runtime.ray_init import init_ray, no_auto_init, same_random_numbers
 from distsgd.runtime.ray_session import quiet_ray
 
 
@@ -58,6 +59,94 @@ def test_the_process_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         faulthandler.enable()
     assert after == before
     assert given["num_cpus"] == 3 and given["marked"] == "here"
+
+
+def test_numbers_come_as_before_beside_threads_of_rays_and_of_ours() -> None:
+    stay, background = threading.Event(), Background()
+    background.run(lambda: None)
+    others = [
+        threading.Thread(target=stay.wait, name=name)
+        for name in ("ray_listen_error_messages", "PythonGCThread")
+    ]
+    for other in others:
+        other.start()
+    before = random.getstate()
+    with same_random_numbers():
+        random.random()
+    stay.set()
+    background.close()
+    assert random.getstate() == before
+
+
+def test_another_thread_that_calls_init_meanwhile_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    calls: list[str] = []
+    thread = threading.Thread(target=lambda: ray.init(who="another"))
+
+    def init(who: str, **_: Any) -> None:
+        calls.append(f"{who} begins")
+        if who == "ours":
+            thread.start()
+            calls.append(str(calls))
+        calls.append(f"{who} ends")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    init_ray({}, who="ours")
+    thread.join()
+    order = [call for call in calls if not call.startswith("[")]
+    assert order == ["ours begins", "ours ends", "another begins", "another ends"]
+
+
+def test_a_thread_that_is_inside_init_already_is_not_disturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    inside, leave = threading.Event(), threading.Event()
+
+    def init(**settings: Any) -> None:
+        assert not settings
+        inside.set()
+        leave.wait()
+
+    monkeypatch.setattr(ray, "init", init)
+    thread = threading.Thread(target=init)
+    thread.start()
+    inside.wait()
+    try:
+        with pytest.raises(RuntimeFailure, match="another thread of this process"):
+            init_ray({})
+        monkeypatch.setattr(ray_init, "pause", lambda _: leave.set() or thread.join())
+        ray_init.wait_for_other_threads()
+        assert not thread.is_alive()
+    finally:
+        leave.set()
+
+
+def test_a_call_to_a_ray_that_has_ended_starts_no_other() -> None:
+    from ray._private import auto_init_hook
+
+    def allowed() -> bool:
+        return auto_init_hook.enable_auto_connect
+
+    assert allowed()
+    with no_auto_init():
+        with no_auto_init():
+            pass
+        assert not allowed()
+    assert allowed()
+
+
+def test_the_token_of_a_session_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    note = lambda: read.append(os.environ["RAY_AUTH_TOKEN"])  # noqa: E731
+    monkeypatch.setattr(ray_session, "_reread_environment", note)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the caller")
+    with ray_session._token():
+        pass
+    assert len(read[0]) == 64 and os.environ["RAY_AUTH_TOKEN"] == "of the caller"
 
 
 def test_numbers_that_another_thread_draws_do_not_come_again(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.runtime import ray_sharing
 from distsgd.runtime.ray_sharing import OWN, owns_ray, shared_connection
+from distsgd.runtime.room import connected_ray, room_for_workers
 
 
 class Connections:
@@ -35,6 +37,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody in this process is connected to Ray."""
     not_connected = SimpleNamespace(is_initialized=lambda: False)
     monkeypatch.setattr(ray_sharing, "import_ray", lambda: not_connected)
+    monkeypatch.setattr(ray_sharing, "wait_for_other_threads", lambda: None)
     monkeypatch.setattr(ray_sharing, "_current", None)
 
 
@@ -71,6 +74,50 @@ def test_the_last_of_two_trainings_ends_the_ray_that_they_share() -> None:
     leave.set()
     thread.join()
     assert (connections.begun, connections.ended) == (1, 1) and not owns_ray()
+
+
+def test_ray_outlives_the_thread_that_wanted_it_first() -> None:
+    """Linux ends the processes of a Ray with the thread that started them."""
+    starter: list[threading.Thread] = []
+
+    @contextmanager
+    def connect() -> Iterator[None]:
+        starter.append(threading.current_thread())
+        yield
+        assert threading.current_thread() is starter[-1]
+
+    def wants() -> AbstractContextManager[None]:
+        connection = shared_connection(OWN, connect)
+        connection.__enter__()
+        return connection
+
+    connection = in_thread(wants)
+    assert starter[0].is_alive() and owns_ray()
+    connection.__exit__(None, None, None)
+    starter[0].join()
+    with shared_connection(OWN, connect):  # by the main thread, which lives long enough
+        assert starter[1] is threading.main_thread()
+
+
+def test_what_connecting_in_another_thread_raises_comes_through() -> None:
+    @contextmanager
+    def connect() -> Iterator[None]:
+        raise RuntimeFailure("Ray did not start")
+        yield
+
+    def wants() -> None:
+        with shared_connection(OWN, connect):
+            pass
+
+    assert isinstance(in_thread(wants), RuntimeFailure) and not owns_ray()
+
+
+def test_a_package_that_another_thread_is_importing_is_not_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    assert connected_ray() is None and room_for_workers(0) >= 1
+    ray_sharing._check_not_forked()
 
 
 def test_another_ray_is_refused_in_another_thread_and_shared_in_the_same() -> None:
