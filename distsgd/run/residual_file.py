@@ -29,7 +29,9 @@ from distsgd.errors import RunError, machine_trouble, storage_error
 __all__ = ["read_residuals", "remove_residuals", "write_residuals"]
 
 _FORMAT = "distsgd residuals 1"
-_LONGEST_LINE, _MOST_WORKERS, _MOST_SERIAL = 1 << 20, 1 << 16, 1 << 62
+_LONGEST_LINE, _MOST_NUMBER, _MOST_SERIAL = 1 << 20, 1 << 16, 1 << 62
+_MOST_VECTORS = 1024
+"""Workers with a residual."""
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"residuals-\d{9,}-[0-9a-f]{16}\.bin", re.ASCII)
 
@@ -99,8 +101,9 @@ def read_residuals(
     except FileNotFoundError:
         raise RunError(f"{path} is missing", "It belongs to the checkpoint beside it") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise machine_trouble(error, path) or RunError(
-            f"{path} is damaged: {error}", "Remove it"
+            f"{path} is damaged: {reason}", "Remove it"
         ) from None
     return _with_values(rows, list(values))
 
@@ -116,10 +119,12 @@ def _rows(
     for worker, serial, has in rows:
         if not (type(worker) is type(serial) is int and type(has) is bool):
             raise ValueError("it has a worker that is no number")
-        if not (0 <= worker < _MOST_WORKERS and 0 <= serial < _MOST_SERIAL):
+        if not (0 <= worker < _MOST_NUMBER and 0 <= serial < _MOST_SERIAL):
             raise ValueError(f"it has a worker {worker} with serial {serial}")
     if len({worker for worker, _, _ in rows}) < len(rows):
         raise ValueError("it has a worker twice")
+    if sum(has for _, _, has in rows) > _MOST_VECTORS:
+        raise ValueError("it has more workers than there can be")
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from distsgd.core.messages import LIFE
 from distsgd.core.residuals import Residual, Residuals
-from distsgd.errors import RunError
+from distsgd.errors import RunError, StorageError
 from distsgd.run.residual_file import read_residuals, remove_residuals, write_residuals
 
 VECTOR = np.array([1.5, -0.0, 1e-40, -7.0], dtype=np.float32)
@@ -73,6 +74,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "another model": {"parameters": 2},
     "more than there is": {"workers": [[n, 1, True] for n in range(9)]},
     "a negative worker": {"workers": [[-1, 1, True], [1, 1, True]]},
+    "too many workers": {"workers": [[n, 1, True] for n in range(1025)]},
     "a worker twice": {"workers": [[1, 1, True], [1, 1, True]]},
     "a huge serial": {"workers": [[0, 10**30, True], [1, 1, True]]},
     "a broken serial": {"workers": [[0, 0.5, True], [1, 1, True]]},
@@ -97,6 +99,20 @@ def test_nonsense_with_the_right_checksum_is_refused(case: str, tmp_path: Path) 
     path.rename(tmp_path / f"residuals-000000012-{digest[:16]}.bin")
     (tmp_path / f"residuals-000000012-{digest[:16]}.bin").write_bytes(content)
     with pytest.raises(RunError, match=r"is damaged: [^\n]+$"):
+        read_residuals(tmp_path, 12, digest, "float32", 4)
+
+
+@pytest.mark.parametrize("kind", ["a link", "a pipe", "a folder"])
+def test_only_a_plain_file_is_read(kind: str, tmp_path: Path) -> None:
+    digest = written(tmp_path)
+    (path,) = tmp_path.iterdir()
+    if kind == "a link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        os.mkfifo(path) if kind == "a pipe" else path.mkdir()
+    with pytest.raises((RunError, StorageError), match=r"residuals-000000012-\w+\.bin[^\n]*$"):
         read_residuals(tmp_path, 12, digest, "float32", 4)
 
 
