@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from distsgd.data.system import wait_for_exit
+from distsgd.data.system import wait_for_exit, whole_environment
 
 __all__ = ["ONE_THREAD", "Finished", "run_process"]
 
@@ -50,7 +50,7 @@ def run_process(
         environment: variables besides this process's own and `ONE_THREAD`.
         leave: seconds that it gets to end by itself, once it is asked to.
     """
-    variables = {**os.environ, **ONE_THREAD, **(environment or {})}
+    variables = whole_environment(**ONE_THREAD, **(environment or {}))
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         began = perf_counter()
         process = subprocess.Popen(

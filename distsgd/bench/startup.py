@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from distsgd.bench.lineup import TARGET
 from distsgd.bench.processes import Finished, run_process
 from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.session_guard import clear_session, session_mark
+from distsgd.runtime.session_guard import clear_session, mark_folder, session_mark
 
 __all__ = ["measure"]
 
@@ -82,6 +83,7 @@ def _reached(seconds: float, accuracy: float) -> Found:
 def _bare_ray(command: Sequence[str]) -> Found:
     """A Ray as it comes, but for its privacy, and gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="distsgd-bare-", dir="/tmp"))
+    os.close(mark_folder(folder))
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
     try:
         return Found(_seconds(command, {**_PRIVATE, **token, **session_mark(folder)}).seconds, {})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-__all__ = ["OWN_THREAD", "pause", "python_module", "wait_for_exit"]
+__all__ = [
+    "OWN_THREAD", "kill_if", "pause", "python_module", "search_path", "wait_for_exit",
+    "whole_environment",
+]  # fmt: skip
 
 OWN_THREAD = "distsgd"
 """How the names of our threads begin in the process of a caller."""
@@ -35,6 +41,52 @@ def python_module(module: str, *arguments: str) -> list[str]:
     """
     ours = str(Path(__file__).resolve().parents[2])
     return [sys.executable, "-P", "-c", _RUN, ours, module, *arguments]
+
+
+def search_path() -> dict[str, str]:
+    """``PYTHONPATH`` for processes of ours, if this one has it.
+
+    Without its empty elements, as in ``$PYTHONPATH:/more``: they stand for the working folder.
+    """
+    path = os.environ.get("PYTHONPATH")
+    if path is None:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, path.split(os.pathsep)))}
+
+
+def whole_environment(**more: str) -> dict[str, str]:
+    """The environment for a process of ours, with more variables."""
+    return {**os.environ, **search_path(), **more}
+
+
+def kill_if(pid: int, is_meant: Callable[[], bool]) -> bool:
+    """SIGKILL a process, if it is the one that is meant; returns whether it was.
+
+    Numbers of processes are used again: the process is held while it is looked at.
+
+    Args:
+        pid: its number.
+        is_meant: looks at the process that has the number.
+    """
+    try:
+        held = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except OSError:  # the system has no such call
+        held = -1
+    try:
+        if not is_meant():
+            return False
+        if held < 0:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            signal.pidfd_send_signal(held, signal.SIGKILL)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        if held >= 0:
+            os.close(held)
 
 
 def pause(seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import stat
 import subprocess
 import sys
@@ -22,13 +21,14 @@ from distsgd.runtime.head_probe import check_head
 from distsgd.runtime.node_address import PORT, answers, check_address, check_port, free_port, way_to
 from distsgd.runtime.node_note import Node, alone, last_node, note_file, other_notes
 from distsgd.runtime.ray_session import LOOPBACK, NO_METRICS, is_loopback
-from distsgd.runtime.session_guard import NODE_MARK, clear_session
+from distsgd.runtime.session_guard import NODE_MARK, clear_session, mark_folder
 
 __all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
 
 JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
 _SECONDS_TO_START = 60
+_TEMPORARY = "tmp"
 _PATHS = ("PYTHONPATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 """Variables that name files: made absolute, as a node does not run in the working folder."""
 
@@ -187,6 +187,8 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     """Run `ray start`, whose processes stay, and remember them."""
     # Short, as the paths of its sockets must fit, and the user's alone.
     folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
+    os.close(mark_folder(folder))
+    (folder / _TEMPORARY).mkdir(mode=0o700)
     node = replace(wanted, folder=str(folder))
     command = python_module(
         "distsgd.runtime.ray_start", f"--node-ip-address={node.node_ip}",
@@ -201,7 +203,6 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     if (why := _trouble(command, _environment(node), folder)) is None:
         return node
     clear_session(folder)
-    shutil.rmtree(folder, ignore_errors=True)
     for file, content in before.items():  # the token may be that of a cluster that lives
         if content is not None:
             _write(file, content)
@@ -229,6 +230,8 @@ def _environment(node: Node) -> dict[str, str]:
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found.pop("RAY_AUTH_TOKEN", None)
     found[NODE_MARK] = node.folder
+    # What Ray's processes would leave there when they are ended, goes with the node.
+    found["TMPDIR"] = str(Path(node.folder, _TEMPORARY))
     found["SPT_NOENV"] = "1"  # processes that rename themselves keep the mark
     if is_loopback(node.node_ip):
         found[LOOPBACK] = "0"

@@ -15,17 +15,25 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.data.system import search_path
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.ray_init import init_ray, same_random_numbers
 from distsgd.runtime.ray_sharing import OWN, shared_connection
-from distsgd.runtime.session_guard import LOCK, clear_session, guarded, session_mark
+from distsgd.runtime.session_guard import (
+    LOCK,
+    Guard,
+    clear_session,
+    guarded,
+    is_ours,
+    mark_folder,
+    session_mark,
+)
 
 __all__ = [
     "LOOPBACK", "NO_METRICS", "is_loopback", "quiet_ray", "ray_environment", "ray_session",
@@ -33,7 +41,10 @@ __all__ = [
 ]  # fmt: skip
 
 _PREFIX = "distsgd-ray-"
-_UNLOCKED = ".distsgd-"
+_SESSION = re.compile(r"distsgd-ray-[a-z0-9_]{8}")
+_UNNAMED = re.compile(r"\.distsgd-(?P<owner>[0-9]+)-(?P<name>[a-z0-9_]{8})")
+"""A folder of a session: of its final name, and before it has that one."""
+
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 2.0
 
@@ -92,32 +103,58 @@ def _root() -> Path:
 
 
 def sweep_dead_sessions() -> None:
-    """End what is left of sessions whose owner was killed, and remove their folders."""
-    for folder in _root().glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if folder.stat().st_uid == os.getuid():
-                _sweep(folder)
-    for folder in _root().glob(f"{_UNLOCKED}*-*"):
-        owner = folder.name.removeprefix(_UNLOCKED).partition("-")[0]
-        if not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """End what is left of sessions whose owner was killed, and remove their folders.
+
+    Folders of others stay, whatever their names are, and so do copies of ours.
+    """
+    root = _root()
+    for entry in _entries(root):
+        if _SESSION.fullmatch(entry.name) and _is_own_folder(entry):
+            with suppress(OSError):
+                _sweep(Path(entry.path), Path(entry.path))
+        match = _UNNAMED.fullmatch(entry.name)
+        if match and _is_own_folder(entry) and not Path("/proc", match["owner"]).exists():
+            with suppress(OSError):
+                _sweep(Path(entry.path), root / f"{_PREFIX}{match['name']}")
 
 
-def _sweep(folder: Path) -> None:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
+
+
+def _is_own_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+        return own and entry.is_dir(follow_symlinks=False)
+    return False
+
+
+def _sweep(folder: Path, path: Path) -> None:
     """Clear a folder of which nobody holds the lock.
 
     Nothing is made here: the lock is not to be one that comes after the owner has removed its own.
+
+    Args:
+        folder: to be cleared.
+        path: that it has, or was to have; one of another path is not ours.
     """
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         folder.rmdir()  # the lock goes last: it is empty, or it is not one of ours
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It may have been removed since it was opened, by who had it; then all has been done.
-        if (folder / LOCK).stat().st_ino == os.fstat(lock).st_ino:
+        if not is_ours(lock, path) or (folder / LOCK).stat().st_ino != os.fstat(lock).st_ino:
+            return
+        if folder == path:
             clear_session(folder)
+        else:  # nothing else has come into it
+            (folder / LOCK).unlink()
+            folder.rmdir()
     finally:
         os.close(lock)
 
@@ -185,18 +222,18 @@ def quiet_ray(also_stderr: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _session_folder() -> Iterator[Path]:
+def _session_folder() -> Iterator[tuple[Path, Guard]]:
     sweep_dead_sessions()
     # It takes its final name when it is locked already: another sweep never sees it without.
     # Until then its name has the process id of its owner.
     owner = os.getpid()
-    unlocked = Path(tempfile.mkdtemp(prefix=f"{_UNLOCKED}{owner}-", dir=_root()))
-    lock = os.open(unlocked / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    folder = unlocked.rename(_root() / f"{_PREFIX}{unlocked.name.rpartition('-')[2]}")
+    unnamed = Path(tempfile.mkdtemp(prefix=f".distsgd-{owner}-", dir=_root()))
+    folder = _root() / f"{_PREFIX}{unnamed.name.rpartition('-')[2]}"
+    lock = mark_folder(unnamed, folder)
+    unnamed.rename(folder)
     try:
-        with guarded(folder):
-            yield folder
+        with guarded(folder) as guard:
+            yield folder, guard
     finally:
         if os.getpid() == owner:  # and no forked child that ends
             clear_session(folder, _SECONDS_TO_LEAVE)
@@ -223,11 +260,12 @@ def ray_session(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _own_session(cpus: int) -> Iterator[None]:
-    with ray_environment(**_SETTINGS), _session_folder() as folder, quiet_ray():
+    with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
         owner = os.getpid()
         try:
             with _token():
                 _start(cpus, folder)
+            guard.check()
             yield
         finally:
             if os.getpid() == owner:
@@ -269,7 +307,7 @@ def shut_down() -> None:
 def _start(cpus: int, folder: Path) -> None:
     try:
         init_ray(
-            session_mark(folder),
+            {**session_mark(folder), **search_path()},
             address="local",
             num_cpus=cpus,
             include_dashboard=False,

@@ -6,22 +6,31 @@ a minute. The guard is a process of its own that waits for the owner's end of a 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import select
 import shutil
-import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from distsgd.data.system import pause, python_module
+from distsgd.data.system import kill_if, pause, python_module, wait_for_exit, whole_environment
+from distsgd.errors import RuntimeFailure
 
-__all__ = ["LOCK", "NODE_MARK", "clear_session", "guarded", "processes_of", "session_mark"]
+__all__ = [
+    "LOCK", "NODE_MARK", "Guard", "clear_session", "guarded", "is_ours", "mark_folder",
+    "processes_of", "session_mark",
+]  # fmt: skip
 
 LOCK = "owner.lock"
-"""In the folder of a session; its owner holds it, or the one that clears up after a dead owner."""
+"""In the folder of a session, of which it holds the path: one that was copied or renamed is not
+ours. Its owner holds the lock, or the one that clears up after a dead owner."""
 
 NODE_MARK = "DISTSGD_NODE"
 """In the environment of what `cluster start` starts, and of its children: their folder."""
@@ -32,7 +41,8 @@ _SESSION_MARK = "DISTSGD_SESSION"
 _DRIVER_LOG = "/python-core-driver-"
 """In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
 
-_SECONDS_TO_DIE = 10.0
+_SECONDS_TO_STAND, _SECONDS_TO_LEAVE, _SECONDS_TO_DIE = 60.0, 5.0, 10.0
+_STANDS_BY = _STAND_DOWN = b"x"
 _POLL_SECONDS = 0.02
 
 
@@ -65,12 +75,18 @@ def _belongs(process: Path, folder: str) -> bool:
     if os.fsencode(f"{NODE_MARK}={folder}") in environment:
         return True
     return os.fsencode(f"{_SESSION_MARK}={folder}") in environment and (
-        os.fsencode(folder) in (process / "cmdline").read_bytes() or _has_open(process, folder)
+        _names((process / "cmdline").read_bytes(), folder) or _has_open(process, folder)
     )
 
 
+def _names(command: bytes, folder: str) -> bool:
+    """Whether the path is in a command line, whole: not as a part of ``/copies/FOLDER_2``."""
+    path = re.escape(os.fsencode(folder))
+    return re.search(rb"(?<![\w./-])" + path + rb"(?![\w.-])", command) is not None
+
+
 def _has_open(process: Path, folder: str) -> bool:
-    ours = [file for file in _open_files(process) if folder in file]
+    ours = [file for file in _open_files(process) if f"{file}/".startswith(f"{folder}/")]
     return bool(ours) and not any(_DRIVER_LOG in file for file in ours)
 
 
@@ -82,59 +98,150 @@ def _open_files(process: Path) -> list[str]:
     return found
 
 
+def mark_folder(folder: Path, path: Path | None = None) -> int:
+    """Make a new folder ours.
+
+    Args:
+        folder: that was made just now.
+        path: that it will have; None for the one it has.
+
+    Returns:
+        the descriptor of its lock, which is held as long as that is open.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(folder / LOCK, flags, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, _mark(path or folder))
+    return lock
+
+
+def _mark(folder: Path) -> bytes:
+    """The path, of which the folder itself may be a link, but is not then ours."""
+    return os.fsencode(folder.parent.resolve() / folder.name)
+
+
+def is_ours(lock: int, path: Path) -> bool:
+    """Whether a descriptor is of the lock of a folder that was made by us under that path."""
+    found, mark = os.fstat(lock), _mark(path)
+    mine = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+    return mine and os.pread(lock, len(mark) + 1, 0) == mark
+
+
 def clear_session(folder: Path, seconds: float = 0.0) -> None:
     """End the processes of a session, after so many seconds by force; remove its folder.
 
-    The folder of processes that cannot be ended stays, for a later command.
+    The folder of processes that cannot be ended stays, for a later command. So does one that was
+    not made by `mark_folder`.
     """
-    until = time.monotonic() + seconds
-    while pids := processes_of(str(folder)):
+    name, until = str(folder), time.monotonic() + seconds
+    while pids := processes_of(name):
         now = time.monotonic()
         if now > until + _SECONDS_TO_DIE:
             return
         for pid in pids:
             if now > until:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                process = Path("/proc", str(pid))
+                with suppress(OSError):
+                    kill_if(pid, partial(_belongs, process, name))
         pause(_POLL_SECONDS)
     _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """The lock goes last: a folder with something in it has one, or nobody knows if it is used."""
-    with suppress(OSError):
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
+    """Remove a folder of ours; links in it are removed, and not followed.
+
+    The lock goes last: a folder with something in it has one, or nobody knows if it is used.
+    """
+    with suppress(OSError), ExitStack() as stack:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, top)
+        lock = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
+        stack.callback(os.close, lock)
+        if os.fstat(top).st_uid != os.getuid() or not is_ours(lock, folder):
+            return
+        for entry in os.scandir(top):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.name, ignore_errors=True, dir_fd=top)
             elif entry.name != LOCK:
-                entry.unlink(missing_ok=True)
-        if [entry.name for entry in folder.iterdir()] in ([], [LOCK]):
-            (folder / LOCK).unlink(missing_ok=True)
+                os.unlink(entry.name, dir_fd=top)
+        if [entry.name for entry in os.scandir(top)] == [LOCK]:
+            os.unlink(LOCK, dir_fd=top)
             folder.rmdir()
 
 
-@contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """While entered, a guard stands by; it is stood down on leaving."""
-    guard = subprocess.Popen(
-        python_module("distsgd.runtime.session_guard", str(folder)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+class Guard:
+    """The guard of a session, as its owner sees it.
+
+    Args:
+        process: the guard, which says on its stdout that it stands by.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def check(self) -> None:
+        """Wait until it stands by.
+
+        Raises:
+            RuntimeFailure: it has not started.
+        """
+        said = self._process.stdout
+        assert said is not None
+        if not select.select([said], [], [], _SECONDS_TO_STAND)[0]:
+            raise _unguarded(f"it has not answered for {_SECONDS_TO_STAND:g} s")
+        if not os.read(said.fileno(), 1):
+            code = wait_for_exit(self._process, _SECONDS_TO_LEAVE)
+            raise _unguarded(f"it has ended with exit code {code}")
+
+    def stand_down(self) -> None:
+        """End it; by force, if it does not end by itself."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                if pipe.writable():
+                    pipe.write(_STAND_DOWN)
+                pipe.close()
+        if wait_for_exit(self._process, _SECONDS_TO_LEAVE) is None:  # stopped, say
+            self._process.kill()
+            self._process.wait()
+
+
+def _unguarded(why: str) -> RuntimeFailure:
+    return RuntimeFailure(
+        f"the process that clears up after a killed training did not start: {why}",
+        "Look for a lack of memory or of processes, or train in this process: --workers 0",
     )
-    assert guard.stdin is not None
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[Guard]:
+    """While entered, a guard stands by; it is stood down on leaving.
+
+    Raises:
+        RuntimeFailure: it cannot be started.
+    """
     try:
-        yield
+        process = subprocess.Popen(
+            python_module("distsgd.runtime.session_guard", str(folder)),
+            env=whole_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _unguarded(error.strerror or str(error)) from None
+    guard = Guard(process)
+    try:
+        yield guard
     finally:
-        with suppress(OSError):
-            guard.stdin.write(b"x")
-            guard.stdin.close()
-        guard.wait()
+        guard.stand_down()
 
 
 def _stand_guard(folder: Path) -> None:
     """Wait for a byte, which stands us down, or for the end of the pipe, which is a death."""
+    with suppress(OSError):  # the owner is dead already
+        os.write(sys.stdout.fileno(), _STANDS_BY)
     if not sys.stdin.buffer.read(1):
         clear_session(folder)
 

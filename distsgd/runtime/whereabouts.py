@@ -6,10 +6,11 @@ Ray asks a process to end, and uses force after 5 s: one that is stopped holds i
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from distsgd.data.system import kill_if
 
 __all__ = ["Whereabouts", "end_process", "whereabouts"]
 
@@ -37,9 +38,8 @@ def whereabouts(_: object = None) -> Whereabouts:
 def end_process(place: Whereabouts) -> bool:
     """SIGKILL a process of this machine; returns whether it was here, and still the same."""
     with suppress(OSError):
-        if place.machine == _machine() and place.started == _started(place.pid):
-            os.kill(place.pid, signal.SIGKILL)
-            return True
+        if place.machine == _machine():
+            return kill_if(place.pid, lambda: place.started == _started(place.pid))
     return False
 
 

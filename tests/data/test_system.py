@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import distsgd
-from distsgd.data.system import pause, python_module, wait_for_exit
+from distsgd.data.system import pause, python_module, wait_for_exit, whole_environment
 
 SOURCES = sorted(Path(distsgd.__file__).parent.rglob("*.py"))
 
@@ -26,6 +26,25 @@ def test_a_module_runs_among_shadows(module: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert b"shadow" not in done.stderr
     assert done.returncode == 0 or b"DatasetError" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "passed_on"), [(":/more", "/more"), ("/a::/b:", "/a:/b"), (":", ""), (None, None)]
+)
+def test_no_empty_element_of_a_path_is_passed_on(
+    given: str | None, passed_on: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands for the working folder."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTHONPATH", given)
+    assert whole_environment(MORE="1").get("PYTHONPATH") == passed_on
+
+
+def test_every_process_of_ours_gets_that_environment() -> None:
+    starting = [path for path in SOURCES if ".Popen(" in path.read_text(encoding="utf-8")]
+    assert len(starting) == 3
+    assert all("whole_environment(" in path.read_text(encoding="utf-8") for path in starting)
 
 
 def test_every_process_of_ours_is_started_so() -> None:

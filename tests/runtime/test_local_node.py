@@ -21,6 +21,7 @@ from distsgd.runtime import local_node, node_guard
 from distsgd.runtime.cluster_token import known_token, token_file
 from distsgd.runtime.joined_cluster import address_of, check_cluster
 from distsgd.runtime.node_note import Node
+from distsgd.runtime.session_guard import clear_session
 
 
 @pytest.fixture
@@ -170,7 +171,9 @@ def test_a_node_runs_in_its_own_folder(home: Path, monkeypatch: pytest.MonkeyPat
     node = local_node.start_head(port=free(), jobs_port=free())
     assert str(found["cwd"]) == node.folder
     assert found["env"]["PYTHONPATH"] == str(Path("here").absolute())
-    Path(node.folder).rmdir()
+    assert found["env"]["TMPDIR"].startswith(node.folder)
+    clear_session(Path(node.folder))
+    assert not Path(node.folder).exists()
 
 
 def test_a_guard_ends_its_node_when_asked_and_has_no_handlers(

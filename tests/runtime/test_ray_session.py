@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from listening import answers, documented, listeners
-from support import Run
+from support import PATIENCE, Run
 
-from distsgd.errors import ChannelClosed
+from distsgd.data.system import kill_if
+from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.runtime import ray_session, session_guard
 from distsgd.runtime.ray_answers import what_to_tell
 from distsgd.runtime.ray_session import _MOST_BYTES, sweep_dead_sessions
-from distsgd.runtime.session_guard import LOCK, processes_of, session_mark
+from distsgd.runtime.session_guard import (
+    LOCK,
+    clear_session,
+    mark_folder,
+    processes_of,
+    session_mark,
+)
 
 
 @pytest.fixture
@@ -49,9 +57,10 @@ def a_process(
 
 
 def a_session(temporary: Path) -> Path:
-    folder = temporary / "distsgd-ray-abc"
+    """The folder of one whose owner is dead."""
+    folder = temporary / "distsgd-ray-12345678"
     (folder / "ray").mkdir(parents=True)
-    (folder / LOCK).touch()
+    os.close(mark_folder(folder))
     return folder
 
 
@@ -89,9 +98,105 @@ def test_a_folder_that_never_got_its_name_is_removed(temporary: Path) -> None:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
     for owner in (dead.pid, os.getpid()):
-        (temporary / f".distsgd-{owner}-abc").mkdir()
+        (temporary / f".distsgd-{owner}-12345678").mkdir()
+    marked = temporary / f".distsgd-{dead.pid}-abcdefgh"
+    marked.mkdir()
+    os.close(mark_folder(marked, temporary / "distsgd-ray-abcdefgh"))
     sweep_dead_sessions()
-    assert [path.name for path in temporary.iterdir()] == [f".distsgd-{os.getpid()}-abc"]
+    assert [path.name for path in temporary.iterdir()] == [f".distsgd-{os.getpid()}-12345678"]
+
+
+def _copied(session: Path) -> Path:
+    return Path(shutil.copytree(session, session.with_name("distsgd-ray-copied_2")))
+
+
+def _link(session: Path) -> Path:
+    """To a folder that looks like a session and is none: the path is another one."""
+    project = Path(shutil.copytree(session, session.with_name("project")))
+    session.with_name("distsgd-ray-linked_2").symlink_to(project)
+    return project
+
+
+def _of_ours_alone(session: Path) -> Path:
+    """A link to a session that has another name by now."""
+    moved = session.rename(session.with_name("kept"))
+    session.symlink_to(moved)
+    return moved
+
+
+def _named_so(session: Path, name: str) -> Path:
+    folder = session.with_name(name)
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        _copied, _link, _of_ours_alone,
+        lambda session: _named_so(session, ".distsgd-backup-2026"),
+        lambda session: _named_so(session, ".distsgd-4194305-backup_1"),
+        lambda session: _named_so(session, "distsgd-ray-of_mine1"),
+        lambda session: _named_so(session, "distsgd-ray-notes"),
+    ],
+    ids=["copy", "link", "moved", "backup", "numbered", "named", "other"],
+)  # fmt: skip
+def test_a_folder_that_is_not_ours_stays(made: Callable[[Path], Path], temporary: Path) -> None:
+    folder = made(a_session(temporary))
+    (folder / "thesis.tex").touch()
+    sweep_dead_sessions()
+    clear_session(folder)  # as for a node that a note names
+    assert (folder / "thesis.tex").exists()
+
+
+def test_links_in_a_session_are_not_followed(temporary: Path) -> None:
+    folder, precious = a_session(temporary), temporary / "precious"
+    (precious / "more").mkdir(parents=True)
+    (precious / "file").touch()
+    for place in (folder / "a", folder / "ray" / "b"):
+        place.symlink_to(precious)
+    sweep_dead_sessions()
+    assert not folder.exists()
+    assert (precious / "file").exists() and (precious / "more").exists()
+
+
+@pytest.mark.parametrize("around", ["{}_copy/logs", "/backup{}", "x{}/ray"])
+def test_a_process_that_names_a_longer_path_lives(around: str, temporary: Path) -> None:
+    folder = a_session(temporary)
+    with a_process("", around.format(folder), marks=session_mark(folder)) as process:
+        sweep_dead_sessions()
+        assert process.poll() is None and not folder.exists()
+
+
+def test_a_number_that_is_used_again_is_not_ended() -> None:
+    with a_process("") as process:
+        assert not kill_if(process.pid, lambda: False) and process.poll() is None
+        assert kill_if(process.pid, lambda: True)
+    assert process.returncode == -signal.SIGKILL and not kill_if(process.pid, lambda: True)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_guard_stands_by_and_is_stood_down(
+    stopped: bool, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_guard, "_SECONDS_TO_LEAVE", 0.1 if stopped else PATIENCE)
+    with session_guard.guarded(a_session(temporary)) as guard:
+        guard.check()
+        if stopped:
+            guard._process.send_signal(signal.SIGSTOP)
+    assert guard._process.returncode == (-signal.SIGKILL if stopped else 0)
+
+
+@pytest.mark.parametrize("command", [["/nowhere/python"], ["false"]])
+def test_a_guard_that_does_not_start_is_an_error(
+    command: list[str], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_guard, "python_module", lambda *_: command)
+    with (
+        pytest.raises(RuntimeFailure, match="clears up after a killed training did not start"),
+        session_guard.guarded(a_session(temporary)) as guard,
+    ):
+        guard.check()
 
 
 def test_a_session_whose_owner_lives_stays(temporary: Path) -> None:
@@ -138,7 +243,7 @@ def test_what_cannot_be_removed_stays_ours(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_guard, "_remove", lambda folder: None)
-    with ray_session._session_folder() as folder:
+    with ray_session._session_folder() as (folder, _):
         pass
     monkeypatch.undo()
     sweep_dead_sessions()

@@ -29,7 +29,7 @@ from distsgd.data.remote import known_addresses
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.remote.remote_folder import RemoteFolder, source_of
 from distsgd.data.remote.uri import parse_uri
-from distsgd.data.system import python_module, wait_for_exit
+from distsgd.data.system import python_module, wait_for_exit, whole_environment
 from distsgd.errors import DistsgdError
 
 __all__ = ["FetchingAhead"]
@@ -83,7 +83,7 @@ class FetchingAhead:
     def _begin(self) -> None:
         self._process = subprocess.Popen(
             python_module(__name__, str(self._folder), str(self._limit or 0)),
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=whole_environment(),
             start_new_session=True,  # Ctrl-C is for us; it ends when we do
         )  # fmt: skip
         weakref.finalize(self, _end, self._process)
