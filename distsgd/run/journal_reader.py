@@ -75,7 +75,8 @@ class Journal:
         Raises:
             JournalError: names the first line that does not hold.
         """
-        return _checked(self._file, self._start, self._end, self.begin)
+        # A generator of this object's own, so that the file stays open for as long as it is read.
+        yield from _checked(self._file, self._start, self._end, self.begin)
 
 
 def whole_journal(folder: Path, first: str) -> Journal:

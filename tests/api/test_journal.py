@@ -12,6 +12,7 @@ from support import Run
 
 from distsgd.api import TrainResult, train
 from distsgd.api.audit import audit
+from distsgd.api.opened_run import open_run
 from distsgd.api.replay import replay
 from distsgd.errors import JournalError
 
@@ -198,3 +199,9 @@ def test_compression_that_cannot_be() -> None:
 
     with pytest.raises(UsageError, match="compress cannot be topk:2"):
         run(0, compress="topk:2")
+
+
+def test_a_journal_is_read_to_its_end_whoever_else_lets_go_of_it(tmp_path: Path) -> None:
+    lines = open_run(run(0, run_dir=tmp_path / "run").run_dir).journal().entries()
+    first, *others = lines
+    assert first and others
