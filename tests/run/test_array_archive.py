@@ -92,7 +92,7 @@ def test_what_a_checkpoint_cannot_be(
             read_checkpoint(path)
         assert "Train" not in str(caught.value)
     else:
-        with pytest.raises(RunError, match="damaged|no checkpoint"):
+        with pytest.raises(RunError, match=r"damaged|no checkpoint"):
             read_checkpoint(path)
 
 
