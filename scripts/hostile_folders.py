@@ -1,0 +1,398 @@
+"""Hostile run folders, datasets and sources, played to every command that reads them.
+
+    python scripts/hostile_folders.py [N=1000] [--seed S] [--first K] [--jobs 2] [--show]
+
+A case is one folder, drawn by `scripts/hostile_material.py` from sound ones: links, pipes, devices,
+sockets and folders in place of files, values of any kind in files whose digests hold, journals that
+were chained anew, archives and shards that unpack to gigabytes or claim to, addresses of a
+listener. It is made anew for each command, and passes if each of them
+
+- exits with 0, 1 or 2, without a traceback, a "fault of distsgd" or a signal, and says in exactly
+  one line why it ended with 1 or 2; it never blames the memory of the machine;
+- takes at most 5 s of processor time and 500 MB of memory. A training that goes on with such a run
+  may take longer, if SIGTERM ends it;
+- leaves what lies outside the folder as it was: content, modes and times;
+- connects to nothing: the addresses are of a listener on loopback.
+
+Commands run in children of a process that has imported distsgd, so that start-up does not count. A
+case depends on the seed and its number alone; `--first K` with `N` of 1 plays it again, and
+`--show` says what was done and what each command printed. Exit code 1 if a case failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from hostile_material import COMMANDS, Hostile
+from random_commands import ANSI, FAULT, group_of
+
+SECONDS, MEGABYTES = 5.0, 500
+WAITED, TO_STOP = 60.0, 20.0
+"""Seconds that a command may stand still, and then, or when it worked too long, has to end in."""
+
+ADDRESS_SPACE = 3 * 2**30
+BLAMES_MEMORY = re.compile(r"too little memory|annot allocate memory")
+TRAINS = ("resume", "train", "replay", "simulate")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int | None  # negative for a signal; None if it did not end
+    text: str
+    computed: float
+    megabytes: int
+    stopped: bool
+
+
+def material(folder: Path) -> None:
+    """Train runs of several kinds, and import a dataset, once."""
+    from distsgd.api.training import train
+    from distsgd.data.import_dataset import import_dataset
+    from distsgd.data.locations import SAMPLE
+
+    rows = "".join(f"{n % 7},{n % 5},{'ab'[n % 2]}\n" for n in range(60))
+    (folder / "plain.csv").write_text("u,v,label\n" + rows)
+    os.environ.update(DISTSGD_CACHE=f"{folder}/cache", DISTSGD_HOME=f"{folder}/home")
+    import_dataset(folder / "plain.csv", "columns")
+    shutil.copytree(folder / "cache/datasets/columns", folder / "columns")
+    shutil.copytree(SAMPLE, folder / "sample")
+    few = {"workers": 0, "epochs": 3, "batch_size": 200, "slot_size": 30}
+    kinds = {
+        "good": {}, "asp": {"consistency": "asp"}, "backup": {"consistency": "backup", "backup": 2},
+        "local": {"consistency": "local", "local_steps": 3}, "topk": {"compress": "topk:0.1"},
+        "bounded": {"journal": "bounded", "checkpoint_seconds": 1e-9},
+    }  # fmt: skip
+    for name, settings in kinds.items():
+        train("sample", run_dir=folder / name, **{**few, **settings})  # type: ignore[arg-type]
+    train("columns", run_dir=folder / "rows", batch_size=8, workers=0, epochs=1)
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(folder / "picture.png")
+
+
+# ---------------------------------------------------------------- one command
+
+
+def run_command(words: list[str], folder: Path) -> Outcome:
+    """Run it in a child, to its end or until it has taken too long."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _become_command(words, folder, write)
+    os.close(write)
+    os.set_blocking(read, False)
+    output, begun, stopped = b"", time.monotonic(), 0.0
+    while True:
+        with suppress(BlockingIOError):
+            output = (output + os.read(read, 1 << 20))[-1_000_000:]
+        done, status, used = os.wait4(pid, os.WNOHANG)
+        if done:
+            break
+        now = time.monotonic()
+        if not stopped and (now - begun > WAITED or _computed(pid) > 2 * SECONDS):
+            stopped = now
+            os.kill(pid, signal.SIGTERM)
+        if stopped and now - stopped > TO_STOP:
+            os.killpg(pid, signal.SIGKILL)
+            _, status, used = os.wait4(pid, 0)
+            break
+        time.sleep(0.01)
+    while piece := _rest(read):
+        output = (output + piece)[-1_000_000:]
+    os.close(read)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(status)
+    unstoppable = stopped and code == -signal.SIGKILL
+    return Outcome(
+        None if unstoppable else code, ANSI.sub("", output.decode("utf-8", "surrogateescape")),
+        used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, bool(stopped),
+    )  # fmt: skip
+
+
+def _rest(read: int) -> bytes:
+    with suppress(BlockingIOError):
+        return os.read(read, 1 << 20)
+    return b""
+
+
+def _become_command(words: list[str], folder: Path, write: int) -> None:
+    """In the child: the command line, as a shell would start it."""
+    code = 99
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for stream, file in ((0, nothing), (1, write), (2, write)):
+            os.dup2(file, stream)
+        os.closerange(3, 256)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
+        os.chdir(folder / "cwd")
+        for name in [name for name in os.environ if name.startswith(("DISTSGD", "RAY", "AWS"))]:
+            del os.environ[name]
+        os.environ.update(
+            DISTSGD_HOME=f"{folder}/home", DISTSGD_CACHE=f"{folder}/cache", HOME=f"{folder}/home",
+            TMPDIR=f"{folder}/cwd", COLUMNS="200", OPENBLAS_NUM_THREADS="1",
+            AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_SESSION_TOKEN="token",
+            AWS_EC2_METADATA_DISABLED="true",
+        )  # fmt: skip
+        tempfile.tempdir = None
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+        sys.argv = ["distsgd", *words]
+        from distsgd.cli.start import main
+
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _computed(pid: int) -> float:
+    with suppress(OSError, IndexError):
+        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, parts[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+# ---------------------------------------------------------------- what must not change
+
+
+def state_of(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Content, kind, mode, size and times of all that is in a folder, and of the folder."""
+    found = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        info = path.lstat()
+        digest = ""
+        if stat.S_ISREG(info.st_mode):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(folder.parent))] = (info.st_mode, info.st_size, info.st_mtime_ns,
+                                                       info.st_ino, digest)  # fmt: skip
+    return found
+
+
+class Listener:
+    """Counts who connects to a port of loopback."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.calls = 0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            self.calls += 1
+            connection.close()
+
+
+# ---------------------------------------------------------------- a case
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A case, what was done to its folder, and what is wrong with how commands took it."""
+
+    number: int
+    said: tuple[str, ...]
+    faults: tuple[str, ...]
+    codes: tuple[int | None, ...]
+    computed: float
+    megabytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process of this script needs to know to play a case."""
+
+    seed: int
+    number: int
+    material: Path
+    folder: Path
+    show: bool
+
+    def run(self) -> Verdict:
+        """Make the folder anew for each command, and judge."""
+        found: list[str] = []
+        codes: list[int | None] = []
+        computed, megabytes, said, kind = 0.0, 0, list[str](), "run"
+        at = 0
+        while at < len(COMMANDS[kind]):
+            folder = self.folder / f"case-{self.number}-{at}"
+            try:
+                listener = _listener()
+                random = Random(f"{self.seed} {self.number}")
+                case = Hostile(random, folder, self.material, listener.port, [])
+                kind, said = case.draw(), case.said
+                words = self._words(COMMANDS[kind][at], case, kind)
+                before, calls = state_of(case.outside), listener.calls
+                outcome = run_command(words, folder)
+                after = state_of(case.outside)
+                wrong = faults(words, outcome)
+                changed = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
+                wrong += [f"{name} was changed or made" for name in changed[:1]]
+                time.sleep(0.001)
+                if listener.calls != calls:
+                    wrong.append("it connected to an address of the folder")
+                if self.show:
+                    print(
+                        f"$ distsgd {' '.join(words)}\n{outcome.text}--- {outcome.code}, "
+                        f"{outcome.computed:.1f} s, {outcome.megabytes} MB\n", flush=True,
+                    )  # fmt: skip
+            except Exception as error:
+                wrong, outcome = [f"this script: {error!r}"], Outcome(None, "", 0, 0, False)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            found += [f"{COMMANDS[kind][at]}: {fault}" for fault in wrong]
+            codes.append(outcome.code)
+            computed, megabytes = max(computed, outcome.computed), max(megabytes, outcome.megabytes)
+            at += 1
+        return Verdict(self.number, tuple(said), tuple(found), tuple(codes), computed, megabytes)
+
+    def _words(self, line: str, case: Hostile, kind: str) -> list[str]:
+        places = {
+            "RUN": case.folder / "in/run", "SET": case.folder / "in/set",
+            "GOOD": self.material / "good", "ROWS": self.material / "rows",
+            "PICTURE": self.material / "picture.png", "OUT": case.folder / "cwd/out.svg",
+        }  # fmt: skip
+        if kind == "source":
+            places["SOURCE"] = case.source()
+        return [str(places.get(word, word)) for word in line.split()]
+
+
+_LISTENERS: list[Listener] = []
+
+
+def _listener() -> Listener:
+    """One for each process of this script."""
+    if not _LISTENERS:
+        _LISTENERS.append(Listener())
+    return _LISTENERS[0]
+
+
+def faults(words: list[str], outcome: Outcome) -> list[str]:
+    """What is wrong with how a command ended; nothing, if it passes."""
+    found = []
+    lines = [line.rstrip("\r") for line in outcome.text.splitlines()]
+    trained = words[0] in TRAINS and outcome.stopped and outcome.code in (130, 143, 0, -15)
+    if outcome.code is None:
+        found.append("it ignores SIGTERM")
+    elif outcome.code not in (0, 1, 2) and not trained and not outcome.stopped:
+        found.append(f"exit code {outcome.code}: {lines[-1] if lines else ''}")
+    if (outcome.computed > SECONDS or outcome.stopped) and not trained:
+        found.append(f"it takes {outcome.computed:.0f} s" + (" and stands still" * outcome.stopped))
+    if outcome.megabytes > MEGABYTES:
+        found.append(f"it takes {outcome.megabytes} MB")
+    found += [line.strip() for line in lines if FAULT.search(line)][:1]
+    errors = [line for line in lines if line.startswith("error: ")]
+    if outcome.code in (1, 2) and len(errors) != 1 and "Usage: " not in outcome.text:
+        found.append(f"{len(errors)} error lines: {lines[-1] if lines else 'nothing'}")
+    found += [f"a line of {len(line)} characters" for line in errors if len(line) > 2000][:1]
+    found += [f"control characters: {line!r:.100}" for line in errors if not line.isprintable()][:1]
+    found += [line for line in errors if BLAMES_MEMORY.search(line)][:1]
+    return found
+
+
+def play(jobs: list[Job], processes: int) -> Iterator[Verdict]:
+    """Verdicts as they come."""
+    if processes == 1:
+        yield from (job.run() for job in jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, _prepare) as pool:
+        yield from pool.imap_unordered(Job.run, jobs)
+
+
+def _prepare() -> None:
+    """Import what commands need, so that it is there in their children."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import PIL.Image  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+
+    import distsgd.data.import_dataset  # noqa: F401
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cases", type=int, nargs="?", default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="print what each command printed")
+    given = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+    try:
+        (folder / "material").mkdir()
+        made = multiprocessing.get_context("spawn").Process(
+            target=material, args=(folder / "material",)
+        )
+        made.start()
+        made.join()
+        _prepare()
+        numbers = range(given.first, given.first + given.cases)
+        jobs = [Job(given.seed, n, folder / "material", folder, given.show) for n in numbers]
+        return report(play(jobs, min(given.jobs, len(jobs))), given.seed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(verdicts: Iterator[Verdict], seed: int) -> int:
+    """Print failures as they come, and then by group; 1 if there are any."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    codes: Counter[int | None] = Counter()
+    begun, played, failed, computed, megabytes = time.monotonic(), 0, 0, 0.0, 0
+    for verdict in verdicts:
+        played += 1
+        codes.update(verdict.codes)
+        computed, megabytes = max(computed, verdict.computed), max(megabytes, verdict.megabytes)
+        if verdict.faults:
+            failed += 1
+            print(f"{verdict.number}: {'; '.join(verdict.said)}", flush=True)
+        for fault in verdict.faults:
+            groups[group_of(fault)].append(verdict.number)
+            print(f"    {fault:.300}", flush=True)
+    for name, found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        again = f"1 --seed {seed} --first {found[0]} --show"
+        print(f"\n{len(found)} times: {name}\n  python scripts/hostile_folders.py {again}")
+    shown = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items(), key=str))
+    print(
+        f"\n{played - failed} of {played} pass in {time.monotonic() - begun:.0f} s; "
+        f"{codes.total()} commands, at most {computed:.1f} s and {megabytes} MB; codes {shown}"
+    )
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
