@@ -14,6 +14,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import mending
 from distsgd.data.names import is_printable
+from distsgd.data.text_files import parse_json
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]
@@ -146,13 +147,17 @@ def parse_manifest(raw: bytes, path: object, mend: str) -> Manifest:
         CorruptDataError: it has been altered.
     """
     try:
-        content = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(raw)
+    except ValueError as error:
         raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", mend)
     recorded = content.pop("digest", None)
-    if recorded != _digest(content):
+    try:
+        holds = recorded == _digest(content)
+    except RecursionError:
+        holds = False
+    if not holds:
         raise CorruptDataError(f"{path} does not match its own checksum", mend)
     try:
         return _parse(content)

@@ -6,11 +6,20 @@ import bz2
 import codecs
 import errno
 import gzip
+import json
 import stat
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-__all__ = ["TEXTS", "encoding_of", "kind_of", "open_bytes", "read_text", "require_file"]
+__all__ = [
+    "TEXTS",
+    "encoding_of",
+    "kind_of",
+    "open_bytes",
+    "parse_json",
+    "read_text",
+    "require_file",
+]
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -19,6 +28,10 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+_MOST_PARSED = 400 << 20
+_BYTES_OF_LIST, _BYTES_OF_ITEM = 72, 64
+"""What Python takes for an empty list or object, and for a number or short text in one."""
 
 TEXTS = (".csv", ".tsv", ".txt")
 """Kinds of files with a row of numbers a line."""
@@ -67,6 +80,22 @@ def read_text(path: Path) -> str:
     require_file(path, pipes=True)
     content = path.read_bytes()
     return content.decode(encoding_of(content))
+
+
+def parse_json(content: bytes) -> Any:
+    """What a JSON text holds, unless that would take far more memory than the text.
+
+    Raises:
+        ValueError: it would, it is nested too deeply, or it is no JSON.
+    """
+    lists = content.count(b"[") + content.count(b"{")
+    needed = 2 * len(content) + _BYTES_OF_LIST * lists + _BYTES_OF_ITEM * content.count(b",")
+    if needed > _MOST_PARSED:
+        raise ValueError(f"it would take {needed >> 20} MiB of memory")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def open_bytes(path: Path) -> IO[bytes]:

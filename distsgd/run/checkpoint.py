@@ -32,6 +32,7 @@ from distsgd.data.folder_files import (
     replace_inside,
 )
 from distsgd.data.names import is_printable
+from distsgd.data.text_files import parse_json
 from distsgd.errors import RunError, machine_trouble, storage_error
 from distsgd.run.array_archive import ArrayArchive
 from distsgd.run.place import Place
@@ -229,7 +230,7 @@ def _meta(archive: ArrayArchive, path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     if archive.dtype("meta") != np.uint8 or math.prod(archive.shape("meta")) > _LONGEST_META:
         raise ValueError("what it says of itself is no text")
-    meta = json.loads(archive["meta"].tobytes())
+    meta = parse_json(archive["meta"].tobytes())
     if type(meta) is not dict or meta["format"] != _FORMAT:
         raise ValueError("it is of another format")
     if path.name != checkpoint_path(path.parent, meta["version"]).name:

@@ -35,6 +35,7 @@ from distsgd.data.folder_files import (
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.data.lock_file import LockFile, is_locked
 from distsgd.data.system import pause
+from distsgd.data.text_files import parse_json
 from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import Spelling, written
@@ -44,6 +45,12 @@ from distsgd.version import __version__
 __all__ = ["RunFolder", "create_run", "find_run", "handle", "list_runs", "runs_home", "versions"]
 
 _LOCK = ".running"
+_KINDS: dict[str, type] = {
+    "settings": dict, "dataset": object, "versions": dict, "created": str, "status": str,
+    "problem": str, "weights_sha256": str, "kernels": list,
+}  # fmt: skip
+"""What stands under some names in the JSON files of a run."""
+
 _PATIENCE = 5.0
 """Seconds that `RunFolder.hold` waits for processes that only look whether the run is running."""
 
@@ -120,7 +127,7 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            content = json.loads(read_inside(path, most=SMALL))
+            content = parse_json(read_inside(path, most=SMALL))
         except FileNotFoundError:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -129,8 +136,15 @@ class RunFolder:
             ) from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
-        if content.pop("digest", None) != _digest(name, content):
+        try:
+            holds = content.pop("digest", None) == _digest(name, content)
+        except RecursionError:
+            holds = False
+        if not holds:
             raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
+        for key, kind in _KINDS.items():
+            if not isinstance(content.get(key, kind()), kind):
+                raise RunError(f"{path} is damaged: its {key} is no {kind.__name__}", "Train again")
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:

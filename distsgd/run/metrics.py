@@ -6,16 +6,28 @@ Each line ends with its own CRC-32 (c), so that a number that the disk has alter
 from __future__ import annotations
 
 import json
+import math
 import zlib
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from distsgd.data.folder_files import read_inside
+from distsgd.data.folder_files import reader_inside
 from distsgd.errors import RunError, machine_trouble
 from distsgd.run.checkpoint import checkpoint_versions
 from distsgd.run.line_file import LineFile
 
 __all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics", "seconds_of_steps"]
+
+
+_LONGEST = 1 << 16
+"""Bytes of the longest line."""
+
+_MOST = 1 << 62
+_COUNTS = {"epoch", "version", "step", "examples_seen"}
+_NUMBERS = {"seconds", "train_accuracy", "test_accuracy", "train_loss", "test_loss"}
+_EPOCH = {"epoch", "version", *_NUMBERS}
 
 
 class MetricsWriter(LineFile):
@@ -33,35 +45,57 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: a line is damaged; names it.
     """
+    return list(_records(path))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one by one, however long the file is."""
     try:
-        lines = read_inside(path).splitlines(keepends=True)
+        with reader_inside(path) as file:
+            for number in count(1):
+                if not (line := file.readline(_LONGEST)):
+                    return
+                try:
+                    record = json.loads(line)
+                    if record.pop("c", None) != _check(record):
+                        raise ValueError("its checksum does not match")
+                    _check_numbers(record)
+                except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+                    if not line.endswith(b"\n") and len(line) < _LONGEST:
+                        return
+                    raise RunError(
+                        f"line {number} of {path} is damaged",
+                        "Remove that line: metrics are shown, and say which epoch was the best; "
+                        "no more",
+                    ) from None
+                yield record
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise machine_trouble(error, path) or RunError(
             f"{path} cannot be read: {error.strerror}", "Check the disk"
         ) from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if record.pop("c", None) != _check(record):
-                raise ValueError("its checksum does not match")
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise RunError(
-                f"line {number} of {path} is damaged",
-                "Remove that line: metrics are shown, and say which epoch was the best; no more",
-            ) from None
-        records.append(record)
-    return records
+
+
+def _check_numbers(record: dict[str, Any]) -> None:
+    """See that what is shown and counted with is of the kind that it should be.
+
+    Raises:
+        ValueError, KeyError: it is not.
+    """
+    if record.get("kind") == "epoch" and not set(record) >= _EPOCH:
+        raise ValueError("it lacks what is known of an epoch")
+    for name in _COUNTS & set(record):
+        if type(record[name]) is not int or not 0 <= record[name] < _MOST:
+            raise ValueError(f"{name} is no count")
+    for name in _NUMBERS & set(record):
+        if type(record[name]) not in (int, float) or abs(record[name]) >= math.inf:
+            raise ValueError(f"{name} is no number")
 
 
 def epoch_rows(path: Path) -> list[dict[str, Any]]:
     """The epochs of a run; of one that was done again, as after a kill, the last time counts."""
-    rows = [row for row in read_metrics(path) if row.get("kind") == "epoch"]
-    found = {row["epoch"]: row for row in rows}
+    found = {row["epoch"]: row for row in _records(path) if row.get("kind") == "epoch"}
     return [found[epoch] for epoch in sorted(found)]
 
 
@@ -78,13 +112,11 @@ def seconds_of_steps(path: Path, examples: int) -> float:
     Raises:
         RunError: as `read_metrics`.
     """
-    found = [
-        (record["examples_seen"], record["seconds"])
-        for record in read_metrics(path)
-        if 0 < record.get("examples_seen", 0) <= examples
-    ]
-    known, seconds = found[-1] if found else (1, 0.0)
-    return float(seconds) * examples / int(known)
+    known, seconds = 1, 0.0
+    for record in _records(path):
+        if 0 < record.get("examples_seen", 0) <= examples and "seconds" in record:
+            known, seconds = record["examples_seen"], record["seconds"]
+    return float(seconds) * examples / known
 
 
 Best = tuple[float, float, int]
