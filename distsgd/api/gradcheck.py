@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distsgd.api.limits import check_memory
 from distsgd.core.architecture import Architecture
-from distsgd.core.arrays import Bytes, Floats, Ints
+from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.features import Preprocessing
 from distsgd.core.gradient_check import GradientCheck, check_gradient
 from distsgd.core.losses import LOSSES
@@ -99,11 +100,12 @@ def gradcheck(
             raise UsageError(f"--{name} cannot be {value}", f"Give a number from 1 to {most}")
     if seed < 0:
         raise UsageError(f"--seed cannot be {seed}", "Give a whole number, 0 or more")
+    kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
+    _check_room(kind, examples)
     indices = np.arange(examples)
     pixels = np.empty((examples, opened.manifest.features), dtype=np.uint8)
     opened.train.gather(indices, pixels)
     images = (opened.preprocessing(pixel_scale), pixels, opened.train.labels[indices])
-    kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
     rng = np.random.default_rng(seed)
     chosen = _chosen(kind, parameters, rng)
     scales = _TWO_LAYERS if isinstance(kind, TwoLayer) else _WEIGHTS
@@ -117,6 +119,15 @@ def gradcheck(
                     loss=name, regularization=regularization, weights=weights, model=model,
                     **vars(found),
                 )  # fmt: skip
+
+
+def _check_room(model: Architecture, examples: int) -> None:
+    """Raises UsageError if memory does not hold the examples and the model, in float64."""
+    rows = 8 * 2 * examples * padded_columns(model.features)
+    check_memory(f"--examples {examples}", rows, examples, lambda fits: f"--examples {fits}")
+    weights = 8 * 6 * model.parameters  # with its gradient, and what draws and rounds them
+    hidden = model.hidden if isinstance(model, TwoLayer) else 1
+    check_memory(f"--model {model.name}", weights, hidden, lambda fits: f"--model mlp:{fits}")
 
 
 def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> Ints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from distsgd.api.memory import Sizes, sizes_of, what_fits
 from distsgd.core.models import make_architecture
@@ -12,7 +13,7 @@ from distsgd.errors import UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.runtime.room import check_processes, free_memory, process_memory
 
-__all__ = ["check_fleet", "check_sizes", "size"]
+__all__ = ["check_fleet", "check_memory", "check_sizes", "size"]
 
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""
@@ -81,6 +82,27 @@ def _check_memory(config: TrainConfig, sizes: Sizes, elsewhere: bool) -> None:
         f"{size(limit)} are free" + (" to a process (ulimit)" if limit == own else ""),
         _less(config, found),
     )
+
+
+def check_memory(what: str, needed: int, count: int, said: Callable[[int], str]) -> None:
+    """See that there is memory for something of which less can be asked for.
+
+    Args:
+        what: the number as the user has written it, such as --examples 50000.
+        needed: bytes that it takes.
+        count: the number.
+        said: how another number of it is written.
+
+    Raises:
+        UsageError: there is too little; says what fits.
+    """
+    known = [free for free in (free_memory(), process_memory()) if free is not None]
+    if known and needed > min(known):
+        fits = count * min(known) // needed
+        raise UsageError(
+            f"{what} takes {size(needed)} of memory, and {size(min(known))} are free",
+            f"{said(fits)} fits, or anything smaller" if fits else "Free some memory",
+        )
 
 
 def _less(config: TrainConfig, found: tuple[str, int] | None) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
 from distsgd.runtime.task_pool import task_pool
 from distsgd.study.landscape_directions import (
@@ -23,9 +24,9 @@ from distsgd.study.landscape_directions import (
     directions,
     in_plane,
 )
-from distsgd.study.landscape_scene import LARGEST, View, middle, scene_of, view_of
+from distsgd.study.landscape_scene import LARGEST, Scene, View, middle, scene_of, view_of
 from distsgd.study.many_weights import LOSS_OF_SCORES
-from distsgd.study.material import open_dataset
+from distsgd.study.material import check_examples, open_dataset
 from distsgd.study.plain_objective import gradient_of
 
 __all__ = ["Landscape", "PathPoint", "landscape"]
@@ -163,8 +164,7 @@ def landscape(
     view = view_of(scene, opened, examples, example)
     weights = middle(scene, opened, scale, seed)
     names = tuple(along) or (PRINCIPAL if scene.path else ("random:1", "random:2"))
-    slope = gradient_of(weights, view.examples(opened, view.low, view.high), scene.loss)
-    slope[:, :-1] += 2 * scene.regularization * weights[:, :-1]
+    slope = _slope(view, opened, scene, weights) if "gradient" in names else np.zeros(0)
     chosen = directions(names, weights, slope, scene.path)
     a, b, path, share = _axes(chosen, scene.path, points, extent)
     losses = _losses(_Grid(view, scene.loss, np.stack([weights, *chosen]), a, b), workers)
@@ -177,6 +177,14 @@ def landscape(
         lowest=float(losses.min()), lowest_at=(float(a[column]), float(b[row])), path=path,
         path_share=share,
     )  # fmt: skip
+
+
+def _slope(view: View, opened: Dataset, scene: Scene, weights: Floats) -> Floats:
+    """The gradient of the loss at W, over all examples at once."""
+    check_examples(view.high - view.low, weights.shape[1])
+    slope = gradient_of(weights, view.examples(opened, view.low, view.high), scene.loss)
+    slope[:, :-1] += 2 * scene.regularization * weights[:, :-1]
+    return slope
 
 
 def _axes(

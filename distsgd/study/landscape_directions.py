@@ -27,6 +27,8 @@ __all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_
 PRINCIPAL = ("pca1", "pca2")
 _ALLOWED = "random:SEED, weights, gradient, run:RUN" + "; with --run also " + ", ".join(PRINCIPAL)
 _PARALLEL = 1e-6
+_MOST_POINTS = 200
+"""Checkpoints of a path that are read: each is held in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +59,21 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
             f"{folder.path} is a run of {model}; landscapes are of a linear score function",
             "Give a run of --model linear",
         )
-    versions = checkpoint_versions(folder.checkpoints)
+    versions = _some(checkpoint_versions(folder.checkpoints))
     kept = (read_if_kept(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions)
     found = [model for model in kept if model is not None]
     if not found:
         raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
     weights = np.stack([model.weights for model in found]).astype(float)
     return folder, Path(tuple(model.version for model in found), weights, found[-1])
+
+
+def _some(versions: list[int]) -> list[int]:
+    """All of them, or as many as are worth drawing, evenly spaced, with the first and the last."""
+    if len(versions) <= _MOST_POINTS:
+        return versions
+    at = np.linspace(0, len(versions) - 1, _MOST_POINTS).round().astype(int)
+    return [versions[place] for place in at]
 
 
 def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:
@@ -99,7 +109,7 @@ def directions(
             "gradient", of the loss at W; "run:RUN", towards the last W of that run; "pca1" and
             "pca2", see `principal_directions`.
         weights: W, shape (classes, features + 1).
-        gradient: of the loss, of the same shape.
+        gradient: of the loss, of the same shape; anything, if no direction is called that.
         path: of the run that is looked at, if there is one.
 
     Returns:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distsgd.api.limits import check_memory
 from distsgd.core.arrays import Floats, Ints
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import UsageError
 
-__all__ = ["Examples", "check_limit", "first_examples", "open_dataset"]
+__all__ = ["Examples", "check_examples", "check_limit", "first_examples", "open_dataset"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,16 @@ def check_limit(flag: str, value: int, most: int, least: int = 1) -> int:
     return value
 
 
+def check_examples(rows: int, features: int, dtype: str = "float64") -> None:
+    """See that memory holds so many examples as features, once more on the way, and as pixels.
+
+    Raises:
+        UsageError: it does not; says how many fit.
+    """
+    needed = rows * (features + 1) * (2 * np.dtype(dtype).itemsize + 1)
+    check_memory(f"--examples {rows}", needed, rows, lambda fits: f"--examples {fits}")
+
+
 def first_examples(
     dataset: Dataset,
     split: str = "train",
@@ -79,10 +90,11 @@ def first_examples(
         dtype: of the features.
 
     Raises:
-        UsageError: the split has fewer than ``limit`` examples.
+        UsageError: the split has fewer than ``limit`` examples, or memory does not hold them.
     """
     part = dataset.train if split == "train" else dataset.test
     rows = len(part) if limit is None else check_limit("--examples", limit, len(part))
+    check_examples(rows, dataset.manifest.features, dtype)
     pixels = np.empty((rows, dataset.manifest.features), dtype=np.uint8)
     part.gather(np.arange(rows), pixels)
     features = np.ones((rows, dataset.manifest.features + 1), dtype=dtype)

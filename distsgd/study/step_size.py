@@ -28,6 +28,7 @@ __all__ = ["STEPS", "StepSizes", "draw_step_sizes", "step_sizes"]
 
 STEPS = tuple(10.0**power for power in range(-10, 0))
 _STREAM = 23
+_MOST_STEPS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,10 @@ def step_sizes(
         UsageError: an argument cannot be used.
     """
     check_loss(loss)
-    if len(steps) < 4 or not all(0 < step < np.inf for step in steps):
-        raise UsageError("--steps must be four or more numbers above 0", "As 1e-8,1e-6,1e-4,1e-2")
+    if not 4 <= len(steps) <= _MOST_STEPS or not all(0 < step < np.inf for step in steps):
+        raise UsageError(
+            f"--steps must be 4 to {_MOST_STEPS} numbers above 0", "As 1e-8,1e-6,1e-4,1e-2"
+        )
     opened = open_dataset(dataset)
     rows = len(opened.train)
     rows = rows if examples is None else check_limit("--examples", examples, rows)

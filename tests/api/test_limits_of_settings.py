@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from distsgd.run.folder import RunFolder
 from distsgd.runtime import room
 from distsgd.runtime.local_node import start_head, start_member
 from distsgd.runtime.task_pool import task_pool
+from distsgd.study.convexity import check_convexity
+from distsgd.study.landscape import landscape
+from distsgd.study.step_size import step_sizes
 
 NUMBERS = [one for one in dataclasses.fields(TrainConfig) if str(one.type)[:3] in ("int", "flo")]
 WITH: dict[str, dict[str, Any]] = {
@@ -104,6 +108,33 @@ def test_the_setting_that_takes_the_memory_is_named_with_what_fits(
     with pytest.raises(UsageError, match=words):
         check_sizes(config, dataset)
     assert config.workers == 0 or check_sizes(config, dataset, elsewhere=True) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            lambda: next(iter(gradcheck(examples=1500))),
+            r"^--examples 1500 takes .* --examples \d+ f",
+        ),
+        (
+            lambda: next(iter(gradcheck(examples=1, model="mlp:99"))),
+            r"^--model mlp:99 .* mlp:\d+ f",
+        ),
+        (
+            lambda: check_convexity("sample", examples=1500),
+            r"^--examples 1500 takes .* 10 MiB are free",
+        ),
+        (lambda: landscape("sample", examples=999, along=["gradient"]), r"^--examples 999 takes"),
+        (lambda: step_sizes("sample", steps=[1e-6] * 1001), r"^--steps must be 4 to 1000 numbers"),
+    ],
+)
+def test_what_other_commands_take_is_compared_with_the_memory_too(
+    command: Callable[[], object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "free_memory", lambda: 10 * 2**20)
+    with pytest.raises(UsageError, match=words):
+        command()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -69,6 +69,12 @@ def test_the_path_of_a_run_ends_in_the_middle(run):
     assert "<svg" in svg_of(draw_landscape(found), "plane")
 
 
+def test_of_a_long_path_some_checkpoints_are_read_from_its_first_to_its_last(run, monkeypatch):
+    monkeypatch.setattr("distsgd.study.landscape_directions._MOST_POINTS", 3)
+    whole = landscape(run=run, points=2, examples=10, workers=0)
+    assert [point.step for point in whole.path] == [0, 12, 30]
+
+
 def test_down_the_gradient_it_falls(run):
     found = landscape(run=run, along=["gradient"], points=3, extent=1e-3, workers=0, examples=1_500)
     assert found.losses[0][0] < found.losses[0][1] < found.losses[0][2]
