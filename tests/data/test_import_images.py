@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distsgd.data.cifar10 import read_folder
 from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.errors import DatasetError, SourceError
 
@@ -73,6 +74,26 @@ def test_a_rejected_image_may_have_any_name(tmp_path: Path) -> None:
     found = import_dataset(folder, "pets")
     assert found.rejected == 1 and r"\udcff.png" in found.first_rejected[0]
     assert r"\udcff.png" in (Path(found.dataset) / REJECTED).read_text()
+
+
+def test_a_pipe_among_images_is_rejected(tmp_path: Path) -> None:
+    """The first one too, which the shape is taken from; nobody ever writes to it."""
+    folder = pets(tmp_path / "pets")
+    for name in ("0.png", "7.png"):
+        (folder / "cat" / name).unlink()
+        os.mkfifo(folder / "cat" / name)
+    found = import_dataset(folder, "pets")
+    assert found.rejected == 2 and "it is a pipe" in found.first_rejected[0]
+
+
+@pytest.mark.parametrize("file", ["train-0.parquet", "data_batch_1.bin"])
+def test_a_pipe_among_other_files_is_refused(tmp_path: Path, file: str) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    names = [f"data_batch_{n}.bin" for n in range(1, 6)] + ["test_batch.bin"]
+    for name in names if "batch" in file else [file]:
+        os.mkfifo(folder / name)
+    with pytest.raises(SourceError, match="it is a pipe"):
+        read_folder(folder) if "batch" in file else import_dataset(folder, "rows")
 
 
 def test_a_class_whose_name_cannot_be_shown_is_refused(tmp_path: Path) -> None:

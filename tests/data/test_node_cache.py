@@ -17,7 +17,7 @@ from distsgd.data.remote import node_cache
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.shards import write_dataset
 from distsgd.data.streamed import StreamedSplit
-from distsgd.errors import DatasetError
+from distsgd.errors import DatasetError, StorageError
 
 SHARDS = 16
 
@@ -168,3 +168,27 @@ def test_a_label_without_a_class_is_told(tmp_path: Path) -> None:
     split = StreamedSplit(manifest, NodeCache(folder, None, Fetched(few)))
     with pytest.raises(DatasetError, match="label 2, but only 2 classes"):
         split.labels_of(np.arange(4))
+
+
+def test_links_in_a_cache_that_others_may_write_to_lead_nowhere(many: Path, tmp_path: Path) -> None:
+    entry = Dataset(many).manifest.train[0]
+    (folder := tmp_path / "all" / "set").mkdir(parents=True)
+    (precious := tmp_path / "precious").write_bytes(b"precious")
+    for name in (f".{entry.file}.part", f".{entry.file}.found"):
+        (folder / name).symlink_to(precious)
+    fetched = Fetched(many)
+    cache = NodeCache(folder, None, fetched)
+    cache.hold(entry).release()  # a part or a note is made anew
+    assert (folder / entry.file).is_file() and fetched.files[entry.file] == 1
+
+    (folder / entry.file).unlink()
+    (folder / entry.file).symlink_to(many / entry.file)
+    with pytest.raises(StorageError, match="it is a symbolic link"):
+        cache.hold(entry)
+    lock = next(path for path in (tmp_path / "all" / ".locks").iterdir() if "room" not in path.name)
+    for path in (folder / entry.file, lock):
+        path.unlink()
+    lock.symlink_to(precious)
+    with pytest.raises(StorageError, match="it is a symbolic link"):
+        cache.hold(entry)
+    assert precious.read_bytes() == b"precious"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from support import PATIENCE
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.fetch import verify_dataset
 from distsgd.data.locations import SAMPLE
-from distsgd.data.manifest import Manifest, read_manifest
+from distsgd.data.manifest import MANIFEST, Manifest, read_manifest
+from distsgd.data.plain_rows import PlainRows
+from distsgd.data.remote.stores import Refused, open_store
+from distsgd.data.remote.uri import parse_uri
 from distsgd.data.shards import open_shard, write_shard
 from distsgd.data.verified import checksum
-from distsgd.errors import CorruptDataError, DatasetError
+from distsgd.errors import CorruptDataError, DatasetError, NotPlainFile, StorageError
 
 
 @pytest.fixture
@@ -172,6 +177,35 @@ def test_a_folder_in_place_of_a_shard_is_named(folder: Path) -> None:
     for look in (Dataset, verify_dataset):
         with pytest.raises(DatasetError, match=f"the shard {shard} "):
             look(folder)
+
+
+def a_link(path: Path) -> None:
+    """To the same content elsewhere: it is what it is, not what it leads to."""
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [a_link, a_pipe])
+def test_a_link_or_pipe_in_place_of_a_shard_is_refused(
+    folder: Path, make: Callable[[Path], None]
+) -> None:
+    make(shard := first_shard(folder))
+    for look in (Dataset, verify_dataset, lambda path: PlainRows(path, read_manifest(path))):
+        with pytest.raises((StorageError, NotPlainFile), match=r"it is a (symbolic link|pipe)"):
+            look(folder)
+    with pytest.raises(Refused, match=r"it is a (symbolic link|pipe)"):
+        list(open_store(parse_uri(f"file://{folder}")).pieces(shard.name, 0, None, 1 << 20))
+
+
+def test_a_link_in_place_of_a_manifest_is_refused(folder: Path) -> None:
+    a_link(folder / MANIFEST)
+    with pytest.raises(StorageError, match=r"manifest\.json: it is a symbolic link"):
+        Dataset(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 8, 100, 800, -1])
