@@ -245,6 +245,8 @@ def resume_with(
                 folder.release()
                 return _reported(folder)
             dataset.verify()
+            if others := folder.others():
+                reporter.notice(others)
             if other := other_kernels(folder):
                 reporter.notice(other)
                 add_kernel(folder, blas_kernel())

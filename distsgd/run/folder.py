@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -104,6 +105,21 @@ class RunFolder:
 
     def _is_held(self) -> bool:
         return is_locked(self.path / _LOCK)
+
+    def others(self) -> str:
+        """Who beside this user can change the run while it trains, as a sentence; "" for nobody.
+
+        A group is nobody: a folder that a group may write to is meant to be shared.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ""
+        if found.st_uid not in (os.geteuid(), 0):
+            return f"{self.path} belongs to another user, who can change it while it trains"
+        if found.st_mode & stat.S_IWOTH:
+            return f"every user may write to {self.path}, and change it while it trains"
+        return ""
 
     def sweep(self) -> None:
         """Remove what a process that was killed while it wrote has left beside its files."""

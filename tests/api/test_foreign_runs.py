@@ -121,8 +121,10 @@ def test_what_is_refused_is_named(run: Path, outside: Path, file: str, distsgd_h
 
 def test_a_run_may_be_reached_by_a_link(run: Path, tmp_path: Path, distsgd_here: Run) -> None:
     (tmp_path / "data").symlink_to(tmp_path, target_is_directory=True)
+    run.chmod(0o777)
     done = distsgd_here("resume", tmp_path / "data" / "run", "--epochs", 2, "--workers", 0)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("every user may write to") == 1
 
 
 def test_runs_are_listed_among_thousands_of_odd_entries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,3 +97,15 @@ def test_the_list_shows_where_runs_lie(
     assert str(private_home / "runs") in shown
     words = shown.split()
     assert usual.path.name in words and str(elsewhere.path) in words
+
+
+def test_who_else_can_change_a_run(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", TrainConfig(), {})
+    assert run.others() == ""
+    run.path.chmod(0o770)
+    assert run.others() == ""
+    run.path.chmod(0o707)
+    assert run.others().startswith("every user may write to")
+    if os.geteuid() == 0:
+        os.chown(run.path, 12345, -1)
+        assert "belongs to another user" in run.others()
