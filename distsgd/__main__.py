@@ -1,6 +1,6 @@
 """Entry point of the command line: ``distsgd`` and ``python -m distsgd``."""
 
-from distsgd.cli.start import main
+from distsgd.cli.start import run_process as main
 
 __all__ = ["main"]
 

@@ -30,7 +30,7 @@ def run_here(
     arguments: Sequence[str], folder: Path, environment: dict[str, str]
 ) -> tuple[int, str, str]:
     """Run the command line in this process; returns its exit code, stdout and stderr."""
-    from distsgd.__main__ import main
+    from distsgd.cli.start import main
 
     code: object = 0
     with (

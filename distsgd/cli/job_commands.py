@@ -124,7 +124,9 @@ def _follow(api: JobApi, job: str, json: bool = False) -> None:
         sys.stdout.flush()
         os._exit(130)
 
-    before = signal.signal(signal.SIGINT, leave)
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
     try:
         state = api.follow(job, lambda text: pass_on(text, err=json))
     except DistsgdError:

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import sys
+from contextlib import suppress
 
 from distsgd.cli.streams import open_missing_streams, prepare_streams
 from distsgd.errors import DistsgdError, missing_package, resource_error, unreadable_module
 
-__all__ = ["main"]
+__all__ = ["main", "run_process"]
 
 _LEAST_MEMORY = 2**30
 """Bytes of address space; with less, numpy and Arrow end the process while they are imported."""
+
+
+class _End:
+    """Ends this process, the last of what it does by itself, if it has loaded Ray.
+
+    gRPC waits at the end of a process for threads that the system may never have started, and no
+    signal ends that.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+        self._process = os.getpid()
+
+    def __call__(self) -> None:
+        if "ray" not in sys.modules or os.getpid() != self._process:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # `main` has said what it had to say of stdout
+                stream.flush()
+        os._exit(self.code)
+
+
+def run_process() -> None:
+    """Run the command line in a process that is its own, to its end."""
+    end = _End()
+    atexit.register(end)  # the first to be registered is the last to be called
+    try:
+        main()
+        end.code = 0
+    except SystemExit as leaving:
+        code = leaving.code
+        end.code = code & 0xFF if isinstance(code, int) else int(code is not None)
+        raise
 
 
 def main() -> None:

@@ -12,18 +12,24 @@ from typing import Any
 import typer
 
 from distsgd.api.interrupts import Stop
+from distsgd.data.system import pause
 
 __all__ = ["StopSignals"]
 
 _STDERR = 2
+_SECONDS_TO_REACT = 1.0
 _ANSWER = "stopping after this update; a second Ctrl-C leaves at once"
 
 
 class StopSignals(Stop):
     """While entered, the first signal asks for a good end, and a second one leaves at once.
 
-    A lost terminal (SIGHUP) is never the second: the shell and the system both tell of it. With
-    nohup it is ignored, as before. The handlers that were there are put back.
+    A lost terminal (SIGHUP) is never the second: the shell and the system both tell of it. Signals
+    that are ignored stay so: SIGHUP under nohup, SIGINT in a background job. The handlers that were
+    there are put back.
+
+    Python's handlers wait while the main thread is inside a library, such as a Ray that does not
+    start. A thread that the system tells of each signal leaves then.
 
     Args:
         answer: a line for stderr as soon as the first comes.
@@ -38,6 +44,8 @@ class StopSignals(Stop):
         self._answer, self._leaves = answer, leaves
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
+        self._answered = self._leaving = False
+        self._wakeup: tuple[int, int] | None = None
 
     def __call__(self) -> bool:
         """Whether a signal has come."""
@@ -57,22 +65,61 @@ class StopSignals(Stop):
         if threading.current_thread() is threading.main_thread():
             self._terminals = [stream for stream in range(3) if os.isatty(stream)]
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            if self._leaves:
+                self._watch()
         return self
+
+    def _watch(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        thread = threading.Thread(target=self._leave_anyway, args=(reader,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            os.close(reader)
+            os.close(writer)
+            return
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._wakeup = writer, before
+
+    def _leave_anyway(self, reader: int) -> None:
+        """Do what `_handle` is to do, where that is not called in time.
+
+        Args:
+            reader: where the system writes the number of each signal.
+        """
+        came = 0
+        while number := int.from_bytes(os.read(reader, 1)):
+            if number not in self._before or (came and number == signal.SIGHUP):
+                continue
+            came += 1
+            pause(_SECONDS_TO_REACT)
+            if came == 1 and self.received is None:
+                self._answer_it()
+            elif came > 1 and not self._leaving:
+                os._exit(128 + number)
+        os.close(reader)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
             self._let_go_of_terminal()
         if self.received is None:
             self.received = number
-            # Not by print: the main thread may be in the middle of one.
-            start = b"\r\x1b[K" if _STDERR in self._terminals else b""
-            with suppress(OSError):
-                os.write(_STDERR, start + self._answer.encode() + b"\n")
+            if not self._answered:
+                self._answer_it()
         elif self._leaves and number != signal.SIGHUP:
+            self._leaving = True
             # The processes of our own Ray are bound to end with this one.
             os._exit(128 + number)
+
+    def _answer_it(self) -> None:
+        self._answered = True
+        # Not by print: the main thread may be in the middle of one.
+        start = b"\r\x1b[K" if _STDERR in self._terminals else b""
+        with suppress(OSError):
+            os.write(_STDERR, start + self._answer.encode() + b"\n")
 
     def _let_go_of_terminal(self) -> None:
         """Whatever is still printed must not fail."""
@@ -86,3 +133,8 @@ class StopSignals(Stop):
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
+        if self._wakeup is not None:
+            writer, previous = self._wakeup
+            signal.set_wakeup_fd(previous)
+            os.close(writer)  # which ends the thread
+            self._wakeup = None

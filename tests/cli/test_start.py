@@ -56,6 +56,26 @@ def test_a_missing_package_is_named(tmp_path, name, package, arguments):
     assert not (tmp_path / "lecture" / "lecture-en.html").exists()
 
 
+@pytest.mark.parametrize(("ray", "code"), [(True, 2), (False, 7)])
+def test_a_process_with_ray_ends_without_what_libraries_do_then(ray, code):
+    """gRPC may wait for ever, and no signal ends that."""
+    script = f"""
+import os, sys, types
+if {ray}:
+    sys.modules["ray"] = types.ModuleType("ray")
+class Library:
+    def __del__(self, leave=os._exit):
+        leave(7)
+library = Library()
+sys.argv = ["distsgd", "--nothing"]
+from distsgd.__main__ import main
+main()
+"""
+    done = run(sys.executable, "-c", script)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: No such option: --nothing")
+
+
 def test_assertions_do_nothing_and_docstrings_do_much():
     python = (sys.executable, "-OO", "-m", "distsgd")
     done = run(*python, "--version")

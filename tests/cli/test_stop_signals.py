@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import typer
+from support import PATIENCE
 
 from distsgd.cli.stop_signals import StopSignals
 
@@ -76,12 +79,38 @@ def test_what_must_not_be_cut_short_goes_on() -> None:
     assert stop.code == 143
 
 
-def test_under_nohup_a_lost_terminal_is_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """A lost terminal under nohup, Ctrl-C in a background job."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopSignals() as stop:
-            send(signal.SIGHUP)
+            send(number)
             assert not stop()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
+
+
+_INSIDE_A_LIBRARY = """
+import ctypes
+from distsgd.cli import stop_signals
+stop_signals._SECONDS_TO_REACT = 0.1
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with stop_signals.StopSignals():
+    print(flush=True)
+    for _ in range(2):  # the second call never returns
+        library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_signals_are_answered_inside_a_library() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _INSIDE_A_LIBRARY], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert b"a second Ctrl-C leaves at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
