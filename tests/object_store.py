@@ -95,6 +95,11 @@ class Handler(BaseHTTPRequestHandler):
         with LOCK:
             LOG.append((self.client_address[0], path, end - low))
         with file.open("rb") as content:
+            # A byte at so many seconds, until other troubles are ordered.
+            while low < end and "drip" in trouble and any(one is trouble for one in TROUBLES):
+                time.sleep(trouble["drip"])
+                self.wfile.write(os.pread(content.fileno(), 1, low))
+                low += 1
             while low < end:
                 low += os.sendfile(self.connection.fileno(), content.fileno(), low, end - low)
         if "cut" in trouble:

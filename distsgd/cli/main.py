@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -103,6 +104,24 @@ def _raise_limit_of_open_files() -> None:
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
+    try:
+        _run()
+    except SystemExit as end:
+        _leave_hanging_reads(end.code)
+        raise
+
+
+def _leave_hanging_reads(code: object) -> None:
+    """Exit at once if a read of a store hangs: the interpreter would wait until it is answered."""
+    stores = sys.modules.get("distsgd.data.remote.stores")
+    if stores is not None and stores.reads_hang():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> None:
     logging.getLogger("distsgd").addHandler(_Notices())
     # Of Pillow; what it takes for too large is refused, or decoded at a part of its size.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import requests
+from urllib3.exceptions import ProtocolError, ReadTimeoutError, SSLError
 
 from distsgd.data.folder_files import open_inside, reader_inside
+from distsgd.data.pace import Pace, TooSlow
 from distsgd.errors import CorruptDataError, SourceError, storage_error
 
-__all__ = ["Progress", "download", "reason"]
+__all__ = ["Progress", "arriving", "download", "reason"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is (0: unknown)."""
@@ -64,16 +66,38 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else 0
+        pace = Pace()
         with os.fdopen(open_inside(part, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab") as file:
             file.truncate(have)
-            for chunk in answer.iter_content(_CHUNK):
+            for chunk in arriving(answer, _CHUNK):
                 file.write(chunk)
                 have += len(chunk)
                 progress("downloading", have, total)
+                try:
+                    pace.count(len(chunk))
+                except TooSlow as error:
+                    raise requests.ConnectionError(str(error)) from None
             file.flush()
             os.fsync(file.fileno())
     if have < total:
         raise requests.ConnectionError(f"it broke off after {have} of {total} bytes")
+
+
+def arriving(answer: requests.Response, most: int) -> Iterator[bytes]:
+    """The content of an answer as it arrives, in pieces of at most so many bytes.
+
+    `Response.iter_content` waits until a piece is full, which from a server that drips takes days.
+
+    Raises:
+        requests.RequestException: it breaks off, or stops for longer than the answer's time limit.
+    """
+    try:
+        while piece := answer.raw.read1(most):
+            yield piece
+    except ProtocolError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
+    except (ReadTimeoutError, SSLError) as error:
+        raise requests.ConnectionError(error) from error
 
 
 def reason(error: requests.RequestException) -> str:

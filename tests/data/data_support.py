@@ -155,6 +155,7 @@ class Site:
         ranges: it answers requests for a part.
         cut_after: it closes the connection after so many bytes of an answer.
         stall_after: it stops sending, and holds the connection, after so many bytes.
+        drip: seconds that it takes for each byte.
         tells_length: it sends Content-Length.
         gzips: it sends the content compressed to who accepts that.
         status: it answers only this.
@@ -166,6 +167,7 @@ class Site:
     ranges: bool = True
     cut_after: int | None = None
     stall_after: int | None = None
+    drip: float = 0.0
     tells_length: bool = True
     gzips: bool = False
     status: int | None = None
@@ -206,6 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
         part = body[: min(limits, default=len(body))]
         self.site.sent.append(len(part))  # before: who asked may look as soon as it has all
         with contextlib.suppress(ConnectionError):  # who asked may have gone
+            while self.site.drip and not self.site.closing.wait(self.site.drip):
+                self.wfile.write(part[:1])
+                part = part[1:]
             self.wfile.write(part)
         if self.site.stall_after is not None:
             self.site.closing.wait(300)

@@ -11,6 +11,7 @@ import pytest
 from data_support import Site
 
 from distsgd.data import download as download_module
+from distsgd.data import pace
 from distsgd.data.download import download
 from distsgd.errors import CorruptDataError, SourceError, StorageError
 
@@ -167,6 +168,16 @@ def test_a_site_that_stalls(fetched: Fetched, monkeypatch: pytest.MonkeyPatch, s
         fetched()
     assert not fetched.path.exists()
     assert fetched.part.stat().st_size <= sent
+
+
+def test_a_site_that_drips_is_given_up(fetched: Fetched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read of it takes long: each brings a byte."""
+    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 0.1)
+    fetched.site.drip = 0.01
+    with pytest.raises(SourceError, match=r"fetched: less than 64 KiB in 0\.1 s"):
+        fetched()
+    assert fetched.part.read_bytes() == CONTENT[: fetched.done[-1]]
+    assert fetched.done[:3] == [1, 2, 3]
 
 
 def test_an_older_file_is_replaced(fetched: Fetched) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,16 +13,17 @@ import pytest
 from data_support import sample_in_shards
 from object_store import KEY
 from store_process import SECRETS, StoreProcess, object_store
-from support import Run
+from support import PATIENCE, Run, run_here
 
 from distsgd.api import evaluate, resume, train
 from distsgd.api.audit import audit
 from distsgd.api.probe import Measuring
 from distsgd.api.simulate import compare, simulate
+from distsgd.data import pace
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import fetching
+from distsgd.data.remote import fetching, stores
 from distsgd.data.remote.remote_folder import RemoteFolder
 from distsgd.data.remote.uri import parse_uri
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
@@ -150,6 +152,55 @@ def test_trouble_that_stays_is_told(
         train(uri, workers=0, epochs=2)
     assert KEY not in str(caught.value) and "example" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.fixture
+def dripping(store: StoreProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreProcess]:
+    """The store, and clocks for one that gives a byte at a time; what still reads ends with it."""
+    monkeypatch.setattr(stores, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(pace, "_SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 0.05)
+    yield store
+    store.order()
+    assert not stores.reads_hang(PATIENCE)
+
+
+@pytest.mark.parametrize("path", ["arrow", MANIFEST])
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_store_that_drips_is_named_and_given_up(
+    dripping: StoreProcess, kind: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dripping.order({"drip": 0.01, "times": 99, "path": path})
+    uri = (
+        dripping.s3("data/sample") if kind == "s3" else f"http://{dripping.address}/open/a%20sample"
+    )
+    with pytest.raises(SourceError, match=r"6 tries: less than 64 KiB in 0\.05 s"):
+        train(uri, workers=0, epochs=2)
+    assert "is slow: less than 512 KiB in 0.02 s" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_when_a_shard_cannot_be_had_the_others_are_not_waited_for(
+    dripping: StoreProcess, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 2 * PATIENCE)
+    uri = dripping.s3("open/many") if kind == "s3" else f"http://{dripping.address}/open/many"
+    dripping.order(
+        {"drip": 0.01, "times": 2, "path": "arrow"}, {"status": 403, "times": 99, "path": "arrow"}
+    )
+    with pytest.raises(SourceError, match=r"arrow cannot be read.*(403|SLOW_DOWN)"):
+        train(uri, workers=0, epochs=2)
+
+
+def test_a_process_does_not_stay_for_a_read_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter would wait for it, as pyarrow does in its own exit."""
+    codes = []
+    monkeypatch.setattr(stores, "reads_hang", lambda: True)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    code, _, errors = run_here(["train", "--dataset", "nowhere"], tmp_path, {})
+    assert codes == [code] == [1] and errors
 
 
 def test_what_lies_there_is_not_what_its_manifest_says(

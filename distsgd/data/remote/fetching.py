@@ -6,8 +6,10 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 from distsgd.data.folder_files import open_inside
+from distsgd.data.pace import LEAST_BYTES, Pace, TooSlow
 from distsgd.data.remote.stores import Piece, Refused, Store
 from distsgd.data.system import pause
 from distsgd.errors import CorruptDataError, SourceError, storage_error
@@ -20,16 +22,24 @@ PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
 _MOST_TRIES = 50
 """And as many more as there are smallest pieces."""
 _MOST_BYTES = 64 << 20
-_PIECE_BYTES, _LEAST_BYTES = 16 << 20, 256 << 10
-"""Of a piece, at first and at last: each try that brings nothing new has it quartered, so that
-what a store gives that breaks off again and again is kept all the same."""
+_PIECE_BYTES = 16 << 20
+_QUICK_SECONDS = 1.0
+"""After a piece that came within this time the next may be four times as large. A try that brings
+nothing new has it quartered, so that what a store gives that breaks off is kept all the same."""
 
 Notice = Callable[[str], None]
 """Told of trouble that may pass, in words."""
 
 
 def fetch_checked(
-    store: Store, name: str, size: int, sha256: str, part: Path, whose: str, notice: Notice
+    store: Store,
+    name: str,
+    size: int,
+    sha256: str,
+    part: Path,
+    whose: str,
+    notice: Notice,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Fetch a file to ``part``; what has arrived is kept from one try to the next.
 
@@ -40,15 +50,16 @@ def fetch_checked(
         sha256: likewise.
         part: where to.
         whose: what the user calls the dataset.
-        notice: told of tries that failed.
+        notice: told of tries that failed, and of a store that is slow.
+        stopped: whether the file is not wanted any more; asked all the time.
 
     Raises:
-        SourceError: it cannot be had.
+        SourceError: it cannot be had, or is not wanted any more.
         CorruptDataError: all has arrived, twice, and is not what it should be.
         StorageError: it cannot be written.
     """
     for again in (False, True):
-        found = _fetch_once(store, name, size, part, whose, notice)
+        found = _fetch_once(store, name, size, part, whose, notice, stopped)
         if found == sha256:
             return
         if not again:
@@ -61,7 +72,15 @@ def fetch_checked(
     )
 
 
-def _fetch_once(store: Store, name: str, size: int, part: Path, whose: str, notice: Notice) -> str:
+def _fetch_once(
+    store: Store,
+    name: str,
+    size: int,
+    part: Path,
+    whose: str,
+    notice: Notice,
+    stopped: Callable[[], bool],
+) -> str:
     """Write a file to ``part``; returns its SHA-256."""
     found = hashlib.sha256()
     try:
@@ -74,7 +93,7 @@ def _fetch_once(store: Store, name: str, size: int, part: Path, whose: str, noti
                 except OSError as error:  # not the store's, so not to be tried again
                     raise storage_error(error, part) from None
 
-            _follow(store, name, size, write, whose, notice)
+            _follow(store, name, size, write, whose, notice, stopped)
             file.truncate()
     except OSError as error:
         raise storage_error(error, part) from None
@@ -105,33 +124,67 @@ def _follow(
     write: Callable[[Piece], None],
     whose: str,
     notice: Notice,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Hand on the content piece by piece, however often it breaks off."""
     have = vain = tries = 0
-    most, most_tries = _PIECE_BYTES, _MOST_TRIES + (size or 0) // _LEAST_BYTES
+    pieces, most_tries = _PieceSize(), _MOST_TRIES + (size or 0) // LEAST_BYTES
+
+    def say_slow(news: str) -> None:
+        notice(f"{whose}/{name} is slow: {news}")
+
     while True:
-        tries, before = tries + 1, have
+        tries, before, slow = tries + 1, have, False
+        pace = Pace(say_slow if tries == 1 else lambda _: None)
         try:
-            for piece in store.pieces(name, have, size, most):
+            for piece in store.pieces(name, have, size, pieces.next):
                 have += len(piece)
                 if size is not None and have > size:
                     raise Refused(f"it is longer than the {size} bytes that the manifest says")
+                if stopped():
+                    raise Refused("it is not wanted any more")
+                pieces.came(len(piece))
                 write(piece)
+                if size is None or have < size:
+                    pace.count(len(piece))
             if size is None or have == size:
                 return
             why = f"it ends after {have} of {size} bytes"
         except Refused as error:
             raise SourceError(f"{whose}/{name} cannot be read: {error}", _HINT) from None
         except OSError as error:
+            slow = isinstance(error, TooSlow)
             why = str(error).partition("\n")[0].rstrip(".")
-        vain = 0 if have > before else vain + 1
+        vain = 0 if have > before and not slow else vain + 1
         if vain:
-            most = max(_LEAST_BYTES, most // 4)
+            pieces.quarter()
         if vain > len(PAUSES) or tries == most_tries:
             raise SourceError(f"{whose}/{name} cannot be read, {tries} tries: {why}", _HINT)
         seconds = PAUSES[max(0, vain - 1)]
         notice(f"{whose}/{name}: {why}; trying again in {seconds:g} s")
         pause(seconds)
+
+
+class _PieceSize:
+    """How much of a file to ask for at once: little at first, as a request cannot be cut short."""
+
+    def __init__(self) -> None:
+        self._size, self._limit = LEAST_BYTES, _PIECE_BYTES
+        self._asked = monotonic()
+
+    def next(self) -> int:
+        """Bytes of the piece that is asked for now."""
+        self._asked = monotonic()
+        return self._size
+
+    def came(self, size: int) -> None:
+        """A piece has come."""
+        if size == self._size and monotonic() - self._asked < _QUICK_SECONDS:
+            self._size = min(self._limit, 4 * self._size)
+
+    def quarter(self) -> None:
+        """It did not come whole."""
+        self._size = self._limit = max(LEAST_BYTES, self._size // 4)
 
 
 _HINT = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class RemoteFolder:
         self._store: Store | None = None
         self._folder, self.limit = folder, limit
         self._held: list[Held] = []
+        self._stopped = False
         self.cache = NodeCache(folder, limit, self._fetch)
 
     def ensure(self, entries: Sequence[Shard]) -> None:
@@ -102,13 +103,22 @@ class RemoteFolder:
             size = sum(entry.size for entry in missing) / 1e6
             _log.warning("fetching %s (%.0f MB) of %s", what, size, self._uri.name)
         with ThreadPoolExecutor(_THREADS) as pool:
-            self._held += pool.map(self.cache.hold, entries)
+            coming = [pool.submit(self.cache.hold, entry) for entry in entries]
+            try:
+                for one in as_completed(coming):
+                    self._held.append(one.result())
+            except BaseException:  # the other threads are waited for, so they are to end, too
+                self._stopped = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _fetch(self, entry: Shard, part: Path) -> None:
         if self._store is None:
             self._store = open_store(self._uri)
-        whose = self._uri.name
-        fetch_checked(self._store, entry.file, entry.size, entry.sha256, part, whose, _log.warning)
+        fetch_checked(
+            self._store, entry.file, entry.size, entry.sha256, part, self._uri.name, _log.warning,
+            lambda: self._stopped,
+        )  # fmt: skip
 
 
 def source_of(folder: Path) -> str:

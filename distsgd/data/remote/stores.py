@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -15,16 +18,17 @@ import requests
 from pyarrow import fs
 from pyarrow.dataset import IpcFileFormat
 
-from distsgd.data.download import reason
+from distsgd.data.download import arriving, reason
 from distsgd.data.folder_files import reader_inside
 from distsgd.data.remote.uri import Uri
 from distsgd.errors import NotPlainFile, SourceError
 
-__all__ = ["Piece", "Refused", "Store", "open_store"]
+__all__ = ["Piece", "Refused", "Store", "open_store", "reads_hang"]
 
 _WEB_PIECE = 1 << 20
 _FORMAT = IpcFileFormat()
-_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 20.0
+_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 10.0
+_BEAT_SECONDS = 1.0
 
 
 Piece = bytes | memoryview
@@ -37,14 +41,18 @@ class Refused(Exception):
 class Store(Protocol):
     """A folder somewhere else."""
 
-    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
+    def pieces(
+        self, name: str, offset: int, size: int | None, most: Callable[[], int]
+    ) -> Iterator[Piece]:
         """The content of a file from an offset on; each piece is used before the next is asked for.
+
+        While nothing arrives, empty pieces come, or the time limit of a silent connection.
 
         Args:
             name: of the file.
             offset: bytes to leave out.
             size: that it should have, or None.
-            most: bytes of a piece: what is lost of it when the store breaks off.
+            most: bytes of the next piece: what is lost of it when the store breaks off.
 
         Raises:
             Refused: there is no such file, or we may not read it.
@@ -127,17 +135,26 @@ _NEVER = (
 class _FileSystemFolder:
     def __init__(self, system: Any, folder: str) -> None:
         self._system, self._folder = system, folder
-        self._of_thread = threading.local()
+        self._buffers: list[bytearray] = []
+        """To be used again: to get memory anew costs more than to fill it."""
 
-    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
-        path = f"{self._folder}/{name}"
+    def pieces(
+        self, name: str, offset: int, size: int | None, most: Callable[[], int]
+    ) -> Iterator[Piece]:
+        return _apart(self._read(f"{self._folder}/{name}", offset, size, most))
+
+    def _read(
+        self, path: str, offset: int, size: int | None, most: Callable[[], int]
+    ) -> Generator[Piece, None, None]:
+        buffer = self._buffers.pop() if self._buffers else bytearray()
         try:
             with self._opened(path, size) as file:
                 end = self._size(file) if size is None else size
-                buffer = self._buffer(min(most, end - offset))
                 file.seek(offset)
                 while offset < end:
-                    room = buffer[: min(most, end - offset)]
+                    if len(buffer) < (wanted := min(most(), end - offset)):
+                        buffer = bytearray(wanted)
+                    room = memoryview(buffer)[:wanted]
                     if not (got := file.readinto(room)):
                         raise OSError(f"it gives no more after {offset} of {end} bytes")
                     offset += got
@@ -150,6 +167,8 @@ class _FileSystemFolder:
             if any(word in str(error) for word in _NEVER):
                 raise Refused(_reason(error)) from None
             raise OSError(_reason(error)) from None
+        finally:
+            self._buffers.append(buffer)
 
     def _opened(self, path: str, size: int | None) -> Any:
         if size is None:
@@ -160,12 +179,6 @@ class _FileSystemFolder:
     def _size(self, file: Any) -> int:
         return int(file.size())
 
-    def _buffer(self, size: int) -> memoryview:
-        """Memory of this thread, used again: to get it anew costs more than to fill it."""
-        if len(getattr(self._of_thread, "buffer", b"")) < size:
-            self._of_thread.buffer = bytearray(size)
-        return memoryview(self._of_thread.buffer)
-
 
 class _LocalFolder(_FileSystemFolder):
     def _opened(self, path: str, size: int | None) -> Any:
@@ -175,12 +188,67 @@ class _LocalFolder(_FileSystemFolder):
         return os.fstat(file.fileno()).st_size
 
 
+_reading: set[threading.Thread] = set()
+
+
+def reads_hang(seconds: float = 1.0) -> bool:
+    """Whether pyarrow still waits for a store, after so many seconds.
+
+    No call ends such a read, and the interpreter does not exit before the store has answered.
+    """
+    until = monotonic() + seconds
+    for thread in list(_reading):
+        thread.join(max(0.0, until - monotonic()))
+    return bool(_reading)
+
+
+def _apart(steps: Generator[Piece, None, None]) -> Iterator[Piece]:
+    """The same in a thread of its own, with an empty piece each second that a step takes.
+
+    A step that hangs is left behind: pyarrow's calls have no time limit, and cannot be cancelled.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    taken: SimpleQueue[Piece | Exception | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            while wanted.get():
+                try:
+                    taken.put(next(steps, None))
+                except Exception as error:
+                    taken.put(error)
+        finally:
+            steps.close()
+            _reading.discard(threading.current_thread())
+
+    thread = threading.Thread(target=run, daemon=True)
+    _reading.add(thread)
+    thread.start()
+    try:
+        while True:
+            wanted.put(True)
+            while True:
+                with suppress(Empty):
+                    found = taken.get(timeout=_BEAT_SECONDS)
+                    break
+                yield b""
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                return
+            yield found
+    finally:
+        wanted.put(False)
+
+
 class _WebFolder:
     def __init__(self, address: str) -> None:
         self._address = address
         self._session = requests.Session()
 
-    def pieces(self, name: str, offset: int, size: int | None, most: int) -> Iterator[Piece]:
+    def pieces(
+        self, name: str, offset: int, size: int | None, most: Callable[[], int]
+    ) -> Iterator[Piece]:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -193,9 +261,8 @@ class _WebFolder:
                     raise Refused(f"the server answers {answer.status_code}")
                 answer.raise_for_status()
                 skip = offset if answer.status_code != 206 else 0
-                for piece in answer.iter_content(min(most, _WEB_PIECE)):
-                    if skip < len(piece):
-                        yield piece[skip:]
+                for piece in arriving(answer, _WEB_PIECE):
+                    yield piece[skip:]
                     skip = max(0, skip - len(piece))
         except requests.RequestException as error:
             raise OSError(reason(error)) from None
