@@ -23,8 +23,9 @@ __all__ = ["HeldEvents"]
 _PATIENCE = 1.0
 """Seconds that a snapshot waits for a worker that does not come."""
 
-_MOST_EPOCHS = 64
-"""Epochs that wait to be measured; each holds a copy of W."""
+_MOST_EPOCHS, _MOST_BYTES = 64, 256 * 2**20
+"""Epochs that wait to be measured; each holds a copy of W. Of a large W so many as take these
+bytes, but at least 2."""
 
 
 @dataclass
@@ -64,9 +65,10 @@ class HeldEvents:
         """
         self._events.append(_Held(event, wanted, now + _PATIENCE))
         self._wanting |= bool(wanted)
-        self._epochs += isinstance(event, EpochEnded)
-        if self._epochs > _MOST_EPOCHS:
-            self._thin_out(now)
+        if isinstance(event, EpochEnded):
+            self._epochs += 1
+            if self._epochs > _most_epochs(event):
+                self._thin_out(now)
 
     def _thin_out(self, now: float) -> None:
         """Leave out every second epoch that waits, but not the newest."""
@@ -123,3 +125,10 @@ class HeldEvents:
 
     def _complete(self, held: _Held, now: float) -> bool:
         return not held.wanted or now >= held.until
+
+
+def _most_epochs(event: EpochEnded) -> int:
+    """How many epochs like this one may wait."""
+    snapshot = event.snapshot
+    each = sum(array.nbytes for array in (snapshot.weights, *snapshot.state.values()))
+    return max(2, min(_MOST_EPOCHS, _MOST_BYTES // max(1, each)))

@@ -135,6 +135,18 @@ def test_a_driver_that_is_slow_gets_one_epoch_at_a_time_and_not_all_of_many() ->
     assert sum(isinstance(event, Notice) for event in events) == 1
 
 
+@pytest.mark.parametrize(("bytes_", "most"), [(8 * 2**24, 2), (2**20, 64)])
+def test_epochs_that_wait_take_a_bounded_memory(bytes_: int, most: int) -> None:
+    """Of a large W few wait, of a small one 64."""
+    held = HeldEvents()
+    weights = np.broadcast_to(np.zeros(1), bytes_ // 8)  # of this length, without the memory
+    for epoch in range(200):
+        held.add(EpochEnded(epoch, 1.0, 0.5, 1.0, Snapshot(epoch, weights, {})), {}, 0.0)
+    found = [event for _ in range(200) for event in held.take(0.0)]
+    epochs = [event.epoch for event in found if isinstance(event, EpochEnded)]
+    assert most // 2 <= len(epochs) <= most and epochs[-1] == 199
+
+
 class Members:
     """Several workers and their server in one process, who do anything in any order."""
 
