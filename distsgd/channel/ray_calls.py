@@ -123,7 +123,7 @@ class RayChannel:
             if isinstance(error.cause, DistsgdError):
                 raise error.cause from None
             raise
-        except ray.exceptions.RayActorError:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
             raise ChannelClosed("the parameter server has gone") from None
         if answer[0] is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -10,10 +11,24 @@ import ray
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
 from distsgd.runtime.ray_health import check_ray
 
-__all__ = ["HINT", "answer_of", "cause_of", "server_lost", "what_to_tell"]
+__all__ = ["DEAD", "HINT", "answer_of", "cause_of", "server_lost", "what_to_tell", "why_dead"]
 
 _POLL_SECONDS = 0.25
 HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
+
+
+DEAD = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+"""What a call of an actor raises that has died, or that Ray has ended to free memory."""
+
+_USED = re.compile(r"was (\S+ used / \S+ limit)")
+
+
+def why_dead(error: Exception) -> str:
+    """Why an actor has died, in one clause."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        used = _USED.search(str(error))
+        return "Ray ended it, as its machine ran low on memory" + (f": {used[1]}" if used else "")
+    return (str(error).strip() or "it died").splitlines()[0].rstrip(".")
 
 
 def cause_of(error: Any) -> Exception:
@@ -23,8 +38,7 @@ def cause_of(error: Any) -> Exception:
 
 def server_lost(error: Exception) -> ServerLost:
     """What there is to say of a server that has died."""
-    why = str(error).splitlines()[0].rstrip(".")
-    return ServerLost(f"a parameter server died: {why}", HINT)
+    return ServerLost(f"a parameter server died: {why_dead(error)}", HINT)
 
 
 def answer_of(references: Any) -> Any:
@@ -42,7 +56,7 @@ def answer_of(references: Any) -> Any:
                 return ray.get(references, timeout=_POLL_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from error
-    except ray.exceptions.RayActorError as error:
+    except DEAD as error:
         raise server_lost(error) from error
 
 

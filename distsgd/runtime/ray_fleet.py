@@ -14,7 +14,7 @@ import ray
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
 from distsgd.runtime.blas import SAME_BLAS, blas_kernel
 from distsgd.runtime.events import Notice
-from distsgd.runtime.ray_answers import HINT, answer_of, cause_of
+from distsgd.runtime.ray_answers import DEAD, HINT, answer_of, cause_of, why_dead
 from distsgd.runtime.whereabouts import end_process, whereabouts
 
 __all__ = ["WAIT_SECONDS", "Fleet"]
@@ -145,7 +145,7 @@ class Fleet:
             elif isinstance(cause, DistsgdError):
                 raise cause from error
             self._replace(worker, error, at_work=calls is self._running)
-        except ray.exceptions.RayActorError as error:
+        except DEAD as error:
             self._replace(worker, error, at_work=calls is self._running)
         else:
             if calls is self._connecting:
@@ -267,13 +267,13 @@ class Fleet:
 
     def _replace(self, worker: int, error: Exception, *, at_work: bool) -> None:
         if self._together and at_work:
-            why = (str(error).strip() or "it died").splitlines()[0].rstrip(".")
-            raise WorkerLost(f"worker {worker} is lost: {why}", HINT) from error
+            raise WorkerLost(f"worker {worker} is lost: {why_dead(error)}", HINT) from error
         if self.begun or not self._together:
             self._taken_back[worker] = self._lost(worker)
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
-            problem = str(error).strip().splitlines()[-1]
+            memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            problem = why_dead(error) if memory else str(error).strip().splitlines()[-1]
             raise RuntimeFailure(f"workers die again and again: {problem}", HINT) from error
         self._end(worker)
         self._actors[worker] = self._make(worker)

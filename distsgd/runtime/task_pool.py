@@ -159,7 +159,7 @@ class _Round:
     def _wait(self, given: _Given) -> Any:
         import ray
 
-        from distsgd.runtime.ray_answers import cause_of
+        from distsgd.runtime.ray_answers import DEAD, cause_of
         from distsgd.runtime.ray_health import check_ray
 
         while True:
@@ -170,16 +170,17 @@ class _Round:
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise cause_of(error) from error
-            except ray.exceptions.RayActorError as error:
+            except DEAD as error:
                 self._replace(given.worker, error)
 
     def _replace(self, worker: int, error: Exception) -> None:
         """A worker has died: another does again what it had not answered."""
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
-            why = str(error).splitlines()[0].rstrip(".")
+            from distsgd.runtime.ray_answers import why_dead
+
             raise RuntimeFailure(
-                f"workers die again and again: {why}",
+                f"workers die again and again: {why_dead(error)}",
                 "Look for a lack of memory, or use fewer: --workers 1",
             ) from error
         self._actors[worker] = self._remote.remote()

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import ray
 
+from distsgd.errors import RuntimeFailure, ServerLost
 from distsgd.runtime import ray_fleet
+from distsgd.runtime.ray_answers import answer_of
 from distsgd.runtime.ray_fleet import Fleet
 
 
@@ -43,7 +45,7 @@ class World:
         monkeypatch.setattr(ray, "kill", lambda actor: None)
         monkeypatch.setattr(ray_fleet, "monotonic", lambda: self.now)
 
-    def _get(self, reference: str) -> Any:
+    def _get(self, reference: str, timeout: float | None = None) -> Any:
         if isinstance(result := self.results[reference], Exception):
             raise result
         return result
@@ -78,6 +80,33 @@ def test_a_replacement_connects_once_the_death_before_it_is_known(world: World) 
     (again, replacement), told = world.actors[2], f"lost {id(world.lost)} 1"
     assert again == 1 and world.lost.calls == [(1,)]
     assert replacement.connect.calls == [([], "auto", 2, told)]
+
+
+OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
+    "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "127.0.0.1, ID: 8244) was 22.23GB used / 23.59GB limit (0.942596)\nOOM kill reason: ...\n"
+    "setting the environment variable `RAY_idle_worker` to a lower value."
+)
+
+
+def test_what_ray_ends_to_free_memory_has_died(world: World) -> None:
+    """Another takes its place, as of one that was killed; what is said is one clause."""
+    fleet = world.fleet(1)
+
+    def dies() -> None:
+        died = fleet.pending[0]
+        world.results[died] = OUT_OF_MEMORY
+        fleet.ended(died)
+
+    dies()
+    assert len(world.actors) == 2
+    says = r"memory: 22\.23GB used / 23\.59GB limit\. Look"
+    with pytest.raises(RuntimeFailure, match=f"die again and again: Ray ended it, .*{says}"):
+        for _ in range(10):
+            dies()
+    world.results["server"] = OUT_OF_MEMORY
+    with pytest.raises(ServerLost, match=f"^a parameter server died: Ray ended it, .*{says}"):
+        answer_of("server")
 
 
 def test_so_does_a_worker_that_takes_the_number_of_one_sent_away(world: World) -> None:
