@@ -143,6 +143,7 @@ class Dataset:
         found: what another process has found of its shards; see `distsgd.data.verified`.
         cache_limit: bytes that remote datasets may take on this node, or None.
         stream: fetch training shards of a remote dataset only while they are used.
+        remote: whether it stands for a remote dataset; None to see whether it lies in the cache.
 
     Attributes:
         manifest: what it is.
@@ -158,13 +159,14 @@ class Dataset:
         *,
         cache_limit: int | None = None,
         stream: bool = False,
+        remote: bool | None = None,
     ) -> None:
         believe(found)
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._remote: RemoteFolder | None = None
         self._stream = stream
-        if is_remote_copy(folder):
+        if is_remote_copy(folder) if remote is None else remote:
             from distsgd.data.remote.remote_folder import RemoteFolder
 
             self._remote = RemoteFolder(folder, cache_limit)

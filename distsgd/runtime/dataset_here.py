@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset, is_remote_copy
+from distsgd.data.locations import REMOTE_SOURCE, find_dataset
 from distsgd.data.remote.known_addresses import given
 from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.errors import DatasetError
@@ -24,9 +24,13 @@ def dataset_here(job: Job) -> Dataset:
     remote = is_uri(job.dataset)
     if remote:
         given(parse_uri(job.dataset))  # to the driver
-    if not (folder / "manifest.json").is_file() or (remote and not is_remote_copy(folder)):
+    if not (folder / "manifest.json").is_file():
         folder = find_dataset(job.dataset or job.folder)
-    found = Dataset(folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards))
+    found = Dataset(
+        folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards),
+        # In the driver's cache, which may be another than that of this process.
+        remote=remote and (folder / REMOTE_SOURCE).exists(),
+    )  # fmt: skip
     if job.digest and found.manifest.digest != job.digest:
         raise DatasetError(
             f"the dataset in {folder} is another than the driver's",

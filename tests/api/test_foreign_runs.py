@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +277,26 @@ def test_a_job_names_no_address_for_a_dataset_that_is_here(sample: Dataset) -> N
     """Where it is not, a worker asks what the job names."""
     from distsgd.api.jobs import make_job
 
-    config = replace(TrainConfig(**asdict(TrainConfig())), dataset="http://example.org/set")
+    config = TrainConfig(dataset="http://example.org/set")
     assert make_job(config, sample).dataset == ""
-    assert make_job(replace(config, dataset="sample"), sample).dataset == "sample"
+    assert make_job(TrainConfig(dataset="sample"), sample).dataset == "sample"
+
+
+def test_a_worker_fetches_into_the_cache_of_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same machine, whatever its own cache is; elsewhere into its own."""
+    from distsgd.api.jobs import make_job
+    from distsgd.runtime.dataset_here import dataset_here
+
+    monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "drivers"))
+    uri = f"file://{SAMPLE}"
+    driver = Dataset(find_dataset(uri))
+    job = make_job(TrainConfig(dataset=uri), driver)
+    monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "own"))
+    here = dataset_here(job)
+    assert here.remote and here.folder == driver.folder and not (tmp_path / "own").exists()
+    shutil.rmtree(tmp_path / "drivers")
+    here = dataset_here(job)
+    assert here.remote and here.folder.is_relative_to(tmp_path / "own")
+    assert len(here.test) == len(Dataset(SAMPLE).test)
