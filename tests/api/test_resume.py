@@ -210,7 +210,8 @@ def test_the_best_epoch_is_one_that_was_saved(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     checkpoint_path(tmp_path / "checkpoints", 3).touch()
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
-    row = {"kind": "epoch", "test_loss": 1.0}
+    row: dict[str, Any] = {"kind": "epoch", "seconds": 1.0, "test_loss": 1.0, "train_loss": 1.0}
+    row["train_accuracy"] = 0.5
     writer.write({**row, "epoch": 1, "version": 3, "test_accuracy": 0.4, "saved": False})
     writer.write({**row, "epoch": 2, "version": 6, "test_accuracy": 0.5, "saved": False})
     assert best_epoch(tmp_path) == (0.4, -1.0, 3)
