@@ -25,6 +25,7 @@ from distsgd.data.system import search_path
 from distsgd.errors import RuntimeFailure
 from distsgd.runtime.ray_init import init_ray, same_random_numbers
 from distsgd.runtime.ray_sharing import OWN, shared_connection
+from distsgd.runtime.room import free_threads
 from distsgd.runtime.session_guard import (
     LOCK,
     Guard,
@@ -34,6 +35,7 @@ from distsgd.runtime.session_guard import (
     mark_folder,
     session_mark,
 )
+from distsgd.runtime.start_queue import starting
 
 __all__ = [
     "LOOPBACK", "NO_METRICS", "is_loopback", "quiet_ray", "ray_environment", "ray_session",
@@ -47,6 +49,8 @@ _UNNAMED = re.compile(r"\.distsgd-(?P<owner>[0-9]+)-(?P<name>[a-z0-9_]{8})")
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 2.0
+_LEAST_THREADS = 200
+"""With one worker on two cores a session has some 270."""
 
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
@@ -260,16 +264,32 @@ def ray_session(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _own_session(cpus: int) -> Iterator[None]:
+    _check_threads()
     with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
         owner = os.getpid()
         try:
-            with _token():
+            with starting(folder.parent), _token():
                 _start(cpus, folder)
             guard.check()
             yield
         finally:
             if os.getpid() == owner:
                 shut_down()
+
+
+def _check_threads() -> None:
+    """See that Ray's processes can have their threads: it would wait for them for a minute.
+
+    Raises:
+        RuntimeFailure: they cannot.
+    """
+    free = free_threads()
+    if free is not None and free < _LEAST_THREADS:
+        raise RuntimeFailure(
+            f"no more than {free} threads and processes may be started, and Ray takes "
+            f"{_LEAST_THREADS} at the least",
+            "Raise the limit (ulimit -u, pids.max), or train in this process: --workers 0",
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "check_processes",
     "connected_ray",
     "free_memory",
+    "free_threads",
     "most_processes",
     "process_memory",
     "room_for_workers",
@@ -96,8 +98,40 @@ def _fields(path: Path) -> dict[str, int]:
     return found
 
 
-def _groups() -> Iterator[Path]:
-    """The control groups that limit the memory of this process, from its own to the outermost."""
+def free_threads() -> int | None:
+    """Threads, of processes or alone, that may still be started; None for any number.
+
+    That is what is left of the user's (ulimit -u), which does not bind root, or of the groups of
+    processes that this one belongs to, such as a container, if that is less.
+    """
+    known = [_numbers_left(group, "pids.max", "pids.current") for group in _groups("pids")]
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if os.geteuid() != 0 and most != resource.RLIM_INFINITY:
+        known.append(max(0, most - _threads_of(os.getuid())))
+    return min((left for left in known if left is not None), default=None)
+
+
+def _threads_of(user: int) -> int:
+    """How many threads a user has."""
+    found = 0
+    for process in _PROC.glob("[0-9]*"):
+        with suppress(OSError):
+            if process.stat().st_uid == user:
+                found += len(list((process / "task").iterdir()))
+    return found
+
+
+def _numbers_left(group: Path, most: str, used: str) -> int | None:
+    """What a control group has left of something that it counts; None if it has no limit."""
+    try:
+        limit = int((group / most).read_text(encoding="ascii"))
+        return max(0, limit - int((group / used).read_text(encoding="ascii")))
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _groups(controller: str = "memory") -> Iterator[Path]:
+    """The control groups that limit something for this process, from its own to the outermost."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -105,9 +139,9 @@ def _groups() -> Iterator[Path]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, inner = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = _GROUPS / "memory" if controllers else _GROUPS  # version 1, or 2
+        top = _GROUPS / controller if controllers else _GROUPS  # version 1, or 2
         # Inside of a container the path may be that of outside, where nothing is.
         inside = top / inner.lstrip("/")
         yield from (path for path in (inside, *inside.parents) if path.is_relative_to(top))

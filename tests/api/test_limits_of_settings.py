@@ -22,7 +22,7 @@ from distsgd.api.training import resume, scale, train
 from distsgd.bench.benchmark import Options
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.errors import UsageError
+from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder
@@ -162,6 +162,25 @@ def test_the_memory_of_containers_counts(
         (folder / names[1]).write_text(f"{used}\n")
     (top / "a" / "memory.stat").write_text(f"anon 5\n{names[2]} 400\n")
     assert room.free_memory() == 3000 - 2900 + 400
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ray_is_not_begun_without_threads_for_it(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    monkeypatch.setattr(room, "_PROC", proc)
+    monkeypatch.setattr(room, "_GROUPS", groups)
+    assert room.free_threads() is None or os.geteuid() != 0
+    top = groups if version == 2 else groups / "pids"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text("0::/a\n" if version == 2 else "8:pids:/a\n")
+    (top / "a").mkdir(parents=True)
+    (top / "a" / "pids.max").write_text("60\n")
+    (top / "a" / "pids.current").write_text("5\n")
+    assert room.free_threads() == 55
+    with pytest.raises(RuntimeFailure, match="no more than 55 threads"):
+        train("sample", workers=1, epochs=1)
 
 
 _PEAKS = """
