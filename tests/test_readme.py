@@ -23,6 +23,10 @@ from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+SHORTER = {"distsgd lecture --quick": ("--only", "losses", "--only", "steps")}
+"""Lines that take minutes are played for a part; tests/study gives the whole of the lecture."""
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -39,10 +43,11 @@ def test_command_lines_run(cifar10: Path, tmp_path: Path, shared_ray: None) -> N
     assert subprocess.run([program, "--version"], capture_output=True).returncode == 0
     lines = [line for line in commands() if line.startswith("distsgd ")]
     assert len(lines) >= 12
+    assert SHORTER.keys() <= set(lines)
     for line in lines:
         name, *words = shlex.split(line)
         assert name == "distsgd" and not {"|", ">", "&&"} & set(words)
-        code, _, errors = run_here(words, tmp_path, {})
+        code, _, errors = run_here([*words, *SHORTER.get(line, ())], tmp_path, {})
         assert code == 0, (line, errors)
 
 
