@@ -12,14 +12,14 @@ from distsgd.channel.framing import Shape, receive_work, send_push
 from distsgd.channel.greeting import greet_server
 from distsgd.channel.log_stream import FOLLOWER, Entry, read_log
 from distsgd.channel.port import Address
-from distsgd.channel.shared_memory import SharedMemory
+from distsgd.channel.shared_memory import NoSharedMemory, SharedMemory
 from distsgd.channel.socket_options import set_options
 from distsgd.channel.tls import secured
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
-from distsgd.errors import ChannelClosed
+from distsgd.errors import ChannelClosed, RuntimeFailure
 
-__all__ = ["SharedMemoryChannel", "TcpChannel", "follow"]
+__all__ = ["SharedMemoryChannel", "TcpChannel", "connect_within_node", "follow"]
 
 
 class _Connection:
@@ -80,6 +80,7 @@ class SharedMemoryChannel(_Connection):
         shape: how large messages are.
 
     Raises:
+        NoSharedMemory: the server cannot share memory.
         ChannelClosed: nobody listens there, or not to us.
     """
 
@@ -104,6 +105,32 @@ class TcpChannel(_Connection):
     def __init__(self, address: Address, worker: int, shape: Shape) -> None:
         connection = _connect_far(address, worker)
         super().__init__(connection, np.empty(shape.parameters, dtype=shape.dtype))
+
+
+def connect_within_node(
+    address: Address, worker: int, shape: Shape, *, shared: bool = False
+) -> SharedMemoryChannel | TcpChannel:
+    """To a server of the same node: by shared memory, or by TCP where the system gives none.
+
+    Args:
+        address: where the server listens.
+        worker: number of the worker on this end.
+        shape: how large messages are.
+        shared: whether TCP will not do.
+
+    Raises:
+        RuntimeFailure: it will not, and memory cannot be shared.
+        ChannelClosed: nobody listens there, or not to us.
+    """
+    try:
+        return SharedMemoryChannel(address, worker, shape)
+    except NoSharedMemory:
+        if shared:
+            raise RuntimeFailure(
+                "--channel shm: this system gives no memory to share (memfd_create is refused)",
+                "Give --channel tcp, or allow that system call",
+            ) from None
+    return TcpChannel(address, worker, shape)
 
 
 def _connect_near(address: Address, number: int) -> socket.socket:

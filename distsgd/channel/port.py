@@ -23,6 +23,7 @@ from distsgd.channel.framing import PushReader, Shape, send_work
 from distsgd.channel.greeting import greet_worker, same_user
 from distsgd.channel.log_stream import FOLLOWER, Entry, write_log
 from distsgd.channel.shared_loop import SharedLoop
+from distsgd.channel.shared_memory import NoSharedMemory
 from distsgd.channel.socket_options import set_options
 from distsgd.channel.tls import check_certificates, secured
 from distsgd.errors import ChannelClosed, UsageError
@@ -168,6 +169,8 @@ class Port:
                     self._shared.add(connection, worker, lost)
                 else:
                     self._stream(connection, worker)
+            except NoSharedMemory:  # the worker comes again, by TCP
+                return
             except ChannelClosed:
                 lost()
 

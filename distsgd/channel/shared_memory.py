@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import socket
+from contextlib import suppress
 
 import numpy as np
 
@@ -20,10 +21,15 @@ from distsgd.channel.framing import Shape
 from distsgd.core.arrays import Floats
 from distsgd.errors import ChannelClosed
 
-__all__ = ["SharedMemory"]
+__all__ = ["NoSharedMemory", "SharedMemory"]
 
 _LINE = 64  # bytes of a cache line
 _F_ADD_SEALS, _FIXED_SIZE = 1033, 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow: linux/fcntl.h
+_MADE, _REFUSED = b".", b"-"
+
+
+class NoSharedMemory(ChannelClosed):
+    """The system gives no memory to share: an old kernel, or a filter of system calls."""
 
 
 class SharedMemory:
@@ -51,12 +57,20 @@ class SharedMemory:
 
     @classmethod
     def offer(cls, connection: socket.socket, shape: Shape) -> SharedMemory:
-        """Make it, and hand it to the worker on the other end of a Unix socket."""
-        file = os.memfd_create("distsgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        """Make it, and hand it to the worker on the other end of a Unix socket.
+
+        Raises:
+            NoSharedMemory: it cannot be made, which the worker hears too.
+            ChannelClosed: the worker has gone.
+        """
         try:
-            os.ftruncate(file, _row_bytes(shape) * (1 + shape.most_nodes))
-            fcntl.fcntl(file, _F_ADD_SEALS, _FIXED_SIZE)
-            socket.send_fds(connection, [b"."], [file])
+            file = _anonymous_file(_row_bytes(shape) * (1 + shape.most_nodes))
+        except OSError as error:
+            with suppress(OSError):
+                connection.sendall(_REFUSED)
+            raise NoSharedMemory(f"memory cannot be shared: {error.strerror}") from None
+        try:
+            socket.send_fds(connection, [_MADE], [file])
         except OSError as error:
             os.close(file)
             raise ChannelClosed(f"memory cannot be shared: {error}") from None
@@ -67,15 +81,34 @@ class SharedMemory:
         """Take it from the server on the other end.
 
         Raises:
+            NoSharedMemory: the server cannot make it.
             ChannelClosed: it does not come, or has another size.
         """
         try:
-            _, files, _, _ = socket.recv_fds(connection, 1, 1)
+            said, files, _, _ = socket.recv_fds(connection, 1, 1)
         except OSError:
-            files = []
+            said, files = b"", []
+        if said == _REFUSED:
+            raise NoSharedMemory("the parameter server cannot share memory")
         if not files or os.fstat(files[0]).st_size != _row_bytes(shape) * (1 + shape.most_nodes):
             raise ChannelClosed("the parameter server has not shared its memory")
         return cls(files[0], shape)
+
+
+def _anonymous_file(size: int) -> int:
+    """A file without a name, of a size that nobody can change.
+
+    Raises:
+        OSError: the system refuses it.
+    """
+    file = os.memfd_create("distsgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(file, size)
+        fcntl.fcntl(file, _F_ADD_SEALS, _FIXED_SIZE)
+    except OSError:
+        os.close(file)
+        raise
+    return file
 
 
 def _row_bytes(shape: Shape) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from distsgd.channel.base import Channel
-from distsgd.channel.connections import SharedMemoryChannel, TcpChannel, follow
+from distsgd.channel.connections import TcpChannel, connect_within_node, follow
 from distsgd.channel.faulty import FaultyChannel, PushFaults, Tally
 from distsgd.channel.framing import Shape
 from distsgd.channel.log_stream import Entry
@@ -188,7 +188,7 @@ class WorkerProcess:
         here = ray.get_runtime_context().get_node_id()
         shape = _shape(self._job, number)
         if channel == "shm" or (channel == "auto" and here == node):
-            return SharedMemoryChannel(address, self._number, shape)
+            return connect_within_node(address, self._number, shape, shared=channel == "shm")
         if channel in ("tcp", "auto"):
             try:
                 return TcpChannel(address, self._number, shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import socket
 import threading
@@ -15,14 +17,14 @@ import pytest
 from support import PATIENCE
 
 from distsgd.channel.base import Work
-from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
+from distsgd.channel.connections import SharedMemoryChannel, TcpChannel, connect_within_node
 from distsgd.channel.doorway import Doorway
 from distsgd.channel.framing import _PUSH, Shape
 from distsgd.channel.greeting import greet_server, greet_worker
 from distsgd.channel.port import Address, Port
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.slot_gradient import SlotLoss
-from distsgd.errors import ChannelClosed
+from distsgd.errors import ChannelClosed, RuntimeFailure
 
 SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3, whole=70_000)
 LEASE = Lease(step=7, first=0, last=3, version=7)
@@ -113,6 +115,26 @@ def test_sums_that_are_computed_in_shared_memory_are_there(server: Recording, po
     exchange(channel, push._replace(gradients=channel.buffer[:2]))
     received = server.pushes[1][1]
     assert received is not None and np.array_equal(received.gradients, push.gradients)
+    channel.close()
+
+
+@pytest.mark.parametrize("refused", ["os.memfd_create", "os.ftruncate", "fcntl.fcntl"])
+def test_a_system_without_shared_memory_is_served_by_tcp(
+    refused: str, server: Recording, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old kernel, or a filter of system calls in a container."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(refused, refuse)
+    with pytest.raises(RuntimeFailure, match=r"memfd_create is refused.*--channel tcp"):
+        connect_within_node(port.address, 0, SHAPE, shared=True)
+    channel = connect_within_node(port.address, 0, SHAPE)
+    assert channel.name == "tcp"
+    exchange(channel, None)
+    assert exchange(channel, a_push()) is not None and len(server.pushes) == 2
+    assert server.gone == [] == server.strangers
     channel.close()
 
 
