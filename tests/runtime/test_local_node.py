@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from distsgd.errors import RuntimeFailure, UsageError
+from distsgd.errors import RuntimeFailure, StorageError, UsageError
 from distsgd.runtime import local_node, node_guard
 from distsgd.runtime.cluster_token import known_token, token_file
 from distsgd.runtime.joined_cluster import address_of, check_cluster
-from distsgd.runtime.node_note import Node
+from distsgd.runtime.node_note import Node, alone, note_file
 from distsgd.runtime.session_guard import clear_session
 
 
@@ -195,3 +195,22 @@ def test_a_guard_ends_its_node_when_asked_and_has_no_handlers(
 
 def current_handlers() -> object:
     return [signal.getsignal(number) for number in signal.valid_signals()]
+
+
+def test_the_token_lies_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv("DISTSGD_CLUSTER_HOME", str(shared))
+    with pytest.raises(UsageError, match="others may write to"):
+        local_node._write(token_file(), "secret")
+    assert list(shared.iterdir()) == []
+    shared.chmod(0o700)
+    (shared / "token").symlink_to(tmp_path / "elsewhere")
+    local_node._write(token_file(), "secret")
+    assert (shared / "token").read_text() == "secret" and not (tmp_path / "elsewhere").exists()
+    (lock := note_file().with_suffix(".lock")).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=f"{lock.name}: it is a symbolic link"), alone():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
