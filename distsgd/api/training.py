@@ -25,6 +25,7 @@ from distsgd.core.chaos import Chaos
 from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
+from distsgd.data.system import no_standard_descriptors
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
@@ -99,6 +100,7 @@ def train(
     return result
 
 
+@no_standard_descriptors()
 def train_with(
     config: TrainConfig,
     run_dir: Path | None,
@@ -214,6 +216,7 @@ def resume(
     return result
 
 
+@no_standard_descriptors()
 def resume_with(
     run: str | Path,
     given: dict[str, Any],

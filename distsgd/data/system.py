@@ -7,20 +7,23 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 __all__ = [
-    "OWN_THREAD", "kill_if", "pause", "python_module", "search_path", "wait_for_exit",
-    "whole_environment",
+    "OWN_THREAD", "kill_if", "no_standard_descriptors", "pause", "python_module",
+    "search_path", "wait_for_exit", "whole_environment",
 ]  # fmt: skip
 
 OWN_THREAD = "distsgd"
 """How the names of our threads begin in the process of a caller."""
 
 _POLL_SECONDS = 0.02
+_STANDARD = 3
 
 _RUN = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); module = sys.argv.pop(1); "
@@ -87,6 +90,38 @@ def kill_if(pid: int, is_meant: Callable[[], bool]) -> bool:
     finally:
         if held >= 0:
             os.close(held)
+
+
+_lock = threading.Lock()
+_fillers: list[int] = []
+_users = 0
+
+
+@contextmanager
+def no_standard_descriptors() -> Iterator[None]:
+    """While entered, no file that is opened gets descriptor 0, 1 or 2.
+
+    Where one of these is closed, as in a daemon, it leads to /dev/null meanwhile, also in processes
+    that are started: what a library prints would go into a journal.
+    """
+    global _users
+    with _lock:
+        _users += 1
+        while (number := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
+            os.set_inheritable(number, True)
+            _fillers.append(number)
+        os.close(number)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            while _fillers and not _users:
+                number = _fillers.pop()
+                with suppress(OSError):
+                    # Unless somebody has put something else in its place.
+                    if os.path.samestat(os.fstat(number), Path(os.devnull).stat()):
+                        os.close(number)
 
 
 def pause(seconds: float) -> None:

@@ -48,6 +48,31 @@ def test_a_file_that_is_opened_later_is_no_stream(closed: tuple[int, ...]) -> No
     assert os.waitpid(child, 0)[1] == 0
 
 
+LIBRARY = """
+import os, sys
+os.close(0), os.close(1), os.close(2)
+import distsgd
+class Reporter(distsgd.Reporter):
+    def epoch(self, row):
+        for number in range(3):
+            os.write(number, b"what a library prints")
+distsgd.train("sample", workers=0, epochs=1, run_dir="run", reporter=Reporter())
+distsgd.resume("run", epochs=2, reporter=Reporter())
+for number in range(3):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    sys.exit(3)
+"""
+
+
+def test_a_program_without_streams_trains_too(tmp_path: Path) -> None:
+    """And is left as it was: the three are closed again."""
+    assert subprocess.run([sys.executable, "-c", LIBRARY], cwd=tmp_path).returncode == 0
+    assert audit(tmp_path / "run").complete
+
+
 def test_streams_that_are_there_stay() -> None:
     before = sys.stdin, sys.stdout, sys.stderr, [os.fstat(number).st_ino for number in range(3)]
     open_missing_streams()
