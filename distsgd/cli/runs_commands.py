@@ -13,6 +13,9 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Look at the runs there are.", no_args_is_help=True)
 
+_MOST_ROWS = 1000
+"""Epochs that are shown, whether or not they have a checkpoint."""
+
 
 @app.command(name="list")
 def list_(json: JsonFlag = False) -> None:
@@ -78,6 +81,8 @@ def show_(
 ) -> None:
     """Show one run: settings, versions, epochs, outcome.
 
+    Of more than 1,000 epochs the table has those with a checkpoint; --json has all.
+
     Example: distsgd runs show latest
     """
     from distsgd.run.checkpoint import checkpoint_versions
@@ -124,9 +129,17 @@ def show_(
         [
             (str(row["epoch"]), f"{row['train_loss']:.4f}", percent(row["train_accuracy"]),
              percent(row["test_accuracy"]), f"{row['seconds']:.2f}")
-            for row in epochs
+            for row in _shown(saved, epochs)
         ],
     )  # fmt: skip
+
+
+def _shown(saved: list[int], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The epochs of the table: all, or of very many those that have a checkpoint."""
+    if len(epochs) <= _MOST_ROWS:
+        return epochs
+    there = set(saved)
+    return [row for row in epochs if row["version"] in there]
 
 
 def _best(best: Any, epochs: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from distsgd.api.opened_run import open_run
 from distsgd.api.recovery import find_tail
 from distsgd.api.replay import replay
 from distsgd.api.training import resume, train
+from distsgd.cli.runs_commands import _checkpoints, _shown
 from distsgd.errors import JournalError, RunError
 from distsgd.run.checkpoint import checkpoint_versions, read_checkpoint, write_checkpoint
 from distsgd.run.folder import RunFolder
@@ -201,6 +202,14 @@ def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd_here: Run, tmp_path
     best = max(row["test_accuracy"] for row in shown["epochs"])
     assert shown["best"]["test_accuracy"] == best == evaluate(run, best=True).accuracy
     assert evaluate(run, best=True).step == shown["best"]["version"]
+
+
+def test_of_very_many_epochs_those_with_a_checkpoint_are_shown() -> None:
+    epochs = [{"epoch": epoch, "version": 3 * epoch} for epoch in range(1, 1002)]
+    assert _shown([0, 6, 3003], epochs[:1000]) == epochs[:1000]
+    assert _shown([0, 6, 3003], epochs) == [epochs[1], epochs[1000]]
+    assert _checkpoints([0, 6, 3003], epochs) == "3; none of 999 other epochs"
+    assert _checkpoints([0, 3], epochs[:1]) == "2"
 
 
 def test_some_crash_points() -> None:
