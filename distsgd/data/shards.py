@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -20,6 +21,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import mappable
 from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
+from distsgd.data.names import some_of
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
@@ -213,12 +215,13 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         before = identity_of(path)
         with mappable(path) as opened, pa.memory_map(opened) as file:
             content = file.read_buffer()
-        batch = _only_batch(content)
-        if batch.schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
+        schema = pa.ipc.open_file(content).schema
+        if schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
             raise DatasetError(
-                f"the shard {path} has another schema than its dataset: {batch.schema.names}",
+                f"the shard {path} has another schema than its dataset: {some_of(schema.names)}",
                 mending(path.parent),
             )
+        batch = _only_batch(content)
         if len(batch) != entry.rows:
             raise CorruptDataError(
                 f"the shard {path} has {len(batch)} rows, not {entry.rows}", mending(path.parent)
@@ -237,8 +240,49 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
 
 
 def _only_batch(content: pa.Buffer) -> pa.RecordBatch:
-    """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`."""
+    """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`.
+
+    It is looked at before it is read: of a compressed one Arrow would allocate what it claims.
+
+    Raises:
+        ValueError: there is another number, or it is compressed.
+    """
     reader = pa.ipc.open_file(content)
     if reader.num_record_batches != 1:
         raise ValueError(f"it has {reader.num_record_batches} parts, not 1")
-    return reader.get_batch(0)
+    messages = pa.ipc.MessageReader.open_stream(content.slice(len(_MAGIC)))
+    message = messages.read_next_message()
+    if message.type == "schema":
+        message = messages.read_next_message()
+    if message.type != "record batch" or _is_compressed(bytes(message.metadata)):
+        raise ValueError("it is compressed")
+    return pa.ipc.read_record_batch(message, reader.schema)
+
+
+_MAGIC = b"ARROW1\0\0"
+_MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
+"""Numbers of fields in Arrow's Message.fbs: of the header of a message, and of a batch's
+compression."""
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether the metadata of a record batch, a flatbuffer, has a field for its compression.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def field(table: int, number: int) -> int:
+        """Where a field of a table is; 0 if it has none."""
+        (back,) = struct.unpack_from("<i", metadata, table)
+        (size,) = struct.unpack_from("<H", metadata, table - back)
+        place = 4 + 2 * number
+        at = struct.unpack_from("<H", metadata, table - back + place)[0] if place < size else 0
+        return table + int(at) if at else 0
+
+    try:
+        header = field(struct.unpack_from("<I", metadata)[0], _MESSAGE_HEADER)
+        batch = header + struct.unpack_from("<I", metadata, header)[0]
+        return bool(field(batch, _BATCH_COMPRESSION))
+    except struct.error:
+        raise ValueError("its metadata is damaged") from None
