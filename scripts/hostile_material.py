@@ -671,8 +671,8 @@ _SOURCES: dict[str, Callable[[Hostile, Path], None]] = {
     "objects.npz": _bytes(lambda: zipped({
         "x.npy": npy_header("(2,)", "|O") + b"cos\nsystem\n(S'touch pwned'\ntR.",
         "y.npy": npy_header("(2,)") + bytes(8)})),
-    "same.parquet": _table("zstd", 3_000_000), "texts.parquet": _texts,
-    "snappy.parquet": _table("snappy", 3_000_000),
+    "same.parquet": _table("zstd", 1_000_000), "texts.parquet": _texts,
+    "snappy.parquet": _table("snappy", 1_000_000),
     "raw.parquet": _bytes(lambda: b"PAR1" + b"\xff" * 100 + struct.pack("<I", 2**31) + b"PAR1"),
     "bomb.csv.gz": _bytes(lambda: gzip.compress(bytes(3 * 10**8), 1)),
     "line.csv.bz2": _bytes(lambda: bz2.compress(b"u,label\n" + b"1" * 10**8)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from distsgd.data.locations import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.known_addresses import check_known
 from distsgd.data.remote.uri import is_uri, parse_uri
-from distsgd.data.text_files import read_text
+from distsgd.data.text_files import parse_json, read_text
 from distsgd.errors import DatasetError, UsageError
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import SET, Spelling, spelling, written
@@ -303,7 +302,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def _settings_of_run(content: str) -> dict[str, Any]:
     """Raises `ValueError` for whatever is not a run's config.json."""
-    match json.loads(content):
+    match parse_json(content.encode()):
         case {"settings": dict(settings)}:
             return settings
     raise ValueError("it is not the config.json of a run, whose settings are in an object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,13 @@ def test_flags_that_cannot_be_used(
         Image.new("RGB", (2, 2)).save(tmp_path / "pets" / name / "a.png")
     done = distsgd_here("data", "import", tmp_path / "pets", "--name", "mine", *flags)
     assert done.returncode == 2 and says in done.stderr and "fault of" not in done.stderr
+
+
+def test_an_array_with_a_negative_number_of_rows_is_refused(tmp_path: Path) -> None:
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (-5, 3), }".ljust(117) + "\n"
+    header = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header)
+        archive.writestr("y.npy", header)
+    with pytest.raises(SourceError, match=r"'x' has the shape \(-5, 3\)"):
+        import_dataset(tmp_path / "a.npz", "made")

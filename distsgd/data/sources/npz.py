@@ -48,6 +48,8 @@ class _Array:
         self._path, self.name = path, name
         with self._open() as file:
             self.shape, self._fortran, self.dtype = self._header(file)
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"its array {name!r} has the shape {self.shape}")
         if self.dtype.hasobject:
             raise SourceError(
                 f"the array '{name}' of {path} has Python objects, which are never unpickled",
