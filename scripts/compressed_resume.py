@@ -67,16 +67,19 @@ def killed_run(home: Path, codec: str, dataset: str, updates: int) -> Path:
     return run
 
 
-def resume_seconds(run: Path) -> tuple[float, int, int]:
-    """Seconds to the server after the last update; updates computed anew, and in all."""
+def resume_seconds(run: Path) -> tuple[float, float, int, int]:
+    """Seconds to the server after the last update, on the clock and of the processor.
+
+    And how many updates were computed anew, and how many there are.
+    """
     with one_blas_thread():
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         opened = open_run(run)
         tail = find_tail(opened, print)
         found = tail.recovered(opened)
-        took = time.perf_counter() - began
-    version = found.snapshot.version
-    return took, sum(r.version > tail.model.version for r in records_of(tail.entries)), version
+        took, busy = time.perf_counter() - began, time.process_time() - processor
+    anew = sum(record.version > tail.model.version for record in records_of(tail.entries))
+    return took, busy, anew, found.snapshot.version
 
 
 def first_step_seconds(run: Path) -> float:
@@ -127,7 +130,7 @@ def main() -> None:
     parser.add_argument("--no-servers", action="store_true")
     arguments = parser.parse_args()
     print(
-        "| compression | updates | s of resume | updates anew | s to first step | s of recovery |"
+        "| compression | updates | s of resume (of CPU) | anew | s to first step | s of recovery |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     home = Path(tempfile.mkdtemp(prefix="distsgd-resumes-"))
@@ -135,10 +138,11 @@ def main() -> None:
         for codec in arguments.codecs.split(","):
             given = home, codec, arguments.dataset, arguments.updates
             run = killed_run(*given)
-            took, anew, version = resume_seconds(run)
+            took, busy, anew, version = resume_seconds(run)
             first = first_step_seconds(run)
             recovery = "" if arguments.no_servers else f"{recovery_seconds(*given):.2f}"
-            row = [codec, f"{version:,}", f"{took:.2f}", str(anew), f"{first:.2f}", recovery]
+            resumed = f"{took:.2f} ({busy:.2f})"
+            row = [codec, f"{version:,}", resumed, str(anew), f"{first:.2f}", recovery]
             print(f"| {' | '.join(row)} |", flush=True)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -101,30 +101,30 @@ def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None)
 
     Args:
         run: the run.
-        notice: given what the user should know of a checkpoint that will not do.
+        notice: given what the user should know of checkpoints whose residuals cannot be had.
 
     Raises:
         RunError: there is no checkpoint that will do.
         JournalError: the journal does not hold.
     """
-    problem = "it has no checkpoint that can be read"
+    problem, without = "it has no checkpoint that can be read", ""
     for model in run.checkpoints():
-        tail = _tail(run, model, notice)
+        try:
+            residuals = residuals_of(run, model)
+        except RunError as error:
+            problem = without = without or error.problem
+            continue
+        tail = _tail(run, model, residuals)
         if tail is not None and _will_do(tail):
+            if without:
+                notice(f"{without}; all updates after update {model.version} are computed anew")
             return tail
-        problem = "its checkpoints and its journal do not go together"
+        problem = without or "its checkpoints and its journal do not go together"
     raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
 
 
-def _tail(run: OpenedRun, model: Model, notice: Callable[[str], None]) -> Tail | None:
-    """What follows a checkpoint; None if the journal has no such place, or it has no residuals."""
-    try:
-        residuals = residuals_of(run, model)
-    except RunError as error:
-        notice(f"{error.problem}; an older checkpoint is gone on from, which takes longer")
-        return None
-    if residuals is None:
-        return None
+def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
+    """What follows a checkpoint; None if the journal has no such place."""
     try:
         begin = beginning_of(run, model)
     except RunError:
@@ -145,8 +145,8 @@ def _tail(run: OpenedRun, model: Model, notice: Callable[[str], None]) -> Tail |
     )
 
 
-def residuals_of(run: OpenedRun, model: Model) -> Residuals | None:
-    """The residuals that belong to a checkpoint of a run; None if it has none, and they matter.
+def residuals_of(run: OpenedRun, model: Model) -> Residuals:
+    """The residuals that belong to a checkpoint of a run; none if its answers have no feedback.
 
     Raises:
         RunError: they are missing or damaged.
@@ -155,7 +155,7 @@ def residuals_of(run: OpenedRun, model: Model) -> Residuals | None:
     if model.version == 0 or config.compress == "none" or not config.error_feedback:
         return {}
     if model.residuals is None or model.place is None:
-        return None
+        raise RunError(f"the checkpoint of update {model.version} has no residuals", "Train again")
     return read_residuals(
         run.folder.checkpoints, model.version, model.residuals, config.dtype,
         model.architecture.parameters,

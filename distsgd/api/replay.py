@@ -63,8 +63,6 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
     entries = [entry for entry, _ in checked_lines(opened, view)[1]]
     config = first.place.config(opened.origin) if first.place else opened.origin
     residuals = residuals_of(opened, first)
-    if residuals is None:
-        raise JournalError(first.version + 1, "the residuals before it are in no file")
     replayer = Replayer(config, opened.dataset, start_of(first, residuals))
     checked, found, before = 0, first.weights, first.version
     for version, weights in replayer.versions(entries):

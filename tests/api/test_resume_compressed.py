@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from distsgd.api.replay import replay
 from distsgd.api.reporter import Reporter
 from distsgd.api.training import resume, train
 from distsgd.errors import RunError, ServerLost
-from distsgd.run.checkpoint import checkpoint_versions
+from distsgd.run.checkpoint import (
+    checkpoint_path,
+    checkpoint_versions,
+    read_checkpoint,
+    write_checkpoint,
+)
 from distsgd.runtime import inline
 from distsgd.runtime.events import Event, Progress, Updated
 from distsgd.runtime.job import Job, Snapshot
@@ -109,13 +115,24 @@ def damaged(path: Path) -> None:
 def test_without_its_residuals_a_checkpoint_is_passed_over(
     spoil: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    """The run is computed from its beginning, as one whose checkpoints never had any."""
+    """The run is computed from its beginning."""
     run = killed(tmp_path / "run", "onebit", "bsp", 29)
     for path in (run / "checkpoints").glob("residuals-*"):
         spoil(path)
     reporter = Listening()
     assert resume(run, reporter=reporter).weights_sha256 == sha_of("onebit", "bsp")
-    assert len(reporter.heard) == 2 and all("residuals-0000000" in text for text in reporter.heard)
+    (told,) = reporter.heard
+    assert "residuals-000000024" in told and "after update 0 are computed anew" in told
+
+
+def test_checkpoints_of_an_earlier_version_have_no_residuals(tmp_path: Path) -> None:
+    run = killed(tmp_path / "run", "onebit", "bsp", 29)
+    for version in checkpoint_versions(run / "checkpoints"):
+        model = read_checkpoint(checkpoint_path(run / "checkpoints", version))
+        write_checkpoint(run / "checkpoints", replace(model, residuals=None))
+    reporter = Listening()
+    assert resume(run, reporter=reporter).weights_sha256 == sha_of("onebit", "bsp")
+    assert "update 24 has no residuals; all updates after update 0" in reporter.heard[0]
 
 
 def test_with_a_bounded_journal_they_are_needed(tmp_path: Path) -> None:
