@@ -267,9 +267,9 @@ class Hostile:
         try:
             with np.load(path) as file:
                 arrays: dict[str, Any] = dict(file)
-        except (OSError, ValueError):
+            meta, said = json.loads(arrays.pop("meta").tobytes()), ""
+        except Exception:  # something else has been done to it
             return ""
-        meta, said = json.loads(arrays.pop("meta").tobytes()), ""
         if self.random.random() < 0.5:
             name = self.random.choice(sorted(arrays))
             how = self.random.choice(sorted(_ARRAYS))
