@@ -156,7 +156,7 @@ class Hostile:
         content.pop("digest", None)
         if not content:
             content = {"kernels": [], "workers": 1}
-        if name == "config.json" and self.random.random() < 0.7:
+        if isinstance(content.get("settings"), dict) and self.random.random() < 0.7:
             key = self.random.choice(sorted(content["settings"]))
             value = content["settings"][key] = self._odd_setting(key, content)
             said = f"settings.{key}"
@@ -615,7 +615,7 @@ def _texts(case: Hostile, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    long = pa.array(["x" * 10**7] * 2000).dictionary_encode()
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["x" * 10**7])
     pq.write_table(pa.table({"u": pa.array([0.0] * 2000), "label": long}), path)
 
 
