@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-__all__ = ["ChaosReport", "EpochRow", "TrainResult"]
+__all__ = ["ChaosReport", "EpochRow", "TrainResult", "result_from"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +147,44 @@ class TrainResult:
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
             object.__setattr__(self, "chaos", ChaosReport(**self.chaos))
+
+
+def result_from(content: dict[str, Any]) -> TrainResult:
+    """The result that a report of a run holds.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    found = TrainResult(**content)
+    for checked in (found, found.chaos) if found.chaos is not None else (found,):
+        for one in fields(checked):
+            if not _KINDS[str(one.type)](getattr(checked, one.name)):
+                raise TypeError(f"its {one.name} is not of type {one.type}")
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(of, value.values()))
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "int": _is_whole,
+    "float": _is_number,
+    "str": _is_text,
+    "dict[str, int]": _is_table(_is_whole),
+    "dict[str, float]": _is_table(_is_number),
+    "dict[str, object] | None": lambda value: value is None or isinstance(value, dict),
+    "ChaosReport | None": lambda value: value is None or isinstance(value, ChaosReport),
+}

@@ -19,7 +19,7 @@ from distsgd.api.logbook import Logbook
 from distsgd.api.opened_run import OpenedRun, open_run
 from distsgd.api.recovery import find_tail, settings_to_go_on
 from distsgd.api.reporter import Reporter
-from distsgd.api.results import TrainResult
+from distsgd.api.results import TrainResult, result_from
 from distsgd.api.session import Session
 from distsgd.core.chaos import Chaos
 from distsgd.core.position import Ledger
@@ -275,7 +275,7 @@ def resume_with(
 def _reported(folder: RunFolder) -> TrainResult:
     """What came out of a run that has finished."""
     try:
-        return TrainResult(**folder.read("report.json"))
+        return result_from(folder.read("report.json"))
     except TypeError as error:
         raise RunError(f"{folder.path / 'report.json'} is damaged: {error}", "Remove it") from None
 

@@ -26,8 +26,9 @@ from distsgd.api.replay import replay
 from distsgd.cli.main import app
 from distsgd.data.fetch import verify_dataset
 from distsgd.data.shards import write_dataset
-from distsgd.errors import DistsgdError
+from distsgd.errors import DistsgdError, RunError
 from distsgd.run.checkpoint import read_checkpoint, weights_sha256
+from distsgd.run.folder import RunFolder
 
 CASES, CHUNKS = 168, 4
 EPOCHS = 3
@@ -251,3 +252,19 @@ def test_a_corrupt_shard_is_never_trained_on(place: Place) -> None:
             with pytest.raises(DistsgdError, match=shard.name):
                 ACTIONS[name](place.work)
         assert not (place.work / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chaos", "none"), ("steps", "12"), ("test_accuracy", None), ("staleness", [1]),
+     ("verified", 3), ("chaos", {"asked": "x"}), ("waiting_seconds", {"0": "long"})],
+)  # fmt: skip
+def test_a_report_whose_digest_holds_but_not_its_values(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    train("sample", workers=0, epochs=1, run_dir=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert resume(tmp_path / "run").status == "finished"
+    folder.write("report.json", {**folder.read("report.json"), name: value})
+    with pytest.raises(RunError, match=r"report\.json is damaged: .*Remove it"):
+        resume(tmp_path / "run")
