@@ -194,6 +194,18 @@ def test_embeddings_in_lists(tmp_path: Path) -> None:
     assert found.shape == (7,) and found.scaled
 
 
+@pytest.mark.parametrize("stored", [True, False], ids=["dictionary", "text"])
+def test_one_long_text_in_many_rows_takes_no_memory(stored: bool, tmp_path: Path) -> None:
+    """Labels stay a dictionary, whose entries are made once; a class has a short name."""
+    places = pa.array([0, 0, 0, *[1, 2] * 1000], pa.int32())
+    labels = pa.DictionaryArray.from_arrays(places, ["x" * 10**7, "a", "b"])
+    table = pa.table({"u": pa.array(np.arange(2003.0)), "label": labels})
+    pq.write_table(table, tmp_path / "e.parquet", store_schema=stored)
+    found = import_dataset(tmp_path / "e.parquet", "texts")
+    assert found.rejected == 3 and found.train + found.test == 2000
+    assert any("10,000,000 characters" in line for line in found.first_rejected)
+
+
 def test_numbers_keep_their_order_and_extremes_are_cut() -> None:
     scale = ColumnScale(names=("a", "b"), low=(0.0, 5.0), high=(1.0, 5.0))
     numbers = np.array([[-9.0, 5], [0, 5], [0.5, 5], [1, 5], [9, 5]])

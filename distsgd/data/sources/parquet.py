@@ -31,6 +31,9 @@ from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_parquet", "opened_file"]
 
+_FIRST = 64
+"""Rows that are looked at before the others."""
+
 
 def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
     """Rows of Parquet files, one file after another.
@@ -55,7 +58,7 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
                 raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
         files = [pq.read_metadata(opened_file(path)) for path in [*train, *test]]
         kept = max(map(_row_bytes, files))
-        first = next(pq.ParquetFile(opened_file(train[0])).iter_batches(rows_at_once(kept)), None)
+        first = next(_rows_of(train[0], min(_FIRST, rows_at_once(kept)), label), None)
     if first is None:
         raise SourceError(f"{train[0]} has no rows", "Give a file that has")
     where = str(train[0])
@@ -70,9 +73,7 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
         for path in paths:
             with _errors(path):
                 number = 0
-                for batch in pq.ParquetFile(opened_file(path)).iter_batches(
-                    at_once, columns=opened.columns
-                ):
+                for batch in _rows_of(path, at_once, label, opened.columns):
                     where = [f"{path.name} row {number + row}" for row in range(len(batch))]
                     number += len(batch)
                     yield opened.read(batch, where)
@@ -99,6 +100,22 @@ def opened_file(path: Path) -> pa.NativeFile:
     """
     require_file(path)
     return pa.OSFile(os.fsencode(path))
+
+
+def _rows_of(
+    path: Path, at_once: int, label: str, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a file; labels stay a dictionary, as one long text may stand in many rows."""
+    file = pq.ParquetFile(opened_file(path), read_dictionary=[label])
+    yield from file.iter_batches(at_once, columns=columns)
+
+
+def _labels(column: pa.Array) -> list[object]:
+    """The labels of some rows, each text made once."""
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    texts = [*column.dictionary.to_pylist(), None]
+    return [texts[-1 if place is None else place] for place in column.indices.to_pylist()]
 
 
 def _row_bytes(file: pq.FileMetaData) -> int:
@@ -206,8 +223,9 @@ class _Images:
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
         """Decode some."""
-        images, labels = _encoded(batch.column(self.columns[0])), batch.column(self.columns[1])
-        rows: list[Encoded] = list(zip(where, images, labels.to_pylist(), strict=True))
+        images = _encoded(batch.column(self.columns[0]))
+        labels = _labels(batch.column(self.columns[1]))
+        rows: list[Encoded] = list(zip(where, images, labels, strict=True))
         return decode_batch(rows, self.shape, self._resize)
 
 
@@ -244,5 +262,5 @@ class _Numbers:
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
         """Some rows as numbers."""
         columns = [batch.column(name) for name in self._features]
-        labels = batch.column(self._label).to_pylist()
+        labels = _labels(batch.column(self._label))
         return batch_of(columns, self._features, self._widths, labels, where)

@@ -24,6 +24,9 @@ __all__ = [
 LARGEST = 1e100
 """Beyond it a number is none that can be used: sums of squares would not be finite."""
 
+_LONGEST = 1000
+"""Characters of the name of a class."""
+
 _AT_ONCE_BYTES, _AT_ONCE_ROWS = 32 * 2**20, 1024
 
 Label = int | str
@@ -124,6 +127,8 @@ def plain_label(value: object) -> Label:
     Raises:
         ValueError: it is neither; says why.
     """
+    if isinstance(value, bytes | str) and len(value) > _LONGEST:
+        raise ValueError(f"its label has {len(value):,} characters, more than {_LONGEST:,}")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
