@@ -39,7 +39,7 @@ __all__ = [
 _LONGEST = 1 << 23
 """Bytes of the longest line: one of more than 100,000 pieces."""
 
-_LONGEST_NAME = 100
+_LONGEST_NAME, _LONGEST_MARK = 100, 1000
 _PIECE = 1 << 20
 _MOST = 1 << 63
 """No number of a record is as large."""
@@ -250,7 +250,9 @@ def _digest_of(line: bytes) -> str | None:
 
 
 def _dropped(line: bytes) -> Mark | None:
-    """The mark of a first line that stands for lines that were dropped."""
+    """The mark of a first line that stands for lines that were dropped; it is a short one."""
+    if len(line) > _LONGEST_MARK:
+        return None
     try:
         content = json.loads(line)
         offset, lines = _whole([content["o"], content["l"]])
