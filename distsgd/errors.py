@@ -43,6 +43,7 @@ __all__ = [
     "TrainingInterrupted",
     "UsageError",
     "VerificationError",
+    "in_short",
     "machine_trouble",
     "missing_package",
     "resource_error",
@@ -185,7 +186,16 @@ class NotPlainFile(OSError):
     """
 
 
+_LONGEST = 300
+"""Characters of what an error says of the content of a file."""
+
 _PLAIN = "Put a file of its own in its place, if you know where it is from"
+
+
+def in_short(error: BaseException) -> str:
+    """The text of an error, cut where a damaged file has made it long."""
+    text = str(error)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def storage_error(error: OSError, path: object, hint: str = "") -> StorageError:

@@ -26,7 +26,14 @@ from distsgd.core.position import Ledger
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.data.system import no_standard_descriptors
-from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, UsageError
+from distsgd.errors import (
+    DistsgdError,
+    DivergedError,
+    RunError,
+    TrainingInterrupted,
+    UsageError,
+    in_short,
+)
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_sources import config_from
 from distsgd.run.folder import RunFolder, create_run, find_run, handle
@@ -277,7 +284,9 @@ def _reported(folder: RunFolder) -> TrainResult:
     try:
         return result_from(folder.read("report.json"))
     except TypeError as error:
-        raise RunError(f"{folder.path / 'report.json'} is damaged: {error}", "Remove it") from None
+        raise RunError(
+            f"{folder.path / 'report.json'} is damaged: {in_short(error)}", "Remove it"
+        ) from None
 
 
 def scale(run: str | Path, workers: int) -> None:

@@ -33,7 +33,7 @@ from distsgd.data.folder_files import (
 )
 from distsgd.data.names import is_printable
 from distsgd.data.text_files import parse_json
-from distsgd.errors import RunError, machine_trouble, storage_error
+from distsgd.errors import RunError, in_short, machine_trouble, storage_error
 from distsgd.run.array_archive import ArrayArchive
 from distsgd.run.place import Place
 from distsgd.runtime.room import free_memory
@@ -222,7 +222,8 @@ def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
         raise RunError(f"there is no checkpoint {path}", "Train again") from None
     except Exception as error:  # a damaged zip archive can raise almost anything
         raise machine_trouble(error, path) or RunError(
-            f"the checkpoint {path} is damaged: {error}", "Remove it to go on from an older one"
+            f"the checkpoint {path} is damaged: {in_short(error)}",
+            "Remove it to go on from an older one",
         ) from None
 
 

@@ -37,7 +37,14 @@ from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.data.lock_file import LockFile, is_locked
 from distsgd.data.system import pause
 from distsgd.data.text_files import parse_json
-from distsgd.errors import RunError, StorageError, UsageError, machine_trouble, storage_error
+from distsgd.errors import (
+    RunError,
+    StorageError,
+    UsageError,
+    in_short,
+    machine_trouble,
+    storage_error,
+)
 from distsgd.run.config import TrainConfig
 from distsgd.run.spelling import Spelling, written
 from distsgd.runtime.blas import blas_kernel
@@ -148,7 +155,7 @@ class RunFolder:
             raise RunError(f"{path} is missing", "Is this a run folder?") from None
         except (OSError, ValueError, RecursionError) as error:
             raise machine_trouble(error, path) or RunError(
-                f"{path} is damaged: {error}", "Train again"
+                f"{path} is damaged: {in_short(error)}", "Train again"
             ) from None
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged: it holds no object", "Train again")
@@ -200,7 +207,7 @@ class RunFolder:
                 return TrainConfig(**settings)
         except (KeyError, TypeError, UsageError) as error:
             raise RunError(
-                f"{self.path / 'config.json'} is damaged: {error}", "Train again"
+                f"{self.path / 'config.json'} is damaged: {in_short(error)}", "Train again"
             ) from None
 
     def report(self) -> dict[str, Any]:

@@ -266,5 +266,17 @@ def test_a_report_whose_digest_holds_but_not_its_values(
     folder = RunFolder(tmp_path / "run")
     assert resume(tmp_path / "run").status == "finished"
     folder.write("report.json", {**folder.read("report.json"), name: value})
-    with pytest.raises(RunError, match=r"report\.json is damaged: .*Remove it"):
+    with pytest.raises(RunError, match=r"report\.json is damaged: .*Remove it") as caught:
         resume(tmp_path / "run")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_long_value_does_not_make_a_long_error(tmp_path: Path) -> None:
+    train("sample", workers=0, epochs=1, run_dir=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    config = folder.read("config.json")
+    config["settings"]["loss"] = "x" * 10_000
+    folder.write("config.json", config)
+    with pytest.raises(RunError, match=r"config\.json is damaged") as caught:
+        resume(tmp_path / "run")
+    assert len(str(caught.value)) < 1000
