@@ -177,7 +177,10 @@ def ray_environment(**settings: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _reread_environment()
+        if _session_token is None:
+            _reread_environment()
+        else:
+            _read_token(_session_token)
 
 
 def _reread_environment() -> None:
@@ -268,10 +271,13 @@ def _own_session(cpus: int) -> Iterator[None]:
     with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
         owner = os.getpid()
         try:
-            with starting(folder.parent), _token():
-                _start(cpus, folder)
-            guard.check()
-            yield
+            with _own_token():
+                assert _session_token is not None
+                with starting(folder.parent), _token_shown(_session_token):
+                    _reread_environment()
+                    _start(cpus, folder)
+                guard.check()
+                yield
         finally:
             if os.getpid() == owner:
                 shut_down()
@@ -292,15 +298,29 @@ def _check_threads() -> None:
         )
 
 
+_session_token: str | None = None
+"""The token of our own session, while there is one."""
+
+
 @contextmanager
-def _token() -> Iterator[None]:
-    """While entered, a new token is in the environment; Ray keeps what it has read of it.
+def _own_token() -> Iterator[None]:
+    """While entered, Ray uses a new token, also after `ray_environment` for another cluster."""
+    global _session_token
+    _session_token = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        _session_token = None
+
+
+@contextmanager
+def _token_shown(token: str) -> Iterator[None]:
+    """While entered, the token is in the environment, for Ray's processes that are started.
 
     Processes that the caller starts later do not inherit it.
     """
     before = os.environ.get("RAY_AUTH_TOKEN")
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    _reread_environment()
+    os.environ["RAY_AUTH_TOKEN"] = token
     try:
         yield
     finally:
@@ -308,6 +328,15 @@ def _token() -> Iterator[None]:
             os.environ.pop("RAY_AUTH_TOKEN", None)
         else:
             os.environ["RAY_AUTH_TOKEN"] = before
+
+
+def _read_token(token: str) -> None:
+    """Have Ray read a token, and keep it when it is no longer in the environment."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    with _token_shown(token):
+        _reread_environment()
+        AuthenticationTokenLoader.instance().has_token()
 
 
 def shut_down() -> None:

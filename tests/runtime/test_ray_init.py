@@ -139,14 +139,24 @@ def test_a_call_to_a_ray_that_has_ended_starts_no_other() -> None:
     assert allowed()
 
 
-def test_the_token_of_a_session_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    note = lambda: read.append(os.environ["RAY_AUTH_TOKEN"])  # noqa: E731
-    monkeypatch.setattr(ray_session, "_reread_environment", note)
+def test_the_token_of_a_session_is_not_inherited_and_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also not when the process has asked another cluster for its jobs in between."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    def read() -> str:
+        return str(AuthenticationTokenLoader.instance().get_raw_token())
+
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of the caller")
-    with ray_session._token():
-        pass
-    assert len(read[0]) == 64 and os.environ["RAY_AUTH_TOKEN"] == "of the caller"
+    with ray_session.ray_environment(RAY_AUTH_MODE="token"), ray_session._own_token():
+        token = ray_session._session_token
+        assert token is not None and len(token) == 64
+        ray_session._read_token(token)
+        assert read() == token and os.environ["RAY_AUTH_TOKEN"] == "of the caller"
+        with ray_session.ray_environment(RAY_AUTH_TOKEN="of another"):
+            assert read() == "of another"
+        assert read() == token and os.environ["RAY_AUTH_TOKEN"] == "of the caller"
 
 
 def test_numbers_that_another_thread_draws_do_not_come_again(
