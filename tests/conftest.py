@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--schedules",
         type=int,
-        default=2_500,
+        default=1_000,
         help="random schedules that each consistency policy is tested with",
     )
     parser.addoption(

@@ -23,8 +23,11 @@ from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-SHORTER = {"distsgd lecture --quick": ("--only", "losses", "--only", "steps")}
-"""Lines that take minutes are played for a part; tests/study gives the whole of the lecture."""
+SHORTER = {
+    "distsgd lecture --quick": ("--only", "losses", "--only", "steps"),
+    "distsgd study convexity --dataset sample": ("--segments", "5", "--examples", "50"),
+}
+"""Lines that take long are played for a part; tests/study gives the whole of the lecture."""
 
 
 def blocks(language: str) -> list[str]:

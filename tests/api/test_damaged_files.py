@@ -30,7 +30,7 @@ from distsgd.errors import DistsgdError, RunError
 from distsgd.run.checkpoint import read_checkpoint, weights_sha256
 from distsgd.run.folder import RunFolder
 
-CASES, CHUNKS = 168, 4
+CASES, CHUNKS = 84, 2
 EPOCHS = 3
 SETTINGS: dict[str, Any] = {"workers": 0, "batch_size": 16, "slot_size": 4, "log_every": 1,
                             "epochs": EPOCHS, "optimizer": "momentum"}  # fmt: skip

@@ -205,10 +205,13 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONC
 
 
 @pytest.mark.parametrize(
-    "env",
-    [{"LANG": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, ASCII, {"PYTHONUTF8": "1"}],
+    ("env", "name"),
+    [
+        ({"LANG": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, os.fsencode("日")),
+        (ASCII, b"caf\xe9"),
+        ({"PYTHONUTF8": "1"}, b"caf\xe9"),
+    ],
 )
-@pytest.mark.parametrize("name", [os.fsencode("日"), b"caf\xe9"])
 def test_any_encoding_and_any_file_name(tmp_path, env, name):
     """A locale without the characters of a path, and a path without characters."""
     home = {"DISTSGD_HOME": str(tmp_path / "home"), **env}

@@ -14,7 +14,7 @@ from random_commands import Job, Outcome, faults, group_of
 from random_lines import Case, commands, listed
 from random_material import Material
 
-SEED, CASES = 5, 24
+SEED, CASES = 5, 12
 
 
 @pytest.fixture(scope="module")
