@@ -44,7 +44,7 @@ _LOOK_SECONDS = 1.0
 _USABLE = 2
 """Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
 
-_FEW_EPOCHS, _EVERY_SECONDS = 60, 1.0
+_FEW_EPOCHS, _EVERY_SECONDS = 60, 0.5
 """Epochs that have a checkpoint each; and seconds after which a later one has one in any case."""
 
 
@@ -152,7 +152,7 @@ class Keeper:
     def save_epoch(self, snapshot: Snapshot, epoch: int) -> None:
         """Write a checkpoint of the end of an epoch, if there is room; of many a second, only some.
 
-        Those are the epochs of the series, and one a second. If one of the others is the best, it
+        Those are the epochs of the series, and two a second. If one of the others is the best, it
         stays in memory until the next of these, or until the training ends.
 
         Args:
