@@ -271,9 +271,8 @@ def _own_session(cpus: int) -> Iterator[None]:
     with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
         owner = os.getpid()
         try:
-            with _own_token():
-                assert _session_token is not None
-                with starting(folder.parent), _token_shown(_session_token):
+            with _own_token() as token:
+                with starting(folder.parent), _token_shown(token):
                     _reread_environment()
                     _start(cpus, folder)
                 guard.check()
@@ -303,12 +302,12 @@ _session_token: str | None = None
 
 
 @contextmanager
-def _own_token() -> Iterator[None]:
-    """While entered, Ray uses a new token, also after `ray_environment` for another cluster."""
+def _own_token() -> Iterator[str]:
+    """A new token, which Ray also uses again after `ray_environment` for another cluster."""
     global _session_token
-    _session_token = secrets.token_hex(32)
+    _session_token = token = secrets.token_hex(32)
     try:
-        yield
+        yield token
     finally:
         _session_token = None
 

@@ -21,7 +21,7 @@ from distsgd.data.system import pause
 __all__ = ["starting"]
 
 _PATIENCE_SECONDS = 600.0
-"""After so long whoever starts is taken to be stuck, and not waited for."""
+"""Seconds after which a session that is starting is taken to be stuck, and no longer waited for."""
 
 _UNSAID_SECONDS = 1.0
 _POLL_SECONDS = 0.1

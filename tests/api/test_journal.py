@@ -201,7 +201,7 @@ def test_compression_that_cannot_be() -> None:
         run(0, compress="topk:2")
 
 
-def test_a_journal_is_read_to_its_end_whoever_else_lets_go_of_it(tmp_path: Path) -> None:
+def test_a_journal_stays_open_while_its_lines_are_read(tmp_path: Path) -> None:
     lines = open_run(run(0, run_dir=tmp_path / "run").run_dir).journal().entries()
     first, *others = lines
     assert first and others

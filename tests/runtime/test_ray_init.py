@@ -149,9 +149,8 @@ def test_the_token_of_a_session_is_not_inherited_and_not_forgotten(
         return str(AuthenticationTokenLoader.instance().get_raw_token())
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of the caller")
-    with ray_session.ray_environment(RAY_AUTH_MODE="token"), ray_session._own_token():
-        token = ray_session._session_token
-        assert token is not None and len(token) == 64
+    with ray_session.ray_environment(RAY_AUTH_MODE="token"), ray_session._own_token() as token:
+        assert len(token) == 64
         ray_session._read_token(token)
         assert read() == token and os.environ["RAY_AUTH_TOKEN"] == "of the caller"
         with ray_session.ray_environment(RAY_AUTH_TOKEN="of another"):

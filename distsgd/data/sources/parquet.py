@@ -32,7 +32,7 @@ from distsgd.errors import SourceError, UsageError, machine_trouble
 __all__ = ["open_parquet", "opened_file"]
 
 _FIRST = 64
-"""Rows that are looked at before the others."""
+"""Rows of numbers that are looked at before the others; images are, until one can be read."""
 
 
 def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
@@ -58,7 +58,9 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
                 raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
         files = [pq.read_metadata(opened_file(path)) for path in [*train, *test]]
         kept = max(map(_row_bytes, files))
-        first = next(_rows_of(train[0], min(_FIRST, rows_at_once(kept)), label), None)
+        few = rows_at_once(kept) if image else min(_FIRST, rows_at_once(kept))
+        columns = [image, label] if image else None
+        first = next(_rows_of(train[0], few, label, columns), None)
     if first is None:
         raise SourceError(f"{train[0]} has no rows", "Give a file that has")
     where = str(train[0])
