@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,8 +13,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 PATIENCE = 300.0
 """Seconds to wait for what comes in the end. It says that something hangs, not how fast it is."""
@@ -55,6 +58,17 @@ def run_here(
         texts = [stream.seek(0) or stream.read() for stream in (out, errors)]
     assert isinstance(code, int)
     return code, *texts
+
+
+def image_format(path: Path) -> str:
+    """The format of an image file by its content: "SVG" if it is one, else what Pillow reads."""
+    content = path.read_bytes()
+    if content.startswith((b"<?xml", b"<svg")):
+        assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+        return "SVG"
+    with Image.open(io.BytesIO(content)) as image:
+        assert min(image.size) > 100 and image.format is not None
+        return image.format
 
 
 def processes_with(text: str) -> Sequence[int]:

@@ -125,6 +125,18 @@ def test_without_its_residuals_a_checkpoint_is_passed_over(
     assert "residuals-000000024" in told and "after update 0 are computed anew" in told
 
 
+def test_without_the_newest_residuals_the_older_checkpoint_is_used(tmp_path: Path) -> None:
+    run = killed(tmp_path / "run", "onebit", "bsp", 29)
+    older, newest = sorted((run / "checkpoints").glob("residuals-*"))
+    assert (older.name[:19], newest.name[:19]) == ("residuals-000000012", "residuals-000000024")
+    damaged(newest)
+    assert find_tail(open_run(run)).model.version == 12
+    reporter = Listening()
+    assert resume(run, reporter=reporter).weights_sha256 == sha_of("onebit", "bsp")
+    (told,) = reporter.heard
+    assert newest.name in told and "after update 12 are" in told
+
+
 def test_checkpoints_of_an_earlier_version_have_no_residuals(tmp_path: Path) -> None:
     run = killed(tmp_path / "run", "onebit", "bsp", 29)
     for version in checkpoint_versions(run / "checkpoints"):

@@ -48,10 +48,11 @@ def test_the_first_is_acknowledged_at_once_and_handlers_are_put_back(
     assert ended.value.exit_code == 128 + number
 
 
-def test_none_is_no_end() -> None:
+def test_without_a_signal_nothing_ends() -> None:
     with StopSignals() as stop:
-        pass
-    stop.leave()
+        assert not stop()
+    stop.leave()  # would raise typer.Exit
+    assert not stop()
 
 
 @pytest.mark.parametrize("first", NUMBERS)

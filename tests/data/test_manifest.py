@@ -166,8 +166,10 @@ def test_whatever_is_signed_is_read_or_refused_in_words(
     try:
         sign_again(folder, **changes)
         Dataset(folder)
-    except DatasetError:
-        pass
+    except DatasetError as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        assert Dataset(folder).manifest.classes
     finally:
         (folder / MANIFEST).write_bytes(before)
 

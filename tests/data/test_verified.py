@@ -157,10 +157,13 @@ def test_what_is_mapped_counts_not_what_lies_there_by_now(folder: Path) -> None:
     Dataset(folder).verify()
 
 
-def test_a_shard_that_is_gone_by_now_is_read_from_its_mapping(folder: Path) -> None:
+def test_a_shard_that_is_gone_by_now_is_read_from_its_mapping(
+    folder: Path, hashes: list[str]
+) -> None:
     dataset = Dataset(folder)
     shard(folder).unlink()
     dataset.verify()
+    assert len(hashes) == 3
 
 
 def test_a_corrupt_file_is_remembered_as_what_it_is(folder: Path) -> None:

@@ -82,22 +82,23 @@ def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_proxy_is_asked_for_a_head_nearby(dead_proxy: None) -> None:
     """Loopback and private addresses are reached without one, wherever http_proxy leads."""
+    requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as door:
-        threading.Thread(target=answer_all, args=(door,), daemon=True).start()
+        threading.Thread(target=answer_all, args=(door, requests), daemon=True).start()
         with job_api.job_api(f"http://127.0.0.1:{door.getsockname()[1]}"):
-            pass
+            assert requests and all(one.startswith(b"GET /api/version ") for one in requests)
         door.shutdown(socket.SHUT_RDWR)
 
 
-def answer_all(door: socket.socket) -> None:
-    """A head that says its version, until the door is closed."""
+def answer_all(door: socket.socket, requests: list[bytes]) -> None:
+    """A head that records each request and answers with its version, until the door is closed."""
     body = b'{"ray_version": "2.60.0"}'
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     with suppress(OSError):
         while True:
             connection, _ = door.accept()
             with connection:
-                connection.recv(10_000)
+                requests.append(connection.recv(10_000))
                 connection.sendall(head.encode() + body)
 
 

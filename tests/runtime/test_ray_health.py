@@ -36,6 +36,7 @@ def test_a_head_that_answers(time: list[float]) -> None:
             time[0] += 100
             head.look()
             head.wait()
+    assert time[0] == 3000, "nothing waited"
 
 
 def test_a_head_that_refuses_has_gone(time: list[float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,5 +52,7 @@ def test_a_start_that_does_not_end_is_waited_for_so_long(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     monkeypatch.setattr(start_queue, "_PATIENCE_SECONDS", 0.05)
-    with starting(tmp_path), starting(tmp_path):
-        pass
+    with starting(tmp_path):
+        began = time.monotonic()
+        with starting(tmp_path):
+            assert time.monotonic() - began >= 0.05
