@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distsgd.version import __version__
 
 if TYPE_CHECKING:
-    from distsgd.api import (
+    from distsgd.training import (
         EpochRow,
         Evaluation,
         Prediction,
@@ -44,9 +44,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the names of `distsgd.api` when they are first used: importing distsgd is instant."""
+    """Load the public names when they are first used, so that importing distsgd is instant."""
     if name in __all__:
-        from distsgd import api
+        from distsgd import training as api
 
         return getattr(api, name)
     raise AttributeError(f"module 'distsgd' has no attribute {name!r}")

@@ -25,16 +25,16 @@ import pyarrow.flight as flight
 import ray
 
 from distsgd.bench.environment import busy_cores, environment
-from distsgd.channel.base import Channel, Work
-from distsgd.channel.connections import SharedMemoryChannel, TcpChannel
-from distsgd.channel.framing import Shape
-from distsgd.channel.port import Port
-from distsgd.channel.ray_calls import RayChannel, RayPort
 from distsgd.core.arrays import Floats
-from distsgd.core.initial import initial_weights
 from distsgd.core.messages import Lease, Push
-from distsgd.core.slot_gradient import SlotLoss
-from distsgd.runtime.ray_session import ray_session
+from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.on_ray.session import ray_session
+from distsgd.transport.base import Channel, Work
+from distsgd.transport.connections import SharedMemoryChannel, TcpChannel
+from distsgd.transport.framing import Shape
+from distsgd.transport.port import Port
+from distsgd.transport.ray_calls import RayChannel, RayPort
 
 WEIGHTS = initial_weights(0, 10, 3072, 1e-4, "float32")
 GRADIENT = initial_weights(1, 10, 3072, 1e-2, "float32")
@@ -49,7 +49,7 @@ Give = Callable[[Work | None], None]
 
 
 class Answering:
-    """A server that does nothing but answer with W; see `distsgd.channel.base.ServerPort`."""
+    """A server that does nothing but answer with W; see `distsgd.transport.base.ServerPort`."""
 
     def __init__(self) -> None:
         self._give: dict[int, Give] = {}

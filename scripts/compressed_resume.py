@@ -28,12 +28,12 @@ from pathlib import Path
 
 from recovery_times import KillsServers, processes
 
-from distsgd.api import train
-from distsgd.api.opened_run import open_run
-from distsgd.api.recovery import find_tail
-from distsgd.api.replayer import records_of
-from distsgd.runtime.blas import one_blas_thread
-from distsgd.runtime.events import Progress
+from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.events import Progress
+from distsgd.proof.recovery import find_tail
+from distsgd.proof.replayer import records_of
+from distsgd.runs.opened_run import open_run
+from distsgd.training import train
 
 ENDLESS = 1_000_000
 

@@ -29,11 +29,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from distsgd.api.audit import audit
-from distsgd.api.replay import replay
-from distsgd.api.training import resume, train
 from distsgd.data import folder_files
-from distsgd.run.checkpoint import read_checkpoint
+from distsgd.proof.audit import audit
+from distsgd.proof.replay import replay
+from distsgd.runs.checkpoint import read_checkpoint
+from distsgd.training.training import resume, train
 
 EPOCHS, BATCH, OPERATIONS = 3, 256, 150
 

@@ -65,9 +65,9 @@ class Outcome:
 
 def material(folder: Path) -> None:
     """Train runs of several kinds, and import a dataset, once."""
-    from distsgd.api.training import train
-    from distsgd.data.import_dataset import import_dataset
+    from distsgd.data.importing.import_dataset import import_dataset
     from distsgd.data.locations import SAMPLE
+    from distsgd.training.training import train
 
     rows = "".join(f"{n % 7},{n % 5},{'ab'[n % 2]}\n" for n in range(60))
     (folder / "plain.csv").write_text("u,v,label\n" + rows)
@@ -340,7 +340,7 @@ def _prepare() -> None:
     import PIL.Image  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    import distsgd.data.import_dataset  # noqa: F401
+    import distsgd.data.importing.import_dataset  # noqa: F401
 
 
 def main() -> int:

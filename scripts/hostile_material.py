@@ -195,8 +195,8 @@ class Hostile:
 
     def journal(self, folder: Path) -> str:
         """Lines that were chained anew."""
-        from distsgd.api.opened_run import open_run
-        from distsgd.run.journal import chained
+        from distsgd.runs.journal import chained
+        from distsgd.runs.opened_run import open_run
 
         path, said = folder / "journal.jsonl", []
         try:

@@ -26,9 +26,9 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from distsgd.api import train
-from distsgd.api.reporter import Reporter
-from distsgd.runtime.events import Progress
+from distsgd.engine.events import Progress
+from distsgd.training import train
+from distsgd.training.reporter import Reporter
 
 DISTURBANCES = (
     ("ray::WorkerProc", signal.SIGKILL),
@@ -131,7 +131,7 @@ def command(number: int, run: Path) -> int:
 
 def chunk(kind: str, runs: int, home: Path) -> bool:
     """Train so often; whether nothing is left and memory has not grown."""
-    from distsgd.runtime.ray_session import ray_session
+    from distsgd.on_ray.session import ray_session
 
     def one(number: int) -> int:
         if kind == "cli":

@@ -27,12 +27,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from distsgd.api.audit import audit
-from distsgd.api.evaluation import evaluate
-from distsgd.api.replay import replay
 from distsgd.errors import DistsgdError
-from distsgd.run.checkpoint import checkpoint_versions
-from distsgd.run.folder import RunFolder
+from distsgd.proof.audit import audit
+from distsgd.proof.replay import replay
+from distsgd.runs.checkpoint import checkpoint_versions
+from distsgd.runs.folder import RunFolder
+from distsgd.training.evaluation import evaluate
 
 SECONDS, LONGEST = 30.0, 100_000
 """Of one training with all its resumes; epochs, more than it can do in that time."""

@@ -5,7 +5,7 @@ Usage: python scripts/make_sample.py
 
 import shutil
 
-from distsgd.data.cifar10 import CLASSES, SHAPE, records_of, sample_of
+from distsgd.data.cifar10.archive import CLASSES, SHAPE, records_of, sample_of
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.shards import write_dataset

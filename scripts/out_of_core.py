@@ -33,15 +33,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from store_process import object_store
 
-from distsgd.api import train
-from distsgd.api.reporter import Reporter
-from distsgd.api.results import EpochRow
 from distsgd.bench.environment import busy_cores, environment
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
 from distsgd.data.shards import write_dataset
+from distsgd.training import train
+from distsgd.training.reporter import Reporter
+from distsgd.training.results import EpochRow
 
 COPIES, SHARDS, MIXED, SHARE = 4, 64, 2, 4
 IMAGES = COPIES * 50_000

@@ -372,7 +372,7 @@ class Drawer:
             return self.random.choice(GOOD["setting"])
         if self.random.random() < 0.5:
             return self.random.choice(ODD["setting"])
-        from distsgd.run.config import TrainConfig
+        from distsgd.config.settings import TrainConfig
 
         names = [one.name for one in fields(TrainConfig) if one.name not in ("workers", "elastic")]
         return f"{self.random.choice(names)}={self.random.choice(TEXTS + NUMBERS)}"

@@ -17,9 +17,9 @@ class Material:
 
     def make(self) -> None:
         """Train, import, and write files."""
-        from distsgd.api.training import train
-        from distsgd.data.import_dataset import import_dataset
+        from distsgd.data.importing.import_dataset import import_dataset
         from distsgd.data.locations import SAMPLE
+        from distsgd.training.training import train
 
         self.folder.mkdir(parents=True)
         self._files()

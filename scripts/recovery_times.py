@@ -26,14 +26,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from distsgd.api import train
-from distsgd.api.jobs import first_weights, make_job
-from distsgd.api.reporter import Reporter
+from distsgd.config.jobs import first_weights, make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.events import Ended, Progress
-from distsgd.runtime.job import Snapshot
+from distsgd.engine.events import Ended, Progress
+from distsgd.engine.job import Snapshot
+from distsgd.training import train
+from distsgd.training.reporter import Reporter
 
 WINDOW = 3.0
 Row = tuple[str, list[float]]
@@ -64,7 +64,7 @@ def processes(name: str, ancestor: int) -> list[int]:
 
 
 def worker_deaths(tries: int) -> Iterator[Row]:
-    from distsgd.runtime.ray_runtime import train_on_ray
+    from distsgd.on_ray.driver import train_on_ray
 
     config = TrainConfig(epochs=100_000, schedule="constant", log_every=20)
     dataset = Dataset(find_dataset(config.dataset))

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from distsgd.api import train
-from distsgd.api.keeper import Keeper
-from distsgd.api.session import Session
-from distsgd.runtime.events import Ended, EpochEnded
-from distsgd.runtime.ray_session import ray_session
+from distsgd.engine.events import Ended, EpochEnded
+from distsgd.on_ray.session import ray_session
+from distsgd.training import train
+from distsgd.training.keeper import Keeper
+from distsgd.training.session import Session
 
 SETTINGS: dict[str, Any] = {"workers": 2, "batch_size": 512}
 

@@ -13,10 +13,10 @@ import resource
 import sys
 import time
 
-from distsgd.api.probe import Measuring
-from distsgd.api.scenario import fleet_from
-from distsgd.api.simulate import compare, simulate
-from distsgd.runtime.simulated_fleet import Fleet
+from distsgd.simulation.fleet import Fleet
+from distsgd.simulation.probe import Measuring
+from distsgd.simulation.scenario import fleet_from
+from distsgd.simulation.simulate import compare, simulate
 
 SEEDS = 5
 

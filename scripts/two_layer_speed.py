@@ -17,14 +17,14 @@ from time import perf_counter
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distsgd.api.jobs import first_weights, make_job
+from distsgd.config.jobs import first_weights, make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Grant
-from distsgd.core.two_layer_kernel import TwoLayerKernel
+from distsgd.core.model.two_layer import TwoLayerKernel
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.worker import Worker
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.worker import Worker
 
 SIDE = 1024
 SECONDS = 2.0

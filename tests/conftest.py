@@ -67,7 +67,7 @@ def sample() -> Dataset:
 @pytest.fixture(scope="session")
 def cifar10() -> Path:
     """The folder of the full dataset; fetched into the cache if it is not there yet."""
-    from distsgd.data.fetch import fetch_cifar10
+    from distsgd.data.cifar10.fetch import fetch_cifar10
     from distsgd.errors import SourceError
 
     if dataset_folder("cifar10").exists():
@@ -81,7 +81,7 @@ def cifar10() -> Path:
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """One Ray for all tests that train in this process."""
-    from distsgd.runtime.ray_session import ray_session
+    from distsgd.on_ray.session import ray_session
 
     with ray_session(cpus=8):
         yield

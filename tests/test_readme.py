@@ -14,11 +14,11 @@ from pathlib import Path
 from PIL import Image
 from support import run_here
 
-from distsgd.api.scenario import fleet_from
 from distsgd.cli.simulate_commands import simulate
-from distsgd.cli.train_command import train
-from distsgd.run.config import TrainConfig
-from distsgd.run.recipe import LEARNING_RATES, REGULARIZATION
+from distsgd.cli.train_commands import train
+from distsgd.config.recipe import LEARNING_RATES, REGULARIZATION
+from distsgd.config.settings import TrainConfig
+from distsgd.simulation.scenario import fleet_from
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -27,7 +27,7 @@ SHORTER = {
     "distsgd lecture --quick": ("--only", "losses", "--only", "steps"),
     "distsgd study convexity --dataset sample": ("--segments", "5", "--examples", "50"),
 }
-"""Lines that take long are played for a part; tests/study gives the whole of the lecture."""
+"""Lines that take long are played for a part; tests/lecture gives the whole of the lecture."""
 
 
 def blocks(language: str) -> list[str]:

@@ -14,11 +14,11 @@ from distsgd.bench.lineup import grid, line_up
 from distsgd.bench.markdown import markdown
 from distsgd.bench.report import Report, judged, make_rows
 from distsgd.bench.rounds import measure_rounds, reason_to_skip
+from distsgd.config.settings import choices
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import UsageError, storage_error
-from distsgd.run.config import choices
 
 __all__ = ["Options", "check_output", "run_benchmark", "write_markdown"]
 

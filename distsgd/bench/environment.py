@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distsgd.data.system import pause
-from distsgd.runtime.blas import blas_kernel
+from distsgd.engine.blas import blas_kernel
 from distsgd.version import __version__
 
 __all__ = ["busy_cores", "environment"]

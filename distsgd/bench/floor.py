@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.api.jobs import first_weights, make_job
 from distsgd.bench.child import Found, Task, serve, told
+from distsgd.config.jobs import first_weights, make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import as_matrix
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.blas import one_blas_thread
+from distsgd.engine.blas import one_blas_thread
 
 __all__ = ["measure"]
 

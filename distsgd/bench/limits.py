@@ -16,23 +16,23 @@ from multiprocessing.queues import Queue
 from time import perf_counter
 from typing import Any
 
-from distsgd.api.jobs import make_job
 from distsgd.bench.child import WARM_UP, Found, Task, rate, serve, told
-from distsgd.channel.base import Work
-from distsgd.channel.connections import SharedMemoryChannel
-from distsgd.channel.framing import Shape
-from distsgd.channel.port import Address, Port
-from distsgd.core.initial import initial_weights
+from distsgd.config.jobs import make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Push
+from distsgd.core.model.initial import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.data.system import pause
+from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.job import Job
+from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.blas import one_blas_thread
-from distsgd.runtime.job import Job
-from distsgd.runtime.worker import Worker, work
+from distsgd.transport.base import Work
+from distsgd.transport.connections import SharedMemoryChannel
+from distsgd.transport.framing import Shape
+from distsgd.transport.port import Address, Port
 
 __all__ = ["LeastServer"]
 
@@ -42,7 +42,7 @@ _PATIENCE = 30.0
 
 
 class LeastServer:
-    """The arithmetic of `bsp` for workers that never fail; see `distsgd.channel.base.ServerPort`.
+    """The arithmetic of `bsp` for workers that never fail; see `distsgd.transport.base.ServerPort`.
 
     Args:
         job: what is trained.

@@ -12,17 +12,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from distsgd.api.jobs import first_weights, make_job
-from distsgd.api.reporter import Reporter
-from distsgd.api.training import train_with
 from distsgd.bench.child import WARM_UP, Found, Task, serve, told
+from distsgd.config.jobs import first_weights, make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
+from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.events import Connected, Ended, Progress
+from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.blas import one_blas_thread
-from distsgd.runtime.events import Connected, Ended, Progress
-from distsgd.runtime.job import Job, Snapshot
+from distsgd.training.reporter import Reporter
+from distsgd.training.training import train_with
 
 __all__ = ["Window", "main", "measure"]
 
@@ -79,11 +79,11 @@ def _steps(job: Job, config: TrainConfig, window: Window) -> Found:
     first = first_weights(config, job)
     start, details = Snapshot(0, first, {}), dict[str, Any]()
     if config.workers == 0:
-        from distsgd.runtime.inline import train_inline
+        from distsgd.engine.inline import train_inline
 
         events = train_inline(job, start, window.over)
     else:
-        from distsgd.runtime.ray_runtime import train_on_ray
+        from distsgd.on_ray.driver import train_on_ray
 
         events = train_on_ray(job, start, config.workers, window.over, config.channel)
     for event in events:
@@ -114,7 +114,7 @@ def main() -> None:
     if workers == 0:
         session: Any = nullcontext()
     else:
-        from distsgd.runtime.ray_session import ray_session
+        from distsgd.on_ray.session import ray_session
 
         session = ray_session(cpus=workers + 1)
     with session:

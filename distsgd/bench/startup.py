@@ -16,7 +16,7 @@ from distsgd.bench.lineup import TARGET
 from distsgd.bench.processes import Finished, run_process
 from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
-from distsgd.runtime.session_guard import clear_session, mark_folder, session_mark
+from distsgd.on_ray.session_guard import clear_session, mark_folder, session_mark
 
 __all__ = ["measure"]
 

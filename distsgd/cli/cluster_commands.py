@@ -14,7 +14,7 @@ from distsgd.cli.output import JsonFlag, print_json, print_pairs, print_table, s
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
-    from distsgd.runtime.node_note import Node
+    from distsgd.cluster.node import Node
 
 __all__ = ["app"]
 
@@ -61,9 +61,9 @@ def start(
     Example: distsgd cluster start --join 10.0.0.1:6379 --token-file token
     """
     from distsgd.cli.stop_signals import StopSignals
+    from distsgd.cluster import local_node, node_guard
+    from distsgd.cluster.access import token_file as own_token_file
     from distsgd.errors import UsageError
-    from distsgd.runtime import local_node, node_guard
-    from distsgd.runtime.cluster_token import token_file as own_token_file
 
     if head == (join is not None):
         raise UsageError("cluster start begins a cluster or joins one", "Give --head or --join")
@@ -115,7 +115,7 @@ def stop(json: JsonFlag = False) -> None:
 
     Example: distsgd cluster stop
     """
-    from distsgd.runtime.node_note import stop_node
+    from distsgd.cluster.node import stop_node
 
     node = stop_node()
     if json:
@@ -133,7 +133,7 @@ def status(
 
     Example: distsgd cluster status
     """
-    from distsgd.runtime.cluster_nodes import cluster_nodes
+    from distsgd.cluster.cluster_nodes import cluster_nodes
 
     nodes = cluster_nodes(address)
     if json:

@@ -61,7 +61,7 @@ def fetch(
         raise UsageError(
             f"--dataset {dataset} cannot be fetched", "Give it with --repair, or leave it out"
         )
-    from distsgd.data.fetch import fetch_cifar10
+    from distsgd.data.cifar10.fetch import fetch_cifar10
     from distsgd.data.manifest import read_manifest
 
     with ProgressBar() as bar:
@@ -75,7 +75,7 @@ def fetch(
 
 
 def _repair(dataset: str, source: str, json: bool) -> None:
-    from distsgd.data.repair import repair_dataset
+    from distsgd.data.cifar10.repair import repair_dataset
 
     with ProgressBar() as bar:
         found = repair_dataset(dataset, source, progress=bar.update, say=bar.say)
@@ -173,8 +173,8 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
 
     Example: distsgd data verify --dataset sample
     """
+    from distsgd.data.cifar10.fetch import verify_dataset
     from distsgd.data.dataset import Dataset
-    from distsgd.data.fetch import verify_dataset
     from distsgd.data.locations import find_dataset
     from distsgd.data.remote.uri import is_uri
 

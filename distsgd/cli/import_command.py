@@ -55,9 +55,9 @@ def import_rows(
 
     Example: distsgd data import flowers.csv --name flowers --label species
     """
-    from distsgd.data.import_dataset import REJECTED, import_dataset
+    from distsgd.data.importing.import_dataset import REJECTED, import_dataset
+    from distsgd.data.importing.source import Wishes
     from distsgd.data.names import escaped, some_of
-    from distsgd.data.sources.source import Wishes
 
     rows_columns = _numbers(size, "--size", 2)
     wishes = Wishes(

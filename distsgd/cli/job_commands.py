@@ -15,7 +15,7 @@ from distsgd.cli.output import JsonFlag, pass_on, print_json, print_pairs, print
 from distsgd.cli.settings import spelling_of
 
 if TYPE_CHECKING:
-    from distsgd.runtime.job_api import JobApi, JobState
+    from distsgd.cluster.jobs import JobApi, JobState
 
 __all__ = ["add_to", "app"]
 
@@ -49,7 +49,7 @@ def submit(
 
     Example: distsgd submit --resume job-20260101-120000-ab12
     """
-    from distsgd.runtime.job_api import job_api
+    from distsgd.cluster.jobs import job_api
 
     arguments, files, sample = _checked(context.args, resume)
     with job_api(address) as api:
@@ -69,12 +69,12 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
 
     Its flags are read here once, so that a slip is told before anything is sent.
     """
-    from distsgd.api.chaos_flag import chaos_from
     from distsgd.cli.main import app as whole
+    from distsgd.config.settings import TrainConfig
+    from distsgd.config.sources import config_elsewhere
+    from distsgd.config.spelling import written
     from distsgd.errors import UsageError
-    from distsgd.run.config import TrainConfig
-    from distsgd.run.config_sources import config_elsewhere
-    from distsgd.run.spelling import written
+    from distsgd.training.chaos_flag import chaos_from
 
     for word in given:
         if (flag := word.partition("=")[0]) in _NOT_HERE:
@@ -153,7 +153,7 @@ def list_(address: AddressFlag = "auto", json: JsonFlag = False) -> None:
 
     Example: distsgd jobs list
     """
-    from distsgd.runtime.job_api import job_api
+    from distsgd.cluster.jobs import job_api
 
     with job_api(address) as api:
         found = api.jobs()
@@ -185,7 +185,7 @@ def logs(
 
     Example: distsgd jobs logs latest --follow
     """
-    from distsgd.runtime.job_api import job_api
+    from distsgd.cluster.jobs import job_api
 
     with job_api(address) as api:
         name = _named(api, job)
@@ -201,7 +201,7 @@ def stop(job: Job = "latest", address: AddressFlag = "auto", json: JsonFlag = Fa
 
     Example: distsgd jobs stop latest
     """
-    from distsgd.runtime.job_api import job_api
+    from distsgd.cluster.jobs import job_api
 
     with job_api(address) as api:
         state = api.stop(_named(api, job))

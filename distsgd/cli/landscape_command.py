@@ -55,8 +55,8 @@ def landscape(
 
     Example: distsgd landscape --dataset sample --workers 0 --plot plane.png
     """
-    from distsgd.study.draw_landscape import draw_landscape
-    from distsgd.study.landscape import landscape as compute
+    from distsgd.lecture.experiments.draw_landscape import draw_landscape
+    from distsgd.lecture.experiments.landscape import landscape as compute
 
     checked(plot)
     found = compute(

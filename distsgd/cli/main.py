@@ -14,24 +14,25 @@ from typing import Annotated, Any
 
 import typer
 
+from distsgd.cli import bench_commands as bench_command
 from distsgd.cli import (
-    bench_command,
     cluster_commands,
     data_commands,
     job_commands,
-    journal_commands,
     landscape_command,
-    lecture_command,
     model_commands,
     runs_commands,
     search_commands,
     simulate_commands,
     study_commands,
-    train_command,
 )
+from distsgd.cli import lecture_commands as lecture_command
+from distsgd.cli import proof_commands as journal_commands
+from distsgd.cli import train_commands as train_command
 from distsgd.cli.output import say, show
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
+from distsgd.config.spelling import written
 from distsgd.errors import (
     DistsgdError,
     missing_package,
@@ -39,7 +40,6 @@ from distsgd.errors import (
     system_error,
     unreadable_module,
 )
-from distsgd.run.spelling import written
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]

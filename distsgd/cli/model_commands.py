@@ -33,7 +33,7 @@ def evaluate(
 
     Example: distsgd evaluate latest --split train
     """
-    from distsgd.api.evaluation import evaluate as measure
+    from distsgd.training.evaluation import evaluate as measure
 
     if split not in ("test", "train"):
         raise UsageError(f"--split cannot be {split}", "Give test or train")
@@ -71,7 +71,7 @@ def predict(
 
     Example: distsgd predict latest photo.jpg
     """
-    from distsgd.api.evaluation import predict as classify
+    from distsgd.training.evaluation import predict as classify
 
     found = classify(run, images, top=top, best=best)
     if json:
@@ -103,8 +103,8 @@ def gradcheck(
 
     Example: distsgd gradcheck --model mlp:20
     """
-    from distsgd.api.gradcheck import LIMIT
-    from distsgd.api.gradcheck import gradcheck as check
+    from distsgd.lecture.experiments.gradcheck import LIMIT
+    from distsgd.lecture.experiments.gradcheck import gradcheck as check
 
     rows = list(check(
         loss, model=model, dataset=dataset, examples=examples, parameters=parameters, seed=seed

@@ -23,7 +23,7 @@ def list_(json: JsonFlag = False) -> None:
 
     Example: distsgd runs list
     """
-    from distsgd.run.folder import list_runs, runs_home
+    from distsgd.runs.folder import list_runs, runs_home
 
     runs = [_summary(run) for run in list_runs()]
     if json:
@@ -49,7 +49,7 @@ def _share(value: Any) -> str:
 
 def _summary(run: Any) -> dict[str, Any]:
     from distsgd.errors import RunError, StorageError
-    from distsgd.run.folder import handle
+    from distsgd.runs.folder import handle
 
     try:
         config = run.read("config.json")
@@ -85,10 +85,10 @@ def show_(
 
     Example: distsgd runs show latest
     """
-    from distsgd.run.checkpoint import checkpoint_versions
-    from distsgd.run.folder import find_run
-    from distsgd.run.journal_reader import resumptions
-    from distsgd.run.metrics import best_epoch, epoch_rows
+    from distsgd.runs.checkpoint import checkpoint_versions
+    from distsgd.runs.folder import find_run
+    from distsgd.runs.journal_reader import resumptions
+    from distsgd.runs.metrics import best_epoch, epoch_rows
 
     found = find_run(run)
     config = found.read("config.json")

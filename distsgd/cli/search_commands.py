@@ -50,7 +50,7 @@ def random_(
 
     Example: distsgd search random --dataset sample --attempts 200 --workers 0
     """
-    from distsgd.study.random_search import draw_random_search, random_search
+    from distsgd.lecture.experiments.random_search import draw_random_search, random_search
 
     checked(plot)
     found = random_search(
@@ -87,7 +87,7 @@ def local(
 
     Example: distsgd search local --dataset sample --tries 200 --workers 0
     """
-    from distsgd.study.local_search import draw_local_search, local_search
+    from distsgd.lecture.experiments.local_search import draw_local_search, local_search
 
     checked(plot)
     found = local_search(
@@ -132,7 +132,7 @@ def numeric(
 
     Example: distsgd gradient numeric --dataset sample --examples 100 --parameters 500 --workers 0
     """
-    from distsgd.study.gradient_numeric import draw_numeric_gradient, numeric_gradient
+    from distsgd.lecture.experiments.gradient_numeric import draw_numeric_gradient, numeric_gradient
 
     checked(plot)
     found = numeric_gradient(
@@ -180,7 +180,7 @@ def stepsize(
 
     Example: distsgd stepsize --dataset sample --plot steps.png
     """
-    from distsgd.study.step_size import draw_step_sizes, step_sizes
+    from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
 
     checked(plot)
     found = step_sizes(

@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from distsgd.run.spelling import Spelling
+from distsgd.config.spelling import Spelling
 
 __all__ = ["CommandLine", "GroupTakesSettings", "TakesSettings", "spelling_of"]
 
@@ -51,7 +51,7 @@ class _Meant:
         except Exception as error:
             if type(error).__name__ != "NoSuchOption":
                 raise
-            from distsgd.run.config_sources import ALIASES, meant_by
+            from distsgd.config.sources import ALIASES, meant_by
 
             found: Any = error
             typed = found.option_name.lstrip("-").replace("-", "_")

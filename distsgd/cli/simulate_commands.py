@@ -14,9 +14,9 @@ from distsgd.cli.settings import GroupTakesSettings, TakesSettings
 from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
-    from distsgd.api.probe import Measuring
-    from distsgd.run.config import TrainConfig
-    from distsgd.runtime.simulated_fleet import Fleet
+    from distsgd.config.settings import TrainConfig
+    from distsgd.simulation.fleet import Fleet
+    from distsgd.simulation.probe import Measuring
 
 __all__ = ["add_to"]
 
@@ -49,9 +49,9 @@ def simulate(
         others = {name: value for name, value in context.params.items() if name != "json"}
         _refuse_before_command(others, given["json"])
         return
-    from distsgd.api.simulate import simulate_with
     from distsgd.cli.simulate_tables import show_result
     from distsgd.cli.stop_signals import StopSignals
+    from distsgd.simulation.simulate import simulate_with
 
     fleet, make, measuring = _read(context.params)
     stop = StopSignals()
@@ -79,8 +79,8 @@ def compare(
 
     Example: distsgd simulate compare --dataset sample --policies bsp,ssp:3,asp --slow 1:4
     """
-    from distsgd.api.simulate import compare_with, policy_configs
     from distsgd.cli.simulate_tables import show_comparison
+    from distsgd.simulation.simulate import compare_with, policy_configs
 
     fleet, make, measuring = _read(context.params)
     configs = policy_configs(policies, make)
@@ -100,10 +100,10 @@ def _read(
     given: dict[str, Any],
 ) -> tuple[Fleet, Callable[[dict[str, Any]], TrainConfig], Measuring]:
     """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
-    from distsgd.api.plots import check_plot
-    from distsgd.api.probe import Measuring
-    from distsgd.api.scenario import fleet_from, read_scenario
-    from distsgd.api.simulated_settings import simulated_config
+    from distsgd.simulation.plots import check_plot
+    from distsgd.simulation.probe import Measuring
+    from distsgd.simulation.scenario import fleet_from, read_scenario
+    from distsgd.simulation.simulated_settings import simulated_config
 
     file, train = read_scenario(given["scenario"]) if given["scenario"] else ({}, {})
     expressions = {
@@ -143,7 +143,7 @@ def _refuse_before_command(given: dict[str, Any], json: bool) -> None:
 
 def _draw(plot: Path | None, runs: list[Any]) -> None:
     if plot is not None:
-        from distsgd.api.plots import plot_curves
+        from distsgd.simulation.plots import plot_curves
 
         plot_curves(plot, runs)
         say(f"drew {plot}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from distsgd.api.simulated_results import Comparison, CurvePoint, SimulationResult
 from distsgd.cli.output import count, percent, print_pairs, print_table
+from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult
 
 __all__ = ["show_comparison", "show_result"]
 

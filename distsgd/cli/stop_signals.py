@@ -11,8 +11,8 @@ from typing import Any
 
 import typer
 
-from distsgd.api.interrupts import Stop
 from distsgd.data.system import pause
+from distsgd.training.interrupts import Stop
 
 __all__ = ["StopSignals"]
 

@@ -28,7 +28,7 @@ def loss(
 
     Example: distsgd study loss --dataset sample --plot loss.png
     """
-    from distsgd.study.initial_loss import draw_initial_loss, initial_loss
+    from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
 
     checked(plot)
     found = initial_loss(dataset, examples=examples, scales=reals("--scales", scales), seed=seed)
@@ -58,8 +58,8 @@ def hinges(
 
     Example: distsgd study hinges --plot hinges.png
     """
-    from distsgd.study.hinges import draw_hinges
-    from distsgd.study.hinges import hinges as take_apart
+    from distsgd.lecture.experiments.hinges import draw_hinges
+    from distsgd.lecture.experiments.hinges import hinges as take_apart
 
     checked(plot)
     found = take_apart(reals("--points", points), reals("--weights", weights))
@@ -102,7 +102,7 @@ def convexity(
 
     Example: distsgd study convexity --dataset sample --plot convexity.png
     """
-    from distsgd.study.convexity import check_convexity, draw_convexity
+    from distsgd.lecture.experiments.convexity import check_convexity, draw_convexity
 
     checked(plot)
     found = check_convexity(dataset, examples=examples, segments=segments, seed=seed)
@@ -125,8 +125,8 @@ def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:
 
     Example: distsgd study chain-rule --plot graphs.png
     """
-    from distsgd.study.chain_rule import worked_examples
-    from distsgd.study.draw_graphs import draw_chain_rule
+    from distsgd.lecture.draw_graphs import draw_chain_rule
+    from distsgd.lecture.plain.chain_rule import worked_examples
 
     checked(plot)
     found = worked_examples()
@@ -161,7 +161,7 @@ def formulas(
 
     Example: distsgd study formulas --dataset sample --plot formulas.png
     """
-    from distsgd.study.compare_formulas import compare_formulas, draw_formulas
+    from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas
 
     checked(plot)
     found = compare_formulas(dataset, examples=examples, seed=seed)

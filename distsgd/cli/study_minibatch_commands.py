@@ -36,7 +36,7 @@ def descent(
 
     Example: distsgd study descent --dataset sample --epochs 3 --plot descent.png
     """
-    from distsgd.study.compare_descents import compare_descents, draw_descents
+    from distsgd.lecture.experiments.compare_descents import compare_descents, draw_descents
 
     checked(plot)
     found = compare_descents(dataset, loss=loss, epochs=epochs, workers=workers, seed=seed, say=say)
@@ -67,7 +67,7 @@ def copies(
 
     Example: distsgd study copies --dataset sample --originals 100 --times 50
     """
-    from distsgd.study.copies import compare_copies, draw_copies
+    from distsgd.lecture.experiments.copies import compare_copies, draw_copies
 
     checked(plot)
     found = compare_copies(dataset, originals=originals, times=times, seed=seed)
@@ -101,7 +101,7 @@ def noise(
 
     Example: distsgd study noise --dataset sample --sizes 16,64,256 --plot noise.png
     """
-    from distsgd.study.minibatch_noise import draw_minibatch_noise, minibatch_noise
+    from distsgd.lecture.experiments.minibatch_noise import draw_minibatch_noise, minibatch_noise
 
     checked(plot)
     found = minibatch_noise(
@@ -141,7 +141,7 @@ def minibatch_size(
 
     Example: distsgd study minibatch-size --dataset sample --sizes 64,100,128 --epochs 1
     """
-    from distsgd.study.minibatch_size import compare_sizes, draw_sizes
+    from distsgd.lecture.experiments.minibatch_size import compare_sizes, draw_sizes
 
     checked(plot)
     found = compare_sizes(
@@ -176,7 +176,7 @@ def sampling(
 
     Example: distsgd study sampling --dataset sample --epochs 3 --plot sampling.png
     """
-    from distsgd.study.sampling import compare_samplings, draw_samplings
+    from distsgd.lecture.experiments.sampling import compare_samplings, draw_samplings
 
     checked(plot)
     found = compare_samplings(

@@ -54,7 +54,7 @@ def _parsed(flag: str, text: str, kind: Callable[[str], Any], example: str) -> l
 
 def checked(plot: Path | None) -> None:
     """Refuse a figure that cannot be drawn before anything is computed."""
-    from distsgd.study.drawing import check_plot
+    from distsgd.lecture.drawing import check_plot
 
     if plot is not None:
         check_plot(plot)
@@ -62,7 +62,7 @@ def checked(plot: Path | None) -> None:
 
 def drawn(plot: Path | None, draw: Callable[[Any], Figure], found: Any) -> None:
     """Draw what was found, if a figure was asked for."""
-    from distsgd.study.drawing import save_figure
+    from distsgd.lecture.drawing import save_figure
 
     if plot is not None:
         save_figure(draw(found), plot)

@@ -7,8 +7,8 @@ import pytest
 from distsgd.bench.contenders import choose
 from distsgd.bench.lineup import grid, line_up
 from distsgd.bench.rounds import in_processes, reason_to_skip
+from distsgd.config.settings import TrainConfig, choices
 from distsgd.errors import UsageError
-from distsgd.run.config import TrainConfig, choices
 
 CHANNELS = ("auto", "unix", "pigeon")
 USUAL = line_up(CHANNELS)

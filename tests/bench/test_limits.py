@@ -8,19 +8,19 @@ import sys
 import numpy as np
 import pytest
 
-from distsgd.api.jobs import make_job
 from distsgd.bench.child import parse_results
 from distsgd.bench.limits import LeastServer
 from distsgd.bench.processes import run_process
-from distsgd.channel.base import Work
+from distsgd.config.jobs import make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.initial import initial_weights
 from distsgd.core.messages import Push
+from distsgd.core.model.initial import initial_weights
 from distsgd.data.dataset import Dataset
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.inline import train_inline
-from distsgd.runtime.job import Job, Snapshot
-from distsgd.runtime.worker import Worker
+from distsgd.engine.inline import train_inline
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.worker import Worker
+from distsgd.transport.base import Work
 
 STEPS = 5
 

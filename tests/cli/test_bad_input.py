@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from support import PATIENCE, Run, command_line, image_format
 
-from distsgd.channel.framing import Shape
-from distsgd.channel.shared_memory import SharedMemory
 from distsgd.cli.main import _report
 from distsgd.data.locations import SAMPLE
 from distsgd.errors import ResourceError, UsageError, resource_error, system_error
+from distsgd.transport.framing import Shape
+from distsgd.transport.shared_memory import SharedMemory
 
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1")
 
@@ -343,7 +343,7 @@ def test_an_error_of_the_system_names_the_module_that_met_it(tmp_path: Path) -> 
     with pytest.raises(OSError) as caught:  # of a descriptor that is none
         SharedMemory(10**6, Shape(1, "float32", 1, 1, 1))
     said = str(system_error(caught.value, tmp_path))
-    assert "refused something in distsgd.channel.shared_memory" in said
+    assert "refused something in distsgd.transport.shared_memory" in said
     inside = OSError(errno.EACCES, "Permission denied", str(tmp_path / "x"))
     assert "cannot write" in str(system_error(inside, tmp_path))
     assert "cannot use" in str(system_error(inside, tmp_path / "other"))

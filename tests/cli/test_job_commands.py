@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from support import PATIENCE, command_line, processes_with, run_here, wait_for
 
-from distsgd.api import train
-from distsgd.run.metrics import epoch_rows
+from distsgd.runs.metrics import epoch_rows
+from distsgd.training import train
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +73,7 @@ def cluster(home: Path) -> Iterator[Cluster]:
 
 def test_the_head_listens_on_loopback_alone(cluster: Cluster, home: Path) -> None:
     folder = node(home)["folder"]
-    from distsgd.runtime.session_guard import processes_of
+    from distsgd.on_ray.session_guard import processes_of
 
     ours = {inode for pid in processes_of(folder) for inode in sockets_of(pid)}
     listening = []

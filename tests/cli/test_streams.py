@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import command_line
 
-from distsgd.api.audit import audit
 from distsgd.cli.streams import open_missing_streams
+from distsgd.proof.audit import audit
 
 TRAIN = ("train", "--dataset", "sample", "--workers", 0, "--epochs", 1, "--json")
 

@@ -26,8 +26,8 @@ from support import (
     wait_for,
 )
 
-from distsgd.api import train
-from distsgd.run.checkpoint import latest_checkpoint, read_checkpoint
+from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint
+from distsgd.training import train
 
 LONG = ("--dataset", "sample", "--epochs", "100000")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distsgd.cli.train_reporter import _LiveReporter
-from distsgd.run.config import TrainConfig
-from distsgd.runtime.events import Progress
+from distsgd.cli.progress import _LiveReporter
+from distsgd.config.settings import TrainConfig
+from distsgd.engine.events import Progress
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,8 +19,8 @@ from listening import Listener, answers, documented, listeners
 from store_process import SECRETS, object_store
 from support import PATIENCE, wait_for
 
-from distsgd.api import train
 from distsgd.data.locations import SAMPLE
+from distsgd.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(possible()))]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hosts import Host, hosts, possible
 
-from distsgd.api import train
 from distsgd.data.locations import SAMPLE
+from distsgd.training import train
 
 missing = possible() or (None if shutil.which("openssl") else "needs openssl, for certificates")
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(missing), reason=str(missing))]

@@ -9,7 +9,7 @@ from crew_account import MOST_WORKERS
 from promises import PROMISES
 from toy_fleet import Toy, toy_plan
 
-from distsgd.core.consistency import make_policy
+from distsgd.core.server.consistency import make_policy
 
 NAMES = MOST_WORKERS
 QUICK = {

@@ -12,9 +12,9 @@ from reference_weights import Reference, plain_local, plain_sgd
 from slot_sets import SlotSets, piece_of
 
 from distsgd.core.messages import Applied, Dismiss, Dropped, Grant, Lease
-from distsgd.core.position import Ledger
 from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.update_check import UpdateCheck
+from distsgd.core.server.position import Ledger
+from distsgd.core.server.update_check import UpdateCheck
 
 MOST_WORKERS = 7
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from distsgd.core.compression import CODECS, ErrorFeedback, make_codec
 from distsgd.core.messages import LIFE
+from distsgd.core.optim.compression import CODECS, ErrorFeedback, make_codec
 
 CLASSES, SIZE = 10, 30_880
 MATRICES = [(CLASSES, SIZE // CLASSES)]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from promises import PROMISES
 from toy_fleet import START, Toy, toy_plan
 
-from distsgd.core import parameter_server
-from distsgd.core.consistency import POLICIES, make_policy
 from distsgd.core.messages import Grant
+from distsgd.core.server import parameter_server
+from distsgd.core.server.consistency import POLICIES, make_policy
 
 each_policy = pytest.mark.parametrize("name", POLICIES)
 

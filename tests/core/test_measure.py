@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from two_layer_problem import CLASSES, Problem
 
-from distsgd.core.losses import LOSSES
-from distsgd.core.measure import measure
-from distsgd.core.slot_gradient import SlotLoss
+from distsgd.core.model.losses import LOSSES
+from distsgd.core.model.measure import measure
+from distsgd.core.model.slot_gradient import SlotLoss
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp:1", "mlp:20"])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from two_layer_problem import CLASSES, Problem
 
 from distsgd.core.arrays import padded_columns
-from distsgd.core.initial import initial_weights
-from distsgd.core.losses import penalty
-from distsgd.core.models import MOST_HIDDEN, Linear, TwoLayer, hidden_units, make_architecture
+from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.losses import penalty
+from distsgd.core.model.models import MOST_HIDDEN, Linear, TwoLayer, hidden_units, make_architecture
 
 NAMES = st.one_of(st.just("linear"), st.integers(1, 40).map(lambda hidden: f"mlp:{hidden}"))
 

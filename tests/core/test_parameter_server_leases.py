@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from toy_fleet import START, Fleet, granted, run_alone
 
-from distsgd.core.consistency import make_policy
 from distsgd.core.messages import Applied, Dropped, Grant, Lease, Push
+from distsgd.core.server.consistency import make_policy
 
 # Shares
 

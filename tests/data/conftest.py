@@ -22,9 +22,9 @@ from data_support import (
 )
 from PIL import Image
 
-from distsgd.data.cifar10 import BATCHES, Records
+from distsgd.data.cifar10.archive import BATCHES, Records
+from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
 from distsgd.data.dataset import Dataset
-from distsgd.data.fetch import fetch_cifar10, verify_dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
 from distsgd.errors import DatasetError, SourceError
 

@@ -16,8 +16,8 @@ import sys
 
 import numpy as np
 
-from distsgd.data import fetch
-from distsgd.data.cifar10 import BATCHES, Records
+from distsgd.data.cifar10 import fetch
+from distsgd.data.cifar10.archive import BATCHES, Records
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import cache_folder, dataset_folder
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from support import Run
 
-from distsgd.api.training import train
 from distsgd.data.column_scale import ColumnScale
-from distsgd.data.column_survey import ColumnSurvey
-from distsgd.data.import_dataset import Imported, import_dataset
+from distsgd.data.importing.column_survey import ColumnSurvey
+from distsgd.data.importing.import_dataset import Imported, import_dataset
+from distsgd.data.importing.source import Wishes
+from distsgd.data.importing.spool import ColumnStatistics
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
-from distsgd.data.sources.source import Wishes
-from distsgd.data.spool import ColumnStatistics
 from distsgd.errors import UsageError
+from distsgd.training.training import train
 
 ROWS = 400
 RANDOM = np.random.default_rng(0)

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pytest
 from support import command_line
 
-from distsgd.api.evaluation import predict
-from distsgd.api.training import train
 from distsgd.data.dataset import Dataset
-from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.importing import csv_file
+from distsgd.data.importing.csv_file import CsvFile
+from distsgd.data.importing.csv_header import has_names
+from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.importing.source import Wishes
 from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
-from distsgd.data.sources import csv_file
-from distsgd.data.sources.csv_file import CsvFile
-from distsgd.data.sources.csv_header import has_names
-from distsgd.data.sources.source import Wishes
 from distsgd.errors import SourceError, UsageError
+from distsgd.training.evaluation import predict
+from distsgd.training.training import train
 
 FLOWERS = [("5.1", "3.5", "iris"), ("6.1", "2.9", "rose"), ("4.0", "4.1", "tulip")]
 

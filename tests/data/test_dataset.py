@@ -10,9 +10,9 @@ from data_support import tiny_examples, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.data.cifar10 import CLASSES, Records
+from distsgd.data.cifar10.archive import CLASSES, Records
+from distsgd.data.cifar10.fetch import verify_dataset
 from distsgd.data.dataset import Dataset, Split
-from distsgd.data.fetch import verify_dataset
 from distsgd.data.locations import SAMPLE
 
 ROWS = 53
@@ -132,8 +132,8 @@ def test_a_folder_and_a_file_whose_names_are_not_utf_8(cache: Path, tmp_path: Pa
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from distsgd.data.import_dataset import import_dataset
-    from distsgd.data.sources.source import Wishes
+    from distsgd.data.importing.import_dataset import import_dataset
+    from distsgd.data.importing.source import Wishes
 
     folder = tmp_path / "caf\udce9"
     write_tiny(folder, ROWS)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from data_support import Site
 
-from distsgd.data import download as download_module
-from distsgd.data import pace
-from distsgd.data.download import download
+from distsgd.data.remote import http as download_module
+from distsgd.data.remote import pace
+from distsgd.data.remote.http import download
 from distsgd.errors import CorruptDataError, SourceError, StorageError
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)

@@ -12,8 +12,8 @@ import pytest
 from data_support import LOCK, flip, snapshot, times
 from support import PATIENCE, Run, command_line
 
-from distsgd.data.cifar10 import BATCHES, CLASSES, SHAPE, Records
-from distsgd.data.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.archive import BATCHES, CLASSES, SHAPE, Records
+from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.shards import write_dataset
 from distsgd.errors import CorruptDataError

@@ -13,7 +13,7 @@ import pytest
 from data_support import LOCK, snapshot, wait_until
 from support import PATIENCE, command_line
 
-from distsgd.data.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
 
 
 def written(cache: Path, pattern: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from data_support import LOCK, flip, pack, python3_pickle, snapshot
 from support import Run
 
-from distsgd.data.fetch import fetch_cifar10
+from distsgd.data.cifar10.fetch import fetch_cifar10
 from distsgd.errors import CorruptDataError, DistsgdError, SourceError
 
 RECORD = 3073

@@ -11,10 +11,10 @@ import pytest
 from data_support import LOCK, Site, sha256, snapshot
 from support import Run
 
-from distsgd.data import fetch
-from distsgd.data.cifar10 import Records
+from distsgd.data.cifar10 import fetch
+from distsgd.data.cifar10.archive import Records
+from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, fetch_cifar10, verify_dataset
 from distsgd.data.dataset import Dataset
-from distsgd.data.fetch import DEFAULT_SHARDS, fetch_cifar10, verify_dataset
 from distsgd.errors import CorruptDataError, SourceError
 
 SOURCES = [

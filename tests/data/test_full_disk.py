@@ -14,10 +14,10 @@ import pytest
 from data_support import LOCK, Site, snapshot
 from support import PATIENCE, command_line
 
-from distsgd.data import fetch
-from distsgd.data.download import download
-from distsgd.data.fetch import fetch_cifar10
+from distsgd.data.cifar10 import fetch
+from distsgd.data.cifar10.fetch import fetch_cifar10
 from distsgd.data.locations import SAMPLE
+from distsgd.data.remote.http import download
 from distsgd.errors import StorageError
 
 

@@ -14,15 +14,15 @@ import pytest
 from data_support import sha256
 from PIL import Image
 
-from distsgd.api.evaluation import evaluate, predict
-from distsgd.api.training import train
+from distsgd.data.cifar10.fetch import verify_dataset
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset, Split
-from distsgd.data.fetch import verify_dataset
-from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.importing.source import Wishes
 from distsgd.data.locations import SAMPLE, dataset_folder, find_dataset, imported_datasets
-from distsgd.data.sources.source import Wishes
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
+from distsgd.training.evaluation import evaluate, predict
+from distsgd.training.training import train
 
 
 def png(pixels: np.ndarray) -> bytes:

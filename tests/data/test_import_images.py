@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distsgd.data.cifar10 import read_folder
-from distsgd.data.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.cifar10.archive import read_folder
+from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.errors import DatasetError, SourceError
 
 

@@ -15,16 +15,16 @@ import pytest
 from data_support import sign_again, write_tiny
 from support import Run
 
-from distsgd.api.evaluation import predict
-from distsgd.api.training import train
-from distsgd.data import row_import
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset
-from distsgd.data.import_dataset import Imported, import_dataset
+from distsgd.data.importing import row_import
+from distsgd.data.importing.import_dataset import Imported, import_dataset
+from distsgd.data.importing.source import Wishes, rows_at_once
 from distsgd.data.locations import dataset_folder, find_dataset
 from distsgd.data.manifest import read_manifest
-from distsgd.data.sources.source import Wishes, rows_at_once
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
+from distsgd.training.evaluation import predict
+from distsgd.training.training import train
 
 LABELS = np.arange(60) % 2
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from data_support import write_tiny
 
-from distsgd.data import import_dataset as import_module
-from distsgd.data.import_dataset import import_dataset
+from distsgd.data.importing import import_dataset as import_module
+from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import dataset_folder
 from distsgd.errors import UsageError

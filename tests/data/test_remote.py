@@ -15,18 +15,17 @@ from object_store import KEY
 from store_process import SECRETS, StoreProcess, object_store
 from support import PATIENCE, Run, run_here
 
-from distsgd.api import evaluate, resume, train
-from distsgd.api.audit import audit
-from distsgd.api.probe import Measuring
-from distsgd.api.simulate import compare, simulate
-from distsgd.data import pace
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import fetching, stores
+from distsgd.data.remote import fetching, pace, stores
 from distsgd.data.remote.remote_folder import RemoteFolder
 from distsgd.data.remote.uri import parse_uri
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
+from distsgd.proof.audit import audit
+from distsgd.simulation.probe import Measuring
+from distsgd.simulation.simulate import compare, simulate
+from distsgd.training import evaluate, resume, train
 
 SHARDS = 16
 

@@ -11,10 +11,10 @@ import pytest
 from data_support import LOCK, flip, snapshot, times, write_tiny
 from support import Run
 
-from distsgd.data import fetch
-from distsgd.data.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10 import fetch
+from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.repair import repair_dataset
 from distsgd.data.locations import SAMPLE
-from distsgd.data.repair import repair_dataset
 from distsgd.errors import CorruptDataError, DatasetError, SourceError
 
 THIRD, TEST = "train-00003-of-00008.arrow", "test-00000-of-00001.arrow"
@@ -135,7 +135,7 @@ def test_the_sample_is_made_of_cifar10(
     flip(sample / shard, 100_000)
     assert repair_dataset(str(sample), str(binary_folder)).mended == (shard,)
     assert snapshot(sample) == whole
-    for name in ("distsgd.data.locations.SAMPLE", "distsgd.data.repair.SAMPLE"):
+    for name in ("distsgd.data.locations.SAMPLE", "distsgd.data.cifar10.repair.SAMPLE"):
         monkeypatch.setattr(name, sample)
     cut(sample / "manifest.json")
     assert repair_dataset("sample", str(binary_folder)).mended == ("manifest.json",)
@@ -165,7 +165,7 @@ def test_other_bytes_than_before_are_not_put_there(
     fetched: Path, binary_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if another version of the library wrote the same rows in other bytes."""
-    from distsgd.data import repair
+    from distsgd.data.cifar10 import repair
 
     cut(fetched / THIRD)
     before = times(fetched)

@@ -17,7 +17,7 @@ from data_support import python2_pickle, python3_pickle, python_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.data.restricted_pickle import load_batch
+from distsgd.data.cifar10.restricted_pickle import load_batch
 from distsgd.errors import SourceError
 
 RECORDS = np.random.default_rng(0).integers(0, 10, (6, 3073), dtype=np.uint8)

@@ -24,8 +24,8 @@ from data_support import (
 )
 from support import PATIENCE
 
+from distsgd.data.cifar10.fetch import verify_dataset
 from distsgd.data.dataset import Dataset, verify_shards
-from distsgd.data.fetch import verify_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST, Manifest, read_manifest
 from distsgd.data.plain_rows import PlainRows

@@ -15,7 +15,7 @@ SOURCES = sorted(Path(distsgd.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize(
-    "module", ["distsgd.runtime.session_guard", "distsgd.data.remote.fetching_ahead"]
+    "module", ["distsgd.on_ray.session_guard", "distsgd.data.remote.fetching_ahead"]
 )
 def test_a_module_runs_among_shadows(module: str, tmp_path: Path) -> None:
     for name in ("distsgd", "numpy", "queue", "random", "socket", "runpy", "json"):

@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.bench.child import Found, Task, rate, serve, told
-from distsgd.bench.peers.images import (
-    LEARNING_RATE,
-    REGULARIZATION,
-    SCALE,
-    Images,
-    load_images,
-)
+from distsgd.bench.peers.images import LEARNING_RATE, REGULARIZATION, SCALE, Images, load_images
 
 __all__ = ["BATCH", "first_weights", "minibatches", "softmax_gradient"]
 

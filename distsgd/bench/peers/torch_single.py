@@ -9,13 +9,7 @@ import torch
 from distsgd.bench.child import Found, Task, rate, serve, told
 from distsgd.bench.peers.images import load_images
 from distsgd.bench.peers.numpy_loop import minibatches
-from distsgd.bench.peers.torch_model import (
-    BATCH,
-    Features,
-    make_model,
-    make_optimizer,
-    train_step,
-)
+from distsgd.bench.peers.torch_model import BATCH, Features, make_model, make_optimizer, train_step
 
 __all__: list[str] = []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from distsgd.data.folder_files import open_inside
-from distsgd.data.pace import LEAST_BYTES, Pace, TooSlow
+from distsgd.data.remote.pace import LEAST_BYTES, Pace, TooSlow
 from distsgd.data.remote.stores import Piece, Refused, Store
 from distsgd.data.system import pause
 from distsgd.errors import CorruptDataError, SourceError, storage_error

@@ -18,8 +18,8 @@ import requests
 from pyarrow import fs
 from pyarrow.dataset import IpcFileFormat
 
-from distsgd.data.download import arriving, reason
 from distsgd.data.folder_files import reader_inside
+from distsgd.data.remote.http import arriving, reason
 from distsgd.data.remote.uri import Uri
 from distsgd.errors import NotPlainFile, SourceError
 

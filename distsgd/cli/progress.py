@@ -1,0 +1,117 @@
+"""What `distsgd train` shows while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.spinner import Spinner
+
+from distsgd.cli.output import percent, say, show, terminal, text_column, visible
+from distsgd.config.settings import TrainConfig
+from distsgd.core.model.models import LINEAR
+from distsgd.engine.events import Progress as Steps
+from distsgd.training.reporter import Reporter
+from distsgd.training.results import EpochRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["make_reporter"]
+
+_HEADING = f"{'epoch':>5}  {'loss':>8}  {'train':>7}  {'test':>7}  {'seconds':>7}"
+
+
+def _row(row: EpochRow) -> str:
+    return (
+        f"{row.epoch:>5}  {row.train_loss:>8.4f}  {percent(row.train_accuracy):>7}  "
+        f"{percent(row.test_accuracy):>7}  {row.seconds:>7.2f}"
+    )
+
+
+def _title(config: TrainConfig) -> str:
+    fleet = "1 worker" if config.workers == 1 else f"{config.workers} workers"
+    workers = f"{fleet} on Ray" if config.workers else "one process"
+    model = "" if config.model == LINEAR else f"{config.model}, "
+    return (
+        f"{model}{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
+        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, seed {config.seed}"
+    )
+
+
+class _PlainReporter(Reporter):
+    """One plain line an epoch."""
+
+    def __init__(self, to_stderr: bool) -> None:
+        self._print = say if to_stderr else show
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self._print(_title(config), _HEADING)
+
+    def epoch(self, row: EpochRow) -> None:
+        self._print(_row(row))
+
+    def notice(self, text: str) -> None:
+        say(text)
+
+
+class _LiveReporter(Reporter):
+    """An epoch table above a line that shows the step, the loss, the speed, the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            text_column("epoch {task.fields[epoch]}"),
+            text_column("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            text_column("loss {task.fields[loss]}"),
+            text_column("{task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        spinner = Spinner("dots", "starting Ray")
+        self._starting = Live(spinner, console=console, transient=True)
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self._console.print(visible(_title(config)), soft_wrap=True)
+        self._console.print(_HEADING, style="bold")
+        self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
+        if config.workers:
+            self._starting.start(refresh=True)
+        else:
+            self._bar.start()
+
+    def _show_bar(self) -> None:
+        """Ray has started: steps follow."""
+        self._starting.stop()
+        self._bar.start()
+
+    def progress(self, progress: Steps) -> None:
+        self._show_bar()
+        self._bar.update(
+            self._task,
+            completed=progress.step,
+            epoch=progress.epoch + 1,
+            loss=f"{progress.loss:.4f}",
+            speed=f"{progress.examples_per_second:,.0f}",
+        )
+
+    def epoch(self, row: EpochRow) -> None:
+        self._show_bar()
+        self._console.print(_row(row))
+
+    def notice(self, text: str) -> None:
+        self._console.print(visible(text), style="yellow", soft_wrap=True)
+
+    def ended(self) -> None:
+        self._starting.stop()
+        self._bar.stop()
+
+
+def make_reporter(json: bool) -> Reporter:
+    """Live on a terminal, plain when piped; with --json on stderr."""
+    console = terminal(err=json)
+    return _PlainReporter(json) if console is None else _LiveReporter(console)

@@ -1,0 +1,252 @@
+"""This machine made a node of a Ray cluster, without harm to others."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from distsgd.cluster.access import cluster_home, token_file
+from distsgd.cluster.head_probe import check_head
+from distsgd.cluster.node import Node, alone, last_node, note_file, other_notes
+from distsgd.cluster.node_address import PORT, answers, check_address, check_port, free_port, way_to
+from distsgd.data.folder_files import SMALL, read_inside, replace_inside
+from distsgd.data.system import python_module
+from distsgd.errors import NotPlainFile, RuntimeFailure, UsageError, machine_trouble, storage_error
+from distsgd.on_ray.session import LOOPBACK, NO_METRICS, is_loopback
+from distsgd.on_ray.session_guard import NODE_MARK, clear_session, mark_folder
+
+__all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
+
+JOBS_PORT = 8265
+_STORE_BYTES = 200 * 2**20
+_SECONDS_TO_START = 60
+_TEMPORARY = "tmp"
+_PATHS = ("PYTHONPATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+"""Variables that name files: made absolute, as a node does not run in the working folder."""
+
+_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_local_fs_capacity_threshold": "1",
+    **NO_METRICS,
+    # A node that does not answer for so long is dead: 5 s instead of a minute.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+_MOST_CPUS = 10_000
+
+
+def start_head(
+    node_ip: str = "127.0.0.1",
+    port: int = PORT,
+    cpus: int | None = None,
+    jobs_port: int = JOBS_PORT,
+    token: Path | None = None,
+    autoscaling: Path | None = None,
+) -> Node:
+    """Make this machine the head of a new cluster, with a new token.
+
+    Args:
+        node_ip: the address to listen at; others reach a head of 127.0.0.1 from here alone.
+        port: of the head.
+        cpus: that the node offers; None for all.
+        jobs_port: where it takes jobs (`distsgd submit`), at the same address.
+        token: a file with the token to use; None for a new one.
+        autoscaling: the file by which Ray's cluster launcher describes the other machines.
+
+    Raises:
+        UsageError: the address is not of this machine, or a node runs already.
+        RuntimeFailure: Ray did not start.
+    """
+    _check_cpus(cpus)
+    with alone():
+        _check_free(node_ip)
+        _check_head(node_ip, port, jobs_port, autoscaling)
+        secret = secrets.token_hex(32) if token is None else _secret_in(token)
+        arguments = [
+            "--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={node_ip}",
+            f"--dashboard-port={jobs_port}",
+        ]  # fmt: skip
+        if autoscaling is not None:
+            arguments.append(f"--autoscaling-config={autoscaling.absolute()}")
+        else:
+            arguments.append("--no-monitor")  # of the autoscaler
+        node = Node(address=f"{node_ip}:{port}", node_ip=node_ip, head=True, folder="",
+                    jobs_port=jobs_port)  # fmt: skip
+        return _started(node, arguments, cpus, secret)
+
+
+def _check_head(node_ip: str, port: int, jobs_port: int, autoscaling: Path | None) -> None:
+    for flag, number in (("--port", port), ("--jobs-port", jobs_port)):
+        if not 0 < number < 65_536:
+            raise UsageError(f"{flag} cannot be {number}", "Give a number from 1 to 65535")
+        check_port(node_ip, flag, number)
+    if autoscaling is not None and not autoscaling.is_file():
+        raise UsageError(
+            f"--autoscaling-config: there is no file {autoscaling}", "`ray up` puts it on the head"
+        )
+    _check_no_other_head()
+
+
+def start_member(
+    address: str, node_ip: str | None = None, token: Path | None = None, cpus: int | None = None
+) -> Node:
+    """Join this machine to a cluster.
+
+    Args:
+        address: HOST:PORT of its head.
+        node_ip: the address to listen at; None for the one that the head is reached from.
+        token: a file with the head's token, which is copied; None for the one that is here.
+        cpus: that the node offers; None for all.
+
+    Raises:
+        UsageError: there is no token, or as `start_head`.
+        RuntimeFailure: the head cannot be reached, or Ray did not start.
+    """
+    _check_cpus(cpus)
+    own = node_ip or way_to(address)
+    with alone():
+        _check_free(own)
+        secret = _secret_in(token or token_file())
+        check_head(address, {"RAY_AUTH_TOKEN": secret})
+        node = Node(address=address, node_ip=own, head=False, folder="")
+        return _started(node, [f"--address={address}"], cpus, secret)
+
+
+def _check_cpus(cpus: int | None) -> None:
+    if cpus is not None and not 0 <= cpus <= _MOST_CPUS:
+        raise UsageError(
+            f"--cpus cannot be {cpus}", f"Give a whole number from 0 to {_MOST_CPUS:,}"
+        )
+
+
+def _check_no_other_head() -> None:
+    """Machines may share the folder, but there is one token in it."""
+    for other in other_notes():
+        if other.head and not is_loopback(other.node_ip) and answers(other.address):
+            raise UsageError(
+                f"the token of the cluster at {other.address} lies in {cluster_home()}, which that "
+                "machine shares",
+                "Name another folder for this one: DISTSGD_CLUSTER_HOME",
+            )
+
+
+def _secret_in(file: Path) -> str:
+    try:
+        if secret := file.read_text(encoding="utf-8").strip():
+            return secret
+    except (OSError, UnicodeDecodeError) as error:
+        if trouble := machine_trouble(error, file):
+            raise trouble from None
+    raise UsageError(
+        f"there is no token of the cluster in {file}",
+        f"Copy the head's, which is {token_file()} there, and give it with --token-file",
+    )
+
+
+def _check_free(node_ip: str) -> None:
+    if (node := last_node()) is not None:
+        if node.lives:
+            raise UsageError(
+                f"this machine is a node of the cluster at {node.address} already",
+                "`distsgd cluster stop` ends it",
+            )
+        clear_session(Path(node.folder))  # what is left of one that has died
+    check_address(node_ip)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = path.parent.stat()
+        if folder.st_uid not in (os.geteuid(), 0) or folder.st_mode & stat.S_IWOTH:
+            raise UsageError(
+                f"others may write to {path.parent}, where the token of the cluster is to lie",
+                "Name a folder of your own: DISTSGD_CLUSTER_HOME",
+            )
+        replace_inside(path, content.encode())
+    except OSError as error:
+        raise storage_error(error, path) from None
+
+
+def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) -> Node:
+    """Run `ray start`, whose processes stay, and remember them."""
+    # Short, as the paths of its sockets must fit, and the user's alone.
+    folder = Path(tempfile.mkdtemp(prefix="distsgd-node-", dir="/tmp"))
+    os.close(mark_folder(folder))
+    (folder / _TEMPORARY).mkdir(mode=0o700)
+    node = replace(wanted, folder=str(folder))
+    command = python_module(
+        "distsgd.on_ray.start", f"--node-ip-address={node.node_ip}",
+        f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
+        # Another Ray of this machine may have its usual port, and jobs need it.
+        f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
+        "--disable-usage-stats", *arguments, *([] if cpus is None else [f"--num-cpus={cpus}"]),
+    )  # fmt: skip
+    before = {file: _content(file) for file in (token_file(), note_file())}
+    _write(token_file(), secret)
+    _write(note_file(), json.dumps(asdict(node)))
+    if (why := _trouble(command, _environment(node), folder)) is None:
+        return node
+    clear_session(folder)
+    for file, content in before.items():  # the token may be that of a cluster that lives
+        if content is not None:
+            _write(file, content)
+        elif file == note_file():
+            file.unlink(missing_ok=True)
+    raise RuntimeFailure(
+        f"Ray did not start: {why}", "Look whether the port is free and the disk has room"
+    )
+
+
+def _content(file: Path) -> str | None:
+    with suppress(FileNotFoundError, NotPlainFile):
+        return read_inside(file, most=SMALL).decode()
+    return None
+
+
+def _environment(node: Node) -> dict[str, str]:
+    """Of Ray's processes."""
+    found = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file().absolute())}
+    for name in _PATHS:
+        if name in found:
+            paths = filter(None, found[name].split(os.pathsep))
+            found[name] = os.pathsep.join(map(os.path.abspath, paths))
+    # Jobs are begun by the name of "python": let it be this one.
+    found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    found.pop("RAY_AUTH_TOKEN", None)
+    found[NODE_MARK] = node.folder
+    # What Ray's processes would leave there when they are ended, goes with the node.
+    found["TMPDIR"] = str(Path(node.folder, _TEMPORARY))
+    found["SPT_NOENV"] = "1"  # processes that rename themselves keep the mark
+    if is_loopback(node.node_ip):
+        found[LOOPBACK] = "0"
+    return found
+
+
+def _trouble(command: list[str], environment: dict[str, str], folder: Path) -> str | None:
+    """Run it in a folder, so that Ray imports nothing from ours; returns why it failed."""
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True,
+            encoding="utf-8", errors="backslashreplace", timeout=_SECONDS_TO_START,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it takes longer than {_SECONDS_TO_START} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]

@@ -1,0 +1,1 @@
+"""The settings of a training run, from flags and files to a job."""

@@ -1,0 +1,1 @@
+"""Score functions, losses and their gradients."""

@@ -1,0 +1,151 @@
+"""The models: a linear classifier, and a network of two layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from distsgd.core.arrays import Floats, as_matrix, bias_column
+from distsgd.core.model.architecture import Architecture, Kernel, Layer
+from distsgd.core.model.backprop import relu
+from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.initial import he_weights, initial_weights
+from distsgd.core.model.score import block_rows, score
+from distsgd.core.model.slot_gradient import SlotKernel
+from distsgd.core.model.two_layer import TwoLayerKernel
+
+__all__ = ["LINEAR", "MOST_HIDDEN", "Linear", "TwoLayer", "hidden_units", "make_architecture"]
+
+LINEAR, _TWO_LAYER = "linear", "mlp"
+
+MOST_HIDDEN = 10_000
+"""Hidden units that a network may have: with more, its gradients alone would fill a machine."""
+
+_BLOCK = 64
+"""Rows of a block of the scores of two layers."""
+
+
+@dataclass(frozen=True)
+class Linear(Architecture):
+    """s = W x, with W of shape (classes, features + 1)."""
+
+    @property
+    def name(self) -> str:
+        """ "linear"."""
+        return LINEAR
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """One."""
+        return (Layer(self.classes, self.features),)
+
+    def initial(self, seed: int, scale: float, dtype: str) -> Floats:
+        """See `initial_weights`; the scale is the standard deviation."""
+        return initial_weights(seed, self.classes, self.features, scale, dtype)
+
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
+        """See `SlotKernel`."""
+        return SlotKernel(loss, self.classes, preprocessing, slot_size, dtype, most)
+
+    @property
+    def block(self) -> int:
+        """See `block_rows`."""
+        return block_rows(*self.layers[0].padded)
+
+    def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
+        """See `distsgd.core.model.score.score`."""
+        return score(as_matrix(weights, self.classes), features, out)
+
+
+@dataclass(frozen=True)
+class TwoLayer(Architecture):
+    """h = max(0, W1 x), s = W2 h, each with a bias.
+
+    W1 has the shape (hidden, features + 1), W2 (classes, hidden + 1).
+
+    Attributes:
+        hidden: units of the hidden layer.
+    """
+
+    hidden: int
+
+    @property
+    def name(self) -> str:
+        """Such as "mlp:100"."""
+        return f"{_TWO_LAYER}:{self.hidden}"
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """W1 and W2."""
+        return Layer(self.hidden, self.features), Layer(self.classes, self.hidden)
+
+    def initial(self, seed: int, scale: float, dtype: str) -> Floats:
+        """See `he_weights`; the scale multiplies its standard deviations."""
+        shapes = [(layer.outputs, layer.inputs) for layer in self.layers]
+        return he_weights(seed, shapes, scale, dtype)
+
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
+        """See `TwoLayerKernel`."""
+        return TwoLayerKernel(
+            loss, self.hidden, self.classes, preprocessing, slot_size, dtype, most
+        )
+
+    @property
+    def block(self) -> int:
+        """The same for any shape."""
+        return _BLOCK
+
+    def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
+        """See `Architecture.score`; in blocks of rows, as in the linear score function."""
+        first, second = self.split(weights)
+        inputs = np.zeros((_BLOCK, second.shape[1]), dtype=weights.dtype)
+        inputs[:, bias_column(self.hidden)] = 1
+        for low in range(0, len(features), _BLOCK):
+            rows = features[low : low + _BLOCK]
+            hidden = inputs[: len(rows), : self.hidden]
+            relu(np.matmul(rows, first.T, out=hidden))
+            np.matmul(inputs[: len(rows)], second.T, out=out[low : low + len(rows)])
+        return out
+
+
+def hidden_units(name: str) -> int:
+    """Hidden units of the model called "linear" (none) or "mlp:HIDDEN".
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name == LINEAR:
+        return 0
+    kind, _, hidden = name.partition(":")
+    # Only ASCII digits, without a sign or a leading 0: a model has one name.
+    plain = hidden.isascii() and hidden.isdecimal() and not hidden.startswith("0")
+    if kind != _TWO_LAYER or not plain or len(hidden) > 9 or int(hidden) > MOST_HIDDEN:
+        raise ValueError(f"there is no model {name!r}")
+    return int(hidden)
+
+
+@cache
+def make_architecture(name: str, features: int, classes: int) -> Architecture:
+    """The model of a name, for examples of so many pixels and so many classes.
+
+    Raises:
+        ValueError: there is no model of that name.
+    """
+    hidden = hidden_units(name)
+    return TwoLayer(features, classes, hidden) if hidden else Linear(features, classes)

@@ -1,0 +1,1 @@
+"""The parameter server as a state machine, and its consistency policies."""

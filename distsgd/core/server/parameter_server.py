@@ -1,0 +1,338 @@
+"""The parameter server as a state machine, for every consistency policy.
+
+Messages go in, decisions come out; nothing is sent, timed or written here. Ray, the in-process
+loop, the virtual clock and the tests drive this one class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+
+from distsgd.core.arrays import Floats, finite
+from distsgd.core.messages import (
+    LIFE,
+    Applied,
+    Decision,
+    Dismiss,
+    Diverged,
+    Dropped,
+    Grant,
+    Lease,
+    Push,
+)
+from distsgd.core.optim.optimizers import Optimizer
+from distsgd.core.optim.schedules import Schedule
+from distsgd.core.optim.update import Updater
+from distsgd.core.plan import Plan
+from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.server.consistency import Policy
+from distsgd.core.server.consistency.bsp import BulkSynchronous
+from distsgd.core.server.open_minibatch import OpenMinibatch
+from distsgd.core.server.position import Position
+from distsgd.core.server.sampled_updates import Witness
+from distsgd.core.server.work_queue import WorkQueue
+
+__all__ = ["ParameterServer"]
+
+
+class ParameterServer:
+    """Holds W, leases slots to workers, and applies updates as its policy decides.
+
+    Args:
+        weights: flat parameters, shape (parameters,); owned and updated in place from here on.
+        decay: shape (parameters,): the gradient of the L2 penalty is decay * W.
+        optimizer: update rule.
+        schedule: learning rate of each step.
+        plan: the slots of each step.
+        policy: when a worker may go on, and which pushes make an update.
+        version: updates already applied to ``weights``, of one step of the plan each.
+        position: the same in full, for a policy that applies them in another order.
+        witness: copies what sampled updates read and do, if some are to be recomputed.
+        own_places: where workers wait for each other, each computes its own places of every
+            minibatch, and no other's; for answers that depend on those that a worker gave before.
+    """
+
+    def __init__(
+        self,
+        weights: Floats,
+        *,
+        decay: Floats,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        plan: Plan,
+        policy: Policy | None = None,
+        version: int = 0,
+        position: Position | None = None,
+        witness: Witness | None = None,
+        own_places: bool = False,
+    ) -> None:
+        position = position or Position.of_step(plan, version)
+        self._updater = Updater(
+            weights, decay=decay, optimizer=optimizer, schedule=schedule, version=position.version
+        )
+        self._plan, self._policy = plan, policy or BulkSynchronous()
+        self._queue = WorkQueue(plan, self._policy, position)
+        self._open: deque[OpenMinibatch] = deque()
+        self._spare: list[TreeSum] = []
+        self._workers: list[int] = []
+        self._waiting: deque[int] = deque()
+        self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
+        self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
+        self._places: dict[int, int] = {}  # worker -> which piece of a minibatch it had last
+        self._maybe_free = False  # whether an open minibatch may have a free piece
+        self._applied = Counter(position.examples)
+        self._serials = Counter(position.serials)  # worker -> serial of its next lease
+        self._used = dict(position.serials)
+        self._serials_before = dict(position.serials)
+        self._stopping = False
+        in_turn = self._policy.in_order and not self._policy.requeues
+        self._own_places = own_places and in_turn and self._policy.window(1) == 1
+        self.witness = witness
+
+    @property
+    def weights(self) -> Floats:
+        """Flat W as it is now."""
+        return self._updater.weights
+
+    @property
+    def version(self) -> int:
+        """Updates applied to W."""
+        return self._updater.version
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The update rule, with its state."""
+        return self._updater.optimizer
+
+    def residual_serials(self) -> dict[int, int] | None:
+        """For each worker that has answered here, the serial whose residual belongs to W as it is.
+
+        None if there is none such: a worker has been lost, and its residual with it; or an answer
+        waits for its update which its worker gave before another that is in W.
+        """
+        before = self._serials_before
+        found = {
+            worker: serial
+            for worker, serial in self._used.items()
+            if serial != before.get(worker, 0)
+        }
+        lost = any(self._serials[worker] // LIFE > n // LIFE for worker, n in found.items())
+        early = any(
+            lease.serial < found.get(worker, 0)
+            for minibatch in self._open
+            for worker, lease in minibatch.arrived.values()
+        )
+        return None if lost or early else found
+
+    @property
+    def finished(self) -> bool:
+        """Whether every example of every epoch has been applied."""
+        return self._queue.empty and not self._open
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no more work is handed out."""
+        return self._stopping or not (self._open or not self._queue.empty)
+
+    def reads(self) -> set[int]:
+        """The versions of W that were read for what is leased, or has come, and is not applied."""
+        found = set()
+        for minibatch in self._open:
+            for _, lease in (*minibatch.leased.values(), *minibatch.arrived.values()):
+                found.add(lease.version)
+        return found
+
+    def joined(self, worker: int) -> list[Decision]:
+        """A worker has come; minibatches opened from now on are cut for it too."""
+        if worker not in self._workers:
+            self._workers.append(worker)
+        return []
+
+    def pull(self, worker: int) -> list[Decision]:
+        """A worker asks for work; what it still holds is free again, and offered to it first."""
+        self.joined(worker)
+        self._release(worker)
+        if worker not in self._waiting:
+            self._waiting.append(worker)
+        return self._hand_out()
+
+    def exchange(self, worker: int, push: Push) -> list[Decision]:
+        """`push`, borrowing its gradients, and `pull` in one."""
+        return [*self._take(worker, push, borrow=True), *self.pull(worker)]
+
+    def push(self, worker: int, push: Push, *, borrow: bool = False) -> list[Decision]:
+        """A worker answers a lease. A push that comes twice, or too late, is not used.
+
+        Args:
+            worker: who.
+            push: its answer.
+            borrow: its gradients stay as they are until the worker is granted its next lease or
+                pushes again; they may be overwritten here. False has them copied now.
+        """
+        return [*self._take(worker, push, borrow=borrow), *self._hand_out()]
+
+    def _take(self, worker: int, push: Push, *, borrow: bool) -> list[Decision]:
+        """Use a push, if it is wanted; and apply what it makes ready."""
+        self._settle(worker)
+        minibatch = None if self.stopped else self._holder(push.lease)
+        if minibatch is None or not minibatch.take(worker, push, self._tree, borrow=borrow):
+            return [Dropped(worker, push.lease, self._has(worker, push.lease))]
+        self._serials[worker] += 1
+        if borrow:
+            self._lenders[worker] = minibatch
+        decisions: list[Decision] = []
+        for ready in self._ready(minibatch):
+            decisions.append(self._apply(ready))
+            if self._stopping:
+                break
+        return decisions
+
+    def lost(self, worker: int) -> list[Decision]:
+        """A worker has gone: its pieces are free again."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+            self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
+        if worker in self._waiting:
+            self._waiting.remove(worker)
+        self._release(worker)
+        return self._hand_out()
+
+    def overdue(self, worker: int) -> list[Decision]:
+        """A worker has had its lease for too long: others may have it too. Who is first counts.
+
+        With places of one's own, nobody else has.
+        """
+        if self._own_places:
+            return []
+        self._release(worker)
+        return self._hand_out()
+
+    def stop(self) -> list[Decision]:
+        """Hand out no more work; W stays at the last whole update."""
+        self._stopping = True
+        return self._hand_out()
+
+    def _release(self, worker: int) -> None:
+        """What a worker holds is free again; that is one lease at most."""
+        held = self._holding.pop(worker, None)
+        if held is not None:
+            held.release(worker)
+            self._maybe_free = True
+
+    def _settle(self, worker: int) -> None:
+        """The gradients of a worker are about to be overwritten."""
+        if (lender := self._lenders.pop(worker, None)) is not None:
+            lender.settle()
+
+    def _holder(self, lease: Lease) -> OpenMinibatch | None:
+        piece = (lease.step, lease.first, lease.last)
+        for minibatch in self._open:
+            if piece in minibatch.leased:
+                return minibatch
+        return None
+
+    def _has(self, worker: int, lease: Lease) -> bool:
+        """Whether a worker's answer to a lease waits for its update."""
+        return any((worker, lease) in minibatch.arrived.values() for minibatch in self._open)
+
+    def _ready(self, minibatch: OpenMinibatch) -> list[OpenMinibatch]:
+        """The minibatches that a push has made ready, in the order of their updates."""
+        ready = []
+        for candidate in list(self._open) if self._policy.in_order else [minibatch]:
+            arrived, pieces = len(candidate.arrived), len(candidate.pieces)
+            if not self._policy.enough(arrived, pieces, candidate.last):
+                break
+            ready.append(candidate)
+        return ready
+
+    def _hand_out(self) -> list[Decision]:
+        """Give free pieces, oldest minibatch first, to waiting workers, first come first."""
+        decisions: list[Decision] = []
+        while self._waiting and not self.stopped and (source := self._source()) is not None:
+            if (match := self._match(source)) is None:
+                break
+            worker, place = match
+            self._waiting.remove(worker)
+            self._holding[worker] = source
+            self._settle(worker)
+            lease = source.lease(
+                worker, self.version, self._serials[worker], place, only=self._own_places
+            )
+            self._places[worker] = source.place(lease)
+            if self.witness is not None:
+                self.witness.leased(source, self.version, self.weights)
+            decisions.append(Grant(worker, lease))
+        if self.stopped:
+            decisions.extend(Dismiss(worker) for worker in self._waiting)
+            self._waiting.clear()
+        return decisions
+
+    def _match(self, source: OpenMinibatch) -> tuple[int, int] | None:
+        """Which of the waiting workers is given which piece of a minibatch; None for nobody."""
+        if not self._own_places:
+            # The same piece as last time, so that the worker can get its rows ready; but what
+            # was put off comes first.
+            worker = self._waiting[0]
+            return worker, 0 if self._policy.requeues else self._places.get(worker, 0)
+        owners = sorted(self._workers)
+        for place, piece in enumerate(source.pieces):
+            owner = owners[place % len(owners)]
+            if piece in source.free and owner in self._waiting:
+                return owner, place
+        return None
+
+    def _source(self) -> OpenMinibatch | None:
+        """A minibatch with a free piece, opened if the policy has room for one more."""
+        if self._maybe_free:
+            for minibatch in self._open:
+                if minibatch.free:
+                    return minibatch
+            self._maybe_free = False
+        workers = len(self._workers)
+        if self._queue.empty or len(self._open) >= self._policy.window(workers):
+            return None
+        opened = self._queue.open(workers)
+        self._open.append(opened)
+        self._maybe_free = len(opened.pieces) > 1
+        return opened
+
+    def _tree(self) -> TreeSum:
+        if self._spare:
+            return self._spare.pop()
+        return TreeSum(self._most_leaves(), self.weights.size, self.weights.dtype.name)
+
+    def _most_leaves(self) -> int:
+        return self._plan.most_slots
+
+    def _apply(self, minibatch: OpenMinibatch) -> Decision:
+        """Apply what has arrived of a minibatch, and close it."""
+        loss, correct, examples = minibatch.loss()
+        gradient, step, updater = minibatch.gradient(), minibatch.step, self._updater
+        if not (math.isfinite(loss) and finite(gradient)):
+            self._stopping = True
+            return Diverged(step, loss / examples, updater.schedule.at(step))
+        if self.witness is not None:
+            self.witness.before(minibatch, gradient, updater)
+        apply = updater.average if minibatch.shares else updater.apply
+        rate = apply(gradient, examples, step)
+        if not finite(updater.weights):
+            self._stopping = True
+            return Diverged(step, math.inf, rate)
+        missing = minibatch.missing()
+        self._open.remove(minibatch)
+        self._queue.put_off((step, first, last) for _, step, first, last in missing)
+        self._spare.append(minibatch.close())
+        contributions = minibatch.contributions()
+        for worker, lease in contributions:
+            self._used[worker] = max(self._used.get(worker, 0), lease.serial + 1)
+        epoch = self._plan.epoch_of(minibatch.pieces[0][0])
+        self._applied[epoch] += examples
+        ends_epoch = self._applied[epoch] == self._plan.examples
+        applied = Applied(
+            step, epoch, self.version, loss / examples, correct, examples, rate,
+            contributions, tuple(missing), ends_epoch,
+        )  # fmt: skip
+        if self.witness is not None:
+            self.witness.after(minibatch, applied, self.weights)
+        return applied

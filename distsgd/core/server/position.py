@@ -1,0 +1,214 @@
+"""Where a run stands: which slots of its plan have been applied."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from distsgd.core.messages import LIFE, Lease, Update
+from distsgd.core.plan import Plan
+from distsgd.core.reduction_tree import shares
+from distsgd.core.server.consistency import Policy
+from distsgd.core.server.open_minibatch import Piece
+
+__all__ = ["Ledger", "Position", "slots_of_lease"]
+
+_MOST = 1 << 62
+_MOST_OPEN = 10_000
+"""Minibatches that may be open at once: no fleet has more workers."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a server has to know of the updates before, to go on.
+
+    Attributes:
+        version: how many there were.
+        step: the first step of the plan of which nothing has been handed out for good.
+        holes: what has not been applied of the steps before, as pieces (step, first, last).
+        examples: epoch -> examples applied, of the epochs that are begun and not whole.
+        serials: worker -> serial of its next lease (`Lease.serial`); 0 for others.
+        examples_seen: examples applied in all epochs.
+    """
+
+    version: int
+    step: int
+    holes: tuple[Piece, ...] = ()
+    examples: dict[int, int] = field(default_factory=dict)
+    serials: dict[int, int] = field(default_factory=dict)
+    examples_seen: int = 0
+
+    @classmethod
+    def of_step(cls, plan: Plan, version: int) -> Position:
+        """After so many updates of one step of the plan each, in order."""
+        examples = {}
+        if 0 < version < plan.total_steps:
+            examples[plan.epoch_of(version)] = plan.minibatch(version)[0]
+        epochs, steps = divmod(min(version, plan.total_steps), plan.steps_per_epoch)
+        seen = epochs * plan.examples + steps * plan.batch_size
+        return cls(version, version, (), examples, examples_seen=seen)
+
+
+def slots_of_lease(lease: Lease, plan: Plan) -> Iterator[tuple[int, int]]:
+    """(step, slot) of every slot of a lease, local steps included."""
+    for step in range(lease.step, lease.step + lease.steps):
+        first, last = lease.first, lease.last
+        if lease.shares:
+            parts = shares(plan.slots(step), lease.shares)
+            first, last = parts[first] if first < len(parts) else (0, 0)
+        yield from ((step, slot) for slot in range(first, last))
+
+
+class Ledger:
+    """Which slots have been applied, update after update.
+
+    It keeps no more than what is not yet whole, so it is small however long the run is, and goes
+    into checkpoints.
+
+    Attributes:
+        version: updates so far.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._whole = 0  # every step before this one has been applied whole
+        self._begun: dict[int, set[int]] = {}  # of the steps from there on: slots applied
+        self._next = 0  # one past the last step of which anything has been applied
+        self._serials: dict[int, int] = {}
+
+    @property
+    def whole(self) -> int:
+        """Every step of the plan before this one has been applied whole."""
+        return self._whole
+
+    @property
+    def next(self) -> int:
+        """One past the last step of which anything has been applied."""
+        return self._next
+
+    @property
+    def serials(self) -> dict[int, int]:
+        """Worker -> the least serial of a lease that it may get after a restart; a copy."""
+        return dict(self._serials)
+
+    def has(self, step: int, slot: int) -> bool:
+        """Whether a slot has been applied."""
+        return step < self._whole or slot in self._begun.get(step, ())
+
+    def add(self, plan: Plan, update: Update) -> None:
+        """The next update of the run."""
+        self.version += 1
+        here, slots = self._whole, 0
+        for worker, lease in update.contributions:
+            if lease.serial >= self._serials.get(worker, 0):
+                self._serials[worker] = (lease.serial // LIFE + 1) * LIFE
+            slots += lease.last - lease.first if lease.step == here and not lease.shares else 0
+        if slots == plan.slots(here) and here not in self._begun:  # as nearly always in `bsp`
+            self._whole += 1
+            self._next = max(self._next, self._whole)
+        else:
+            for _, lease in update.contributions:
+                for step, slot in slots_of_lease(lease, plan):
+                    self._begun.setdefault(step, set()).add(slot)
+                    self._next = max(self._next, step + 1)
+        while self._begun and len(self._begun.get(self._whole, ())) == plan.slots(self._whole):
+            del self._begun[self._whole]
+            self._whole += 1
+
+    def position(self, plan: Plan, policy: Policy) -> Position:
+        """What a server has to know to go on from here."""
+        step = self._next
+        if policy.requeues:  # the slots of an epoch are handed out one by one
+            step = -(-step // plan.steps_per_epoch) * plan.steps_per_epoch
+        holes = tuple(self._holes(plan, policy, step))
+        return Position(
+            self.version, step, holes, self.open_examples(plan), dict(self._serials),
+            self.examples(plan),
+        )  # fmt: skip
+
+    def _holes(self, plan: Plan, policy: Policy, before: int) -> Iterator[Piece]:
+        for step in range(self._whole, before):
+            missing = set(range(plan.slots(step))) - self._begun.get(step, set())
+            if not missing:
+                continue
+            if policy.requeues:
+                yield from ((step, slot, slot + 1) for slot in sorted(missing))
+            else:
+                yield (step, 0, plan.slots(step))
+
+    def open_examples(self, plan: Plan) -> dict[int, int]:
+        """Epoch -> examples applied, of the epochs that are begun and not whole."""
+        epoch, steps = divmod(self._whole, plan.steps_per_epoch)
+        found: Counter[int] = Counter()
+        if steps:
+            found[epoch] += plan.minibatch(self._whole - 1)[1]
+        for step, slots in self._begun.items():
+            for slot in slots:
+                low, high = plan.slot(step, slot)
+                found[plan.epoch_of(step)] += high - low
+        return dict(found)
+
+    def examples(self, plan: Plan) -> int:
+        """Examples applied in all epochs."""
+        whole = self._whole // plan.steps_per_epoch
+        return whole * plan.examples + sum(self.open_examples(plan).values())
+
+    def check(self, plan: Plan) -> None:
+        """See that this can be of a run with this plan, before anything is counted by it.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        slots = self._whole * plan.most_slots
+        for step, begun in self._begun.items():
+            if not (self._whole <= step < self._next and begun):
+                raise ValueError(f"step {step} is not begun between two that are")
+            if min(begun) < 0 or max(begun) >= plan.slots(step):
+                raise ValueError(f"the plan has no slot {max(begun)} of step {step}")
+            slots += len(begun)
+        if not self._whole <= self._next <= plan.total_steps:
+            raise ValueError(f"the plan has no step {self._next}")
+        if self._next - self._whole > len(self._begun) + _MOST_OPEN:
+            raise ValueError("more steps were skipped than can be open at once")
+        if not bool(slots) <= self.version <= slots:
+            raise ValueError(f"{self.version} updates do not make {slots} slots")
+
+    def applied(self, plan: Plan, first: int = 0) -> Iterator[tuple[int, int]]:
+        """(step, slot) of all that have been applied, from a step on."""
+        for step in range(first, self._whole):
+            yield from ((step, slot) for slot in range(plan.slots(step)))
+        for step, slots in sorted(self._begun.items()):
+            yield from ((step, slot) for slot in sorted(slots))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "version": self.version,
+            "whole": self._whole,
+            "next": self._next,
+            "begun": [[step, *sorted(slots)] for step, slots in sorted(self._begun.items())],
+            "serials": [list(pair) for pair in sorted(self._serials.items())],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Ledger:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not that.
+        """
+        ledger = cls()
+        ledger.version, ledger._whole = _count(content["version"]), _count(content["whole"])
+        ledger._next = _count(content["next"])
+        ledger._begun = {_count(step): set(map(_count, slots)) for step, *slots in content["begun"]}
+        ledger._serials = {_count(worker): _count(serial) for worker, serial in content["serials"]}
+        return ledger
+
+
+def _count(value: object) -> int:
+    """A whole number from 0 on that fits 62 bits, and nothing that only converts to one."""
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError(f"{str(value)[:20]} is no count")
+    return value

@@ -1,0 +1,240 @@
+"""A damaged dataset made whole: the files that are wrong are written again, and no others."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.data.atomic import sync_file, sync_folder
+from distsgd.data.cifar10.archive import (
+    CLASSES,
+    SHAPE,
+    Examples,
+    Records,
+    examples_of,
+    records_of,
+    sample_of,
+    verify_records,
+)
+from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, Say, downloads, obtain
+from distsgd.data.dataset import Dataset, damaged_shards
+from distsgd.data.folder_files import open_inside, replace_inside
+from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder, find_dataset
+from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
+from distsgd.data.remote.http import Progress
+from distsgd.data.shards import open_shard, shard_spans, write_shard
+from distsgd.data.verified import checksum
+from distsgd.data.waiting_lock import waiting_lock
+from distsgd.errors import CorruptDataError, DatasetError, system_error
+
+__all__ = ["Repaired", "repair_dataset"]
+
+_MAKERS = {"cifar10": examples_of, "cifar10-sample": sample_of}
+_SAMPLE_SHARDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What a repair came to.
+
+    Attributes:
+        dataset: the folder.
+        mended: names of the files that were written again; empty if all were sound.
+        shards: how many there are.
+        digest: of the dataset, which is whole now.
+    """
+
+    dataset: str
+    mended: tuple[str, ...]
+    shards: int
+    digest: str
+
+
+def repair_dataset(
+    dataset: str = "cifar10",
+    source: str = "auto",
+    *,
+    progress: Progress = lambda *_: None,
+    say: Say = lambda _: None,
+) -> Repaired:
+    """Write the damaged and missing files of a dataset again, each in one rename.
+
+    Args:
+        dataset: "cifar10", "sample", or the path of a dataset folder made of either.
+        source: where missing images come from; see `fetch_cifar10`.
+        progress: told of downloads.
+        say: told of each stage, in words.
+
+    Raises:
+        DatasetError: there is no such dataset, or it is not one that can be made again.
+        SourceError: no source could be used.
+        CorruptDataError: the source gave something else than CIFAR-10, or than was there before.
+        StorageError: the folder cannot be written.
+    """
+    folder = find_dataset(dataset)
+    cache = dataset_folder("cifar10").parent
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with waiting_lock(cache / ".cifar10.lock", say):
+            for left in folder.glob(".*.tmp"):
+                left.unlink()
+            return _Repair(folder, source, progress, say).run()
+    except OSError as error:
+        raise system_error(error, folder) from None
+
+
+class _Repair:
+    """One repair, under the lock."""
+
+    def __init__(self, folder: Path, source: str, progress: Progress, say: Say) -> None:
+        self._folder, self._source, self._progress, self._say = folder, source, progress, say
+        self._mended: list[str] = []
+        self._obtained = False
+
+    def run(self) -> Repaired:
+        try:
+            manifest = read_manifest(self._folder)
+        except DatasetError as error:
+            self._say(error.problem)
+            manifest = self._new_manifest()
+        else:
+            self._mend(manifest)
+        sync_folder(self._folder)
+        if self._obtained:
+            shutil.rmtree(downloads(), ignore_errors=True)
+        return Repaired(
+            dataset=str(self._folder),
+            mended=tuple(self._mended),
+            shards=len(manifest.train) + len(manifest.test),
+            digest=manifest.digest,
+        )
+
+    def _mend(self, manifest: Manifest) -> None:
+        """Write what a sound manifest says is wrong."""
+        damaged = damaged_shards(self._folder, manifest)
+        for entry, why in damaged:
+            self._say(f"{entry.file} is {why}".replace("is cannot", "cannot"))
+        if not damaged:
+            return
+        if manifest.name not in _MAKERS:
+            raise DatasetError(
+                f"{self._folder} is a dataset of its own ('{manifest.name}'), which cannot be "
+                "made again",
+                "Put these back: " + ", ".join(entry.file for entry, _ in damaged),
+            )
+        wrong = {entry.file: entry for entry, _ in damaged}
+        examples = _MAKERS[manifest.name](self._records(manifest.name))
+        for split, pair in zip(("train", "test"), examples, strict=True):
+            for file, span in shard_spans(split, len(pair[1]), len(manifest.shards(split))):
+                if file in wrong:
+                    self._write(file, pair, span, wrong.pop(file))
+        if wrong:
+            raise CorruptDataError(
+                f"{', '.join(wrong)} of {self._folder} cannot be made again from CIFAR-10",
+                "Make the dataset anew: `distsgd data fetch --force`",
+            )
+
+    def _new_manifest(self) -> Manifest:
+        """Write the manifest again, from sound shards, or with what differs from its source."""
+        sample = self._folder.resolve() == SAMPLE.resolve()
+        name = "cifar10-sample" if sample else "cifar10"
+        number = self._number_of_shards(_SAMPLE_SHARDS if sample else DEFAULT_SHARDS)
+        records = None if sample else self._own_records(number)
+        ours = sample or self._folder.resolve() == dataset_folder("cifar10").resolve()
+        if records is None and not ours:
+            raise DatasetError(
+                f"nobody knows what {self._folder} was made of: its manifest and a shard are wrong",
+                "Fetch CIFAR-10 into the cache instead: `distsgd data fetch`",
+            )
+        train, test = _MAKERS[name](records or self._records(name))
+        manifest = Manifest(
+            name=name,
+            shape=SHAPE,
+            classes=CLASSES,
+            pixel_sums=tuple(int(n) for n in train[0].sum(axis=0, dtype=np.int64)),
+            train=tuple(
+                self._write(file, train, span)
+                for file, span in shard_spans("train", len(train[1]), number)
+            ),
+            test=tuple(
+                self._write(file, test, span) for file, span in shard_spans("test", len(test[1]), 1)
+            ),
+        )
+        replace_inside(self._folder / MANIFEST, manifest.to_json().encode(), mode=0o666)
+        self._mended.append(MANIFEST)
+        return manifest
+
+    def _number_of_shards(self, default: int) -> int:
+        """How many training shards there were, by the names of those that are left."""
+        names = " ".join(path.name for path in self._folder.iterdir())
+        found = re.findall(r"\btrain-\d{5}-of-(\d{5})\.arrow\b", names)
+        return max(1, int(max(found, key=found.count))) if found else default
+
+    def _own_records(self, number: int) -> Records | None:
+        """The six batches out of the shards there are, if they are CIFAR-10 still."""
+        rows = {"train": (50_000, number), "test": (10_000, 1)}
+        manifest = Manifest(
+            name="", shape=SHAPE, classes=CLASSES, pixel_sums=(), train=(), test=()
+        )  # fmt: skip
+        found: dict[str, list[Examples]] = {}
+        with suppress(DatasetError, OSError):
+            for split, (total, shards) in rows.items():
+                for file, span in shard_spans(split, total, shards):
+                    path = self._folder / file
+                    entry = Shard(file, span.stop - span.start, 0, checksum(path))
+                    found.setdefault(split, []).append(open_shard(path, entry, manifest)[:2])
+            records = records_of(found["train"], found["test"])
+            verify_records(records)
+            return records
+        return None
+
+    def _records(self, name: str) -> Records:
+        """The six batches, verified; for the sample from CIFAR-10 in the cache, if it is there."""
+        if name == "cifar10-sample" and self._source == "auto":
+            with suppress(DatasetError):
+                dataset = Dataset(find_dataset("cifar10"))
+                records = records_of(dataset.train.batches(), dataset.test.batches())
+                verify_records(records)
+                return records
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        records = obtain(self._source, self._progress, self._say)
+        self._say("checking the six batches against their published checksums")
+        verify_records(records)
+        self._obtained = True
+        return records
+
+    def _write(
+        self, file: str, examples: Examples, span: slice, wanted: Shard | None = None
+    ) -> Shard:
+        """Write one shard, unless its bytes are there already."""
+        path = self._folder / file
+        beside = path.with_name(f".{file}.{os.getpid()}.tmp")
+        beside.unlink(missing_ok=True)  # never written into: it may be a link
+        os.close(open_inside(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o666))
+        try:
+            written = write_shard(beside, examples[0][span], examples[1][span], SHAPE, CLASSES)
+            if wanted is not None and written.sha256 != wanted.sha256:
+                raise CorruptDataError(
+                    f"{file} made again has other bytes than {self._folder / MANIFEST} says",
+                    "Another version of pyarrow may have written it; make all of it anew: "
+                    "`distsgd data fetch --force`",
+                )
+            if not self._is_there(path, written.sha256):
+                sync_file(beside)
+                beside.replace(path)
+                self._mended.append(file)
+        finally:
+            beside.unlink(missing_ok=True)
+        return Shard(file, written.rows, written.size, written.sha256)
+
+    @staticmethod
+    def _is_there(path: Path, sha256: str) -> bool:
+        with suppress(OSError):
+            return checksum(path) == sha256
+        return False

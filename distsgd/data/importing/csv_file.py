@@ -1,0 +1,326 @@
+"""CSV: columns of numbers and one of labels, with or without a line of names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import threading
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as compute
+import pyarrow.csv as pc
+
+from distsgd.data.importing.csv_header import has_names, is_missing, is_number
+from distsgd.data.importing.source import Batch, Rejected, Source, Wishes
+from distsgd.data.importing.table_columns import (
+    batch_of,
+    feature_columns,
+    is_index,
+    label_column,
+    refuse_words,
+)
+from distsgd.data.names import normal
+from distsgd.data.text_files import encoding_of, open_bytes
+from distsgd.errors import DistsgdError, SourceError, UsageError, machine_trouble
+
+__all__ = ["CsvFile", "open_csv"]
+
+_BLOCK = 1 << 20
+"""Bytes that are parsed at once."""
+
+_LOOKED_AT = 1000
+"""Rows that tell, with the first line, whether that has names."""
+
+_LET_GO_SECONDS = 5.0
+
+_COMMA = re.compile(r"\s*([+-]?[0-9]*),([0-9]+(?:[eE][+-]?[0-9]+)?)\s*")
+_POINT = re.compile(r"\s*[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?\s*")
+_AS_POINT = r"\1.\2"
+"""A number with a decimal comma, one with a decimal point, and what makes this of that."""
+
+_THOUSANDS = re.compile(r"\s*[+-]?[0-9]{1,3},[0-9]{3}\s*")
+
+_HOW_ENCODED = "Save it as UTF-8, or import it with --encoding latin-1, cp1252, ..."
+
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
+
+
+def open_csv(train: Path, test: Path | None, wishes: Wishes) -> Source:
+    """Rows of a CSV file; `has_names` says whether its first line has names, if the user does not.
+
+    Raises:
+        SourceError: it cannot be read, or the test file has other columns.
+        UsageError: it is not clear which column is what.
+    """
+    file, where = CsvFile(train, wishes.header, encoding=wishes.encoding), str(train)
+    columns = [name for name in file.names if name not in file.empty]
+    words = file.words()
+    label = label_column(columns, wishes, where, next(reversed(words), None))
+    index = [name for name in file.index if name != label]
+    features = feature_columns(columns, label, index, wishes, where)
+    refuse_words({name: f"words as '{words[name]}'" for name in features if name in words}, where)
+    header = wishes.header if file.named else False
+    other = CsvFile(test, header, file.names, wishes.encoding) if test else None
+    if other is not None and other.names != file.names:
+        raise SourceError(f"{test} has other columns than {train}", "Give one with the same")
+
+    def read(opened: CsvFile) -> Iterator[Batch]:
+        for batch, where, bad in opened.batches():
+            columns = [batch.column(name) for name in features]
+            labels = [_as_label(text) for text in batch.column(label).to_pylist()]
+            found = batch_of(columns, features, [1] * len(features), labels, where)
+            yield Batch(found.values, found.labels, [*found.rejected, *bad])
+
+    return Source(
+        shape=(len(features),),
+        names=tuple(features),
+        train=lambda: read(file),
+        test=(lambda: read(other)) if other else None,
+        label=label,
+        features=tuple(features),
+        left_out=tuple(index),
+        notices=("commas in numbers are read as decimal commas",) if file.decimal_commas else (),
+    )
+
+
+def _as_label(text: str) -> object:
+    """A label that is written as a whole number usually is, is one; None where there is none."""
+    text = text.strip()
+    if is_missing(text):
+        return None
+    number = _WHOLE.fullmatch(text)
+    return int(number[1]) if number else text
+
+
+class CsvFile:
+    """A CSV file whose fields are read as text.
+
+    Args:
+        path: of the file.
+        header: whether its first line has names; None to find out.
+        known: names of columns: a line that has all of them has names.
+        encoding: of its text; None for what its byte order mark says, or else UTF-8.
+
+    Attributes:
+        named: whether its first line has names.
+        names: of its columns; that of a column without one is "Unnamed: " and its place.
+        index: columns that are the index of a pandas table, or names of rows as R writes them.
+        decimal_commas: whether the numbers have decimal commas; they are read with points.
+        empty: columns without a name in which there is nothing, as commas at the ends make them.
+        first: some of its rows.
+
+    Raises:
+        SourceError: it cannot be read, or has no rows.
+        UsageError: there is no such encoding.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: bool | None = None,
+        known: Sequence[str] = (),
+        encoding: str | None = None,
+    ) -> None:
+        self.path = path
+        line, self.first, more = self._begin(encoding)
+        if header is None:
+            unlike = {normal(name) for name in known} - {*map(normal, _filled(line))}
+            header = (bool(known) and not unlike) or has_names(line, self.first)
+        self.named = header
+        if not header:
+            self.first.insert(0, line)
+        elif not more:
+            raise SourceError(f"{path} has no rows", "Give a file that has")
+        self.index: tuple[str, ...] = ()
+        self.empty: tuple[str, ...] = ()
+        self.names = self._named(line) if header else [f"f{i}" for i in range(len(line))]
+        if not header and self._is_empty(len(line) - 1):
+            self.empty = (self.names[-1],)
+        if len(set(self.names)) < len(self.names):
+            raise SourceError(
+                f"{path} has two columns of the same name",
+                "Rename one, or say --no-header if the first line has no names",
+            )
+
+    def _named(self, line: list[str]) -> list[str]:
+        """The columns by a line of names, with names for those without."""
+        line = list(line)
+        if self.first and all(len(row) == len(line) + 1 for row in self.first):
+            # Rows that all have one field more: it is empty, or has the names of rows.
+            line.insert(len(line) if self._is_empty(len(line)) else 0, "")
+        names = _filled(line)
+        for place, name in enumerate(names):
+            if not line[place] and self._is_empty(place):
+                self.empty += (name,)
+            elif is_index(place, name):
+                self.index += (name,)
+        return names
+
+    def _is_empty(self, place: int) -> bool:
+        """Whether there is nothing in a column of the first rows."""
+        fields = [row[place] for row in self.first if place < len(row)]
+        return len(self.first) > 1 and bool(fields) and not any(map(str.strip, fields))
+
+    def words(self) -> dict[str, str]:
+        """Columns whose first fields are all words, and one of these."""
+        found = {}
+        for place, name in enumerate(self.names):
+            texts = [row[place].strip() for row in self.first[:20] if place < len(row)]
+            if texts and not any(map(is_number, texts)):
+                found[name] = texts[0]
+        return found
+
+    def _begin(self, encoding: str | None) -> tuple[list[str], list[list[str]], bool]:
+        """The first line, some rows after it, and whether there are any."""
+        text = self._beginning(encoding)
+        try:
+            unquoted = re.sub(r'"[^"]*"', "", text).partition("\n")[0]
+            self._delimiter = max(",;\t", key=unquoted.count)
+            lines = csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter)
+            rows = list(islice(lines, _LOOKED_AT + 1))
+        except csv.Error as error:
+            raise SourceError(f"{self.path} is no CSV file that can be read: {error}") from None
+        if not rows or not rows[0]:
+            raise SourceError(
+                f"{self.path} is empty, or begins with an empty line", "Check the file"
+            )
+        more = any(rows[1:])
+        if len(text) == _BLOCK:
+            rows.pop()  # it may have been cut
+        if not rows:
+            raise SourceError(
+                f"the first line of {self.path} is longer than {_BLOCK} characters",
+                "Check the file",
+            )
+        fields = [field for row in rows for field in row]
+        commas = [field for field in fields if _COMMA.fullmatch(field)]
+        self.decimal_commas = (
+            self._delimiter != ","
+            and bool(commas)
+            and not any(map(_POINT.fullmatch, fields))
+            # With tabs, 1,234 and 12,345 may be thousands.
+            and (self._delimiter == ";" or not all(map(_THOUSANDS.fullmatch, commas)))
+        )
+        if self.decimal_commas:
+            rows = [[_COMMA.sub(_AS_POINT, field) for field in row] for row in rows]
+        return [name.strip() for name in rows[0]], [row for row in rows[1:] if row], more
+
+    def _beginning(self, encoding: str | None) -> str:
+        """The first characters; sets the encoding."""
+        try:
+            with open_bytes(self.path) as file:
+                self._encoding = encoding or encoding_of(file.read(4))
+                file.seek(0)
+                with io.TextIOWrapper(file, self._encoding, newline="") as text:
+                    found = text.read(_BLOCK)
+        except LookupError:
+            raise UsageError(
+                f"--encoding cannot be {encoding}", "Give one that Python knows, as latin-1, cp1252"
+            ) from None
+        except UnicodeError:
+            raise SourceError(
+                f"{self.path} is no CSV file that can be read as {self._encoding}", _HOW_ENCODED
+            ) from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._unreadable("is no CSV file that can be read", error) from None
+        if "\0" in found:
+            raise SourceError(
+                f"{self.path} is no CSV file that can be read: it has zero bytes",
+                "If it is UTF-16 without a mark: --encoding utf-16-le",
+            )
+        return found.removeprefix("\ufeff")
+
+    def _unreadable(self, what: str, error: Exception) -> DistsgdError:
+        """An error of reading; one of the machine, if it is."""
+        if isinstance(error, OSError) and (trouble := machine_trouble(error, self.path)):
+            return trouble
+        return SourceError(f"{self.path} {what}: {error}", "Check it")
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, list[str], list[Rejected]]]:
+        """Rows, where they stand, and lines that have too few or too many fields."""
+        row, bad = 1, deque[tuple[int, Rejected]]()
+        try:
+            for batch in self._read(bad):
+                where: list[str] = []
+                between: list[Rejected] = []
+                while len(where) < len(batch):
+                    if bad and bad[0][0] == row:
+                        between.append(bad.popleft()[1])
+                    else:
+                        where.append(self._where(row))
+                    row += 1
+                yield _with_points(batch) if self.decimal_commas else batch, where, between
+        except UnicodeError as error:
+            raise SourceError(f"{self.path} cannot be read on: {error}", _HOW_ENCODED) from None
+        except (pa.ArrowException, OSError) as error:
+            if "invalid UTF8" in str(error):
+                raise SourceError(f"{self.path} is not all UTF-8", _HOW_ENCODED) from None
+            raise self._unreadable("cannot be read on", error) from None
+        if bad:
+            none = pa.record_batch([pa.array([], pa.string())] * len(self.names), self.names)
+            yield none, [], [rejected for _, rejected in bad]
+
+    def _where(self, row: int) -> str:
+        return f"{self.path.name} row {row}"
+
+    def _read(self, bad: deque[tuple[int, Rejected]]) -> Iterator[pa.RecordBatch]:
+        """Rows; lines that are none go to ``bad``, before the rows that come after them."""
+        names = int(self.named)
+
+        def keep(line: pc.InvalidRow) -> str:
+            row = line.number - names
+            why = f"it has {line.actual_columns} fields, not {line.expected_columns}"
+            bad.append((row, Rejected(self._where(row), f"{why}: {(line.text or '')[:60]}")))
+            return "skip"
+
+        # A thread of Arrow's lets go of `keep` after the end, for which it needs Python. If the
+        # process ended at that very moment, it would be aborted.
+        gone = threading.Event()
+        weakref.finalize(keep, gone.set)
+        options, reader = self._options(keep), None
+        del keep
+        try:
+            reader = pc.open_csv(self.path, **options)
+            yield from reader
+        finally:
+            options.clear()
+            if reader is not None:
+                reader.close()
+                del reader
+            gone.wait(_LET_GO_SECONDS)
+
+    def _options(self, handler: Callable[[pc.InvalidRow], str]) -> dict[str, Any]:
+        return {
+            "read_options": pc.ReadOptions(
+                block_size=_BLOCK, use_threads=False,
+                column_names=self.names, skip_rows_after_names=int(self.named),
+                encoding="utf8" if self._encoding.startswith("utf-8") else self._encoding,
+            ),
+            "parse_options": pc.ParseOptions(
+                delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=handler),
+            "convert_options": pc.ConvertOptions(
+                column_types={name: pa.string() for name in self.names}, strings_can_be_null=False
+            ),
+        }  # fmt: skip
+
+
+def _filled(line: Sequence[str]) -> list[str]:
+    """Names, with those that pandas gives to columns that have none."""
+    return [name or f"Unnamed: {place}" for place, name in enumerate(line)]
+
+
+def _with_points(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With decimal points in place of decimal commas."""
+    columns = [
+        compute.replace_substring_regex(column, f"^{_COMMA.pattern}$", _AS_POINT)
+        for column in batch.columns
+    ]
+    return pa.record_batch(columns, batch.schema.names)

@@ -1,0 +1,225 @@
+"""NPZ: arrays of images or numbers and of labels, streamed out of the archive."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from distsgd.data.importing.source import (
+    LARGEST,
+    Batch,
+    Rejected,
+    Source,
+    Wishes,
+    plain_label,
+    rows_at_once,
+)
+from distsgd.data.names import nearest, some_of
+from distsgd.errors import SourceError, UsageError, machine_trouble
+
+__all__ = ["open_npz"]
+
+_PAIRS = (("x_train", "y_train", "x_test", "y_test"),
+          ("train_images", "train_labels", "test_images", "test_labels"),
+          ("x_train", "t_train", "x_test", "t_test"))  # fmt: skip
+_VALUES = ("x", "images", "image", "data", "features")
+_LABELS = ("y", "labels", "label", "target", "targets")
+
+
+class _Array:
+    """An array in an archive, of which nothing but its header has been read.
+
+    Args:
+        path: the archive.
+        name: of the array.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self.name = path, name
+        with self._open() as file:
+            self.shape, self._fortran, self.dtype = self._header(file)
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"its array {name!r} has the shape {self.shape}")
+        if self.dtype.hasobject:
+            raise SourceError(
+                f"the array '{name}' of {path} has Python objects, which are never unpickled",
+                "Save it as an array of numbers or of fixed-length text",
+            )
+        if not self.shape:
+            raise SourceError(f"'{name}' of {path} is one number, not an array of rows", "Check it")
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def _open(self) -> IO[bytes]:
+        return zipfile.ZipFile(self._path).open(f"{self.name}.npy")
+
+    @staticmethod
+    def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        return read(file)
+
+    def parts(self, most: int) -> Iterator[NDArray[Any]]:
+        """Its rows, so many at a time."""
+        if self._fortran and len(self.shape) > 1:
+            yield from self._parts_of_columns(most)
+            return
+        size = self.dtype.itemsize * math.prod(self.shape[1:])
+        with self._open() as file:
+            self._header(file)
+            for low in range(0, len(self), most):
+                rows = min(most, len(self) - low)
+                content = file.read(rows * size)
+                if len(content) < rows * size:
+                    raise SourceError(f"'{self.name}' of {self._path} is cut short", "Check it")
+                yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+
+    def _parts_of_columns(self, most: int) -> Iterator[NDArray[Any]]:
+        """The rows of an array that lies column by column, unpacked into a file and mapped."""
+        with tempfile.TemporaryFile() as unpacked:
+            with self._open() as file:
+                self._header(file)
+                shutil.copyfileobj(file, unpacked)
+            unpacked.flush()
+            if unpacked.tell() < self.dtype.itemsize * math.prod(self.shape):
+                raise SourceError(f"'{self.name}' of {self._path} is cut short", "Check it")
+            whole = np.memmap(unpacked, self.dtype, "r", shape=self.shape, order="F")
+            for low in range(0, len(self), most):
+                yield np.ascontiguousarray(whole[low : low + most])
+
+
+def open_npz(path: Path, wishes: Wishes) -> Source:
+    """The arrays of an archive: x_train, y_train, x_test, y_test, or x and y.
+
+    Raises:
+        SourceError: it cannot be read, or its arrays do not go together.
+        UsageError: it is not clear which array is what.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        chosen = _choose(names, wishes, path)
+        arrays = [_Array(path, name) for name in chosen]
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} is no NPZ file that can be read: {error}", "Check it"
+        ) from None
+    for values, labels in zip(arrays[::2], arrays[1::2], strict=True):
+        if len(values) != len(labels) or values.shape[1:] != arrays[0].shape[1:]:
+            raise SourceError(
+                f"'{values.name}' {values.shape} and '{labels.name}' {labels.shape} of {path} do "
+                "not go together",
+                "They need as many rows, and train and test the same shape",
+            )
+        if values.dtype.kind not in "biuf":
+            raise SourceError(
+                f"the array '{values.name}' of {path} is of {values.dtype}, not of numbers",
+                "Save it as an array of numbers",
+            )
+    plain = all(values.dtype == np.uint8 for values in arrays[::2])
+    layout = _Layout(arrays[0].shape[1:], path, plain)
+    return Source(
+        shape=layout.shape,
+        train=lambda: _read(path, arrays[0], arrays[1], layout),
+        test=(lambda: _read(path, arrays[2], arrays[3], layout)) if len(arrays) == 4 else None,
+        rows=sum(len(values) for values in arrays[::2]),
+        pixels=plain and len(layout.shape) == 3,
+        label=arrays[1].name,
+        features=(f"{arrays[0].name} ({math.prod(layout.shape)} numbers)",),
+    )
+
+
+def _choose(names: list[str], wishes: Wishes, path: Path) -> list[str]:
+    lowered = {name.lower(): name for name in names}
+    if wishes.image is None and wishes.label is None:
+        for pairs in _PAIRS:
+            if all(name in lowered for name in pairs):
+                return [lowered[name] for name in pairs]
+    found = []
+    for wish, usual, flag in (
+        (wishes.image, _VALUES, "--image"), (wishes.label, _LABELS, "--label"),
+    ):  # fmt: skip
+        options = [wish] if wish in names else [lowered[n] for n in usual if n in lowered]
+        if (wish is not None and wish not in names) or len(options) != 1:
+            near = nearest(wish, names) if wish is not None else None
+            meant = f"Did you mean {flag} {near}? " if near else ""
+            raise UsageError(
+                f"it is not clear which array of {path} is that of {flag.removeprefix('--')}s",
+                f"{meant}Say it: {flag} NAME. Its arrays: {some_of(names)}",
+            )
+        found.append(str(options[0]))
+    return found
+
+
+class _Layout:
+    """How an array's rows become examples: images channel by channel, all else flat.
+
+    Args:
+        shape: of a row.
+        path: for errors.
+        plain: whether all numbers are uint8; otherwise they become float64, all of them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], path: Path, plain: bool) -> None:
+        self._last, self._plain = False, plain
+        self.shape: tuple[int, ...]
+        if len(shape) == 2:
+            self.shape = (1, *shape)
+        elif len(shape) == 3 and shape[-1] in (1, 3):
+            self.shape, self._last = (shape[-1], *shape[:-1]), True
+        elif len(shape) in (1, 3):
+            self.shape = shape
+        else:
+            raise SourceError(
+                f"examples of shape {shape} in {path} are neither images nor rows of numbers",
+                "Give arrays of (rows, features), (rows, h, w), or (rows, h, w, channels)",
+            )
+
+    def flat(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Shape (rows, features)."""
+        if self._last:
+            values = np.moveaxis(values, -1, 1)
+        flat = np.ascontiguousarray(values.reshape(len(values), -1))
+        return flat if self._plain else flat.astype(np.float64)
+
+
+def _read(path: Path, values: _Array, labels: _Array, layout: _Layout) -> Iterator[Batch]:
+    low, most = 0, rows_at_once(8 * math.prod(values.shape[1:]))
+    try:
+        for part, some in zip(values.parts(most), labels.parts(most), strict=True):
+            yield _batch(path, low, layout.flat(part), some.reshape(len(some), -1))
+            low += len(part)
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} cannot be read on: {error}", "Check the file"
+        ) from None
+
+
+def _batch(path: Path, low: int, values: NDArray[Any], labels: NDArray[Any]) -> Batch:
+    if labels.shape[1] != 1:
+        raise SourceError(
+            f"the labels of {path} have {labels.shape[1]} numbers a row, not 1",
+            "Save the number of the class",
+        )
+    sound = (np.abs(values) <= LARGEST).all(axis=1)
+    kept, found, rejected = [], [], []
+    for row, label in enumerate(labels[:, 0].tolist()):
+        try:
+            if not sound[row]:
+                raise ValueError("it has a value that is no finite number")
+            found.append(plain_label(label))
+            kept.append(row)
+        except ValueError as error:
+            rejected.append(Rejected(f"{path.name} row {low + row}", str(error)))
+    return Batch(values if len(kept) == len(values) else values[kept], found, rejected)

@@ -1,0 +1,293 @@
+"""What a runtime tells its caller while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from distsgd.core.messages import Applied, Decision, Diverged
+from distsgd.core.optim.residuals import Residuals
+from distsgd.core.server.parameter_server import ParameterServer
+from distsgd.core.server.range_server import SplitServer
+from distsgd.core.server.sampled_updates import Evidence
+from distsgd.engine.job import Job, Snapshot, snapshot
+from distsgd.engine.statistics import Statistics
+from distsgd.engine.trace import Track
+
+__all__ = [
+    "Connected",
+    "Ended",
+    "EpochEnded",
+    "Event",
+    "Hung",
+    "Notice",
+    "Progress",
+    "Recorder",
+    "Saved",
+    "Stopwatch",
+    "Updated",
+    "Witnessed",
+]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some updates have been applied.
+
+    Attributes:
+        step: updates applied so far.
+        epoch: epoch of the last of them, from 0.
+        loss: mean loss (without regularisation) over the updates since the last event.
+        accuracy: share of their examples classified rightly before each update.
+        learning_rate: of the last of them.
+        examples_seen: examples used so far.
+        seconds: spent on steps so far.
+        examples_per_second: over the steps of this session alone, of a run that was resumed.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    examples_seen: int
+    seconds: float
+    examples_per_second: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch is over; loss and accuracy as in `Progress`, over the whole epoch."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The server within an epoch, for a checkpoint."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Training is over: finished, stopped on request, or diverged.
+
+    Attributes:
+        snapshot: the server after its last update.
+        seconds: spent on steps.
+        examples_seen: examples used.
+        finished: whether every example of every epoch was applied.
+        statistics: what the consistency policy cost.
+        diverged: what was found, if the loss was not finite.
+        tracks: the timeline of each process, if they were kept.
+    """
+
+    snapshot: Snapshot
+    seconds: float
+    examples_seen: int
+    finished: bool
+    statistics: Statistics
+    diverged: Diverged | None = None
+    tracks: tuple[Track, ...] = ()
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The workers are connected to the server, and begin.
+
+    Attributes:
+        channels: name of the channel of each worker.
+        hosts: the address of the node that each is on.
+        servers: and of those that the servers are on.
+    """
+
+    channels: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Who is where, and how they reach the servers."""
+        by_place: dict[tuple[str, str], list[str]] = {}
+        for number, place in enumerate(zip(self.hosts, self.channels, strict=True)):
+            by_place.setdefault(place, []).append(str(number))
+        who = "; ".join(
+            f"worker{'s' if numbers[1:] else ''} {', '.join(numbers)} on {host} by {channel}"
+            for (host, channel), numbers in by_place.items()
+        )
+        return f"server{'s' if self.servers[1:] else ''} on {', '.join(self.servers)}; {who}"
+
+
+@dataclass(frozen=True)
+class Updated:
+    """An update, for the journal.
+
+    Attributes:
+        update: the server's decision.
+    """
+
+    update: Applied
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """A sampled update, to be recomputed.
+
+    Attributes:
+        evidence: what the server did.
+    """
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know of, and that does not end the training.
+
+    Attributes:
+        text: what it is.
+        kernel: another kernel than the driver's, by which a worker multiplies; else "".
+    """
+
+    text: str
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Hung:
+    """Workers have had their leases for so long that others are to take their places.
+
+    For who starts workers; a training does not yield it.
+    """
+
+    workers: tuple[int, ...]
+
+
+Event = Notice | Connected | Updated | Witnessed | Progress | EpochEnded | Saved | Hung | Ended
+
+
+class Stopwatch:
+    """Seconds spent while running."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._since: float | None = None
+
+    def run(self) -> None:
+        """Start, or go on."""
+        if self._since is None:
+            self._since = perf_counter()
+
+    def pause(self) -> None:
+        """Stop counting."""
+        self._spent, self._since = self.seconds(), None
+
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        return self._spent + (perf_counter() - self._since if self._since else 0.0)
+
+
+class _Tally:
+    """Loss and hits since the last event."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.examples = 0.0, 0, 0
+
+    def add(self, update: Applied) -> None:
+        self.loss += update.loss * update.examples
+        self.correct += update.correct
+        self.examples += update.examples
+
+    def take(self) -> tuple[float, float]:
+        """Mean loss and accuracy; starts anew."""
+        count = max(1, self.examples)
+        means = self.loss / count, self.correct / count
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class Recorder:
+    """Turns the decisions of a server into events.
+
+    Args:
+        job: the job that is trained.
+        server: its server.
+        seconds: seconds spent on steps so far.
+        residuals: of the workers, at the version of W as it is now, if they are in this process.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        server: ParameterServer | SplitServer,
+        seconds: Callable[[], float],
+        residuals: Callable[[], Residuals | None] = dict,
+    ) -> None:
+        self._job, self._server, self._seconds = job, server, seconds
+        self._residuals = residuals
+        self._recent, self._epoch = _Tally(), _Tally()
+        self._examples_seen = 0
+        self._witness = server.witness
+        self.statistics = Statistics()
+
+    def due(self, decision: Decision) -> bool:
+        """Whether a decision gives rise to an event that tells of now: it is to be recorded now."""
+        if isinstance(decision, Applied):
+            if self._witness is not None and self._witness.has_news:
+                return True
+            return decision.ends_epoch or decision.version % self._job.log_every == 0
+        return isinstance(decision, Diverged)
+
+    def record(self, decision: Decision) -> list[Event]:
+        """The events that a decision gives rise to."""
+        self.statistics.count(decision)
+        if isinstance(decision, Diverged):
+            return [self.ended(decision)]
+        if not isinstance(decision, Applied):
+            return []
+        self._recent.add(decision)
+        self._epoch.add(decision)
+        self._examples_seen += decision.examples
+        ends_epoch = decision.ends_epoch
+        events: list[Event] = [Updated(decision)]
+        if self._witness is not None and (found := self._witness.take(decision.version)):
+            events.append(Witnessed(found))
+        if ends_epoch or decision.version % self._job.log_every == 0:
+            events.append(self._progress(decision))
+        if ends_epoch:
+            events.append(self._epoch_ended(decision))
+        # One push can bring about several updates: the last of them is the end.
+        if self._server.finished and decision.version == self._server.version:
+            events.append(self.ended())
+        return events
+
+    def _progress(self, update: Applied) -> Progress:
+        seen, rate = self._examples_seen, update.learning_rate
+        return Progress(
+            update.version, update.epoch, *self._recent.take(), rate, seen, self._seconds()
+        )
+
+    def _epoch_ended(self, update: Applied) -> EpochEnded:
+        return EpochEnded(update.epoch, *self._epoch.take(), self._seconds(), self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        return self.with_residuals(snapshot(self._server))
+
+    def with_residuals(self, now: Snapshot) -> Snapshot:
+        """A snapshot of the server as it is now, with the residuals that belong to it."""
+        return replace(now, residuals=self._residuals())
+
+    def ended(self, diverged: Diverged | None = None) -> Ended:
+        """The last event, as things are now."""
+        finished = self._server.finished
+        if self._witness is not None:
+            self.statistics.let_pass = self._witness.skipped
+        now = self._snapshot()
+        seconds, seen = self._seconds(), self._examples_seen
+        return Ended(now, seconds, seen, finished, self.statistics, diverged)

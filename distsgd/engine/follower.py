@@ -1,0 +1,122 @@
+"""A follower that many threads may call: does as the coordinator's log says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import Dismiss, Grant, Push
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.pending_replies import Outbox
+from distsgd.engine.trace import Trace
+from distsgd.errors import RuntimeFailure
+from distsgd.transport.base import Work
+from distsgd.transport.log_stream import Entry
+
+__all__ = ["FollowerHost"]
+
+_PATIENCE = 60.0
+_log = logging.getLogger("distsgd")
+
+
+class FollowerHost:
+    """Answers each worker with its range of W, as of the worker's lease.
+
+    Args:
+        job: what is trained.
+        start: where it begins.
+        number: of the follower, from 1.
+
+    Attributes:
+        trace: its timeline.
+    """
+
+    def __init__(self, job: Job, start: Snapshot, number: int) -> None:
+        self._server = job.follower(start, number)
+        self._changed = threading.Condition()
+        self._outbox = Outbox(self._changed)
+        self._failure: Exception | None = None
+        self._received = 0
+        self.trace = Trace(job.trace)
+
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """See `distsgd.transport.base.ServerPort.exchange`."""
+        with self._changed:
+            call = self._outbox.called(worker, keep=True)
+        self.submit(worker, push, size)
+        with self._changed:
+            while (found := self._outbox.fetch(worker, call)) is None:
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait()
+            return found[0]
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """See `distsgd.transport.base.ServerPort.submit`."""
+        with self._changed:
+            if push is not None:
+                self.trace.start()
+                self._server.put(worker, push)
+                self.trace.lap("put")
+                self._received += size
+                self._changed.notify_all()
+            self._outbox.ask(worker, perf_counter())
+
+    def attached(
+        self, worker: int, give: Callable[[Work | None], None]
+    ) -> AbstractContextManager[None]:
+        """See `distsgd.transport.base.ServerPort.attached`."""
+        return self._outbox.attached(worker, give)
+
+    def refused(self, where: str) -> None:
+        """See `distsgd.transport.base.ServerPort.refused`; the coordinator tells the driver."""
+        _log.warning("refused: a connection from %s without the training's secret", where)
+
+    def follow(self, entries: Iterable[Entry]) -> None:
+        """Carry out entries of the log, each when what it needs has come.
+
+        Raises:
+            RuntimeFailure: it does not come.
+        """
+        for entry in entries:
+            with self._changed:
+                if not self._changed.wait_for(partial(self._server.ready, entry), _PATIENCE):
+                    self._fail(RuntimeFailure("a part of an update has not come to its server"))
+                self.trace.start()
+                with np.errstate(all="ignore"):
+                    self._server.follow(entry)
+                if isinstance(entry, Grant):
+                    self._outbox.put(entry.worker, (entry.lease, self._server.weights))
+                elif isinstance(entry, Dismiss):
+                    self._outbox.put(entry.worker, None)
+                self.trace.lap(type(entry).__name__.lower())
+                self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._changed.notify_all()
+        raise error
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone; what becomes of its work, the coordinator decides."""
+        with self._changed:
+            self._outbox.gone(worker, keep=True)
+
+    def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
+        """W and the state of the optimiser at a version that was to be kept, when it is there.
+
+        Versions below ``floor`` will not be asked for any more. Also the bytes that have come from
+        the workers until now.
+        """
+        with self._changed:
+            while (found := self._server.kept(version, floor)) is None:
+                if not self._changed.wait(_PATIENCE):
+                    self._fail(RuntimeFailure("a parameter server does not keep up"))
+            return *found, self._received

@@ -1,0 +1,88 @@
+"""Training in one process, without Ray: one worker that answers every lease at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.core.messages import Decision, Dismiss, Grant
+from distsgd.core.optim.residuals import Residual, Residuals, shared_out
+from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Witnessed
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.timed_snapshots import TimedSnapshots
+from distsgd.engine.trace import Track
+from distsgd.engine.worker import Worker
+from distsgd.transport.faulty import Deliver, PushFaults, Tally, faulty_push
+
+__all__ = ["train_inline"]
+
+_WORKER = 0
+
+
+def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train in this process, yielding events; time spent by the caller is not counted.
+
+    Args:
+        job: what to train.
+        start: where to begin.
+        should_stop: asked after every update.
+    """
+    worker = Worker(job, job.feedback(start, _WORKER, 1))
+    server, watch = job.server(start), Stopwatch()
+    shares = shared_out(start.residuals or {}, 1)
+
+    def residuals() -> Residuals | None:
+        serials = server.residual_serials() if job.has_residuals else {}
+        if serials is None or (feedback := worker.feedback) is None:
+            return None if serials is None else {}
+        found = {n: Residual(serial, feedback.left(serial).copy()) for n, serial in serials.items()}
+        return {**shares, **found}
+
+    recorder = Recorder(job, server, watch.seconds, residuals)
+    timed = TimedSnapshots(server, job.save_seconds, watch.seconds)
+
+    def tracks() -> tuple[Track, ...]:
+        return (worker.trace.track("this process"),) if job.trace else ()
+
+    deliver: Deliver = server.push
+    if job.chaos is not None:
+        deliver = faulty_push(
+            server.push, PushFaults(job.chaos, _WORKER, Tally(Path(job.tally), _WORKER))
+        )
+    decisions: list[Decision] = server.pull(_WORKER)
+    if server.finished:  # the run was killed between its last update and its end
+        yield replace(recorder.ended(), tracks=tracks())
+        return
+    watch.run()
+    while decisions:
+        following: list[Decision] = []
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                with np.errstate(all="ignore"):
+                    worker.trace.start()
+                    push = worker.answer((decision.lease, server.weights))
+                    recorder.statistics.bytes_pushed += push.size
+                    following += deliver(_WORKER, push)
+                    worker.trace.lap("update")
+                if should_stop():
+                    following += server.stop()
+                following += server.pull(_WORKER)
+            elif isinstance(decision, Dismiss):  # stopped, or there was nothing left to do
+                yield replace(recorder.ended(), tracks=tracks())
+            for event in recorder.record(decision):
+                watch.pause()
+                if isinstance(event, Ended):
+                    yield replace(event, tracks=tracks())
+                    return
+                yield event
+                if isinstance(event, Witnessed) and server.witness is not None:
+                    server.witness.delivered(1)
+                watch.run()
+        if timed.due and (found := timed.take()) is not None:
+            watch.pause()
+            yield Saved(recorder.with_residuals(found))
+            watch.run()
+        decisions = following

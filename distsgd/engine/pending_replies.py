@@ -1,0 +1,136 @@
+"""Work on its way to workers: given to those who are attached, fetched by those who wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from distsgd.transport.base import Work
+
+__all__ = ["Outbox"]
+
+Give = Callable[[Work | None], None]
+
+
+class Outbox:
+    """Holds a worker's work until the worker asks for it. All calls are made under one lock.
+
+    Args:
+        changed: the lock, notified when something has come for a worker that waits.
+        question: what a worker is asked before it gets work, if anything.
+    """
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        question: Callable[[int], Work | None] = lambda worker: None,
+    ) -> None:
+        self._changed, self._question = changed, question
+        self._givers: dict[int, Give] = {}
+        self._asking: dict[int, float] = {}
+        self._work: dict[int, Work | None] = {}
+        self._fetched: dict[int, Work | None] = {}
+        self._calls: dict[int, int] = {}
+        self._calling: set[int] = set()
+        self.waited: dict[int, float] = {}
+        self.answering: dict[int, float] = {}
+        self._given: dict[int, float] = {}
+
+    @contextmanager
+    def attached(self, worker: int, give: Give) -> Iterator[None]:
+        """While it lasts, a worker's work is given in this way."""
+        with self._changed:
+            self._givers[worker] = give
+        try:
+            yield
+        finally:
+            with self._changed:
+                if self._givers.get(worker) is give:
+                    del self._givers[worker]
+
+    def ask(self, worker: int, now: float) -> None:
+        """A worker wants work, from this time on (of `time.perf_counter`)."""
+        if (given := self._given.pop(worker, None)) is not None:
+            self.answering[worker] = self.answering.get(worker, 0.0) + now - given
+        self._asking[worker] = now
+        self.flush(worker)
+
+    def put(self, worker: int, work: Work | None) -> None:
+        """There is work for a worker; its W need not last."""
+        if worker in self._asking and worker in self._givers and self._question(worker) is None:
+            self._give(worker, work)
+            return
+        self._work[worker] = None if work is None else (work[0], work[1].copy())
+        self.flush(worker)
+
+    def gone(self, worker: int, *, keep: bool = False) -> None:
+        """A worker is no more: its call is over, and what was there for it is for nobody.
+
+        Unless that was for the worker in its place already: ``keep``, see `called`.
+        """
+        self._asking.pop(worker, None)
+        self._given.pop(worker, None)
+        if not keep:
+            self._work.pop(worker, None)
+            self._fetched.pop(worker, None)
+            self._calls[worker] = self._calls.get(worker, 0) + 1
+            self._calling.discard(worker)
+            self._changed.notify_all()
+
+    def flush(self, worker: int) -> None:
+        """Give a worker that asks what there is for it."""
+        if worker in self._asking:
+            question = self._question(worker)
+            if question is not None:
+                self._give(worker, question)
+            elif worker in self._work:
+                self._give(worker, self._work.pop(worker))
+
+    def flush_all(self) -> None:
+        """`flush` for everyone who asks."""
+        for worker in list(self._asking):
+            self.flush(worker)
+
+    def called(self, worker: int, *, keep: bool = False) -> int:
+        """A worker that is not attached begins a call; returns its number.
+
+        A worker makes one at a time: whoever made the ones before is dead, and what has come for
+        it, and was not fetched, is for nobody. Unless it was for the worker in its place already,
+        which may reach one server sooner than another: ``keep`` keeps it for the next to ask.
+        """
+        self._calls[worker] = self._calls.get(worker, 0) + 1
+        if worker in self._calling:
+            self._asking.pop(worker, None)
+            if worker in self._fetched:
+                work = self._fetched.pop(worker)
+                if keep:
+                    self._work.setdefault(worker, work)
+            self._changed.notify_all()
+        self._calling.add(worker)
+        return self._calls[worker]
+
+    def fetch(self, worker: int, call: int) -> tuple[Work | None] | None:
+        """What has come for a worker that is not attached, in a tuple; None if nothing has.
+
+        A call after which there has been another is over, so that it takes nothing away.
+        """
+        if self._calls[worker] != call:
+            return (None,)
+        if worker not in self._fetched:
+            return None
+        self._calling.discard(worker)
+        return (self._fetched.pop(worker),)
+
+    def _give(self, worker: int, work: Work | None) -> None:
+        now = perf_counter()
+        self._given[worker] = now
+        waited = now - self._asking.pop(worker)
+        self.waited[worker] = self.waited.get(worker, 0.0) + waited
+        give = self._givers.get(worker)
+        if give is None:
+            self._fetched[worker] = work
+            self._changed.notify_all()
+        else:
+            give(work)

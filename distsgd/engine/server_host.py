@@ -1,0 +1,267 @@
+"""A parameter server that many threads may call: one lock around the state machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from time import perf_counter
+
+from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
+from distsgd.core.optim.residuals import shared_out
+from distsgd.core.server.range_server import Keep
+from distsgd.engine.decision_log import DecisionLog
+from distsgd.engine.events import (
+    Ended,
+    EpochEnded,
+    Event,
+    Hung,
+    Notice,
+    Recorder,
+    Saved,
+    Stopwatch,
+    Witnessed,
+)
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.lease_times import LeaseTimes
+from distsgd.engine.pending_replies import Outbox
+from distsgd.engine.snapshots import HeldEvents
+from distsgd.engine.timed_snapshots import TimedSnapshots
+from distsgd.engine.trace import Trace
+from distsgd.transport.base import Work
+from distsgd.transport.log_stream import Entry
+
+__all__ = ["ServerHost"]
+
+_MOST = 64
+"""Decisions that are kept before events are made of them."""
+
+
+class ServerHost:
+    """Carries out the server's decisions: answers workers, keeps events for the driver.
+
+    Args:
+        job: what is trained.
+        start: where it begins.
+        workers: how many workers are expected.
+
+    Attributes:
+        trace: its timeline.
+    """
+
+    def __init__(self, job: Job, start: Snapshot, workers: int) -> None:
+        self._server = job.coordinator(start, own_places=job.has_residuals)
+        self._watch = Stopwatch()
+        self._recorder = Recorder(job, self._server, self._watch.seconds)
+        self._timed = TimedSnapshots(self._server, job.save_seconds, self._watch.seconds)
+        # One lock. Who waits for what is told apart, as to wake somebody for nothing costs time.
+        lock = threading.RLock()
+        self._answered = threading.Condition(lock)  # workers whose calls wait for work
+        self._decided = threading.Condition(lock)  # followers
+        self._news = threading.Condition(lock)  # the driver
+        self._lock = lock
+        self._outbox = Outbox(self._answered, self._question)
+        self._events = HeldEvents()
+        self._unrecorded: list[Decision] = []
+        self._followers = job.servers - 1
+        self._log = DecisionLog(self._followers)
+        self._has_residuals = job.has_residuals
+        # Of workers that have not answered yet.
+        self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
+        self._gone: set[int] = set()
+        self._times = LeaseTimes(job.hang_seconds)
+        self.trace = Trace(job.trace)
+        self._over = False
+        self._failure: Exception | None = None
+        with lock:
+            for worker in range(workers):
+                self._carry_out(self._server.joined(worker))
+            if self._server.finished:  # the run was killed between its last update and its end
+                self._end(self._recorder.ended())
+
+    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+        """A worker pushes and pulls; see `distsgd.transport.base.ServerPort.exchange`."""
+        with self._lock:
+            call = self._outbox.called(worker)
+        self.submit(worker, push, size)
+        with self._lock:
+            while (found := self._outbox.fetch(worker, call)) is None:
+                self._answered.wait()
+            return found[0]
+
+    def submit(self, worker: int, push: Push | None, size: int) -> None:
+        """See `distsgd.transport.base.ServerPort.submit`."""
+        try:
+            with self._lock:
+                self._submit(worker, push, size)
+        except Exception as error:
+            with self._lock:
+                self._failure = error
+                self._news.notify_all()
+            raise
+
+    def attached(
+        self, worker: int, give: Callable[[Work | None], None]
+    ) -> AbstractContextManager[None]:
+        """See `distsgd.transport.base.ServerPort.attached`."""
+        return self._outbox.attached(worker, give)
+
+    def _submit(self, worker: int, push: Push | None, size: int) -> None:
+        self._watch.run()
+        self._gone.discard(worker)
+        now = perf_counter()
+        self.trace.start()
+        if push is None:
+            self._outbox.ask(worker, now)
+            self._carry_out(self._server.pull(worker))
+        elif push.lease.step == REPORT:
+            self._events.told(worker, push.gradients[0])
+            self._news.notify_all()
+            self._outbox.ask(worker, now)
+        else:
+            self._take(worker, push, size, now)
+        self._recorder.statistics.busy_seconds += perf_counter() - now
+
+    def _take(self, worker: int, push: Push, size: int, now: float) -> None:
+        self._outbox.ask(worker, now)
+        self._recorder.statistics.bytes_pushed += size
+        self._times.answered(worker, now)
+        version = self._server.version
+        decisions = self._server.exchange(worker, push)
+        self.trace.lap("add" if self._server.version == version else "update")
+        if decisions:
+            self._carry_out(decisions)
+
+    def _question(self, worker: int) -> Work | None:
+        lease = self._events.question(worker)
+        return None if lease is None else (lease, self._server.weights)
+
+    def events(self, timeout: float) -> list[Event]:
+        """What has happened since the last call.
+
+        Waits ``timeout`` seconds, so that calls are few, or until something does not wait.
+
+        Raises:
+            Exception: what went wrong in an exchange, for the driver to see.
+        """
+        with self._lock:
+            self._news.wait_for(
+                lambda: self._events.urgent(perf_counter()) or self._failure or self._crowded(),
+                timeout,
+            )
+            if self._failure is not None:
+                raise self._failure
+            now = perf_counter()
+            for worker in self._times.overdue(now):
+                self._carry_out(self._server.overdue(worker))
+            self._record()
+            if hung := self._times.hung(now):
+                self._emit(Hung(tuple(hung)))
+            found = self._events.take(perf_counter())
+            if (witness := self._server.witness) is not None:
+                witness.delivered(sum(isinstance(event, Witnessed) for event in found))
+            return found
+
+    def _crowded(self) -> bool:
+        """Whether so many updates wait to be recomputed that the driver is to take them now."""
+        return self._server.witness is not None and self._server.witness.full
+
+    def log(self, follower: int, timeout: float) -> list[Entry]:
+        """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
+        with self._lock:
+            self._decided.wait_for(lambda: self._log.news(follower - 1), timeout)
+            return self._log.take(follower - 1)
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone; its slots go to the others."""
+        with self._lock:
+            self._gone.add(worker)
+            self._outbox.gone(worker)
+            self._times.lost(worker)
+            self._events.lost(worker)
+            self._carry_out(self._server.lost(worker))
+            self._news.notify_all()
+
+    def refused(self, where: str) -> None:
+        """See `distsgd.transport.base.ServerPort.refused`."""
+        with self._lock:
+            self._emit(Notice(f"refused: a connection from {where} without the training's secret"))
+            self._news.notify_all()
+
+    def stop(self) -> None:
+        """Hand out no more work; the last event follows."""
+        with self._lock:
+            decisions = self._server.stop()
+            self._record()
+            self._end(self._recorder.ended())  # asks for residuals, then dismisses
+            self._carry_out(decisions)
+
+    def _end(self, event: Ended) -> None:
+        if not self._over:
+            self._over = True
+            self._watch.pause()
+            self._recorder.statistics.waiting_seconds = self._outbox.waited
+            self._recorder.statistics.answering_seconds = self._outbox.answering
+            self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        wanted: dict[int, int] = {}
+        if isinstance(event, EpochEnded | Saved | Ended):
+            floor = min(event.snapshot.floor or event.snapshot.version, self._timed.floor)
+            self._news.notify_all()
+            self._tell([Keep(event.snapshot.version)])
+            serials = self._server.residual_serials() if self._has_residuals else {}
+            known = None if serials is None or serials.keys() & self._gone else self._shares
+            wanted = {} if known is None else serials or {}
+            event = replace(event, snapshot=replace(event.snapshot, floor=floor, residuals=known))
+        self._events.add(event, wanted, perf_counter())
+        if isinstance(event, Witnessed) and self._crowded():
+            self._news.notify_all()
+        if wanted:
+            self._outbox.flush_all()
+
+    def _carry_out(self, decisions: list[Decision]) -> None:
+        """Give out work first, as somebody waits for it, and then take note of everything.
+
+        But a worker is asked for its residual before it gets more work.
+        """
+        if not self._has_residuals:
+            self._grant(decisions)
+        self._tell(decisions)
+        if self._timed.collecting and self._timed.keep():
+            self._tell([Keep(self._server.version)])
+        self._unrecorded += decisions
+        if len(self._unrecorded) >= _MOST or any(map(self._recorder.due, decisions)):
+            self._record()
+        for decision in decisions:
+            if isinstance(decision, Dismiss):
+                self._outbox.put(decision.worker, None)
+        self.trace.lap("record")
+        if self._has_residuals:
+            self._grant(decisions)
+
+    def _record(self) -> None:
+        """Make events of the decisions since the last time: a few at once take less time."""
+        decisions, self._unrecorded = self._unrecorded, []
+        for decision in decisions:
+            for event in self._recorder.record(decision):
+                if isinstance(event, Ended):
+                    self._end(event)
+                else:
+                    self._emit(event)
+        if not self._over and self._timed.due and (found := self._timed.take()) is not None:
+            self._emit(Saved(found))
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        if self._followers:
+            self._log.add(entries)
+            self._decided.notify_all()
+
+    def _grant(self, decisions: list[Decision]) -> None:
+        now = perf_counter()
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                self._outbox.put(decision.worker, (decision.lease, self._server.weights))
+                self._times.granted(decision.worker, decision.lease, now)
+        self.trace.lap("give")

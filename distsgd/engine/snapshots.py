@@ -1,0 +1,134 @@
+"""Events on their way to the driver; a snapshot waits for the residuals of its workers.
+
+Error feedback lives at the workers. A snapshot is of one version of W, and the residual of a worker
+that belongs to it is that after the last of its answers in that W. The worker is asked for it when
+it next comes, and keeps it for that long. If one cannot be had, the snapshot has none.
+
+A driver that measures epochs more slowly than they end gets one at a time, so that it can stop
+between two of them; the queue is thinned out before its snapshots fill the memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import REPORT, Lease
+from distsgd.core.optim.residuals import Residual
+from distsgd.engine.events import Ended, EpochEnded, Event, Notice, Saved
+
+__all__ = ["HeldEvents"]
+
+_PATIENCE = 1.0
+"""Seconds that a snapshot waits for a worker that does not come."""
+
+_MOST_EPOCHS, _MOST_BYTES = 64, 256 * 2**20
+"""Epochs that wait to be measured; each holds a copy of W. Of a large W so many as take these
+bytes, but at least 2."""
+
+
+@dataclass
+class _Held:
+    event: Event
+    wanted: dict[int, int]
+    until: float
+    found: dict[int, Residual] = field(default_factory=dict)
+    lost: bool = False
+
+    def whole(self) -> Event:
+        """The event with the residuals that were found, if that is all of them."""
+        event = self.event
+        if not isinstance(event, EpochEnded | Saved | Ended):
+            return event
+        known = event.snapshot.residuals
+        missing = known is None or self.wanted or self.lost
+        residuals = None if missing else {**(known or {}), **self.found}
+        return replace(event, snapshot=replace(event.snapshot, residuals=residuals))
+
+
+class HeldEvents:
+    """A queue of events. Times are seconds of one clock, given by the caller."""
+
+    def __init__(self) -> None:
+        self._events: deque[_Held] = deque()
+        self._wanting = False
+        self._epochs, self._thinned = 0, False
+
+    def add(self, event: Event, wanted: dict[int, int], now: float) -> None:
+        """Append an event.
+
+        Args:
+            event: what happened; a snapshot has the residuals that are known already.
+            wanted: worker -> serial, for a snapshot: whose residuals, after how many answers.
+            now: the time.
+        """
+        self._events.append(_Held(event, wanted, now + _PATIENCE))
+        self._wanting |= bool(wanted)
+        if isinstance(event, EpochEnded):
+            self._epochs += 1
+            if self._epochs > _most_epochs(event):
+                self._thin_out(now)
+
+    def _thin_out(self, now: float) -> None:
+        """Leave out every second epoch that waits, but not the newest."""
+        epochs = [held for held in self._events if isinstance(held.event, EpochEnded)]
+        left_out = set(map(id, epochs[-2::-2]))
+        self._events = deque(held for held in self._events if id(held) not in left_out)
+        self._epochs -= len(left_out)
+        if not self._thinned:
+            self._thinned = True
+            text = "epochs end faster than they can be measured: some are left out of the curve"
+            self._events.append(_Held(Notice(text), {}, now))
+
+    def ready(self, now: float) -> bool:
+        """Whether `take` would give something."""
+        return bool(self._events) and self._complete(self._events[0], now)
+
+    def urgent(self, now: float) -> bool:
+        """Whether one of them is more than a step of an epoch."""
+        return any(
+            isinstance(held.event, EpochEnded | Saved | Ended) and self._complete(held, now)
+            for held in self._events
+        )
+
+    def take(self, now: float) -> list[Event]:
+        """The events that wait for nothing, in order, up to the next end of an epoch."""
+        found: list[Event] = []
+        while self.ready(now) and not (found and isinstance(found[-1], EpochEnded)):
+            found.append(self._events.popleft().whole())
+            self._epochs -= isinstance(found[-1], EpochEnded)
+        self._wanting = any(held.wanted for held in self._events)
+        return found
+
+    def question(self, worker: int) -> Lease | None:
+        """What a worker is asked next, if anything: a lease of step `REPORT`."""
+        if not self._wanting:
+            return None
+        for held in self._events:
+            if worker in held.wanted:
+                serial = held.wanted[worker]
+                return Lease(REPORT, 0, 1, 0, serial=serial)
+        return None
+
+    def told(self, worker: int, residual: Floats) -> None:
+        """A worker's answer to its question."""
+        for held in self._events:
+            if worker in held.wanted:
+                held.found[worker] = Residual(held.wanted.pop(worker), residual.copy())
+                return
+
+    def lost(self, worker: int) -> None:
+        """A worker has gone, and its residual with it."""
+        for held in self._events:
+            held.lost |= held.wanted.pop(worker, None) is not None
+
+    def _complete(self, held: _Held, now: float) -> bool:
+        return not held.wanted or now >= held.until
+
+
+def _most_epochs(event: EpochEnded) -> int:
+    """How many epochs like this one may wait."""
+    snapshot = event.snapshot
+    each = sum(array.nbytes for array in (snapshot.weights, *snapshot.state.values()))
+    return max(2, min(_MOST_EPOCHS, _MOST_BYTES // max(1, each)))

@@ -1,0 +1,195 @@
+"""A worker: gathers the rows of its slots, computes their gradients, sums them along the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Floats
+from distsgd.core.epoch_order import EpochOrder
+from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.optim.compression import ErrorFeedback
+from distsgd.core.reduction_tree import Node, cover, shares, sum_node
+from distsgd.data.row_cache import open_rows
+from distsgd.engine.blas import check_blas_threads
+from distsgd.engine.dataset_here import dataset_here
+from distsgd.engine.job import Job
+from distsgd.engine.trace import Trace
+from distsgd.transport.base import Channel, Work
+
+__all__ = ["Worker", "work"]
+
+Place = tuple[int, int, int]
+"""Step, first slot, one past the last."""
+
+
+class Worker:
+    """Answers leases. A pure function of (W, lease), with its buffers.
+
+    Args:
+        job: the job; its dataset is opened here.
+        feedback: its memory of what has not been sent, if gradients are encoded.
+    """
+
+    def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
+        self._job, self.feedback = job, feedback
+        self.trace = Trace(job.trace)
+        self._kernel = job.kernel()
+        plan = job.plan
+        self._split = dataset_here(job).train
+        most = self._kernel.slots * plan.most_examples
+        self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
+        self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
+        self._order = EpochOrder(plan)
+        self._window: tuple[int, int] | None = None
+        self._gathered: Place | None = None
+        self._expected: Place | None = None
+        self._last = Lease(-1, 0, 0, 0)
+
+    def compute_in(self, buffer: Floats | None) -> None:
+        """Where sums are computed from now on, such as memory that the server shares."""
+        if buffer is not None:
+            self._gradients = buffer
+
+    def get_ready(self, lease: Lease) -> None:
+        """Gather rows of the lease that is likely to come after this one.
+
+        That is the same piece of a later minibatch, as far on as this one was from the last. If
+        that was wrong the time before, nothing is done.
+        """
+        here = (lease.step, lease.first, lease.last)
+        lucky, plan = self._expected in (None, here), self._job.plan
+        stride = min(max(1, lease.step - self._last.step), 64) if self._last.last else 1
+        step = lease.step + stride
+        self._last, self._expected = lease, (step, lease.first, lease.last)
+        if lease.shares or step >= plan.total_steps or lease.last > plan.slots(step):
+            self._expected = None
+        elif lucky:
+            indices = next(self._slot_examples(*self._expected))
+            self._rows.gather(indices, self._kernel.rows(*indices.shape))
+            self._gathered = self._expected
+            self.trace.lap("gather")
+
+    def answer(self, work: Work) -> Push:
+        """The push for a lease; its gradients are valid until the next call.
+
+        Raises:
+            RuntimeFailure: somebody has changed the number of BLAS threads meanwhile.
+        """
+        if work[0].step == REPORT:
+            return self._report(work[0])
+        push = self._local_steps(*work) if work[0].shares else self._slots(*work)
+        check_blas_threads()
+        return self._compressed(push, self.feedback) if self.feedback else push
+
+    def _report(self, lease: Lease) -> Push:
+        """The residual after as many answers as the lease says."""
+        assert self.feedback is not None
+        return Push(lease, (), self.feedback.left(lease.serial)[None])
+
+    def _compressed(self, push: Push, feedback: ErrorFeedback) -> Push:
+        """The same with all nodes in one, as the server will see it after decoding."""
+        rows = push.gradients
+        for row in rows[1:]:
+            np.add(rows[0], row, out=rows[0])
+        seen = np.zeros_like(rows)
+        encoded = feedback.send(push.lease.serial, rows[0], seen[0])
+        return Push(push.lease, push.losses, seen, encoded)
+
+    def _slots(self, lease: Lease, flat: Floats) -> Push:
+        """The sums of the nodes of a lease."""
+        losses, nodes = self._sums(lease.step, lease.first, lease.last, flat)
+        places = [node.first - lease.first for node in nodes]
+        # One node, as nearly always, needs no copy.
+        sums = self._gradients[places] if len(places) > 1 else self._gradients[:1]
+        return Push(lease, tuple(losses), sums)
+
+    def _sums(
+        self, step: int, first: int, last: int, flat: Floats
+    ) -> tuple[list[SlotLoss], tuple[Node, ...]]:
+        """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
+        plan = self._job.plan
+        losses: list[SlotLoss] = []
+        place = 0
+        gathered, self._gathered = self._gathered == (step, first, last), None
+        for indices in self._slot_examples(step, first, last):
+            slots = len(indices)
+            if place or not gathered:
+                self._rows.gather(indices, self._kernel.rows(*indices.shape))
+            self.trace.lap("gather")
+            out = self._gradients[place : place + slots]
+            losses += self._kernel.gradients(flat, self._split.labels_of(indices), out)
+            self.trace.lap("compute")
+            place += slots
+        slots = plan.slots(step)
+        nodes = cover(first, last, slots)
+        for node in nodes:
+            sum_node(node, self._gradients, first, slots)
+        self.trace.lap("sum")
+        return losses, nodes
+
+    def _local_steps(self, lease: Lease, flat: Floats) -> Push:
+        """Steps of plain SGD on this replica's share of each minibatch of a round."""
+        replica = self._job.replica(flat)
+        losses: list[SlotLoss] = []
+        for step in range(lease.step, lease.step + lease.steps):
+            parts = shares(self._job.plan.slots(step), lease.shares)
+            if lease.first >= len(parts):
+                continue  # a short minibatch has fewer slots than there are replicas
+            first, last = parts[lease.first]
+            found, nodes = self._sums(step, first, last, replica.weights)
+            total = self._gradients[0]
+            for node in nodes[1:]:
+                np.add(total, self._gradients[node.first - first], out=total)
+            replica.apply(total, sum(part.examples for part in found), step)
+            losses += found
+        examples = sum(part.examples for part in losses)
+        difference = (flat - replica.weights) * flat.dtype.type(examples)
+        return Push(lease, tuple(losses), difference[None])
+
+    def _slot_examples(self, step: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of slots [first, last), a few slots of one size at a time.
+
+        Yields:
+            shape (slots, examples of each).
+        """
+        plan, most = self._job.plan, self._kernel.slots
+        epoch = plan.epoch_of(step)
+        low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]
+        self._expect(epoch, low)
+        while low < high:
+            slots = min(most, (high - low) // plan.slot_size)
+            after = low + slots * plan.slot_size if slots else high
+            yield self._order.examples(epoch, low, after).reshape(max(1, slots), -1)
+            low = after
+
+    def _expect(self, epoch: int, position: int) -> None:
+        """When a window of the order begins, tell those that fetch shards what comes."""
+        window = (epoch, self._order.window_at(epoch, position))
+        if self._window is None or window > self._window:
+            self._window = window
+            # Two windows: a minibatch may lie across the end of one.
+            self._split.expect(self._order.shards_from(*window), 2 * self._job.plan.window)
+
+
+def work(worker: Worker, channel: Channel) -> int:
+    """Answer leases until the server has no more; returns how many."""
+    count, push = 0, None
+    worker.compute_in(channel.buffer)
+    worker.trace.start()
+    # A diverging W gives infinities, which the server finds; no warnings about them.
+    with np.errstate(all="ignore"):
+        while True:
+            channel.send(push)
+            worker.trace.lap("push")
+            if push is not None and push.lease.step != REPORT:
+                worker.get_ready(push.lease)
+            received = channel.receive()
+            worker.trace.lap("wait")
+            if received is None:
+                return count
+            push = worker.answer(received)
+            count += 1

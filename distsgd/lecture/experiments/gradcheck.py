@@ -1,0 +1,164 @@
+"""The gradient check on real images: each model, both losses, with and without the penalty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.config.settings import TrainConfig
+from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
+from distsgd.core.model.architecture import Architecture
+from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.gradient_check import GradientCheck, check_gradient
+from distsgd.core.model.losses import LOSSES
+from distsgd.core.model.models import LINEAR, TwoLayer, make_architecture
+from distsgd.core.model.two_layer_check import check_two_layer_gradient
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import find_dataset
+from distsgd.engine.blas import one_blas_thread
+from distsgd.errors import UsageError
+from distsgd.training.limits import check_memory
+
+__all__ = ["LIMIT", "GradcheckRow", "gradcheck"]
+
+LIMIT = 1e-6
+"""Largest relative error that passes."""
+
+_WEIGHTS = {"small": (1e-4, 1e-3), "random": (1e-2, 1e-3), "extreme": (30.0, 5e-3)}
+"""Name -> standard deviation of W, and step of the differences. The extreme W gives scores of
+several thousand, where rounding asks for a longer step."""
+
+_TWO_LAYERS = {"small": (0.1, 1e-4), "random": (1.0, 3e-4), "extreme": (100.0, 1e-3)}
+"""The same for two layers: what multiplies the standard deviation of He et al. 2015."""
+
+_Images = tuple[Preprocessing, Bytes, Ints]
+"""Preprocessing, pixels and labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradcheckRow:
+    """One case of the check.
+
+    Attributes:
+        loss: "softmax" or "svm".
+        regularization: lambda.
+        weights: "small", "random" or "extreme".
+        model: "linear" or "mlp:HIDDEN".
+        largest_relative_error: over the parameters that were compared.
+        compared: how many were compared.
+        skipped: how many were left out, a kink being too near.
+    """
+
+    loss: str
+    regularization: float
+    weights: str
+    model: str
+    largest_relative_error: float
+    compared: int
+    skipped: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit and anything was compared."""
+        return self.compared > 0 and self.largest_relative_error <= LIMIT
+
+
+def gradcheck(
+    loss: str | None = None,
+    *,
+    model: str = LINEAR,
+    dataset: str = "sample",
+    examples: int = 100,
+    parameters: int = 500,
+    seed: int = 0,
+) -> Iterator[GradcheckRow]:
+    """Compare analytic gradients with central differences in float64.
+
+    Args:
+        loss: "softmax" or "svm"; None for both.
+        model: "linear" or "mlp:HIDDEN".
+        dataset: where the images come from.
+        examples: how many of its first training images.
+        parameters: how many entries of W, chosen at random; all of them if it has fewer. With two
+            layers, half of them from each.
+        seed: seed of W and of the choice.
+
+    Raises:
+        UsageError: an argument cannot be used.
+    """
+    if loss is not None and loss not in LOSSES:
+        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
+    pixel_scale = TrainConfig(model=model).pixel_scale  # refuses a model that there is not
+    opened = Dataset(find_dataset(dataset))
+    for name, value, most in (
+        ("examples", examples, len(opened.train)), ("parameters", parameters, 10**9),
+    ):  # fmt: skip
+        if not 1 <= value <= most:
+            raise UsageError(f"--{name} cannot be {value}", f"Give a number from 1 to {most}")
+    if seed < 0:
+        raise UsageError(f"--seed cannot be {seed}", "Give a whole number, 0 or more")
+    kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
+    _check_room(kind, examples)
+    indices = np.arange(examples)
+    pixels = np.empty((examples, opened.manifest.features), dtype=np.uint8)
+    opened.train.gather(indices, pixels)
+    images = (opened.preprocessing(pixel_scale), pixels, opened.train.labels[indices])
+    rng = np.random.default_rng(seed)
+    chosen = _chosen(kind, parameters, rng)
+    scales = _TWO_LAYERS if isinstance(kind, TwoLayer) else _WEIGHTS
+    for name in [loss] if loss else LOSSES:
+        for regularization in (0.0, 0.1):
+            for weights, (scale, h) in scales.items():
+                first = _first(kind, scale, rng)
+                with one_blas_thread():
+                    found = _check(kind, first, name, images, regularization, chosen, h)
+                yield GradcheckRow(
+                    loss=name, regularization=regularization, weights=weights, model=model,
+                    **vars(found),
+                )  # fmt: skip
+
+
+def _check_room(model: Architecture, examples: int) -> None:
+    """Raises UsageError if memory does not hold the examples and the model, in float64."""
+    rows = 8 * 2 * examples * padded_columns(model.features)
+    check_memory(f"--examples {examples}", rows, examples, lambda fits: f"--examples {fits}")
+    weights = 8 * 6 * model.parameters  # with its gradient, and what draws and rounds them
+    hidden = model.hidden if isinstance(model, TwoLayer) else 1
+    check_memory(f"--model {model.name}", weights, hidden, lambda fits: f"--model mlp:{fits}")
+
+
+def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> Ints:
+    """Positions of entries of the parameters as they are kept, as many of each layer."""
+    sizes = [layer.kept[0] * layer.kept[1] for layer in model.layers]
+    share = -(-parameters // len(sizes))
+    return np.concatenate([
+        sum(sizes[:layer]) + rng.permutation(size)[:share] for layer, size in enumerate(sizes)
+    ])  # fmt: skip
+
+
+def _first(model: Architecture, scale: float, rng: np.random.Generator) -> Floats:
+    """Random parameters, those of the biases too, in the shape in which they are kept."""
+    if not isinstance(model, TwoLayer):
+        return rng.standard_normal(model.kept_shape) * scale
+    return np.concatenate([
+        rng.standard_normal(outputs * columns) * scale * math.sqrt(2 / columns)
+        for outputs, columns in (layer.kept for layer in model.layers)
+    ])  # fmt: skip
+
+
+def _check(
+    model: Architecture, weights: Floats, loss: str, images: _Images, regularization: float,
+    parameters: Ints, h: float,
+) -> GradientCheck:  # fmt: skip
+    """See `check_gradient`."""
+    if isinstance(model, TwoLayer):
+        return check_two_layer_gradient(
+            model, weights, loss, *images,
+            regularization=regularization, parameters=parameters, h=h,
+        )  # fmt: skip
+    return check_gradient(
+        weights, loss, *images, regularization=regularization, parameters=parameters, h=h
+    )

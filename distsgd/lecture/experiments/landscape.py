@@ -1,0 +1,235 @@
+"""The loss landscape: L(W + a W1) along a line, L(W + a W1 + b W2) over a plane.
+
+Scores are linear in W, so those of a whole plane come from three matrix products:
+s = W x + a (W1 x) + b (W2 x).
+
+Source: CS231n notes, "Optimization", visualising the loss function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.data.dataset import Dataset
+from distsgd.errors import UsageError
+from distsgd.lecture.experiments.landscape_directions import PRINCIPAL, Path, directions, in_plane
+from distsgd.lecture.experiments.landscape_scene import (
+    LARGEST,
+    Scene,
+    View,
+    middle,
+    scene_of,
+    view_of,
+)
+from distsgd.lecture.many_weights import LOSS_OF_SCORES
+from distsgd.lecture.material import check_examples, open_dataset
+from distsgd.lecture.objective import gradient_of
+from distsgd.on_ray.task_pool import task_pool
+
+__all__ = ["Landscape", "PathPoint", "landscape"]
+
+_PIECE = 500
+"""Examples of a task."""
+_EXTENT = 10.0
+_MARGIN = 0.25
+
+
+class PathPoint(NamedTuple):
+    """A checkpoint, as it lies over the landscape."""
+
+    step: int
+    a: float
+    b: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """Losses along a line or over a plane.
+
+    Attributes:
+        loss: "svm" or "softmax".
+        examples: that losses are means over.
+        regularization: lambda of the penalty that is part of them.
+        around: what W is.
+        along: names of the directions.
+        a: multiples of the first direction, which has length 1.
+        b: of the second; only 0 for a line.
+        losses: for each b, those of all a.
+        lowest: the smallest of them.
+        lowest_at: (a, b) of it.
+        path: the run's checkpoints, if a run was given.
+        path_share: the share of the path's squares that lies in the plane; None without a run.
+    """
+
+    loss: str
+    examples: int
+    regularization: float
+    around: str
+    along: tuple[str, ...]
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    losses: tuple[tuple[float, ...], ...]
+    lowest: float
+    lowest_at: tuple[float, float]
+    path: tuple[PathPoint, ...]
+    path_share: float | None
+
+    @property
+    def kinks(self) -> int:
+        """Places where the slope of a line changes, if it is made of straight pieces.
+
+        A kink between two points bends the line at both, and counts once.
+        """
+        bent = np.abs(np.diff(self.losses[0], 2)) > 1e-9
+        return int(bent[0]) + int(np.count_nonzero(bent[1:] & ~bent[:-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The recipe of a task: sums of losses over a piece of the examples, at every point.
+
+    Attributes:
+        stack: W and the directions, shape (2 or 3, classes, features + 1).
+    """
+
+    view: View
+    loss: str
+    stack: Floats
+    a: Floats
+    b: Floats
+
+    def open(self) -> Callable[[tuple[int, int]], Floats]:
+        opened = open_dataset(self.view.dataset)
+        measure = LOSS_OF_SCORES[self.loss]
+
+        def sums(piece: tuple[int, int]) -> Floats:
+            found = self.view.examples(opened, *piece)
+            scores = np.stack([found.features @ one.T for one in self.stack])
+            total = np.empty((len(self.b), len(self.a)))
+            for row, b in enumerate(self.b):
+                base = scores[0] + b * scores[2] if len(scores) > 2 else scores[0]
+                points = base[:, None, :] + self.a[:, None] * scores[1][:, None, :]
+                total[row] = measure(points, found.labels).sum(axis=0)
+            return total
+
+        return sums
+
+
+def landscape(
+    dataset: str | None = None,
+    *,
+    loss: str | None = None,
+    run: str | None = None,
+    along: Sequence[str] = (),
+    points: int = 41,
+    extent: float | None = None,
+    examples: int | None = None,
+    example: int | None = None,
+    scale: float = 1e-4,
+    regularization: float | None = None,
+    workers: int = 2,
+    seed: int = 0,
+) -> Landscape:
+    """Compute the loss at every point of a line or a plane through W.
+
+    Args:
+        dataset: where examples come from; None for the run's, else CIFAR-10.
+        loss: "svm" or "softmax"; None for the run's, else "svm".
+        run: look around its last W, and draw its path; None for W = randn * ``scale``.
+        along: one direction for a line, two for a plane, see `directions`; none for "pca1" and
+            "pca2" of the run, or else two random ones.
+        points: how many along each direction.
+        extent: the multiples go from -extent to extent; None for 10, or for what the path needs.
+        examples: how many of the first training examples; None for 2,000 or all, if fewer.
+        example: only this one, from 0, instead.
+        scale: standard deviation of random W.
+        regularization: lambda; None for the run's, else 0.
+        workers: worker processes; the answer does not depend on them.
+        seed: of random W.
+
+    Raises:
+        UsageError: an argument cannot be used: see `directions` too.
+        RunError: see `path_of`.
+    """
+    if not 2 <= points <= 1_001:
+        raise UsageError(f"--points cannot be {points}", "Give a whole number from 2 to 1,001")
+    if extent is not None and not 0 < extent <= LARGEST:
+        words = f"Give a number above 0, up to {LARGEST:g}"
+        raise UsageError(f"--extent cannot be {extent:g}", words)
+    scene = scene_of(run, dataset, loss, regularization)
+    opened = open_dataset(scene.dataset)
+    view = view_of(scene, opened, examples, example)
+    weights = middle(scene, opened, scale, seed)
+    names = tuple(along) or (PRINCIPAL if scene.path else ("random:1", "random:2"))
+    slope = _slope(view, opened, scene, weights) if "gradient" in names else np.zeros(0)
+    chosen = directions(names, weights, slope, scene.path)
+    a, b, path, share = _axes(chosen, scene.path, points, extent)
+    losses = _losses(_Grid(view, scene.loss, np.stack([weights, *chosen]), a, b), workers)
+    losses += scene.regularization * _squares(weights, chosen, a, b)
+    row, column = np.unravel_index(int(np.argmin(losses)), losses.shape)
+    return Landscape(
+        loss=scene.loss, examples=view.high - view.low, regularization=scene.regularization,
+        around=scene.around or f"randn * {scale:g}", along=names, a=tuple(a.tolist()),
+        b=tuple(b.tolist()), losses=tuple(tuple(one) for one in losses.tolist()),
+        lowest=float(losses.min()), lowest_at=(float(a[column]), float(b[row])), path=path,
+        path_share=share,
+    )  # fmt: skip
+
+
+def _slope(view: View, opened: Dataset, scene: Scene, weights: Floats) -> Floats:
+    """The gradient of the loss at W, over all examples at once."""
+    check_examples(view.high - view.low, weights.shape[1])
+    slope = gradient_of(weights, view.examples(opened, view.low, view.high), scene.loss)
+    slope[:, :-1] += 2 * scene.regularization * weights[:, :-1]
+    return slope
+
+
+def _axes(
+    chosen: Floats, path: Path | None, points: int, extent: float | None
+) -> tuple[Floats, Floats, tuple[PathPoint, ...], float | None]:
+    """The multiples of both directions, the path over them, and its share."""
+    where, share = in_plane(path, chosen) if path else (np.zeros((1, len(chosen))), None)
+    if len(chosen) == 1:
+        where = np.hstack([where, np.zeros((len(where), 1))])
+    spans = []
+    for axis in range(len(chosen)):
+        low, high = where[:, axis].min(), where[:, axis].max()
+        if extent is not None or not high > low:
+            reach = extent or _EXTENT
+            spans.append(np.linspace(-reach, reach, points))
+        else:
+            margin = _MARGIN * (high - low)
+            spans.append(np.linspace(low - margin, high + margin, points))
+    b = spans[1] if len(spans) == 2 else np.zeros(1)
+    drawn: tuple[PathPoint, ...] = ()
+    if path:
+        drawn = tuple(
+            PathPoint(version, float(one[0]), float(one[1]))
+            for version, one in zip(path.versions, where, strict=True)
+        )
+    return spans[0], b, drawn, share
+
+
+def _losses(grid: _Grid, workers: int) -> Floats:
+    view = grid.view
+    pieces = [(low, min(low + _PIECE, view.high)) for low in range(view.low, view.high, _PIECE)]
+    total = np.zeros((len(grid.b), len(grid.a)))
+    with task_pool(workers) as pool:
+        for part in pool.map(grid, pieces):
+            total += part
+    return total / (view.high - view.low)
+
+
+def _squares(weights: Floats, chosen: Floats, a: Floats, b: Floats) -> Floats:
+    """Sum of the squares of W + a W1 + b W2, without the bias, at every point."""
+    stack = np.stack([weights, *chosen])[:, :, :-1].reshape(len(chosen) + 1, -1)
+    products = stack @ stack.T
+    factors = [np.ones((len(b), len(a))), np.tile(a, (len(b), 1)), np.tile(b[:, None], len(a))]
+    parts = np.stack(factors[: len(stack)])
+    found: Floats = np.einsum("iba,ij,jba->ba", parts, products, parts)
+    return found

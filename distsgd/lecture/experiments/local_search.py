@@ -1,0 +1,230 @@
+"""Strategy 2, random local search: a step in a random direction, taken when the loss falls.
+
+Scores are linear in W: those of W + step U are those of W plus step times those of U. So the
+workers compute the scores of directions, many at once, before it is known which steps are taken;
+who takes them needs to evaluate the loss only. `local_search_loop` is the loop as one writes it
+first, which decides the same.
+
+Source: CS231n notes, "Optimization", strategy 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distsgd.core.arrays import Floats, Ints
+from distsgd.engine.blas import one_blas_thread
+from distsgd.errors import UsageError
+from distsgd.lecture.choices import check_loss
+from distsgd.lecture.drawing import new_figure
+from distsgd.lecture.many_weights import LOSS_OF_SCORES, Pieces, accuracy_of
+from distsgd.lecture.material import check_limit, open_dataset
+from distsgd.on_ray.task_pool import task_pool
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "LocalSearch", "direction", "draw_local_search", "first_weights", "local_search",
+    "local_search_loop",
+]  # fmt: skip
+
+STEP = 1e-4
+SCALE = 1e-4
+_START, _DIRECTIONS = 21, 22
+_BLOCK = 5
+"""Directions of a task; their scores are what it returns: 10 MB for CIFAR-10."""
+_REFRESH = 100
+"""Tries after which scores are computed from W again: rounding errors do not pile up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSearch:
+    """What was found.
+
+    Attributes:
+        loss: "svm" or "softmax".
+        step: length of a step, for each entry of W.
+        examples: training examples that losses were measured on.
+        losses: of W before the first try, and after each.
+        taken: numbers of the tries that were taken, from 1.
+        train_accuracy: of the last W.
+        test_accuracy: of the last W.
+    """
+
+    loss: str
+    step: float
+    examples: int
+    losses: tuple[float, ...]
+    taken: tuple[int, ...]
+    train_accuracy: float
+    test_accuracy: float
+
+
+def first_weights(seed: int, shape: tuple[int, ...], scale: float = SCALE) -> Floats:
+    """W = randn(10, 3073) * 0.0001, float32."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _START]))
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def direction(seed: int, number: int, shape: tuple[int, ...]) -> Floats:
+    """U = randn(10, 3073) of a try, whoever makes it; float32."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _DIRECTIONS, number]))
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def local_search_loop(
+    weights: Floats,
+    features: Floats,
+    labels: Ints,
+    loss: Callable[[Floats], float],
+    *,
+    tries: int,
+    step: float = STEP,
+    seed: int = 0,
+) -> Iterator[tuple[Floats, float]]:
+    """The loop of the lecture.
+
+    Args:
+        weights: W to begin with.
+        features: not used but by ``loss``; here to show what it closes over.
+        labels: likewise.
+        loss: W -> L.
+        tries: how many.
+        step: length of a step.
+        seed: of the directions.
+
+    Yields:
+        W and its loss, after each try.
+    """
+    best = loss(weights)
+    for number in range(tries):
+        attempt = weights + step * direction(seed, number, weights.shape)
+        found = loss(attempt)
+        if found < best:
+            weights, best = attempt, found
+        yield weights, best
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """The recipe of a task: the scores of a block of directions."""
+
+    dataset: str
+    seed: int
+    examples: int
+    tries: int
+
+    def open(self) -> Callable[[int], Floats]:
+        dataset = open_dataset(self.dataset)
+        pieces = Pieces.of(dataset, "train", self.examples)
+        shape = len(dataset.manifest.classes), dataset.manifest.features + 1
+
+        def scores(block: int) -> Floats:
+            chosen = range(block * _BLOCK, min((block + 1) * _BLOCK, self.tries))
+            stack = np.stack([direction(self.seed, number, shape) for number in chosen])
+            return np.ascontiguousarray(pieces.scores(stack).transpose(1, 0, 2))
+
+        return scores
+
+
+class _Walker:
+    """W with its scores on all examples."""
+
+    def __init__(self, pieces: Pieces, weights: Floats, loss: str, step: float) -> None:
+        self._pieces, self._loss, self._step = pieces, LOSS_OF_SCORES[loss], step
+        self._labels = pieces.split.labels[: pieces.limit].astype(np.intp)
+        self.weights = weights
+        self.refresh()
+        self.best = self._measure(self._scores.copy())
+
+    def refresh(self) -> None:
+        """Compute the scores from W."""
+        self._scores: Floats = self._pieces.scores(self.weights[None])[:, 0]
+
+    def _measure(self, scores: Floats) -> float:
+        losses = self._loss(scores[:, None, :], self._labels)
+        return float(losses.sum(dtype=np.float64) / len(losses))
+
+    def attempt(self, unit: Floats, its_scores: Floats) -> bool:
+        """Take the step if the loss falls; tells whether it has been taken."""
+        scores = self._scores + np.float32(self._step) * its_scores
+        found = self._measure(scores.copy())
+        if not found < self.best:
+            return False
+        self.best, self._scores = found, scores
+        self.weights = self.weights + np.float32(self._step) * unit
+        return True
+
+
+def local_search(
+    dataset: str = "cifar10",
+    *,
+    tries: int = 1_000,
+    step: float = STEP,
+    scale: float = SCALE,
+    loss: str = "svm",
+    examples: int | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, float], None] = lambda done, best: None,
+) -> LocalSearch:
+    """Try so many steps in random directions, each kept when the loss falls.
+
+    Args:
+        dataset: where the examples come from; pixels are centred, not scaled.
+        tries: how many.
+        step: their length, for each entry of W.
+        scale: standard deviation of the first W.
+        loss: "svm" or "softmax".
+        examples: training examples to measure on; None for all.
+        workers: worker processes; the answer does not depend on them.
+        seed: of the first W and the directions.
+        progress: told how many are done, and the loss.
+
+    Raises:
+        UsageError: an argument cannot be used.
+    """
+    check_loss(loss)
+    check_limit("--tries", tries, 10_000_000)
+    for flag, value in (("--step", step), ("--scale", scale)):
+        if not 0 < value < np.inf:
+            raise UsageError(f"{flag} cannot be {value}", "Give a number above 0, as 0.0001")
+    opened = open_dataset(dataset)
+    rows = len(opened.train)
+    rows = rows if examples is None else check_limit("--examples", examples, rows)
+    shape = len(opened.manifest.classes), opened.manifest.features + 1
+    recipe, taken = _Directions(dataset, seed, rows, tries), []
+    with task_pool(workers) as pool, one_blas_thread():
+        pieces = Pieces.of(opened, "train", rows)
+        walker = _Walker(pieces, first_weights(seed, shape, scale), loss, step)
+        losses = [walker.best]
+        for block in pool.map(recipe, range(-(-tries // _BLOCK))):
+            for its_scores in block:
+                number = len(losses)
+                if walker.attempt(direction(seed, number - 1, shape), its_scores):
+                    taken.append(number)
+                losses.append(walker.best)
+                if number % _REFRESH == 0:
+                    walker.refresh()
+                    progress(number, walker.best)
+        return LocalSearch(
+            loss=loss, step=step, examples=rows, losses=tuple(losses), taken=tuple(taken),
+            train_accuracy=accuracy_of(walker.weights, pieces),
+            test_accuracy=accuracy_of(walker.weights, Pieces.of(opened, "test")),
+        )  # fmt: skip
+
+
+def draw_local_search(found: LocalSearch) -> Figure:
+    """The loss after each try; dots are steps that were taken."""
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    axes.step(range(len(found.losses)), found.losses, where="post")
+    axes.plot(found.taken, [found.losses[number] for number in found.taken], ".", markersize=3)
+    axes.set(xlabel="try", ylabel=f"{found.loss} loss")
+    axes.grid(alpha=0.3)
+    return figure

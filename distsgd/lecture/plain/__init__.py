@@ -1,0 +1,1 @@
+"""The lecture's own loops and formulas, written down as on the blackboard."""

@@ -1,0 +1,1 @@
+"""Training on Ray: driver, worker fleet, server and worker actors, sessions."""

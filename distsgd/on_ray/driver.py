@@ -1,0 +1,274 @@
+"""Training on Ray: server actors, worker actors, and a driver off the path of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import ray
+
+from distsgd.engine.events import Connected, Ended, EpochEnded, Event, Hung, Notice, Saved, Updated
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.statistics import Statistics
+from distsgd.engine.trace import Track
+from distsgd.errors import RuntimeFailure, ServerLost
+from distsgd.on_ray.capacity import room_for_workers
+from distsgd.on_ray.chaos_kills import Havoc
+from distsgd.on_ray.fleet import WAIT_SECONDS, Fleet
+from distsgd.on_ray.health import check_ray
+from distsgd.on_ray.placement import place_of_servers, place_of_workers
+from distsgd.on_ray.processes import FollowerProcess, ServerProcess, WorkerProcess
+from distsgd.on_ray.ray_answers import HINT, answer_of, what_to_tell
+from distsgd.on_ray.session import ray_session
+from distsgd.on_ray.sharing import owns_ray
+
+__all__ = ["train_on_ray"]
+
+_POLL_SECONDS = 0.25
+_HAVOC_SECONDS = 0.02  # as long as strikes wait for updates to be told of
+_SECONDS_UNSAID = 5.0
+_TRACK_SECONDS = 30.0
+_SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
+
+
+def _cpus_each() -> int:
+    """CPUs that Ray counts for a process; none on a Ray of our own, which trainings may share."""
+    return 0 if owns_ray() else 1
+
+
+def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
+    """The coordinator and its followers."""
+    where, cpus = place_of_servers(job.placement), _cpus_each()
+    coordinator = (
+        ray.remote(ServerProcess)
+        .options(num_cpus=cpus, max_concurrency=2 * workers + job.servers + _SPARE, **where)
+        .remote(job, start, workers)
+    )
+    followers = [
+        ray.remote(FollowerProcess)
+        .options(num_cpus=cpus, max_concurrency=2 * workers + _SPARE, **where)
+        .remote(job, start, number)
+        for number in range(1, job.servers)
+    ]
+    return [coordinator, *followers]
+
+
+def train_on_ray(
+    job: Job,
+    start: Snapshot,
+    workers: int,
+    should_stop: Callable[[], bool],
+    channel: str = "auto",
+    wanted: Callable[[], int | None] = lambda: None,
+    patience: float = WAIT_SECONDS,
+    havoc: Havoc | None = None,
+) -> Iterator[Event]:
+    """Train with ``workers`` worker processes, yielding events as they come.
+
+    A worker that dies or hangs is replaced, and its slots go to the others at once. Unless error
+    feedback has a residual there: then that is an error from which training can go on.
+
+    Args:
+        job: what to train.
+        start: where to begin.
+        workers: number of worker processes, at least 1.
+        should_stop: asked several times a second.
+        channel: "auto" (shared memory on the server's node, else TCP, else actor calls), or one
+            of "shm", "tcp", "ray".
+        wanted: asked several times a second for how many workers there are to be, if that has
+            changed.
+        patience: seconds to wait when no worker is there, or no server can be placed.
+        havoc: kills and stops processes on purpose.
+
+    Raises:
+        ServerLost: a server has died, or a worker and its residual with it; training can go on
+            from its last update.
+        RuntimeFailure: workers die again and again, or none has come for long.
+        DistsgdError: what a worker or the server raised, such as a corrupt shard.
+    """
+    with ray_session(cpus=workers + job.servers):
+        driver = _Driver(job, start, workers, channel, patience, havoc)
+        try:
+            yield from driver.events(should_stop, wanted)
+        except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
+            raise what_to_tell(error) from error
+        finally:
+            driver.kill()
+
+
+class _Driver:
+    """Supervises the actors of one training: follows events, notices deaths."""
+
+    def __init__(
+        self, job: Job, start: Snapshot, workers: int, channel: str, patience: float,
+        havoc: Havoc | None,
+    ) -> None:  # fmt: skip
+        self._job, self._start, self._workers = job, start, workers
+        self._channel, self._patience, self._havoc = channel, patience, havoc
+        self._servers: list[Any] = []
+        self._fleet: Fleet | None = None
+        self._following: set[Any] = set()
+
+    def _born(self, name: str, actor: Any) -> None:
+        if self._havoc is not None:
+            self._havoc.born(name, actor.process.remote())
+
+    def kill(self) -> None:
+        """End all actors."""
+        if self._havoc is not None:
+            self._havoc.calm()
+        with suppress(ray.exceptions.RayError):
+            if self._fleet is not None:
+                self._fleet.kill()
+            for actor in self._servers:
+                ray.kill(actor)
+
+    def _make_worker(self, number: int) -> Any:
+        check_ray(surely=True)
+        actor = (
+            ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **place_of_workers())
+            .remote(self._job, self._start, number, self._workers)
+        )  # fmt: skip
+        self._born(f"worker {number}", actor)
+        actor.open.remote()  # what goes wrong, `connect` says
+        return actor
+
+    def _begin(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Start everyone, and have the workers connect; a stop before that is the end."""
+        check_ray(surely=True)
+        self._servers = _start_servers(self._job, self._start, self._workers)
+        for number, server in enumerate(self._servers):
+            self._born(f"server {number}", server)
+        lost = self._servers[0].lost.remote
+        addresses = [server.address.remote() for server in self._servers]
+        room = None if owns_ray() else room_for_workers(self._job.servers)
+        together = self._job.has_residuals
+        fleet = Fleet(
+            self._make_worker, self._channel, lost, self._workers, self._patience, room, together
+        )
+        self._fleet = fleet
+        began, said = monotonic(), False
+        while len(ray.wait(addresses, num_returns=len(addresses), timeout=_POLL_SECONDS)[1]):
+            check_ray()
+            waited = monotonic() - began
+            if should_stop():
+                yield Ended(self._start, 0.0, 0, False, Statistics())
+                return
+            if waited > self._patience:
+                raise RuntimeFailure(f"no server could be placed for {self._patience:g} s", HINT)
+            if not said and waited > min(_SECONDS_UNSAID, self._patience / 2):
+                said = True
+                seconds = f"{self._patience:g} s"
+                yield Notice(f"waiting up to {seconds} for room for a server, and its start")
+        found = answer_of(addresses)
+        contacts = [(server, *at) for server, at in zip(self._servers, found, strict=True)]
+        fleet.connect_all(contacts)
+        self._following = {
+            follower.follow.remote(contacts[0], self._channel) for follower in self._servers[1:]
+        }
+
+    def events(
+        self, should_stop: Callable[[], bool], wanted: Callable[[], int | None]
+    ) -> Iterator[Event]:
+        for event in self._begin(should_stop):
+            yield event
+            if isinstance(event, Ended):
+                return
+        assert self._fleet is not None
+        server, fleet, stopping = self._servers[0], self._fleet, False
+        poll = _POLL_SECONDS if self._havoc is None else _HAVOC_SECONDS
+        waiting = server.events.remote(poll)
+        while True:
+            if should_stop() and not stopping:
+                stopping = True
+                server.stop.remote()
+            check_ray()
+            every = [waiting, *self._following, *fleet.pending]
+            done, _ = ray.wait(every, timeout=_POLL_SECONDS)
+            for reference in done:
+                if reference in self._following:
+                    answer_of(reference)
+                elif reference != waiting:
+                    fleet.ended(reference)
+            yield from self._tended(fleet, wanted())
+            if waiting in done:
+                events = self._taken(answer_of(waiting))
+                versions = [event.update.version for event in events if isinstance(event, Updated)]
+                if versions:
+                    fleet.progressed()
+                    if self._havoc is not None:
+                        self._havoc.updated(versions[-1])
+                yield from events
+                if events and isinstance(events[-1], Ended):
+                    return
+                waiting = server.events.remote(poll)
+
+    def _tended(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
+        """See to the workers, now and then; events of what there is to say."""
+        if not fleet.begun and fleet.enough():
+            said = fleet.set_to_work()
+            there = sorted(fleet.names)
+            yield Connected(
+                tuple(fleet.names[worker] for worker in there),
+                tuple(fleet.hosts[worker] for worker in there),
+                tuple(address.tcp[0] for _, _, address in fleet.contacts),
+            )
+            if said is not None:
+                yield Notice(said)
+        if wanted is not None and (said := fleet.resize(wanted)):
+            yield Notice(said)
+        if (notice := fleet.check()) is not None:
+            yield notice
+
+    def _taken(self, events: list[Event]) -> list[Event]:
+        """The events with what the coordinator alone does not know."""
+        assert self._fleet is not None
+        hung = [worker for event in events if isinstance(event, Hung) for worker in event.workers]
+        said = [self._fleet.hung(worker) for worker in hung]
+        events = [self._whole(event) for event in events if not isinstance(event, Hung)]
+        events = [*(Notice(text) for text in said if text), *events]
+        if self._job.trace and events and isinstance(events[-1], Ended):
+            events[-1] = replace(events[-1], tracks=self._tracks())
+        return events
+
+    def _whole(self, event: Event) -> Event:
+        """The event with the whole of W, where a snapshot has the coordinator's range alone."""
+        if not (len(self._servers) > 1 and isinstance(event, EpochEnded | Saved | Ended)):
+            return event
+        own = event.snapshot
+        found = self._parts(own.version, own.floor)
+        reads = {
+            version: np.concatenate(
+                [array, *(part for part, _, _ in self._parts(version, own.floor))]
+            )
+            for version, array in own.reads.items()
+        }
+        weights = np.concatenate([own.weights, *(part for part, _, _ in found)])
+        state = {
+            name: np.concatenate([array, *(part[name] for _, part, _ in found)])
+            for name, array in own.state.items()
+        }
+        if isinstance(event, Ended):
+            event.statistics.bytes_pushed += sum(received for _, _, received in found)
+        return replace(event, snapshot=replace(own, weights=weights, state=state, reads=reads))
+
+    def _parts(self, version: int, floor: int) -> list[Any]:
+        """What the followers have kept of a version."""
+        followers = self._servers[1:]
+        found: list[Any] = answer_of([one.snapshot.remote(version, floor) for one in followers])
+        return found
+
+    def _tracks(self) -> tuple[Track, ...]:
+        """The timelines of all processes that live."""
+        actors = [*self._servers, *(self._fleet.actors if self._fleet else ())]
+        found = []
+        for reference in [actor.track.remote() for actor in actors]:
+            try:
+                found.append(ray.get(reference, timeout=_TRACK_SECONDS))
+            except (ray.exceptions.RayError, TimeoutError):
+                continue
+        return tuple(found)

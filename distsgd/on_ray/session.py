@@ -1,0 +1,376 @@
+"""A Ray of our own on this machine: private, quiet, on loopback, and gone afterwards.
+
+Everything of it lies in one folder under the system's temporary folder. If the owner is killed,
+a guard ends what is left of it. The folder is locked while its owner lives; folders whose owner
+and guard are both gone are removed by the next session.
+
+Only processes that carry the mark of a session in their environment are ever ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from distsgd.data.system import search_path
+from distsgd.errors import RuntimeFailure
+from distsgd.on_ray.capacity import free_threads
+from distsgd.on_ray.init import init_ray, same_random_numbers
+from distsgd.on_ray.session_guard import (
+    LOCK,
+    Guard,
+    clear_session,
+    guarded,
+    is_ours,
+    mark_folder,
+    session_mark,
+)
+from distsgd.on_ray.sharing import OWN, shared_connection
+from distsgd.on_ray.start_queue import starting
+
+__all__ = [
+    "LOOPBACK", "NO_METRICS", "is_loopback", "quiet_ray", "ray_environment", "ray_session",
+    "shut_down", "sweep_dead_sessions",
+]  # fmt: skip
+
+_PREFIX = "distsgd-ray-"
+_SESSION = re.compile(r"distsgd-ray-[a-z0-9_]{8}")
+_UNNAMED = re.compile(r"\.distsgd-(?P<owner>[0-9]+)-(?P<name>[a-z0-9_]{8})")
+"""A folder of a session: of its final name, and before it has that one."""
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+_SECONDS_TO_LEAVE = 2.0
+_LEAST_THREADS = 200
+"""With one worker on two cores a session has some 270."""
+
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+_NO_PORT = "-1"
+NO_METRICS = {
+    # Otherwise each session leaves a thread in this process that exports them.
+    "RAY_enable_open_telemetry": "0",
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": _NO_PORT,
+    "AUTOSCALER_METRIC_PORT": _NO_PORT,
+}
+"""Variables that keep Ray's processes from serving metrics, which need no token.
+
+An agent has a switch for it. The dashboard and the autoscaler's monitor have none, but do without
+when they cannot listen, and no process can listen at such a port.
+"""
+
+_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Under `uv run`, Ray would build the environment again and upload the working folder.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Workers do the work the user waits for: no reason to run behind other processes.
+    "RAY_worker_niceness": "0",
+    # A full disk of the user's is reported by us, where it matters, and not by Ray all the time.
+    "RAY_local_fs_capacity_threshold": "1",
+    # What calls nobody waits for say is known from the others.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Ours is not started again: where we do not notice first, Ray ends us after so long, not 60 s.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    **NO_METRICS,
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Despite its name: take the loopback address for this node, whatever the system. Ray then
+    # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
+    LOOPBACK: "0",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name, is this machine's own for itself."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _root() -> Path:
+    """A short path: those of Ray's sockets must fit."""
+    chosen = Path(tempfile.gettempdir())
+    return chosen if len(os.fsencode(chosen)) <= _MOST_BYTES else Path("/tmp")
+
+
+def sweep_dead_sessions() -> None:
+    """End what is left of sessions whose owner was killed, and remove their folders.
+
+    Folders of others stay, whatever their names are, and so do copies of ours.
+    """
+    root = _root()
+    for entry in _entries(root):
+        if _SESSION.fullmatch(entry.name) and _is_own_folder(entry):
+            with suppress(OSError):
+                _sweep(Path(entry.path), Path(entry.path))
+        match = _UNNAMED.fullmatch(entry.name)
+        if match and _is_own_folder(entry) and not Path("/proc", match["owner"]).exists():
+            with suppress(OSError):
+                _sweep(Path(entry.path), root / f"{_PREFIX}{match['name']}")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
+
+
+def _is_own_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+        return own and entry.is_dir(follow_symlinks=False)
+    return False
+
+
+def _sweep(folder: Path, path: Path) -> None:
+    """Clear a folder of which nobody holds the lock.
+
+    Nothing is made here: the lock is not to be one that comes after the owner has removed its own.
+
+    Args:
+        folder: to be cleared.
+        path: that it has, or was to have; one of another path is not ours.
+    """
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        folder.rmdir()  # the lock goes last: it is empty, or it is not one of ours
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # It may have been removed since it was opened, by who had it; then all has been done.
+        if not is_ours(lock, path) or (folder / LOCK).stat().st_ino != os.fstat(lock).st_ino:
+            return
+        if folder == path:
+            clear_session(folder)
+        else:  # nothing else has come into it
+            (folder / LOCK).unlink()
+            folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def ray_environment(**settings: str) -> Iterator[None]:
+    """While entered, these environment variables are set, and Ray knows it."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    _reread_environment()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if _session_token is None:
+            _reread_environment()
+        else:
+            _read_token(_session_token)
+
+
+def _reread_environment() -> None:
+    """Make Ray read again what it reads once, when it is first imported.
+
+    These are the authentication mode, the token (ours is another one for each session), and
+    whether to stay on loopback. There is no public call for it, hence the guard.
+    """
+    try:
+        from ray._private import ray_constants
+        from ray._raylet import (  # type: ignore[attr-defined]
+            AuthenticationTokenLoader,
+            Config,
+        )
+    except ImportError:
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK) != "0"
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def quiet_ray(also_stderr: bool = False) -> Iterator[None]:
+    """While entered, what Ray's processes print is not shown: we report what matters of it.
+
+    Ray shows it on stdout, where our results belong. Afterwards the caller's own Ray shows the
+    output of its workers as before.
+
+    Args:
+        also_stderr: those of nodes, too, which come with a trace of its own functions.
+    """
+    try:
+        from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
+    except ImportError:
+        yield
+        return
+    quieted = [stdout_deduplicator, *([stderr_deduplicator] if also_stderr else [])]
+    before = [one.skip_re for one in quieted]
+    for one in quieted:
+        one.skip_re = re.compile("")
+    try:
+        yield
+    finally:
+        for one, skipped in zip(quieted, before, strict=True):
+            one.skip_re = skipped
+
+
+@contextmanager
+def _session_folder() -> Iterator[tuple[Path, Guard]]:
+    sweep_dead_sessions()
+    # It takes its final name when it is locked already: another sweep never sees it without.
+    # Until then its name has the process id of its owner.
+    owner = os.getpid()
+    unnamed = Path(tempfile.mkdtemp(prefix=f".distsgd-{owner}-", dir=_root()))
+    folder = _root() / f"{_PREFIX}{unnamed.name.rpartition('-')[2]}"
+    lock = mark_folder(unnamed, folder)
+    unnamed.rename(folder)
+    try:
+        with guarded(folder) as guard:
+            yield folder, guard
+    finally:
+        if os.getpid() == owner:  # and no forked child that ends
+            clear_session(folder, _SECONDS_TO_LEAVE)
+            # What could not be removed stays locked, and so ours, until this process ends.
+            if not folder.exists():
+                os.close(lock)
+
+
+@contextmanager
+def ray_session(cpus: int) -> Iterator[None]:
+    """Be connected to Ray: to the caller's, if there is one, else to one of our own.
+
+    Trainings in several threads of a process share our own; the last one ends it.
+
+    Args:
+        cpus: logical CPUs of our own Ray, for which it has worker processes ready.
+
+    Raises:
+        RuntimeFailure: Ray did not start, or see `shared_connection`.
+    """
+    with shared_connection(OWN, lambda: _own_session(cpus)):
+        yield
+
+
+@contextmanager
+def _own_session(cpus: int) -> Iterator[None]:
+    _check_threads()
+    with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
+        owner = os.getpid()
+        try:
+            with _own_token() as token:
+                with starting(folder.parent), _token_shown(token):
+                    _reread_environment()
+                    _start(cpus, folder)
+                guard.check()
+                yield
+        finally:
+            if os.getpid() == owner:
+                shut_down()
+
+
+def _check_threads() -> None:
+    """See that Ray's processes can have their threads: it would wait for them for a minute.
+
+    Raises:
+        RuntimeFailure: they cannot.
+    """
+    free = free_threads()
+    if free is not None and free < _LEAST_THREADS:
+        raise RuntimeFailure(
+            f"no more than {free} threads and processes may be started, and Ray takes "
+            f"{_LEAST_THREADS} at the least",
+            "Raise the limit (ulimit -u, pids.max), or train in this process: --workers 0",
+        )
+
+
+_session_token: str | None = None
+"""The token of our own session, while there is one."""
+
+
+@contextmanager
+def _own_token() -> Iterator[str]:
+    """A new token, which Ray also uses again after `ray_environment` for another cluster."""
+    global _session_token
+    _session_token = token = secrets.token_hex(32)
+    try:
+        yield token
+    finally:
+        _session_token = None
+
+
+@contextmanager
+def _token_shown(token: str) -> Iterator[None]:
+    """While entered, the token is in the environment, for Ray's processes that are started.
+
+    Processes that the caller starts later do not inherit it.
+    """
+    before = os.environ.get("RAY_AUTH_TOKEN")
+    os.environ["RAY_AUTH_TOKEN"] = token
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+        else:
+            os.environ["RAY_AUTH_TOKEN"] = before
+
+
+def _read_token(token: str) -> None:
+    """Have Ray read a token, and keep it when it is no longer in the environment."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    with _token_shown(token):
+        _reread_environment()
+        AuthenticationTokenLoader.instance().has_token()
+
+
+def shut_down() -> None:
+    """End our Ray, and the client of it that Ray itself keeps until this process exits.
+
+    Such a client ends the process when what it is a client of has been gone for some seconds.
+    """
+    import ray
+
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    with same_random_numbers():
+        ray.shutdown()
+    if getattr(node, "_gcs_client", None) is not None:
+        node._gcs_client = None
+
+
+def _start(cpus: int, folder: Path) -> None:
+    try:
+        init_ray(
+            {**session_mark(folder), **search_path()},
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            # Within our folder, which is ours alone: Ray opens its own to everyone.
+            _temp_dir=str(folder / "ray"),
+            _node_ip_address="127.0.0.1",
+        )
+    except RuntimeFailure:
+        raise
+    except Exception as error:  # Ray raises this very class when a process of it does not come up
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise RuntimeFailure(
+            f"Ray did not start: {why}", "Train in this process instead: --workers 0"
+        ) from error

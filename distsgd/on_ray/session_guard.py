@@ -1,0 +1,250 @@
+"""Ends what is left of a Ray session when its owner is killed.
+
+Most processes of a local Ray die with the process that started them; its agents stay for about
+a minute. The guard is a process of its own that waits for the owner's end of a pipe to close.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from distsgd.data.system import kill_if, pause, python_module, wait_for_exit, whole_environment
+from distsgd.errors import RuntimeFailure
+
+__all__ = [
+    "LOCK", "NODE_MARK", "Guard", "clear_session", "guarded", "is_ours", "mark_folder",
+    "processes_of", "session_mark",
+]  # fmt: skip
+
+LOCK = "owner.lock"
+"""In the folder of a session, of which it holds the path: one that was copied or renamed is not
+ours. Its owner holds the lock, or the one that clears up after a dead owner."""
+
+NODE_MARK = "DISTSGD_NODE"
+"""In the environment of what `cluster start` starts, and of its children: their folder."""
+
+_SESSION_MARK = "DISTSGD_SESSION"
+"""In the environment of what Ray starts for a session, and of its children: their folder."""
+
+_DRIVER_LOG = "/python-core-driver-"
+"""In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
+
+_SECONDS_TO_STAND, _SECONDS_TO_LEAVE, _SECONDS_TO_DIE = 60.0, 5.0, 10.0
+_STANDS_BY = _STAND_DOWN = b"x"
+_POLL_SECONDS = 0.02
+
+
+def session_mark(folder: Path) -> dict[str, str]:
+    """Variables for the processes of a session, by which they are known as ours."""
+    # Ray's processes rename themselves, by default over what was their environment.
+    return {_SESSION_MARK: str(folder), "SPT_NOENV": "1"}
+
+
+def processes_of(folder: str) -> list[int]:
+    """Processes, other than this one, that carry the mark of a node or of a session.
+
+    Those of a session also have to name its folder, or to have a file of it open: what another
+    thread of the owner starts while Ray starts carries the mark as well, and is not ours. No
+    process is ours for what it names or has open alone: a notebook that has trained, an editor.
+
+    Args:
+        folder: of the node or session.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(entry.name) != os.getpid() and _belongs(entry, folder):
+                found.append(int(entry.name))
+    return found
+
+
+def _belongs(process: Path, folder: str) -> bool:
+    environment = (process / "environ").read_bytes().split(b"\0")
+    if os.fsencode(f"{NODE_MARK}={folder}") in environment:
+        return True
+    return os.fsencode(f"{_SESSION_MARK}={folder}") in environment and (
+        _names((process / "cmdline").read_bytes(), folder) or _has_open(process, folder)
+    )
+
+
+def _names(command: bytes, folder: str) -> bool:
+    """Whether the path is in a command line, whole: not as a part of ``/copies/FOLDER_2``."""
+    path = re.escape(os.fsencode(folder))
+    return re.search(rb"(?<![\w./-])" + path + rb"(?![\w.-])", command) is not None
+
+
+def _has_open(process: Path, folder: str) -> bool:
+    ours = [file for file in _open_files(process) if f"{file}/".startswith(f"{folder}/")]
+    return bool(ours) and not any(_DRIVER_LOG in file for file in ours)
+
+
+def _open_files(process: Path) -> list[str]:
+    found = []
+    for link in (process / "fd").iterdir():
+        with suppress(OSError):  # it is closed by now; the others count all the same
+            found.append(str(link.readlink()))
+    return found
+
+
+def mark_folder(folder: Path, path: Path | None = None) -> int:
+    """Make a new folder ours.
+
+    Args:
+        folder: that was made just now.
+        path: that it will have; None for the one it has.
+
+    Returns:
+        the descriptor of its lock, which is held as long as that is open.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(folder / LOCK, flags, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, _mark(path or folder))
+    return lock
+
+
+def _mark(folder: Path) -> bytes:
+    """The path, of which the folder itself may be a link, but is not then ours."""
+    return os.fsencode(folder.parent.resolve() / folder.name)
+
+
+def is_ours(lock: int, path: Path) -> bool:
+    """Whether a descriptor is of the lock of a folder that was made by us under that path."""
+    found, mark = os.fstat(lock), _mark(path)
+    mine = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+    return mine and os.pread(lock, len(mark) + 1, 0) == mark
+
+
+def clear_session(folder: Path, seconds: float = 0.0) -> None:
+    """End the processes of a session, after so many seconds by force; remove its folder.
+
+    The folder of processes that cannot be ended stays, for a later command. So does one that was
+    not made by `mark_folder`.
+    """
+    name, until = str(folder), time.monotonic() + seconds
+    while pids := processes_of(name):
+        now = time.monotonic()
+        if now > until + _SECONDS_TO_DIE:
+            return
+        for pid in pids:
+            if now > until:
+                process = Path("/proc", str(pid))
+                with suppress(OSError):
+                    kill_if(pid, partial(_belongs, process, name))
+        pause(_POLL_SECONDS)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours; links in it are removed, and not followed.
+
+    The lock goes last: a folder with something in it has one, or nobody knows if it is used.
+    """
+    with suppress(OSError), ExitStack() as stack:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, top)
+        lock = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
+        stack.callback(os.close, lock)
+        if os.fstat(top).st_uid != os.getuid() or not is_ours(lock, folder):
+            return
+        for entry in os.scandir(top):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.name, ignore_errors=True, dir_fd=top)
+            elif entry.name != LOCK:
+                os.unlink(entry.name, dir_fd=top)
+        if [entry.name for entry in os.scandir(top)] == [LOCK]:
+            os.unlink(LOCK, dir_fd=top)
+            folder.rmdir()
+
+
+class Guard:
+    """The guard of a session, as its owner sees it.
+
+    Args:
+        process: the guard, which says on its stdout that it stands by.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def check(self) -> None:
+        """Wait until it stands by.
+
+        Raises:
+            RuntimeFailure: it has not started.
+        """
+        said = self._process.stdout
+        assert said is not None
+        if not select.select([said], [], [], _SECONDS_TO_STAND)[0]:
+            raise _unguarded(f"it has not answered for {_SECONDS_TO_STAND:g} s")
+        if not os.read(said.fileno(), 1):
+            code = wait_for_exit(self._process, _SECONDS_TO_LEAVE)
+            raise _unguarded(f"it has ended with exit code {code}")
+
+    def stand_down(self) -> None:
+        """End it; by force, if it does not end by itself."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                if pipe.writable():
+                    pipe.write(_STAND_DOWN)
+                pipe.close()
+        if wait_for_exit(self._process, _SECONDS_TO_LEAVE) is None:  # stopped, say
+            self._process.kill()
+            self._process.wait()
+
+
+def _unguarded(why: str) -> RuntimeFailure:
+    return RuntimeFailure(
+        f"the process that clears up after a killed training did not start: {why}",
+        "Look for a lack of memory or of processes, or train in this process: --workers 0",
+    )
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[Guard]:
+    """While entered, a guard stands by; it is stood down on leaving.
+
+    Raises:
+        RuntimeFailure: it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(
+            python_module("distsgd.on_ray.session_guard", str(folder)),
+            env=whole_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _unguarded(error.strerror or str(error)) from None
+    guard = Guard(process)
+    try:
+        yield guard
+    finally:
+        guard.stand_down()
+
+
+def _stand_guard(folder: Path) -> None:
+    """Wait for a byte, which stands us down, or for the end of the pipe, which is a death."""
+    with suppress(OSError):  # the owner is dead already
+        os.write(sys.stdout.fileno(), _STANDS_BY)
+    if not sys.stdin.buffer.read(1):
+        clear_session(folder)
+
+
+if __name__ == "__main__":
+    _stand_guard(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Audit, replay, recovery and verification: what the journal of a run proves."""

@@ -1,0 +1,189 @@
+"""The audit: from the journal alone, that each example of each epoch was applied exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Ints
+from distsgd.core.plan import Plan
+from distsgd.core.server.position import slots_of_lease
+from distsgd.errors import RunError
+from distsgd.runs.checkpoint import checkpoint_path, read_place
+from distsgd.runs.journal import Record
+from distsgd.runs.journal_reader import check_head, find_head
+from distsgd.runs.opened_run import OpenedRun, open_run
+from distsgd.runs.place import Place
+from distsgd.runs.run_view import RunView, checked_lines, proven
+
+__all__ = ["Audit", "audit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the journal of a run shows.
+
+    Attributes:
+        run_dir: the run folder.
+        running: whether the run was training; then all of this is as of update ``updates``.
+        updates: of the run.
+        begins_after: the update after which the journal begins, if the setting `journal` has had
+            its beginning dropped; of what was before, a checkpoint tells. Else 0.
+        complete: whether every example of every epoch was applied (else the run was cut short).
+        epochs: epochs of which every example was applied exactly once.
+        examples: examples applied.
+        largest_staleness: of any contribution, in updates.
+        class_examples: class -> how often its examples were applied; with replacement, and a
+            beginning that was dropped, in the epochs that the journal has anything of.
+        class_delays: class -> how often one of its examples was put off to a later update.
+        checkpoints: how many tell the same of the journal as it does itself.
+        head: digest of the last line of the journal. A copy kept elsewhere tells later
+            whether the journal up to there is still the same.
+    """
+
+    run_dir: str
+    running: bool
+    updates: int
+    begins_after: int
+    complete: bool
+    epochs: int
+    examples: int
+    largest_staleness: int
+    class_examples: dict[str, int]
+    class_delays: dict[str, int]
+    checkpoints: int
+    head: str
+
+
+def audit(run: str | Path, head: str | None = None) -> Audit:
+    """Check the journal of a run against its plan.
+
+    The run may be training: then its journal is checked as far as it has come.
+
+    Args:
+        run: path or name of a run, or "latest".
+        head: digest of a line that the journal must have, as an earlier audit or the training
+            gave it; None for any.
+
+    Raises:
+        JournalError: the journal does not hold; names the first record that is wrong.
+        UsageError: ``head`` is no digest.
+        RunError: there is no such run, or it is damaged.
+    """
+    if head is not None:
+        check_head(head)
+    opened = open_run(run)
+    return proven(opened, lambda view: _audited(opened, view, head))
+
+
+def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
+    """Raises JournalError if the journal does not hold."""
+    dataset, places = opened.dataset, list(_places(opened, view))
+    check, lines = checked_lines(opened, view, places)
+    plan, ledger = check.plan, check.updates.ledger
+    names, labels = dataset.manifest.classes, dataset.train.labels
+    used, delayed = (_ClassCount(plan, labels, len(names)) for _ in range(2))
+
+    def use(step: int, slot: int) -> None:
+        epoch = used.add(step, slot, slot + 1)
+        if used.examples[epoch] == plan.examples:
+            used.close(epoch)
+            delayed.close(epoch)
+
+    before, epochs = ledger.version, ledger.whole // plan.steps_per_epoch
+    used.add_whole(epochs)
+    for slot in ledger.applied(plan, epochs * plan.steps_per_epoch):
+        use(*slot)
+    end = view.journal.begin
+    for entry, mark in lines:
+        end = mark
+        if isinstance(entry, Record):
+            for _, *piece in entry.requeued:
+                delayed.add(*piece)
+            for _, lease in entry.contributions:
+                for slot in slots_of_lease(lease, plan):
+                    use(*slot)
+    if head is not None:
+        find_head(view.journal, head)
+    whole_early = sum(n == plan.examples for n in ledger.open_examples(plan).values())
+    return Audit(
+        run_dir=str(opened.folder.path),
+        running=view.running,
+        updates=ledger.version,
+        begins_after=before,
+        complete=check.complete,
+        epochs=ledger.whole // plan.steps_per_epoch + whole_early,
+        examples=ledger.examples(plan),
+        largest_staleness=check.updates.largest_staleness,
+        class_examples=dict(zip(names, used.counts(), strict=True)),
+        class_delays=dict(zip(names, delayed.counts(), strict=True)),
+        checkpoints=len(places),
+        head=end.digest,
+    )
+
+
+def _places(run: OpenedRun, view: RunView) -> Iterator[Place]:
+    """Where in the run its checkpoints stand, of those that can be read and tell it."""
+    for version in view.checkpoints:
+        with suppress(RunError):
+            place = read_place(checkpoint_path(run.folder.checkpoints, version))
+            if place is not None:
+                yield place
+
+
+class _ClassCount:
+    """How often the examples of each class are in some slots of the plan.
+
+    Slots are kept until their epoch is closed, so that memory does not grow with the run.
+
+    Args:
+        plan: the slots of each step.
+        labels: of the training set.
+        classes: how many there are.
+
+    Attributes:
+        examples: epoch -> examples of the slots that are kept.
+    """
+
+    def __init__(self, plan: Plan, labels: Ints, classes: int) -> None:
+        self._plan, self._labels = plan, labels
+        self._counts = np.zeros(classes, dtype=object)  # whole numbers of any size
+        self._slots: dict[int, list[tuple[int, int]]] = {}
+        self.examples: Counter[int] = Counter()
+
+    def add(self, step: int, first: int, last: int) -> int:
+        """Some slots of a step; returns their epoch."""
+        low, high = self._plan.slot(step, first)[0], self._plan.slot(step, last - 1)[1]
+        epoch = self._plan.epoch_of(step)
+        self._slots.setdefault(epoch, []).append((low, high))
+        self.examples[epoch] += high - low
+        return epoch
+
+    def add_whole(self, epochs: int) -> None:
+        """So many whole epochs; with replacement nobody knows without drawing each of them."""
+        if self._plan.sampling != "random":
+            self._counts += epochs * self._of(self._labels)
+
+    def close(self, epoch: int) -> None:
+        """Nothing of an epoch is added any more."""
+        slots = self._slots.pop(epoch, [])
+        if slots:
+            order = self._plan.order(epoch)
+            rows = np.concatenate([order[low:high] for low, high in slots])
+            self._counts += self._of(self._labels[rows])
+        self.examples.pop(epoch, None)
+
+    def counts(self) -> list[int]:
+        """How often, class by class."""
+        for epoch in list(self._slots):
+            self.close(epoch)
+        return [int(count) for count in self._counts]
+
+    def _of(self, labels: Ints) -> NDArray[np.object_]:
+        return np.bincount(labels, minlength=len(self._counts)).astype(object)

@@ -1,0 +1,210 @@
+"""Where a run that was cut short goes on: the newest checkpoint that will do, and its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distsgd.config.jobs import make_job
+from distsgd.config.setting_values import as_type
+from distsgd.config.settings import TrainConfig
+from distsgd.config.sources import AUTO, with_room
+from distsgd.config.spelling import spelling
+from distsgd.core.messages import Lease
+from distsgd.core.optim.residuals import Residual, Residuals
+from distsgd.core.server.position import Ledger
+from distsgd.engine.job import Snapshot
+from distsgd.errors import RunError, UsageError
+from distsgd.proof.replayer import Replayer, records_of, start_of
+from distsgd.runs.checkpoint import Model
+from distsgd.runs.journal import Entry, Mark
+from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
+from distsgd.runs.journal_reader import MarkMissing
+from distsgd.runs.opened_run import OpenedRun
+from distsgd.runs.residual_file import read_residuals
+
+__all__ = ["Recovered", "Stopped", "Tail", "find_tail", "residuals_of", "settings_to_go_on"]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A run after the last update of its journal.
+
+    Attributes:
+        snapshot: the server.
+        ledger: what has been applied.
+    """
+
+    snapshot: Snapshot
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A checkpoint, and all lines of the journal that are needed to go on from it.
+
+    Attributes:
+        model: the checkpoint.
+        begin: where the first of the lines is.
+        settings: the settings after the last of them.
+        entries: the lines.
+        ledger: what has been applied until the last of them.
+        end: where the journal ends.
+        residuals: of the workers, at the checkpoint.
+    """
+
+    model: Model
+    begin: Beginning
+    settings: TrainConfig
+    entries: list[Entry]
+    ledger: Ledger
+    end: Mark
+    residuals: Residuals
+
+    def recovered(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Recovered:
+        """The server after the last update: none is lost.
+
+        Args:
+            run: the run.
+            stop: asked after every update whether to give up.
+
+        Raises:
+            Stopped: it says so.
+            JournalError: an update cannot be made anew.
+        """
+        start = start_of(self.model, self.residuals)
+        replayer = Replayer(self.begin.config, run.dataset, start)
+        for _ in replayer.versions(self.entries):
+            if stop():
+                job, ledger = make_job(self.begin.config, run.dataset), self.begin.ledger
+                raise Stopped(replace(start, position=ledger.position(job.plan, job.policy)))
+        job = make_job(self.settings, run.dataset)
+        position = self.ledger.position(job.plan, job.policy)
+        return Recovered(replayer.snapshot(position), self.ledger)
+
+
+class Stopped(Exception):
+    """A stop was asked for while a run was computed anew from a checkpoint.
+
+    Attributes:
+        start: the server at that checkpoint.
+    """
+
+    def __init__(self, start: Snapshot) -> None:
+        super().__init__("stopped")
+        self.start = start
+
+
+def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None) -> Tail:
+    """From the newest checkpoint that will do, with all that comes after it.
+
+    Args:
+        run: the run.
+        notice: given what the user should know of checkpoints whose residuals cannot be had.
+
+    Raises:
+        RunError: there is no checkpoint that will do.
+        JournalError: the journal does not hold.
+    """
+    problem, without = "it has no checkpoint that can be read", ""
+    for model in run.checkpoints():
+        try:
+            residuals = residuals_of(run, model)
+        except RunError as error:
+            problem = without = without or error.problem
+            continue
+        tail = _tail(run, model, residuals)
+        if tail is not None and _will_do(tail):
+            if without:
+                notice(f"{without}; all updates after update {model.version} are computed anew")
+            return tail
+        problem = without or "its checkpoints and its journal do not go together"
+    raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
+
+
+def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
+    """What follows a checkpoint; None if the journal has no such place."""
+    try:
+        begin = beginning_of(run, model)
+    except RunError:
+        return None
+    try:
+        check = JournalCheck(run, begin)
+        lines = list(check.follow(run.entries(begin.mark)))
+    except MarkMissing:
+        return None
+    return Tail(
+        model=model,
+        begin=begin,
+        settings=check.config,
+        entries=[entry for entry, _ in lines],
+        ledger=check.updates.ledger,
+        end=lines[-1][1] if lines else begin.mark,
+        residuals=residuals,
+    )
+
+
+def residuals_of(run: OpenedRun, model: Model) -> Residuals:
+    """The residuals that belong to a checkpoint of a run; none if its answers have no feedback.
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
+    config = run.origin
+    if model.version == 0 or config.compress == "none" or not config.error_feedback:
+        return {}
+    if model.residuals is None or model.place is None:
+        raise RunError(f"the checkpoint of update {model.version} has no residuals", "Train again")
+    return read_residuals(
+        run.folder.checkpoints, model.version, model.residuals, config.dtype,
+        model.architecture.parameters,
+    )  # fmt: skip
+
+
+def _will_do(tail: Tail) -> bool:
+    """Whether all later updates can be made from a checkpoint.
+
+    What they read must be in it, or not be older than it; and what their workers answered before
+    must be in it.
+    """
+    model, before = tail.model, tail.begin.ledger.version
+    records = records_of(tail.entries)
+    later = records[model.version - before :]
+    within = model.version <= before + len(records)
+    leases = [answer for record in later for answer in record.contributions]
+    reads = {lease.version for _, lease in leases}
+    known = all(read >= model.version or read in model.reads for read in reads)
+    return within and known and not any(_came_before(tail, *answer) for answer in leases)
+
+
+def _came_before(tail: Tail, worker: int, lease: Lease) -> bool:
+    """Whether a worker gave an answer before those after which its residual is known."""
+    known = tail.residuals.get(worker, Residual(0, None)).serial
+    return lease.serial < known
+
+
+def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run with those that are to be others from here on.
+
+    Args:
+        config: as they were.
+        given: new values by name; None for the old ones.
+
+    Raises:
+        UsageError: a value cannot be used, or there are fewer epochs than before.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "epochs" in chosen:
+        chosen["epochs"] = as_type("epochs", "int", chosen["epochs"])
+    if chosen.get("epochs", config.epochs) < config.epochs:
+        less = spelling().given("epochs", chosen["epochs"])
+        raise UsageError(
+            f"{less} is fewer than the {config.epochs} of the run",
+            f"Give {config.epochs} or more",
+        )
+    if chosen.get("workers") == AUTO:
+        chosen = with_room({"servers": config.servers, **chosen})
+    elif "workers" in chosen:
+        chosen["elastic"] = False  # the user has said how many
+    return replace(config, **chosen)

@@ -1,0 +1,229 @@
+"""Makes the updates of a journal anew, one after another: for `replay`, and to go on with a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distsgd.config.jobs import make_job
+from distsgd.config.settings import TrainConfig
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import LIFE, Lease, Push
+from distsgd.core.optim.compression import ErrorFeedback
+from distsgd.core.optim.optimizers import make_optimizer
+from distsgd.core.optim.residuals import Residual, Residuals, shared_out, start_of_life
+from distsgd.core.optim.update import Updater
+from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.server.position import Position
+from distsgd.core.server.range_server import rebuilt
+from distsgd.data.dataset import Dataset
+from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.worker import Worker
+from distsgd.errors import JournalError
+from distsgd.runs.checkpoint import Model
+from distsgd.runs.journal import Entry, Record, Resumed
+
+__all__ = ["Replayer", "records_of", "start_of"]
+
+
+def records_of(entries: Sequence[Entry]) -> list[Record]:
+    """The updates among the lines of a journal."""
+    return [entry for entry in entries if isinstance(entry, Record)]
+
+
+def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:
+    """The server as it was at a checkpoint, with the residuals that belong to it."""
+    pad = model.architecture.pad
+    state = {name: pad(array) for name, array in model.state.items()}
+    reads = {version: pad(array) for version, array in model.reads.items()}
+    return Snapshot(model.version, pad(model.weights), state, residuals or {}, reads=reads)
+
+
+class Replayer:
+    """Makes every update of a journal, keeping each W for as long as it is read.
+
+    Args:
+        config: the settings of the run, as they are before the first line.
+        dataset: what it was trained on.
+        start: where to begin; with error feedback it has the residuals.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
+        self._config, self._dataset = config, dataset
+        self._job = make_job(replace(config, servers=1), dataset)
+        self._worker = Worker(self._job)
+        self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
+        self._reads = start.reads
+        weights = start.weights.copy()
+        optimizer = make_optimizer(self._job.optimizer, weights, self._job.momentum)
+        for name, array in start.state.items():
+            optimizer.state[name][...] = array
+        self._updater = Updater(
+            weights, decay=self._job.decay(), optimizer=optimizer, schedule=self._job.schedule,
+            version=start.version,
+        )  # fmt: skip
+
+    def residuals(self) -> Residuals:
+        """Those that belong to the version that `versions` has given last."""
+        return self._compressed.residuals()
+
+    def versions(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Floats]]:
+        """Every version from the start on, and its W, which is valid until the next is asked for.
+
+        Args:
+            entries: lines of the journal, from the start on at the latest.
+
+        Raises:
+            JournalError: names the first line that cannot be made anew.
+        """
+        records, start = records_of(entries), self._updater.version
+        last_read = {
+            lease.version: record.version
+            for record in records
+            if record.version > start
+            for _, lease in record.contributions
+        }
+        kept = dict(self._reads)
+        if self._job.compress != "none":
+            self._compressed.expect([record for record in records if record.version > start])
+        for entry in entries:
+            if isinstance(entry, Resumed):
+                self._resumed(entry)
+            if not isinstance(entry, Record):
+                continue
+            before = self._updater.version
+            if entry.version <= start:
+                continue
+            if entry.version != before + 1:
+                raise JournalError(before + 1, f"it makes version {entry.version}")
+            yield before, self._updater.weights
+            if last_read.get(before, -1) > before:
+                kept[before] = self._updater.weights.copy()
+            with np.errstate(all="ignore"):
+                self._update(entry, kept)
+            for version in [
+                version for version in kept if last_read.get(version, -1) <= entry.version
+            ]:
+                del kept[version]
+        yield self._updater.version, self._updater.weights
+
+    def snapshot(self, position: Position) -> Snapshot:
+        """All that training goes on from at a position, after all of `versions` has been taken."""
+        updater = self._updater
+        state = {name: array.copy() for name, array in updater.optimizer.state.items()}
+        residuals = self._compressed.residuals()
+        return Snapshot(updater.version, updater.weights.copy(), state, residuals, position)
+
+    def _resumed(self, entry: Resumed) -> None:
+        """The schedule may be another from here on, and the residuals were shared out."""
+        if entry.epochs != self._job.plan.epochs:
+            self._job = make_job(
+                replace(self._config, servers=1, epochs=entry.epochs), self._dataset
+            )
+            self._updater.schedule = self._job.schedule
+            self._worker = Worker(self._job)
+        self._compressed.resumed(self._worker, max(1, entry.workers))
+
+    def _update(self, record: Record, kept: dict[int, Floats]) -> None:
+        minibatch, number = rebuilt(record), record.version
+        for worker, lease in record.contributions:
+            push = self._answer(number, worker, lease, kept)
+            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
+            if not minibatch.take(worker, push, self._tree):
+                raise JournalError(number, "its contributions do not go together")
+        _, _, examples = minibatch.loss()
+        update = self._updater.average if minibatch.shares else self._updater.apply
+        update(minibatch.gradient(), examples, record.step)
+
+    def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        if self._job.compress != "none":
+            return self._compressed.answer(number, worker, lease, kept)
+        return self._worker.answer((lease, _weights(number, lease, kept)))
+
+    def _tree(self) -> TreeSum:
+        return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
+
+
+class _CompressedAnswers:
+    """The answers of workers with error feedback: each depends on those that it gave before.
+
+    An update may use a worker's answers in another order than they were given; they are computed
+    in the order in which they were given.
+
+    Args:
+        job: what was trained.
+        worker: computes the gradients.
+        residuals: of the workers, where the journal is begun with.
+    """
+
+    def __init__(self, job: Job, worker: Worker, residuals: Residuals) -> None:
+        self._codec, self._feeds_back = job.codec(), job.error_feedback
+        self._nothing = np.zeros(job.parameters, dtype=job.dtype)
+        self._worker = worker
+        self._before = residuals  # of those that have not answered since
+        self._feedback: dict[tuple[int, int], ErrorFeedback] = {}
+        self._serials: dict[tuple[int, int], int] = {}
+        self._expected: dict[tuple[int, int], deque[tuple[int, Lease]]] = {}
+        self._early: dict[tuple[int, int], Push] = {}
+
+    def expect(self, records: list[Record]) -> None:
+        """What is to come, whole."""
+        for record in records:
+            for worker, lease in record.contributions:
+                life = (worker, lease.serial // LIFE)
+                self._expected.setdefault(life, deque()).append((record.version, lease))
+        for life, leases in self._expected.items():
+            self._expected[life] = deque(sorted(leases, key=lambda entry: entry[1].serial))
+
+    def resumed(self, worker: Worker, workers: int) -> None:
+        """From here on there are so many workers, who share the residuals of those before."""
+        self._before, self._worker = shared_out(self.residuals(), workers), worker
+        self._feedback.clear()
+        self._serials.clear()
+
+    def residuals(self) -> dict[int, Residual]:
+        """Of each worker, after the last of its answers that have been used."""
+        found = dict(self._before)
+        for life in sorted(self._serials):  # of several lives of a worker the last counts
+            serial = self._serials[life]
+            values = self._feedback[life].left(serial).copy() if self._feeds_back else None
+            found[life[0]] = Residual(serial, values)
+        return found
+
+    def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        """The answer to a lease; those before it are computed first, and kept."""
+        expected = self._expected[worker, lease.serial // LIFE]
+        while (worker, lease.serial) not in self._early:
+            found, earlier = expected.popleft()
+            self._early[worker, earlier.serial] = self._next(found, worker, earlier, kept)
+        return self._early.pop((worker, lease.serial))
+
+    def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
+        life = (worker, lease.serial // LIFE)
+        if life not in self._feedback:
+            self._feedback[life] = self._begun(
+                start_of_life(self._before.get(worker), lease.serial)
+            )
+        self._worker.feedback = self._feedback[life]
+        self._serials[life] = lease.serial + 1
+        try:
+            return self._worker.answer((lease, _weights(number, lease, kept)))
+        except KeyError:
+            raise JournalError(
+                number, f"an answer of worker {worker} is not here, and took part in its feedback"
+            ) from None
+
+    def _begun(self, residual: Residual) -> ErrorFeedback:
+        assert self._codec is not None
+        values = self._nothing if residual.values is None else residual.values
+        return ErrorFeedback(self._codec, values, feedback=self._feeds_back, serial=residual.serial)
+
+
+def _weights(number: int, lease: Lease, kept: dict[int, Floats]) -> Floats:
+    """W as a lease has read it."""
+    if lease.version not in kept:
+        raise JournalError(number, f"it reads version {lease.version}, which is not there")
+    return kept[lease.version]

@@ -1,0 +1,345 @@
+"""Checkpoints: W, the state of the optimiser and the recipe of features, in one .npz file.
+
+Written beside, fsynced, renamed: a checkpoint is either whole or absent. Read without pickle,
+and checked against the SHA-256 of its arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from distsgd.core.model.architecture import Architecture
+from distsgd.core.arrays import Floats
+from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.losses import LOSSES
+from distsgd.core.model.models import LINEAR, make_architecture
+from distsgd.data.column_scale import ColumnScale
+from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
+from distsgd.data.names import is_printable
+from distsgd.data.text_files import parse_json
+from distsgd.errors import RunError, in_short, machine_trouble, storage_error
+from distsgd.runs.array_archive import ArrayArchive
+from distsgd.runs.place import Place
+from distsgd.on_ray.capacity import free_memory
+
+__all__ = [
+    "Model",
+    "checkpoint_path",
+    "checkpoint_versions",
+    "latest_checkpoint",
+    "read_checkpoint",
+    "read_if_kept",
+    "read_newest",
+    "read_place",
+    "remove_checkpoints",
+    "shaped",
+    "weights_sha256",
+    "write_checkpoint",
+]
+
+_FORMAT = "distsgd checkpoint 1"
+_NAME = re.compile(r"step-(\d+)\.npz", re.ASCII)
+_STATE, _READ = "state.", "read."
+_LONGEST_META = 1 << 24
+_MOST = 1 << 62
+_SCALES = (1e-6, 1e30)
+"""What pixels may be divided by; see the setting `pixel_scale`."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A classifier as it is kept in a checkpoint.
+
+    Attributes:
+        weights: W, shape (classes, features + 1), whose last column is the bias. Of more layers,
+            one vector: W1 row by row, then W2.
+        state: state of the optimiser, arrays of the same shape by name.
+        version: updates applied to W.
+        loss: "softmax" or "svm".
+        classes: names of the classes.
+        shape: shape of an example, (channels, rows, columns).
+        preprocessing: from pixels to features.
+        reads: older version -> W, of the same shape, where a later update reads it.
+        place: where in its run it stands; None if that is not known.
+        model: "linear" or "mlp:HIDDEN".
+        columns: how numbers became pixels; None if they were pixels already.
+        residuals: SHA-256 of the file beside it with the residuals of the workers, if there is one;
+            see `distsgd.runs.residual_file`.
+    """
+
+    weights: Floats
+    state: dict[str, Floats]
+    version: int
+    loss: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    preprocessing: Preprocessing
+    reads: dict[int, Floats] = field(default_factory=dict)
+    place: Place | None = None
+    model: str = LINEAR
+    columns: ColumnScale | None = None
+    residuals: str | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model without its parameters."""
+        return make_architecture(self.model, self.preprocessing.features, len(self.classes))
+
+    def padded(self) -> Floats:
+        """The parameters as the core computes with them: flat and padded."""
+        return self.architecture.pad(self.weights)
+
+
+def weights_sha256(weights: Floats) -> str:
+    """SHA-256 of W as it is kept, as C-order little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
+
+
+def write_checkpoint(folder: Path, model: Model) -> Path:
+    """Write a checkpoint, named by its version.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    arrays: dict[str, Any] = {"weights": model.weights, "mean": model.preprocessing.mean}
+    arrays.update({f"{_STATE}{name}": array for name, array in model.state.items()})
+    arrays.update({f"{_READ}{version}": array for version, array in model.reads.items()})
+    meta = {
+        "format": _FORMAT,
+        "version": model.version,
+        "model": model.model,
+        "loss": model.loss,
+        "classes": model.classes,
+        "shape": model.shape,
+        "scale": model.preprocessing.scale,
+        "sha256": _digest(arrays),
+        "place": model.place.to_json() if model.place else None,
+        "columns": model.columns.to_json() if model.columns else None,
+        "residuals": model.residuals,
+    }
+    buffer = io.BytesIO()
+    everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    np.savez(buffer, **everything, **arrays)
+    path = checkpoint_path(folder, model.version)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+        replace_inside(path, buffer.getvalue(), below=folder.parent)
+    except OSError as error:
+        raise storage_error(error, path) from None
+    return path
+
+
+def read_checkpoint(path: Path, model: str | None = None) -> Model:
+    """Read and check a checkpoint.
+
+    Args:
+        path: its file.
+        model: the model that it must be of; None for any.
+
+    Raises:
+        RunError: it is missing or damaged, or of another model.
+        StorageError: the machine keeps it from being read.
+    """
+    found = _read(path)
+    if model is not None and found.model != model:
+        raise RunError(
+            f"the checkpoint {path} is of {found.model}, and its run of {model}",
+            "Remove it: it belongs to another run",
+        )
+    return found
+
+
+def read_if_kept(path: Path, model: str | None = None) -> Model | None:
+    """The same; None if it is missing, as a training removes those that it need not keep.
+
+    Raises:
+        RunError: it is damaged, or of another model.
+    """
+    try:
+        return read_checkpoint(path, model)
+    except RunError:
+        if path.exists():
+            raise
+        return None
+
+
+def read_newest(folder: Path, model: str | None = None) -> Model:
+    """The newest checkpoint of a run, which may be training.
+
+    Raises:
+        RunError: there is none; or it is damaged, or of another model.
+    """
+    while True:
+        path = latest_checkpoint(folder)
+        if (found := read_if_kept(path, model)) is not None:
+            return found
+        if latest_checkpoint(folder) == path:
+            return read_checkpoint(path, model)
+
+
+def read_place(path: Path) -> Place | None:
+    """Where in its run a checkpoint stands, without its arrays; None if that is not known.
+
+    Raises:
+        RunError: it is missing or damaged.
+        StorageError: the machine keeps it from being read.
+    """
+    return _parsed(path, lambda archive: _place(_meta(archive, path)))
+
+
+def _read(path: Path) -> Model:
+    return _parsed(path, lambda archive: _checked_model(archive, path))
+
+
+def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
+    """What is made of a checkpoint's file; all that may be wrong with it has one form."""
+    try:
+        with reader_inside(path, below=path.parent.parent) as file:
+            archive = ArrayArchive(file)
+            needed, free = os.fstat(file.fileno()).st_size, free_memory()
+            if free is not None and needed > free:
+                raise MemoryError
+            return parse(archive)
+    except FileNotFoundError:
+        raise RunError(f"there is no checkpoint {path}", "Train again") from None
+    except Exception as error:  # a damaged zip archive can raise almost anything
+        raise machine_trouble(error, path) or RunError(
+            f"the checkpoint {path} is damaged: {in_short(error)}",
+            "Remove it to go on from an older one",
+        ) from None
+
+
+def _meta(archive: ArrayArchive, path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    if archive.dtype("meta") != np.uint8 or math.prod(archive.shape("meta")) > _LONGEST_META:
+        raise ValueError("what it says of itself is no text")
+    meta = parse_json(archive["meta"].tobytes())
+    if type(meta) is not dict or meta["format"] != _FORMAT:
+        raise ValueError("it is of another format")
+    if path.name != checkpoint_path(path.parent, meta["version"]).name:
+        raise ValueError(f"it is that of version {meta['version']}")
+    return meta
+
+
+def _place(meta: dict[str, Any]) -> Place | None:
+    return None if meta["place"] is None else Place.from_json(meta["place"])
+
+
+def _checked_model(archive: ArrayArchive, path: Path) -> Model:
+    """The model, whose shapes go together before any of its arrays is read."""
+    meta = _meta(archive, path)
+    classes, shape, scale = meta["classes"], meta["shape"], meta["scale"]
+    sizes = [meta["version"], len(classes), *shape]
+    if any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
+        raise ValueError("its classes and shape are none")
+    if type(scale) is not float or not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ValueError(f"it divides pixels by {scale}")
+    if not all(type(name) is str and is_printable(name) for name in classes):
+        raise ValueError("its classes have no names that can be shown")
+    if meta["loss"] not in LOSSES:
+        raise ValueError(f"its loss is {str(meta['loss'])[:20]}")
+    features = math.prod(shape)
+    kept = make_architecture(meta["model"], features, len(classes)).kept_shape
+    for name in archive:
+        if name != "meta" and archive.dtype(name) not in (np.float32, np.float64):
+            raise ValueError(f"it has an array of {archive.dtype(name)}")
+        expected = (features,) if name == "mean" else kept
+        if name != "meta" and archive.shape(name) != expected:
+            raise ValueError(f"it has an array of shape {archive.shape(name)} in {meta['model']}")
+    arrays = {name: archive[name] for name in archive if name != "meta"}
+    if meta["sha256"] != _digest(arrays):
+        raise ValueError("its checksum does not match")
+    if not (np.isfinite(arrays["weights"]).all() and np.isfinite(arrays["mean"]).all()):
+        raise ValueError("it has entries that are no finite numbers")
+    reads, residuals = _named(arrays, _READ).items(), meta.get("residuals")
+    columns = meta["columns"]
+    return Model(
+        weights=arrays["weights"],
+        state=_named(arrays, _STATE),
+        version=meta["version"],
+        loss=meta["loss"],
+        classes=tuple(classes),
+        shape=tuple(shape),
+        preprocessing=Preprocessing(arrays["mean"], scale),
+        reads={int(version): array for version, array in reads},
+        place=_place(meta),
+        model=meta["model"],
+        columns=None if columns is None else ColumnScale.from_json(columns),
+        residuals=None if residuals is None else str(residuals),
+    )
+
+
+def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays whose names begin so, without the beginning."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_path(folder: Path, version: int) -> Path:
+    """The file of the checkpoint of a version."""
+    return folder / f"step-{version:09d}.npz"
+
+
+def checkpoint_versions(folder: Path) -> list[int]:
+    """The versions that there are checkpoints of, oldest first.
+
+    Raises:
+        RunError: the folder cannot be read.
+        StorageError: it is a link.
+    """
+    try:
+        names = names_inside(folder, below=folder.parent)
+    except OSError as error:
+        raise machine_trouble(error, folder) or RunError(
+            f"{folder} cannot be read: {error.strerror}", "It is to be a folder of checkpoints"
+        ) from None
+    found = map(_NAME.fullmatch, names)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = checkpoint_versions(folder)
+    if not found:
+        raise RunError(f"there is no checkpoint in {folder}", "Train again")
+    return checkpoint_path(folder, found[-1])
+
+
+def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
+    """Remove the checkpoints of these versions, those that are there."""
+    for version in versions:
+        remove_inside(checkpoint_path(folder, version), below=folder.parent)
+
+
+def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:
+    """Flat padded arrays as they are kept, each shaped like W."""
+    return {name: model.unpad(array) for name, array in flat.items()}

@@ -1,0 +1,352 @@
+"""The run folder: made, found, listed.
+
+config.json             settings, dataset, versions of everything
+metrics.jsonl           one record a logging interval, one an epoch
+checkpoints/*.npz       W and the state of the optimiser
+checkpoints/*.bin       residuals of error feedback, beside the newest of them
+report.json             what came out, once the run has ended
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.model.models import LINEAR
+from distsgd.data.folder_files import SMALL, names_inside, read_inside, remove_inside, replace_inside
+from distsgd.data.locations import RUN_NAME, expanded, home_folder
+from distsgd.data.lock_file import LockFile, is_locked
+from distsgd.data.system import pause
+from distsgd.data.text_files import parse_json
+from distsgd.errors import RunError, StorageError, UsageError, in_short, machine_trouble, storage_error
+from distsgd.config.settings import TrainConfig
+from distsgd.config.spelling import Spelling, written
+from distsgd.engine.blas import blas_kernel
+from distsgd.version import __version__
+
+__all__ = ["RunFolder", "create_run", "find_run", "handle", "list_runs", "runs_home", "versions"]
+
+_LOCK = ".running"
+_KINDS: dict[str, type] = {
+    "settings": dict, "dataset": object, "versions": dict, "created": str, "status": str,
+    "problem": str, "weights_sha256": str, "kernels": list,
+}  # fmt: skip
+"""What stands under some names in the JSON files of a run."""
+
+_PATIENCE = 5.0
+"""Seconds that `RunFolder.hold` waits for processes that only look whether the run is running."""
+
+
+def runs_home() -> Path:
+    """Where runs lie that are given no folder: the user's data folder, or ``$DISTSGD_HOME``."""
+    return home_folder() / "runs"
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that the bits of a run may depend on."""
+    found = {"distsgd": __version__, "python": platform.python_version()}
+    for package in ("ray", "numpy", "pyarrow"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    machine = {"machine": platform.machine(), "system": platform.platform()}
+    return {**found, "blas": blas_kernel(), **machine}
+
+
+class RunFolder:
+    """An existing run folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = LockFile(path / _LOCK)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def hold(self) -> None:
+        """Mark the run as running for as long as this process lives, or until `release`.
+
+        Raises:
+            RunError: another process has done so.
+            StorageError: the folder cannot be written.
+        """
+        give_up = time.monotonic() + _PATIENCE
+        try:
+            while not self._lock.acquire(wait=False):
+                if self._is_held() or time.monotonic() > give_up:
+                    raise RunError(f"{self.path} is running", "Wait for its end, or stop it first")
+                pause(0.001)
+        except OSError as error:
+            raise storage_error(error, self.path / _LOCK) from None
+
+    def _is_held(self) -> bool:
+        return is_locked(self.path / _LOCK)
+
+    def others(self) -> str:
+        """Who beside this user can change the run while it trains, as a sentence; "" for nobody.
+
+        A group is nobody: a folder that a group may write to is meant to be shared.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ""
+        if found.st_uid not in (os.geteuid(), 0):
+            return f"{self.path} belongs to another user, who can change it while it trains"
+        if found.st_mode & stat.S_IWOTH:
+            return f"every user may write to {self.path}, and change it while it trains"
+        return ""
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left beside its files."""
+        for folder in (self.path, self.checkpoints):
+            with suppress(OSError):
+                for name in names_inside(folder, below=self.path):
+                    if name.startswith(".") and name.endswith(".tmp"):
+                        with suppress(OSError):
+                            remove_inside(folder / name, below=self.path)
+
+    def release(self) -> None:
+        """The run is no longer running."""
+        self._lock.release()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, checked against its digest.
+
+        Raises:
+            RunError: it is missing or damaged.
+            StorageError: the machine keeps it from being read.
+        """
+        path = self.path / name
+        try:
+            content = parse_json(read_inside(path, most=SMALL))
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing", "Is this a run folder?") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise machine_trouble(error, path) or RunError(
+                f"{path} is damaged: {in_short(error)}", "Train again"
+            ) from None
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged: it holds no object", "Train again")
+        try:
+            holds = content.pop("digest", None) == _digest(name, content)
+        except RecursionError:
+            holds = False
+        if not holds:
+            raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
+        for key, kind in _KINDS.items():
+            if not isinstance(content.get(key, kind()), kind):
+                raise RunError(f"{path} is damaged: its {key} is no {kind.__name__}", "Train again")
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        path = self.path / name
+        content = {**content, "digest": _digest(name, content)}
+        try:
+            replace_inside(path, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise storage_error(error, path) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there."""
+        remove_inside(self.path / name)
+
+    def settings(self) -> TrainConfig:
+        """The settings of the run.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
+        try:
+            settings = self.read("config.json")["settings"]
+            known = {field.name for field in fields(TrainConfig)}
+            if strange := sorted(set(settings) - known):
+                raise RunError(
+                    f"{self.path / 'config.json'} has settings that this version does not know: "
+                    + ", ".join(strange),
+                    "Use the version of distsgd that made the run, or a later one",
+                )
+            origins = dict.fromkeys(settings, "config.json")
+            with written(lambda: Spelling(origins=origins)):
+                return TrainConfig(**settings)
+        except (KeyError, TypeError, UsageError) as error:
+            raise RunError(
+                f"{self.path / 'config.json'} is damaged: {in_short(error)}", "Train again"
+            ) from None
+
+    def report(self) -> dict[str, Any]:
+        """What came out; empty while there is nothing, or if it cannot be read."""
+        with suppress(RunError, StorageError):
+            return self.read("report.json")
+        return {}
+
+    def status(self) -> str:
+        """ "running", "finished", "interrupted", "diverged", "failed" or "dead" (killed)."""
+        for _ in range(2):  # it may end, or be resumed, between the two looks
+            if self._is_held():
+                return "running"
+            if report := self.report():
+                return str(report.get("status", "failed"))
+        return "dead"
+
+
+def _digest(name: str, content: dict[str, Any]) -> str:
+    """Of a file and its name, so that none is taken for another."""
+    return hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()
+
+
+def create_run(
+    path: Path | None, config: TrainConfig, dataset: dict[str, Any], chaos: str | None = None
+) -> RunFolder:
+    """Make a new run folder with its config; never over an existing one.
+
+    Args:
+        path: where; None for a new name in `runs_home`.
+        config: the settings, complete.
+        dataset: what is trained on.
+        chaos: the faults that were asked for. No setting: a run that is resumed, or repeated from
+            this config, is left in peace.
+
+    Raises:
+        RunError: there is something at ``path`` already.
+        StorageError: it cannot be made.
+    """
+    now = datetime.now(UTC)
+    kind = config.loss if config.model == LINEAR else f"{config.model}-{config.loss}"
+    if path:
+        chosen = expanded(path).absolute()
+    elif name := Path(os.environ.get(RUN_NAME, "")).name:
+        chosen = runs_home() / name
+    else:
+        chosen = _unused(f"{now:%Y%m%d-%H%M%S}-{kind.replace(':', '')}")
+    try:
+        taken = chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir()))
+        if taken:
+            raise RunError(
+                f"{chosen} exists already and is not empty",
+                "Choose another --run-dir; a run is never written over",
+            )
+        chosen.mkdir(parents=True, mode=0o700, exist_ok=True)
+        chosen.chmod(0o700)
+        (chosen / "checkpoints").mkdir(mode=0o700)
+    except OSError as error:
+        ours = path is None and error.errno != errno.ENOSPC
+        hint = "Give another folder with --run-dir, or set DISTSGD_HOME to one" if ours else ""
+        raise storage_error(error, chosen, hint) from None
+    run = RunFolder(chosen)
+    run.hold()  # before config.json makes it a run, so that it never looks dead
+    try:
+        run.write(
+            "config.json",
+            {
+                "created": now.isoformat(timespec="seconds"),
+                "settings": asdict(config),
+                "dataset": dataset,
+                "versions": versions(),
+                **({"chaos": chaos} if chaos else {}),
+            },
+        )
+    except BaseException:
+        run.release()
+        raise
+    if path:
+        _register(chosen)
+    return run
+
+
+def _unused(name: str) -> Path:
+    """A folder among the runs that is not there yet; many may begin within a second."""
+    while (path := runs_home() / f"{name}-{secrets.token_hex(2)}").exists():
+        pass
+    return path
+
+
+def _register(path: Path) -> None:
+    """Leave a link among the runs, so that `runs list` shows a run that lies elsewhere."""
+    with suppress(OSError, StorageError):
+        home = runs_home()
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / f"{path.name}-{secrets.token_hex(2)}").symlink_to(path, target_is_directory=True)
+
+
+def list_runs() -> Iterator[RunFolder]:
+    """All runs that can be found, oldest first; links to removed folders are dropped."""
+    found: dict[Path, RunFolder] = {}
+    try:
+        home = runs_home()
+    except StorageError:
+        return
+    for entry in home.iterdir() if home.is_dir() else ():
+        with suppress(OSError):  # a folder that this user may not look into
+            if entry.is_symlink() and not entry.exists():
+                entry.unlink()
+            elif (entry / "config.json").is_file():
+                found[entry.resolve()] = RunFolder(entry.resolve())
+    yield from sorted(found.values(), key=lambda run: (_created(run), str(run.path)))
+
+
+def _created(run: RunFolder) -> str:
+    try:
+        return str(run.read("config.json").get("created", ""))
+    except (RunError, StorageError):
+        return ""
+
+
+def handle(run: RunFolder) -> str:
+    """What commands find a run by from any folder: its name, or its path if it lies elsewhere."""
+    return run.path.name if run.path.parent == runs_home().resolve() else str(run.path)
+
+
+def find_run(name: str | Path) -> RunFolder:
+    """A run by its path, by its name, or "latest".
+
+    A path from this folder goes before the name of a run in `runs_home`, and that before the name
+    of one that lies elsewhere.
+
+    Raises:
+        RunError: there is none, or several lie elsewhere.
+    """
+    if str(name) == "latest":
+        runs = list(list_runs())
+        if not runs:
+            raise RunError("there are no runs yet", "Make one: `distsgd train`")
+        return runs[-1]
+    if not isinstance(name, str | os.PathLike):
+        raise RunError(f"{name!r} is no run", "Give its path, its name, or latest")
+    places = [expanded(name)]
+    with suppress(StorageError):
+        places.append(runs_home() / name)
+    with suppress(OSError, ValueError):  # no such path can be, as one that is too long
+        for path in places:
+            if (path / "config.json").is_file():
+                return RunFolder(path.resolve())
+    found = [run for run in list_runs() if run.path.name == str(name)]
+    if len(found) > 1:
+        paths = ", ".join(str(run.path) for run in found)
+        raise RunError(f"there are {len(found)} runs {name}", f"Give the path of one: {paths}")
+    if found:
+        return found[0]
+    raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")

@@ -1,0 +1,149 @@
+"""The metrics of a run: one JSON object a line, appended as training goes on.
+
+Each line ends with its own CRC-32 (c), so that a number that the disk has altered is not shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from distsgd.data.folder_files import reader_inside
+from distsgd.errors import RunError, machine_trouble
+from distsgd.runs.checkpoint import checkpoint_versions
+from distsgd.runs.line_file import LineFile
+
+__all__ = ["Best", "MetricsWriter", "best_epoch", "epoch_rows", "read_metrics", "seconds_of_steps"]
+
+
+_LONGEST = 1 << 16
+"""Bytes of the longest line."""
+
+_MOST = 1 << 62
+_COUNTS = {"epoch", "version", "step", "examples_seen"}
+_NUMBERS = {"seconds", "train_accuracy", "test_accuracy", "train_loss", "test_loss"}
+_EPOCH = {"epoch", "version", *_NUMBERS}
+
+
+class MetricsWriter(LineFile):
+    """Appends records to metrics.jsonl, each at once."""
+
+    def write(self, content: dict[str, Any]) -> None:
+        """See `LineFile.write`."""
+        super().write({**content, "c": _check(content)})
+        self.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that was cut off is left out.
+
+    Raises:
+        RunError: a line is damaged; names it.
+    """
+    return list(_records(path))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one by one, however long the file is."""
+    try:
+        with reader_inside(path) as file:
+            for number in count(1):
+                if not (line := file.readline(_LONGEST)):
+                    return
+                try:
+                    record = json.loads(line)
+                    if record.pop("c", None) != _check(record):
+                        raise ValueError("its checksum does not match")
+                    _check_numbers(record)
+                except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+                    if not line.endswith(b"\n") and len(line) < _LONGEST:
+                        return
+                    raise RunError(
+                        f"line {number} of {path} is damaged",
+                        "Remove that line: metrics are shown, and say which epoch was the best; "
+                        "no more",
+                    ) from None
+                yield record
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise machine_trouble(error, path) or RunError(
+            f"{path} cannot be read: {error.strerror}", "Check the disk"
+        ) from None
+
+
+def _check_numbers(record: dict[str, Any]) -> None:
+    """See that what is shown and counted with is of the kind that it should be.
+
+    Raises:
+        ValueError, KeyError: it is not.
+    """
+    if record.get("kind") == "epoch" and not set(record) >= _EPOCH:
+        raise ValueError("it lacks what is known of an epoch")
+    for name in _COUNTS & set(record):
+        if type(record[name]) is not int or not 0 <= record[name] < _MOST:
+            raise ValueError(f"{name} is no count")
+    for name in _NUMBERS & set(record):
+        if type(record[name]) not in (int, float) or abs(record[name]) >= math.inf:
+            raise ValueError(f"{name} is no number")
+
+
+def epoch_rows(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run; of one that was done again, as after a kill, the last time counts."""
+    found = {row["epoch"]: row for row in _records(path) if row.get("kind") == "epoch"}
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def seconds_of_steps(path: Path, examples: int) -> float:
+    """Seconds that a run has spent on the steps of its first examples, in all its parts.
+
+    Steps after the last record, of a run that was killed between two, are taken to have been as
+    fast as those before.
+
+    Args:
+        path: of the metrics.
+        examples: how many examples have been used.
+
+    Raises:
+        RunError: as `read_metrics`.
+    """
+    known, seconds = 1, 0.0
+    for record in _records(path):
+        if 0 < record.get("examples_seen", 0) <= examples and "seconds" in record:
+            known, seconds = record["examples_seen"], record["seconds"]
+    return float(seconds) * examples / known
+
+
+Best = tuple[float, float, int]
+"""Test accuracy, test loss times -1, version: the largest of several is the best."""
+
+
+def best_epoch(folder: Path) -> Best | None:
+    """The best W at the end of an epoch that has a checkpoint, if one has ended.
+
+    That is the one with the largest test accuracy; of several, that with the smallest loss. Of many
+    epochs a second some have no checkpoint, or have it later: their rows have a false "saved".
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        RunError: as `read_metrics`.
+    """
+    rows = epoch_rows(folder / "metrics.jsonl")
+    there = set(checkpoint_versions(folder / "checkpoints"))
+    found = (
+        (row["test_accuracy"], -row["test_loss"], int(row["version"]))
+        for row in rows
+        if row.get("saved", True) or row["version"] in there
+    )
+    return max(found, default=None)
+
+
+def _check(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

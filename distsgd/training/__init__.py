@@ -1,0 +1,21 @@
+"""What Python users call: `train`, `resume`, `scale`, `evaluate`, `predict`."""
+
+from distsgd.errors import TrainingInterrupted
+from distsgd.training.evaluation import Evaluation, Prediction, evaluate, predict
+from distsgd.training.reporter import Reporter
+from distsgd.training.results import EpochRow, TrainResult
+from distsgd.training.training import resume, scale, train
+
+__all__ = [
+    "EpochRow",
+    "Evaluation",
+    "Prediction",
+    "Reporter",
+    "TrainResult",
+    "TrainingInterrupted",
+    "evaluate",
+    "predict",
+    "resume",
+    "scale",
+    "train",
+]

@@ -1,0 +1,91 @@
+"""Arguments of the Python functions: one of a wrong type is refused in one line, as a flag is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distsgd.errors import UsageError
+from distsgd.training.reporter import Reporter
+
+__all__ = ["as_path", "as_reporter", "as_text", "as_whole_number"]
+
+_CALLS = ("started", "progress", "epoch", "notice", "ended")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+
+    Raises:
+        UsageError: it is neither text nor a path.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if not isinstance(text, str) or "\0" in text:
+        raise UsageError(f"{name} cannot be {_shown(value)}", "Give a path, as text or a Path")
+    return Path(text)
+
+
+def as_text(name: str, value: Any, example: str) -> str | None:
+    """A text, or None.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+        example: of what can be given.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{name} cannot be {_shown(value)}", f"Give a text such as {example!r}")
+    return value
+
+
+def as_whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number that is not too small.
+
+    Args:
+        name: of the argument, as a flag.
+        value: what was given for it.
+        least: the smallest that can be used.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        shown = _shown(value)
+        raise UsageError(f"{name} cannot be {shown}", f"Give a whole number, {least} or more")
+    return value
+
+
+def as_reporter(value: Any) -> Reporter:
+    """A reporter, a silent one for None.
+
+    Args:
+        value: an object with the methods of `Reporter`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value is None:
+        return Reporter()
+    if isinstance(value, type) or not all(callable(getattr(value, call, None)) for call in _CALLS):
+        raise UsageError(
+            f"reporter cannot be {_shown(value)}",
+            "Give an object of a class that extends distsgd.Reporter and overrides what it wants "
+            f"of {', '.join(_CALLS)}",
+        )
+    reporter: Reporter = value
+    return reporter
+
+
+def _shown(value: Any) -> str:
+    """The value, if it is short, and what it is."""
+    text, kind = repr(value), type(value).__name__
+    short = len(text) <= 60 and "\n" not in text and not text.startswith("<")
+    return f"{text} ({kind})" if short else f"a {kind}"

@@ -1,0 +1,268 @@
+"""What a trained classifier is worth, and what it says of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Bytes
+from distsgd.core.model.losses import softmax_probabilities
+from distsgd.data.column_scale import ColumnScale
+from distsgd.data.importing.images_part import read_image
+from distsgd.data.locations import find_dataset
+from distsgd.engine.blas import one_blas_thread
+from distsgd.errors import RunError, UsageError
+from distsgd.runs.checkpoint import (
+    Model,
+    checkpoint_path,
+    read_if_kept,
+    read_newest,
+    weights_sha256,
+)
+from distsgd.runs.dataset_of import dataset_of
+from distsgd.runs.folder import RunFolder, find_run
+from distsgd.runs.metrics import best_epoch
+from distsgd.runs.opened_run import dataset_of_run
+from distsgd.training.arguments import as_whole_number
+from distsgd.training.measuring import measure_split
+
+__all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How good a checkpoint of a run is.
+
+    Attributes:
+        run_dir: the run folder.
+        running: whether the run was training; then this is W as of update ``step``.
+        step: updates applied to W.
+        dataset: what it was measured on.
+        split: "test" or "train".
+        examples: how many examples.
+        loss: mean L_i plus the L2 penalty.
+        accuracy: share of examples classified rightly.
+        class_accuracy: the same for the examples of each class.
+        weights_sha256: SHA-256 of W.
+    """
+
+    run_dir: str
+    running: bool
+    step: int
+    dataset: str
+    split: str
+    examples: int
+    loss: float
+    accuracy: float
+    class_accuracy: dict[str, float]
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the classifier says of one image, or of one row.
+
+    Attributes:
+        image: the file; of rows also which, as ``flowers.csv row 3``.
+        classes: names of the most likely classes, the first the likeliest.
+        probabilities: softmax of the scores, for each of these classes. An SVM is not trained
+            to give probabilities: there, they only order the classes.
+    """
+
+    image: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.classes[0]
+
+
+def _model(run: RunFolder, best: bool) -> Model:
+    kind = run.settings().model
+    if not best:
+        return read_newest(run.checkpoints, kind)
+    found = best_epoch(run.path)
+    while found is not None:
+        model = read_if_kept(checkpoint_path(run.checkpoints, found[-1]), kind)
+        if model is not None:
+            return model
+        before, found = found, best_epoch(run.path)
+        if found == before:
+            raise RunError(
+                f"the checkpoint of the best epoch of {run.path}, update {found[-1]}, is missing",
+                "Leave out --best",
+            )
+    raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
+
+
+def evaluate(
+    run: str | Path, *, dataset: str | None = None, split: str = "test", best: bool = False
+) -> Evaluation:
+    """Measure the newest checkpoint of a run.
+
+    Args:
+        run: path or name of a run, or "latest".
+        dataset: another one, whose columns and classes are matched by name and whose numbers are
+            put on the steps of the run; None for the very one it was trained on.
+        split: "test" or "train".
+        best: instead of the newest, that of the epoch with the largest test accuracy.
+
+    Raises:
+        UsageError: there is no such split.
+        RunError: there is no such run, it is damaged, or its dataset is another by now.
+        DatasetError: the dataset is missing or damaged.
+        UsageError: the dataset does not go with the run, see `Conversion`.
+    """
+    if split not in ("test", "train"):
+        raise UsageError(f"--split cannot be {split}", "Give test or train")
+    folder = find_run(run)
+    settings = folder.settings()
+    chosen = settings.dataset if dataset is None else dataset
+    if dataset is None:
+        opened = dataset_of_run(folder)
+    else:
+        opened = dataset_of(settings, find_dataset(dataset))
+    running, model = folder.status() == "running", _model(folder, best)
+    with one_blas_thread():
+        found = measure_split(model, opened, split, settings.regularization or 0.0)
+    counts = found.confusion.sum(axis=1)
+    return Evaluation(
+        run_dir=str(folder.path),
+        running=running,
+        step=model.version,
+        dataset=chosen,
+        split=split,
+        examples=int(counts.sum()),
+        loss=found.loss,
+        accuracy=found.accuracy,
+        class_accuracy={
+            name: float(found.confusion[i, i] / counts[i]) if counts[i] else float("nan")
+            for i, name in enumerate(model.classes)
+        },
+        weights_sha256=weights_sha256(model.weights),
+    )
+
+
+def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
+    """What to classify: names, and pixels of shape (examples, features)."""
+    if len(model.shape) == 3:
+        return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
+    from distsgd.data.importing.rows_to_classify import read_numbers
+
+    columns, features = model.columns, model.preprocessing.features
+    parts = [read_numbers(file, columns.names if columns else (), features) for file in files]
+    names = [f"{file} row {row}" for file, part in zip(files, parts, strict=True)
+             for row in range(1, len(part) + 1)]  # fmt: skip
+    return names, _pixels(np.concatenate(parts), model)
+
+
+def _of_array(given: Any, model: Model) -> tuple[list[str], Bytes]:
+    """The same for rows in memory: an array, or a table with the model's columns."""
+    columns = model.columns.names if model.columns else ()
+    if columns and set(columns) <= set(getattr(given, "columns", ())):
+        given = given[list(columns)]
+    values, features = np.asarray(given), model.preprocessing.features
+    if values.shape in ((features,), model.shape):
+        values = values.reshape(1, features)
+    if values.shape[1:] not in ((features,), model.shape) or not len(values):
+        raise UsageError(
+            f"an array of shape {values.shape} cannot be classified",
+            f"Give shape (rows, {features})"
+            + (f", or images as files; examples are {model.shape}" if len(model.shape) > 1 else ""),
+        )
+    try:
+        numbers = values.reshape(len(values), features).astype(np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"an array of {values.dtype} cannot be classified", "Give numbers"
+        ) from None
+    if not np.isfinite(numbers).all():
+        raise UsageError("the array has entries that are no finite numbers", "Leave those rows out")
+    if model.columns is None and ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
+        raise UsageError(
+            "the array has numbers that are no pixels", "Give whole numbers from 0 to 255"
+        )
+    return [f"row {row}" for row in range(1, len(values) + 1)], _pixels(numbers, model)
+
+
+def _files(given: Any) -> list[Path]:
+    """Several files.
+
+    Raises:
+        UsageError: it is something else, or none.
+    """
+    files = list(given) if isinstance(given, Iterable) else [given]
+    for file in files:
+        if not isinstance(file, str | Path):
+            raise UsageError(
+                f"a {type(file).__name__} cannot be classified", "Give paths of files, or an array"
+            )
+    if not files:
+        raise UsageError("there is nothing to classify", "Give a file")
+    return [Path(file) for file in files]
+
+
+def _pixels(numbers: NDArray[np.float64], model: Model) -> Bytes:
+    scale = model.columns or ColumnScale(names=(), low=(0.0,), high=(255.0,))
+    return scale.pixels(numbers)
+
+
+def predict(
+    run: str | Path,
+    images: str | Path | Iterable[str | Path] | NDArray[Any],
+    *,
+    top: int = 3,
+    best: bool = False,
+) -> list[Prediction]:
+    """Classify image files, rows of CSV and Parquet files, or rows in memory.
+
+    Args:
+        run: path or name of a run, or "latest".
+        images: one file or several. Images of any format and size, which are resized to the
+            model's shape; for a model of columns, files that have these columns. Or an array of
+            shape (rows, features), or (features,) of one row, with the numbers as they were
+            imported: pixels from 0 to 255, channel by channel, or columns in their order. Or a
+            table (pandas.DataFrame) with these columns.
+        top: how many classes to name.
+        best: instead of the newest, that of the epoch with the largest test accuracy.
+
+    Raises:
+        RunError: there is no such run, or it is damaged.
+        UsageError: a file is missing, is no image, or has other columns; or an array is of
+            another shape.
+        SourceError: a row lacks a number.
+    """
+    as_whole_number("--top", top, least=1)
+    model = _model(find_run(run), best)
+    if isinstance(images, str | Path):
+        names, pixels = _of_files([Path(images)], model)
+    elif hasattr(images, "__array__"):
+        names, pixels = _of_array(images, model)
+    else:
+        names, pixels = _of_files(_files(images), model)
+    weights, rows = model.padded(), model.architecture.block
+    features = model.preprocessing.buffer(rows, weights.dtype.name)
+    scores = np.empty((len(names), len(model.classes)), weights.dtype)
+    with one_blas_thread():
+        for low in range(0, len(names), rows):  # as floats they would take several times as much
+            part = pixels[low : low + rows]
+            model.preprocessing.fill(part, features[: len(part)])
+            out = scores[low : low + rows]
+            model.architecture.score(weights, features[: len(part)], out)
+    found = softmax_probabilities(scores.astype(np.float64))
+    return [
+        Prediction(
+            image=name,
+            classes=tuple(model.classes[i] for i in order),
+            probabilities=tuple(float(row[i]) for i in order),
+        )
+        for name, row in zip(names, found, strict=True)
+        for order in [np.argsort(-row, kind="stable")[:top]]
+    ]

@@ -1,0 +1,350 @@
+"""What a training keeps in its run folder: journal, metrics, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+from distsgd.config.settings import TrainConfig
+from distsgd.core.chaos import Chaos
+from distsgd.core.messages import Applied
+from distsgd.core.optim.residuals import Residuals, shared_out
+from distsgd.engine.events import Ended, Progress
+from distsgd.engine.job import Job, Snapshot
+from distsgd.errors import RunError, StorageError
+from distsgd.proof.recovery import find_tail
+from distsgd.runs.checkpoint import (
+    Model,
+    checkpoint_path,
+    checkpoint_versions,
+    remove_checkpoints,
+    shaped,
+    write_checkpoint,
+)
+from distsgd.runs.journal import Mark
+from distsgd.runs.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
+from distsgd.runs.opened_run import OpenedRun
+from distsgd.runs.place import Place
+from distsgd.runs.residual_file import remove_residuals, write_residuals
+from distsgd.runs.series import superfluous, wanted
+from distsgd.training.interrupts import Stop
+from distsgd.training.logbook import Logbook
+from distsgd.training.reporter import Reporter
+from distsgd.training.results import EpochRow
+
+__all__ = ["Keeper", "Task"]
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at whether the run folder is still there."""
+
+_USABLE = 2
+"""Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
+
+_FEW_EPOCHS, _EVERY_SECONDS = 60, 0.5
+"""Epochs that have a checkpoint each; and seconds after which a later one has one in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a session is to do.
+
+    Attributes:
+        config: the settings, as they are from here on.
+        run: the run.
+        trace: a file for a timeline, if one is wanted.
+        chaos: faults that are to come, if any.
+        address: of the Ray cluster to train on; None for a Ray of our own.
+    """
+
+    config: TrainConfig
+    run: OpenedRun
+    trace: Path | None = None
+    chaos: Chaos | None = None
+    address: str | None = None
+
+
+class Keeper:
+    """Writes the run folder while training goes on.
+
+    A full disk does not end a training, nor does a folder that is deleted or moved: the user is
+    told when it happens, and what could not be written is tried again later. Only the first
+    checkpoint and the last have to be written.
+
+    Args:
+        task: what is trained.
+        job: the same for the runtime.
+        logbook: where updates are written.
+        reporter: told of trouble.
+    """
+
+    def __init__(self, task: Task, job: Job, logbook: Logbook, reporter: Reporter) -> None:
+        self._task, self._job, self._logbook, self._reporter = task, job, logbook, reporter
+        self._folder = task.run.folder.checkpoints
+        self._metrics = MetricsWriter(task.run.folder.path / "metrics.jsonl")
+        self._saved, self._told = -1, False
+        self._lost, self._next_look = False, 0.0
+        self._best: Best = best_epoch(task.run.folder.path) or (-1.0, 0.0, 0)
+        self._best_saved = self._best[2]
+        self._epochs = (0, 0)  # how many have ended, and W's version at the end of the last
+        self._not_saved: Snapshot | None = None  # of the end of an epoch
+        self._best_not_saved: Snapshot | None = None
+        self._saved_at = -_EVERY_SECONDS
+        self._begin = 0  # of the journal
+        self._waiting: Snapshot | None = None
+        self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can be gone on from
+        self._residuals: dict[int, str] = {}  # of the same, by their digests
+        self._passing: set[int] = set()  # versions of checkpoints within an epoch
+
+    def updated(self, update: Applied) -> None:
+        """An update goes to the journal."""
+        if (now := monotonic()) >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._look_for_folder()
+        self._if_there_is_room(partial(self._logbook.add, update))
+        if self._waiting is not None and self._waiting.version == update.version:
+            self.try_to_save(self._waiting)
+
+    def resized(self, workers: int) -> None:
+        """A new number of workers goes to the journal, before any of them works."""
+        self._logbook.resized(workers)
+
+    def progress(self, event: Progress) -> None:
+        """Some updates go to the metrics."""
+        self._look_for_folder()
+        self._if_there_is_room(self._logbook.flush)
+        self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
+
+    def ended(self, event: Ended) -> None:
+        """The time until the last update goes to the metrics."""
+        content = {
+            "kind": "ended", "step": event.snapshot.version,
+            "examples_seen": event.examples_seen, "seconds": event.seconds,
+        }  # fmt: skip
+        self._if_there_is_room(partial(self._metrics.write, content))
+
+    def seconds_before(self, examples: int) -> float:
+        """Seconds that the run has spent on the steps of its first examples."""
+        return seconds_of_steps(self._metrics.path, examples)
+
+    def epoch(self, row: EpochRow, version: int) -> None:
+        """An epoch goes to the metrics; checkpoints that are not to be kept are removed.
+
+        Args:
+            row: what is known of it.
+            version: of W at its end.
+        """
+        content = {"kind": "epoch", "version": version, **asdict(row)}
+        if self._not_saved is not None:
+            content["saved"] = False
+        self._if_there_is_room(partial(self._metrics.write, content))
+        if (row.test_accuracy, -row.test_loss, version) > self._best:
+            self._best = (row.test_accuracy, -row.test_loss, version)
+            self._best_not_saved = self._not_saved
+            if self._not_saved is None:
+                self._best_saved = version
+        self._epochs, self._not_saved = (row.epoch, version), None
+        self._tidy()
+
+    def save_epoch(self, snapshot: Snapshot, epoch: int) -> None:
+        """Write a checkpoint of the end of an epoch, if there is room; of many a second, only some.
+
+        Those are the epochs of the series, and two a second. If one of the others is the best, it
+        stays in memory until the next of these, or until the training ends.
+
+        Args:
+            snapshot: of the server.
+            epoch: how many have ended.
+        """
+        late = monotonic() >= self._saved_at + _EVERY_SECONDS
+        keep = self._task.config.keep_checkpoints
+        if not (late or epoch <= _FEW_EPOCHS or wanted(epoch, keep)):
+            self._not_saved = snapshot
+            return
+        self._not_saved = None
+        self.try_to_save(snapshot)
+        if late:
+            self._if_there_is_room(self._save_best)
+
+    def _save_best(self) -> None:
+        """Write the best epoch, if that has no checkpoint and the journal has come as far.
+
+        Raises:
+            StorageError: it cannot be written; it is tried again later.
+        """
+        best = self._best_not_saved
+        if best is None or best.version > self._logbook.version:
+            return
+        if best.version != self._saved:
+            self._logbook.place(False)  # never ahead of the journal
+            write_checkpoint(self._folder, self.model(best))
+        self._best_saved, self._best_not_saved = best.version, None
+
+    def save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
+        """Write a checkpoint, unless there is one of that version.
+
+        Args:
+            snapshot: of the server.
+            passing: whether it is removed when there are two newer ones to go on from.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._waiting = None
+        if snapshot.version == self._saved:
+            self._passing -= set() if passing else {snapshot.version}
+            return
+        place = self._logbook.place(snapshot.usable)  # never ahead of the journal
+        known = place if snapshot.version == self._logbook.version else None
+        digest = None
+        try:
+            if known and snapshot.residuals:
+                digest = self._write_residuals(snapshot.version, snapshot.residuals)
+            write_checkpoint(self._folder, replace(self.model(snapshot, known), residuals=digest))
+        except StorageError:
+            if self._logbook.is_lost():
+                raise self._loss() from None
+            raise
+        self._saved, self._saved_at = snapshot.version, monotonic()
+        if passing:
+            self._passing.add(snapshot.version)
+        if digest is not None:
+            self._residuals[snapshot.version] = digest
+        if snapshot.usable and known and snapshot.residuals is not None:
+            self._marks[snapshot.version] = known.mark
+        self._tidy()
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Write the checkpoint that a session begins with, where a new fleet takes over.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        known = checkpoint_path(self._folder, snapshot.version).exists()
+        residuals = shared_out(snapshot.residuals or {}, max(1, self._task.config.workers))
+        self.save(
+            replace(snapshot, residuals=residuals), passing=snapshot.version > 0 and not known
+        )
+
+    def _write_residuals(self, version: int, residuals: Residuals) -> str:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return write_residuals(self._folder, version, residuals, self._job.dtype)
+
+    def try_to_save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
+        """The same, if there is room; or as soon as the journal has come as far."""
+        if snapshot.version > self._logbook.version:
+            self._waiting = snapshot
+            self._passing |= {snapshot.version} if passing else set()
+        else:
+            self._if_there_is_room(partial(self.save, snapshot, passing=passing))
+
+    def new_fleet(self, config: TrainConfig) -> None:
+        """Another fleet is to go on; the settings are these from here on."""
+        self._task = replace(self._task, config=config)
+        self._logbook.new_fleet(config)
+
+    def recovered(self, stop: Stop) -> Snapshot:
+        """The server after the last update of the journal, from which the run goes on.
+
+        Raises:
+            Stopped: a stop was asked for before it was computed; the run folder is as it was.
+        """
+        self._logbook.flush()
+        found = find_tail(self._task.run, self._reporter.notice)
+        start = found.recovered(self._task.run, stop).snapshot
+        self._logbook.gone_on()
+        return start
+
+    def _tidy(self) -> None:
+        """Remove the checkpoints, and the beginning of the journal, that are not to be kept."""
+        usable = sorted(self._marks)[-_USABLE:]
+        self._marks = {version: self._marks[version] for version in usable}
+        if len(usable) == _USABLE and self._task.config.journal == "bounded":
+            begin = self._marks[usable[0]]
+            if begin.offset > self._begin:  # first the journal, so that it always has its beginning
+                if not self._if_there_is_room(partial(self._logbook.drop_before, begin)):
+                    return
+                self._begin = begin.offset
+        self._residuals = {
+            version: digest
+            for version, digest in self._residuals.items()
+            if version in usable or version == self._saved
+        }
+        with suppress(OSError, RunError, StorageError):
+            remove_checkpoints(self._folder, self._superfluous(set(usable)))
+            if len(usable) == _USABLE:
+                remove_residuals(self._folder, self._residuals.items())
+        self._passing &= set(usable)
+
+    def _superfluous(self, usable: set[int]) -> set[int]:
+        """The versions of checkpoints that are not to be kept."""
+        config, epochs = self._task.config, self._epochs
+        if config.journal == "bounded" and len(usable) < _USABLE:
+            return set()  # the journal may begin with any of them
+        found = set(self._passing) if len(usable) == _USABLE else set()
+        if config.keep_checkpoints and epochs[0]:
+            versions = checkpoint_versions(self._folder)
+            found |= superfluous(versions, *epochs, config.keep_checkpoints)
+            found.discard(self._best_saved)
+            if config.journal == "keep":
+                found.discard(0)  # where a replay begins
+        return found - usable
+
+    @property
+    def head(self) -> str:
+        """Digest of the last line of the journal."""
+        return self._logbook.head
+
+    def close(self) -> None:
+        """Close the files."""
+        self._if_there_is_room(self._save_best)
+        self._metrics.close()
+        self._logbook.close()
+
+    def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
+        """A snapshot as it is kept."""
+        job, manifest = self._job, self._task.run.dataset.manifest
+        return Model(
+            model=job.model,
+            weights=job.architecture.unpad(snapshot.weights),
+            state=shaped(snapshot.state, job.architecture),
+            version=snapshot.version,
+            loss=job.loss,
+            classes=manifest.classes,
+            shape=manifest.shape,
+            preprocessing=job.preprocessing,
+            reads=shaped(snapshot.reads, job.architecture),
+            place=place,
+            columns=manifest.scale,
+        )
+
+    def _look_for_folder(self) -> None:
+        """Tell the user, once, that what is written no longer comes to the run folder."""
+        lost = self._logbook.is_lost()
+        if lost and not self._lost:
+            error = self._loss()
+            self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
+        self._lost = lost
+
+    def _loss(self) -> StorageError:
+        folder = self._task.run.folder.path
+        what = "its journal" if folder.is_dir() else "the run folder"
+        return StorageError(
+            f"{folder}: {what} has been deleted or moved, and nothing more of this run is kept",
+            "Put it back where it was before the training ends, or stop and train again",
+        )
+
+    def _if_there_is_room(self, write: Callable[[], None]) -> bool:
+        """Whether it has been written."""
+        try:
+            write()
+        except StorageError as error:
+            self._look_for_folder()
+            if not self._told and not self._lost:
+                self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
+                self._told = True
+            return False
+        return True

@@ -1,0 +1,196 @@
+"""Messages between a worker and a server as bytes of a stream.
+
+A push is a header, the losses of its slots, and either the sums of its nodes or, where gradients
+are encoded, the encoded bytes. The answer is a header and W. Where memory is shared, sums and W
+are there, and do not travel.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.arrays import Floats
+from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.errors import ChannelClosed
+from distsgd.transport.base import Decode, Work
+
+__all__ = ["PushReader", "Shape", "receive", "receive_work", "send", "send_push", "send_work"]
+
+_PUSH = struct.Struct("<7qIII")
+_SIZES = struct.Struct("<III")  # the end of a push's header
+_LOSS = struct.Struct("<3d")
+_WORK = struct.Struct("<7q")
+_NOTHING = -1
+_PLAIN = 0xFFFFFFFF  # in the place of a size: the sums themselves
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large messages are.
+
+    Attributes:
+        parameters: length of the range of flat W that the server has.
+        dtype: its dtype.
+        most_nodes: rows of the largest push.
+        most_losses: losses of the largest push.
+        whole: length of flat W.
+    """
+
+    parameters: int
+    dtype: str
+    most_nodes: int
+    most_losses: int
+    whole: int
+
+
+def receive(connection: socket.socket, buffer: memoryview) -> None:
+    """Fill the buffer.
+
+    Raises:
+        ChannelClosed: the peer has gone.
+    """
+    while buffer:
+        try:
+            count = connection.recv_into(buffer)
+        except OSError:
+            count = 0
+        if count == 0:
+            raise ChannelClosed("the peer of a channel has gone")
+        buffer = buffer[count:]
+
+
+def _receive_struct(connection: socket.socket, layout: struct.Struct) -> tuple[int, ...]:
+    content = bytearray(layout.size)
+    receive(connection, memoryview(content))
+    return layout.unpack(content)
+
+
+def send(connection: socket.socket, *parts: bytes | memoryview) -> None:
+    """Send all.
+
+    Raises:
+        ChannelClosed: the peer has gone.
+    """
+    try:
+        for part in parts:
+            connection.sendall(part)
+    except OSError:
+        raise ChannelClosed("the peer of a channel has gone") from None
+
+
+def _bytes_of(array: Floats) -> memoryview:
+    # A view of nothing cannot be cast.
+    return np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(bytearray())
+
+
+def send_push(connection: socket.socket, push: Push | None, shared: Floats | None = None) -> None:
+    """Send a push, or the mere wish for work; the sums go into ``shared``, if that is given."""
+    if push is None:
+        send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
+        return
+    losses = b"".join([_LOSS.pack(one.loss, one.correct, one.examples) for one in push.losses])
+    payload, size = push.encoded, _PLAIN
+    if push.lease.step == REPORT:
+        payload = push.gradients.tobytes()  # all of W is reported, to a server of a range too
+    if payload is not None:
+        size = len(payload)
+    header = _PUSH.pack(*push.lease, len(push.losses), len(push.gradients), size)
+    words = header + losses
+    if payload is not None:
+        send(connection, words + payload)
+    elif shared is None:
+        send(connection, words, _bytes_of(push.gradients))
+    else:
+        if not np.may_share_memory(push.gradients, shared):
+            shared[: len(push.gradients)] = push.gradients
+        send(connection, words)
+
+
+def send_work(connection: socket.socket, work: Work | None, *, shared: bool = False) -> None:
+    """Send a lease, with W if that is not shared, or the dismissal."""
+    if work is None:
+        send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
+    elif shared:
+        send(connection, _WORK.pack(*work[0]))
+    else:
+        send(connection, _WORK.pack(*work[0]), _bytes_of(work[1]))
+
+
+def receive_work(connection: socket.socket, weights: Floats, shared: bool) -> Work | None:
+    """Wait for a lease, with W in ``weights`` (it is there if that is shared), or dismissal."""
+    lease = _receive_struct(connection, _WORK)
+    if lease[0] == _NOTHING:
+        return None
+    if not shared:
+        receive(connection, _bytes_of(weights))
+    return Lease(*lease), weights
+
+
+class PushReader:
+    """Reads pushes into buffers that are made once.
+
+    Args:
+        shape: how large they are.
+        decode: what encoded gradients are decoded with, into so many rows.
+        shared: where sums are that are not sent; None if they are.
+    """
+
+    def __init__(self, shape: Shape, decode: Decode, shared: Floats | None = None) -> None:
+        self._decode, self._shared, self._dtype = decode, shared is not None, shape.dtype
+        self._most_losses = shape.most_losses
+        if shared is None:
+            shared = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
+        self._sums = shared
+        self._most = max(self._sums.nbytes, shape.whole * self._sums.itemsize)
+
+    def read(self, connection: socket.socket) -> tuple[Push | None, int]:
+        """The next push, valid until the following call, or None; and the bytes it took.
+
+        Raises:
+            ChannelClosed: the peer has gone, or sends what cannot be.
+        """
+        content = bytearray(_PUSH.size)
+        receive(connection, memoryview(content))
+        content.extend(bytes(self.length(content) - _PUSH.size))
+        receive(connection, memoryview(content)[_PUSH.size :])
+        push, size = self.parse(content)
+        plain = push is not None and push.encoded is None and push.lease.step != REPORT
+        if push is not None and plain and not self._shared:
+            receive(connection, _bytes_of(push.gradients))
+        return push, size
+
+    def length(self, content: bytes | bytearray) -> int:
+        """How long a message is without sums that are sent plain, as far as can be told.
+
+        Raises:
+            ChannelClosed: it is longer than any.
+        """
+        if len(content) < _PUSH.size:
+            return _PUSH.size
+        slots, nodes, size = _SIZES.unpack_from(content, _PUSH.size - _SIZES.size)
+        payload = 0 if size == _PLAIN else size
+        if slots > self._most_losses or nodes > len(self._sums) or payload > self._most:
+            raise ChannelClosed("a message larger than any push")
+        return int(_PUSH.size + slots * _LOSS.size + payload)
+
+    def parse(self, content: bytes | bytearray) -> tuple[Push | None, int]:
+        """A whole message, and how many bytes it is with its sums; see `read`."""
+        *fields, slots, nodes, size = _PUSH.unpack_from(content)
+        if fields[0] == _NOTHING:
+            return None, _PUSH.size
+        after = _PUSH.size + slots * _LOSS.size
+        rows = _LOSS.iter_unpack(memoryview(content)[_PUSH.size : after])
+        losses = tuple([SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows])
+        lease = Lease(*fields)
+        if size == _PLAIN:
+            gradients = self._sums[:nodes]
+            return Push(lease, losses, gradients), len(content) + gradients.nbytes
+        payload = bytes(memoryview(content)[after:])
+        if lease.step == REPORT:
+            return Push(lease, losses, np.frombuffer(payload, self._dtype)[None]), len(content)
+        return Push(lease, losses, self._decode(payload, nodes), payload), len(content)

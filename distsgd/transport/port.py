@@ -1,0 +1,208 @@
+"""Where a server listens: a Unix socket for workers of its node, and TCP for all others.
+
+The Unix socket has an abstract name, so no file is left behind whatever dies. A worker of the same
+node shares memory with the server, and its socket carries words alone; from another node, what is
+pushed and pulled goes over the connection. A death closes the connection and is noticed at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from distsgd.errors import ChannelClosed, UsageError
+from distsgd.transport.base import Decode, ServerPort, Work
+from distsgd.transport.doorway import Doorway
+from distsgd.transport.framing import PushReader, Shape, send_work
+from distsgd.transport.handshake import greet_worker, same_user
+from distsgd.transport.log_stream import FOLLOWER, Entry, write_log
+from distsgd.transport.shared_loop import SharedLoop
+from distsgd.transport.shared_memory import NoSharedMemory
+from distsgd.transport.socket_options import set_options
+from distsgd.transport.tls import check_certificates, secured
+
+__all__ = ["Address", "Port"]
+
+_PAUSE_SECONDS = 0.1
+_MOST_PLACES = 100
+"""Places of strangers that are remembered, and told."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        unix: abstract name of its Unix socket.
+        tcp: host and port.
+        token: secret of this training; not shown when printed.
+    """
+
+    unix: str
+    tcp: tuple[str, int]
+    token: bytes = field(repr=False)
+
+
+class Port:
+    """The server's end of its workers' channels.
+
+    One thread serves all workers of this node; a worker of another has a thread to itself.
+
+    Args:
+        server: where the messages go.
+        shape: how large they are.
+        decode: what encoded gradients are decoded with, into so many rows.
+        host: the address to listen at for workers of other nodes.
+        log: of a coordinator: what a follower, by its number, has to do next; waits for it.
+    """
+
+    def __init__(
+        self,
+        server: ServerPort,
+        shape: Shape,
+        decode: Decode,
+        host: str = "127.0.0.1",
+        log: Callable[[int], Iterable[Entry]] | None = None,
+    ) -> None:
+        self._server, self._shape, self._decode, self._log = server, shape, decode, log
+        check_certificates()  # here they are our user's trouble, later a stranger's
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = f"distsgd-{secrets.token_hex(8)}"
+        unix.bind(f"\0{name}")
+        tcp = socket.create_server((host, 0))
+        self.address = Address(name, tcp.getsockname()[:2], secrets.token_bytes(32))
+        self._shared = SharedLoop(server, shape, decode)
+        self._latest: dict[int, socket.socket] = {}  # worker -> its connection
+        self._closed = threading.Event()
+        self._refused: set[str] = set()
+        self._listeners = (unix, tcp)
+        for listener in self._listeners:
+            listener.listen()
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._closed.set()
+        for listener in self._listeners:
+            # A thread that waits in accept is not woken by close alone.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        self._shared.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        doorway = Doorway()
+        while not self._closed.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # closed, or there are too many open files for the moment
+                self._closed.wait(_PAUSE_SECONDS)
+                continue
+            try:
+                self._admit(connection, doorway)
+            except OSError:
+                connection.close()
+
+    def _admit(self, connection: socket.socket, doorway: Doorway) -> None:
+        """Have it served by a thread of its own.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        leave = doorway.enter(connection)
+        try:
+            threading.Thread(target=self._serve, args=(connection, leave), daemon=True).start()
+        except RuntimeError as error:
+            leave()
+            raise OSError(str(error)) from None
+
+    def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int] | None:
+        """The connection, under TLS if that is on, and its worker; None for a stranger."""
+        near = connection.family == socket.AF_UNIX
+        where = "this node" if near else str(connection.getpeername()[0])
+        try:
+            set_options(connection)
+            if not near:
+                connection.settimeout(10)
+                connection = secured(connection, server=True)
+            if not near or same_user(connection):
+                worker = greet_worker(connection, self.address.token)
+                if worker is not None:
+                    return connection, worker
+        except (ChannelClosed, UsageError):  # certificates are being changed, say
+            pass
+        connection.close()
+        if where not in self._refused and len(self._refused) < _MOST_PLACES:
+            self._refused.add(where)
+            self._server.refused(where)
+        return None
+
+    def _serve(self, connection: socket.socket, leave: Callable[[], None]) -> None:
+        near = connection.family == socket.AF_UNIX
+        try:
+            greeted = self._greeted(connection)
+        except OSError:  # gone before it has said anything
+            connection.close()
+            greeted = None
+        finally:
+            leave()
+        if greeted is None:
+            return
+        connection, worker = greeted
+        with connection:
+            if worker >= FOLLOWER:
+                self._tell(connection, worker - FOLLOWER)
+                return
+            if near:
+                connection = connection.dup()
+            self._close_older(connection, worker)
+            lost = partial(self._lost, connection, worker)
+            try:
+                if near:
+                    self._shared.add(connection, worker, lost)
+                else:
+                    self._stream(connection, worker)
+            except NoSharedMemory:  # the worker comes again, by TCP
+                return
+            except ChannelClosed:
+                lost()
+
+    def _close_older(self, connection: socket.socket, worker: int) -> None:
+        """A worker has come; one of its number that was there before is heard no more."""
+        before, self._latest[worker] = self._latest.get(worker), connection
+        if before is not None:
+            with suppress(OSError):  # it has been closed, as a rule
+                before.shutdown(socket.SHUT_RDWR)
+
+    def _lost(self, connection: socket.socket, worker: int) -> None:
+        """A connection has ended, and its worker with it, unless another has come since."""
+        if self._latest.get(worker) is connection:
+            self._server.lost(worker)
+
+    def _tell(self, connection: socket.socket, follower: int) -> None:
+        """Tell a follower what is decided."""
+        if self._log is not None:
+            with suppress(ChannelClosed):
+                write_log(connection, partial(self._log, follower))
+
+    def _stream(self, connection: socket.socket, worker: int) -> None:
+        """Answer a worker whose gradients come over the connection."""
+        reader = PushReader(self._shape, self._decode)
+        work: Work | None
+        while True:
+            push, size = reader.read(connection)
+            with np.errstate(all="ignore"):  # the server finds what is not finite
+                work = self._server.exchange(worker, push, size)
+            if work is None:
+                # It needs no more, also if it has gone, and another has come in its place.
+                with suppress(ChannelClosed):
+                    send_work(connection, work)
+                return
+            send_work(connection, work)

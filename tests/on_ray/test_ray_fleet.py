@@ -1,0 +1,140 @@
+"""The driver's account of workers: who is waited for, and what a replacement waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from distsgd.errors import RuntimeFailure, ServerLost
+from distsgd.on_ray import fleet as ray_fleet
+from distsgd.on_ray.fleet import Fleet
+from distsgd.on_ray.ray_answers import answer_of
+
+
+class Method:
+    """A remote method: keeps what it was called with, and returns a new reference."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.calls = name, list[tuple[Any, ...]]()
+
+    def remote(self, *arguments: Any) -> str:
+        self.calls.append(arguments)
+        return f"{self.name} {id(self)} {len(self.calls)}"
+
+
+class Actor:
+    """A worker's actor."""
+
+    def __init__(self) -> None:
+        self.connect, self.run = Method("connect"), Method("run")
+        self.__ray_call__ = Method("whereabouts")
+
+
+class World:
+    """Actors in the order in which they were made, and what calls have come to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.actors: list[tuple[int, Actor]] = []
+        self.results: dict[str, Any] = {}
+        self.lost = Method("lost")
+        self.now = 100.0
+        monkeypatch.setattr(ray, "get", self._get)
+        monkeypatch.setattr(ray, "wait", lambda found, timeout: ([], found))
+        monkeypatch.setattr(ray, "kill", lambda actor: None)
+        monkeypatch.setattr(ray_fleet, "monotonic", lambda: self.now)
+
+    def _get(self, reference: str, timeout: float | None = None) -> Any:
+        if isinstance(result := self.results[reference], Exception):
+            raise result
+        return result
+
+    def make(self, worker: int) -> Actor:
+        self.actors.append((worker, Actor()))
+        return self.actors[-1][1]
+
+    def fleet(self, workers: int, room: int | None = None) -> Fleet:
+        fleet = Fleet(self.make, "auto", self.lost.remote, workers, 60.0, room)
+        fleet.connect_all([])
+        return fleet
+
+    def connected(self, fleet: Fleet, number: int) -> None:
+        reference = fleet.pending[number]
+        self.results[reference] = ("shm", "127.0.0.1", next(iter(fleet._blas)))
+        fleet.ended(reference)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_a_replacement_connects_once_the_death_before_it_is_known(world: World) -> None:
+    """A coordinator that hears of it later would take it for the death of the replacement."""
+    fleet = world.fleet(2)
+    assert [actor.connect.calls for _, actor in world.actors] == [[([], "auto", 1, None)]] * 2
+    died = fleet.pending[1]
+    world.results[died] = ray.exceptions.RayActorError()
+    fleet.ended(died)
+    (again, replacement), told = world.actors[2], f"lost {id(world.lost)} 1"
+    assert again == 1 and world.lost.calls == [(1,)]
+    assert replacement.connect.calls == [([], "auto", 2, told)]
+
+
+OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
+    "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "127.0.0.1, ID: 8244) was 22.23GB used / 23.59GB limit (0.942596)\nOOM kill reason: ...\n"
+    "setting the environment variable `RAY_idle_worker` to a lower value."
+)
+
+
+def test_what_ray_ends_to_free_memory_has_died(world: World) -> None:
+    """Another takes its place, as of one that was killed; what is said is one clause."""
+    fleet = world.fleet(1)
+
+    def dies() -> None:
+        died = fleet.pending[0]
+        world.results[died] = OUT_OF_MEMORY
+        fleet.ended(died)
+
+    dies()
+    assert len(world.actors) == 2
+    says = r"memory: 22\.23GB used / 23\.59GB limit\. Look"
+    with pytest.raises(RuntimeFailure, match=f"die again and again: Ray ended it, .*{says}"):
+        for _ in range(10):
+            dies()
+    world.results["server"] = OUT_OF_MEMORY
+    with pytest.raises(ServerLost, match=f"^a parameter server died: Ray ended it, .*{says}"):
+        answer_of("server")
+
+
+def test_so_does_a_worker_that_takes_the_number_of_one_sent_away(world: World) -> None:
+    fleet = world.fleet(2)
+    fleet.resize(1)
+    fleet.resize(2)
+    (number, actor), told = world.actors[2], f"lost {id(world.lost)} 1"
+    assert number == 1 and actor.connect.calls == [([], "auto", 2, told)]
+
+
+def test_workers_without_room_are_not_waited_for(world: World) -> None:
+    """As with the `ray.init(num_cpus=2)` of a caller, for 2 workers and a server."""
+    fleet = world.fleet(2, room=1)
+    assert not fleet.enough()
+    world.connected(fleet, 0)
+    assert fleet.enough()
+    assert fleet.set_to_work() == (
+        "1 of 2 workers are there; the others join as soon as there is room"
+    )
+
+
+def test_a_wait_for_the_others_is_said(world: World) -> None:
+    fleet = world.fleet(2)
+    world.connected(fleet, 0)
+    assert not fleet.enough() and fleet.check() is None
+    world.now += 6
+    notice = fleet.check()
+    assert notice is not None and "1 of 2 workers are there; waiting up to 10 s" in notice.text
+    assert fleet.check() is None and not fleet.enough()
+    world.now += 5
+    assert fleet.enough()

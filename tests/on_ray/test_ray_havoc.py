@@ -1,0 +1,120 @@
+"""Strikes at real processes: who is killed, who is stopped, and that nobody stays stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PATIENCE, wait_for
+
+from distsgd.core.chaos import Chaos, Fault, Strike
+from distsgd.on_ray.chaos_kills import Havoc
+
+pytestmark = pytest.mark.ray
+
+Sleeper = subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[Sleeper]]:
+    code = "import time; time.sleep(600)"
+    found = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    yield found
+    for process in found:
+        process.kill()
+        process.wait()
+
+
+def state(process: Sleeper) -> str:
+    """ "T" for a stopped one."""
+    return (
+        Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    )
+
+
+def wait_for_state(process: Sleeper, stopped: bool) -> None:
+    wait_for(lambda: (state(process) == "T") == stopped)
+
+
+def a_havoc(sleepers: list[Sleeper], *faults: Fault, node: str = "") -> tuple[Havoc, list[Any]]:
+    import ray
+
+    told: list[tuple[int, str]] = []
+
+    def tell(strike: Strike, name: str) -> None:
+        told.append((strike.version, name))
+
+    havoc = Havoc(Chaos(faults), 10, tell)
+    for number, process in enumerate(sleepers):
+        here = node or ray.get_runtime_context().get_node_id()
+        name = f"worker {number}" if number else "server 0"
+        havoc.born(name, ray.put((here, process.pid)))
+    return havoc, told
+
+
+def test_workers_are_killed_at_their_updates_and_servers_are_not(
+    sleepers: list[Sleeper], shared_ray: None
+) -> None:
+    havoc, told = a_havoc(sleepers, Fault("kill-worker", every=5))
+    havoc.updated(14)
+    assert told == []  # those up to 10 were before
+    havoc.updated(16)
+    havoc.updated(15)  # after a server's death, from an update before
+    assert [version for version, _ in told] == [15]
+    havoc.updated(40)
+    assert [version for version, _ in told] == [15, 20]  # then there is none to kill
+    assert sleepers[0].poll() is None
+    assert [process.wait(PATIENCE) for process in sleepers[1:]] == [-9, -9]
+    havoc.calm()
+
+
+def test_who_is_stopped_goes_on_after_its_time(sleepers: list[Sleeper], shared_ray: None) -> None:
+    havoc, told = a_havoc(sleepers[:2], Fault("stop-worker", at=11, seconds=0.2))
+    havoc.updated(11)
+    assert told == [(11, "worker 1")]
+    wait_for_state(sleepers[1], stopped=False)
+    havoc.calm()
+
+
+def test_calm_leaves_nobody_stopped(sleepers: list[Sleeper], shared_ray: None) -> None:
+    havoc, told = a_havoc(sleepers, Fault("stop-worker", every=1, seconds=600))
+    havoc.updated(15)
+    for process in sleepers[1:]:
+        wait_for_state(process, stopped=True)
+    assert sorted(name for _, name in told) == ["worker 1", "worker 2"]  # each once
+    havoc.calm()
+    for process in sleepers:
+        wait_for_state(process, stopped=False)
+
+
+def test_one_that_was_replaced_while_stopped_is_woken(
+    sleepers: list[Sleeper], shared_ray: None
+) -> None:
+    import ray
+
+    havoc, _ = a_havoc(sleepers[:2], Fault("stop-worker", at=11, seconds=600))
+    havoc.updated(11)
+    wait_for_state(sleepers[1], stopped=True)
+    havoc.born("worker 1", ray.put(("elsewhere", os.getpid())))
+    wait_for_state(sleepers[1], stopped=False)
+    havoc.calm()
+
+
+def test_processes_of_other_machines_and_dead_ones_are_left_alone(
+    sleepers: list[Sleeper], shared_ray: None
+) -> None:
+    faults = (Fault("kill-worker", every=1), Fault("kill-server", every=1))
+    havoc, told = a_havoc(sleepers, *faults, node="elsewhere")
+    havoc.updated(30)
+    for process in sleepers[1:]:
+        process.kill()
+        process.wait()
+    here, told_here = a_havoc(sleepers[1:], *faults)
+    here.updated(30)
+    assert told == told_here == []
+    assert sleepers[0].poll() is None
