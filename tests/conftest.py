@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import PATIENCE, Run, command_line, run_here
+from support import (
+    PATIENCE,
+    Run,
+    all_processes,
+    command_line,
+    end_new_processes_of,
+    run_here,
+)
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
@@ -57,6 +64,14 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("DISTSGD_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def no_processes_left(private_home: Path, tmp_path: Path) -> Iterator[None]:
+    """Whatever a test has started and not ended, because it failed say, ends with it."""
+    before = all_processes()
+    yield
+    end_new_processes_of(tmp_path, before)
 
 
 @pytest.fixture(scope="session")

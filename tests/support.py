@@ -99,6 +99,41 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> floa
     return time.monotonic() - began
 
 
+def all_processes() -> set[int]:
+    return {int(path.name) for path in Path("/proc").glob("[0-9]*")}
+
+
+def end_new_processes_of(folder: Path, before: set[int]) -> None:
+    """Kill the processes that name a folder in their environment or on their command line.
+
+    The folder is that of a test: DISTSGD_HOME is inside, so all that the test starts inherits it.
+
+    Args:
+        folder: of the test.
+        before: processes that were running before the test.
+    """
+    name = os.fsencode(folder)
+    while True:
+        found = [
+            pid for pid in all_processes() - before
+            if pid != os.getpid() and _mentions(Path("/proc", str(pid)), name)
+        ]  # fmt: skip
+        if not found:
+            return
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _mentions(process: Path, name: bytes) -> bool:
+    for file in ("environ", "cmdline"):
+        with suppress(OSError):  # it has ended
+            if name in (process / file).read_bytes():
+                return True
+    return False
+
+
 @contextmanager
 def short_temporary_folder() -> Iterator[str]:
     """A temporary folder in which the sockets of Ray fit; processes that use it end with it."""
