@@ -18,6 +18,7 @@ from distsgd.cli import bench_commands as bench_command
 from distsgd.cli import (
     cluster_commands,
     data_commands,
+    docs_commands,
     job_commands,
     landscape_command,
     model_commands,
@@ -88,6 +89,7 @@ search_commands.add_to(app)
 landscape_command.add_to(app)
 lecture_command.add_to(app)
 app.add_typer(study_commands.app, name="study")
+docs_commands.add_to(app)
 
 
 _OPEN_FILES = 4096

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JsonFlag", "count", "pass_on", "percent", "print_json", "print_pairs", "print_table", "say",
-    "show", "terminal", "text_column", "visible",
+    "show", "show_markdown", "terminal", "text_column", "visible",
 ]  # fmt: skip
 
 JsonFlag = Annotated[
@@ -95,6 +95,22 @@ def pass_on(text: str, err: bool = False) -> None:
     pieces = _COLOUR.sub("", text).replace("\r\n", "\n")
     safe = re.sub(r"[^\n\t]+", lambda found: visible(found[0]), pieces)
     print(safe, end="", file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def show_markdown(text: str, rendered: str) -> None:
+    """A page of text on stdout: laid out on a terminal, as it is elsewhere.
+
+    Args:
+        text: Markdown.
+        rendered: the same Markdown for a terminal, where links cannot be followed.
+    """
+    console = terminal()
+    if console is None:
+        _write(sys.stdout, text)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(rendered, hyperlinks=False))
 
 
 def print_json(content: Any) -> None:

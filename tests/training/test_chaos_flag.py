@@ -11,7 +11,7 @@ from distsgd.core.chaos import PROCESS_FAULTS, PUSH_FAULTS, Fault
 from distsgd.errors import UsageError
 from distsgd.training.chaos_flag import SILENCE, chaos_from
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+FAULTS = (Path(__file__).parents[2] / "distsgd/docs/faults.md").read_text(encoding="utf-8")
 
 
 def test_every_fault() -> None:
@@ -85,7 +85,7 @@ def test_one_process_has_nobody_to_kill(name: str) -> None:
     assert chaos_from(text, seed=0, workers=1)
 
 
-def test_the_table_of_the_readme_is_complete_and_true() -> None:
-    examples = re.findall(r"^\| `((?:\w+-)?\w+:[^`]*=[^`]*)` \|", README, re.MULTILINE)
+def test_the_table_of_the_manual_is_complete_and_true() -> None:
+    examples = re.findall(r"^\| `((?:\w+-)?\w+:[^`]*=[^`]*)` \|", FAULTS, re.MULTILINE)
     found = [chaos_from(example, seed=0, workers=1).faults[0].name for example in examples]
     assert sorted(found) == sorted((*PROCESS_FAULTS, *PUSH_FAULTS))

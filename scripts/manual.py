@@ -1,0 +1,104 @@
+"""Writes the parts of the manual and of the README that follow from the code.
+
+    python scripts/manual.py [--check]
+
+Each part lies between the comments `<!-- generated: NAME -->` and `<!-- end -->`. With --check
+nothing is written, and the exit code is 1 if something would be.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from inspect import getdoc, signature
+from pathlib import Path
+
+from distsgd.cli.docs_commands import TOPICS, page
+from distsgd.cli.train_commands import train
+from distsgd.config.recipe import LEARNING_RATES, REGULARIZATION, TWO_LAYER_LEARNING_RATES
+from distsgd.config.settings import _OF_POLICY, TrainConfig
+from distsgd.runs.place import GOES_ON_WITH
+
+TOP = Path(__file__).resolve().parents[1]
+DOCS = TOP / "distsgd" / "docs"
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(headings), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def settings() -> str:
+    flags = set(signature(train).parameters)
+    meanings = dict(
+        re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", getdoc(TrainConfig) or "", re.M | re.S)
+    )
+    rows = []
+    for field in fields(TrainConfig):
+        name = field.name
+        flag = f"`--{name.replace('_', '-')}`" if name in flags else "`--set`"
+        rows.append((
+            f"`{name}`{' *' if name in GOES_ON_WITH else ''}", flag, default(name, field.default),
+            " ".join(meanings[name].split()).removesuffix("."),
+        ))  # fmt: skip
+    return table(("setting", "flag", "default", "meaning"), rows)
+
+
+def default(name: str, value: object) -> str:
+    if value is None:
+        numbers = {name: str(number) for name, number, _ in _OF_POLICY.values()}
+        return numbers.get(name, "depends")
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def learning_rates() -> str:
+    rules = list(LEARNING_RATES["softmax"])
+    rows = [
+        (f"{model}, {loss}", *(f"{rates[loss][rule]:g}" for rule in rules))
+        for model, rates in (("linear", LEARNING_RATES), ("two layers", TWO_LAYER_LEARNING_RATES))
+        for loss in REGULARIZATION
+    ]
+    return table(("", *rules), rows)
+
+
+def pages() -> str:
+    return table(
+        ("page", "about"),
+        ((f"[{topic}](distsgd/docs/{topic}.md)", page(topic).about) for topic in TOPICS),
+    )
+
+
+PARTS: dict[Path, dict[str, Callable[[], str]]] = {
+    DOCS / "settings.md": {"settings": settings},
+    DOCS / "models.md": {"learning rates": learning_rates},
+    TOP / "README.md": {"pages": pages},
+}
+
+
+def generated(path: Path) -> str:
+    """The text of a file with its parts made again."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in PARTS[path].items():
+        start, end = f"<!-- generated: {name} -->\n", "<!-- end -->\n"
+        before, _, rest = text.partition(start)
+        assert rest, f"{path} has no part {name}"
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}{make()}{end}{after}"
+    return text
+
+
+def main() -> int:
+    stale = [path for path in PARTS if generated(path) != path.read_text(encoding="utf-8")]
+    if "--check" in sys.argv:
+        print(*(f"{path} is out of date" for path in stale), sep="\n")
+        return bool(stale)
+    for path in stale:
+        path.write_text(generated(path), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
