@@ -28,7 +28,7 @@ from pathlib import Path
 
 from distsgd.engine.events import Progress
 from distsgd.training import train
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 
 DISTURBANCES = (
     ("ray::WorkerProc", signal.SIGKILL),

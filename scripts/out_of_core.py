@@ -40,8 +40,7 @@ from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
 from distsgd.data.shards import write_dataset
 from distsgd.training import train
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow
+from distsgd.training.results import EpochRow, Reporter
 
 COPIES, SHARDS, MIXED, SHARE = 4, 64, 2, 4
 IMAGES = COPIES * 50_000

@@ -33,7 +33,7 @@ from distsgd.data.locations import find_dataset
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Snapshot
 from distsgd.training import train
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 
 WINDOW = 3.0
 Row = tuple[str, list[float]]

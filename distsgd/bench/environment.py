@@ -1,18 +1,26 @@
-"""What figures were measured on: hardware and versions, for the report."""
+"""What figures were measured on: hardware and versions, for the report.
+
+What was measured, round by round, and what it comes to: medians and ratios.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from distsgd.data.system import pause
 from distsgd.engine.blas import blas_kernel
 from distsgd.version import __version__
 
-__all__ = ["busy_cores", "environment"]
+__all__ = ["Measurement", "busy_cores", "environment", "ratio"]
+
 
 _PACKAGES = ("numpy", "ray", "pyarrow", "torch", "scikit-learn")
 
@@ -67,3 +75,48 @@ def _cpu() -> str:
 
 def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """All rounds of one contender.
+
+    Attributes:
+        name: of the contender.
+        values: round -> what was found, in the contender's unit.
+        details: what else the last round had to say.
+        skipped: why it was not measured, or not in every round; empty if it was.
+    """
+
+    name: str
+    values: dict[int, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    skipped: str = ""
+
+    @property
+    def median(self) -> float | None:
+        """Median over the rounds; None if there is none."""
+        return median(self.values.values()) if self.values else None
+
+    @property
+    def least(self) -> float | None:
+        """The least of the rounds."""
+        return min(self.values.values(), default=None)
+
+    @property
+    def most(self) -> float | None:
+        """The most of the rounds."""
+        return max(self.values.values(), default=None)
+
+
+def ratio(measured: Mapping[str, Measurement], name: str, baseline: str) -> float | None:
+    """How many times the baseline: the median of the ratios within each round.
+
+    Machines drift; what is measured in one round is measured close together. None if no round
+    has both.
+    """
+    if name not in measured or baseline not in measured:
+        return None
+    ours, theirs = measured[name].values, measured[baseline].values
+    ratios = [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys())]
+    return median(ratios) if ratios else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.bench.child import Found, Task, serve, told
+from distsgd.bench.processes import Found, Task, serve, told
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import as_matrix

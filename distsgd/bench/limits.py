@@ -16,11 +16,11 @@ from multiprocessing.queues import Queue
 from time import perf_counter
 from typing import Any
 
-from distsgd.bench.child import WARM_UP, Found, Task, rate, serve, told
+from distsgd.bench.processes import WARM_UP, Found, Task, rate, serve, told
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Push
-from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.architecture import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from distsgd.bench.child import WARM_UP, Found, Task, serve, told
+from distsgd.bench.processes import WARM_UP, Found, Task, serve, told
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
@@ -21,7 +21,7 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Connected, Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 from distsgd.training.training import train_with
 
 __all__ = ["Window", "main", "measure"]

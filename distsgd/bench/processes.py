@@ -1,19 +1,46 @@
-"""Processes that are measured, or measure: started one at a time, and ended with all they start."""
+"""Processes that are measured, or measure: started one at a time, and ended with all they start.
+
+A measuring process: what it is told, what it says, and that it ends with its parent.
+
+It is run as ``python -m MODULE JSON``, with an object that has
+
+    dataset   name or path
+    seconds   how long to measure each run
+    runs      objects with a name and the settings of a contender
+
+and says one line a run on stdout: RESULT and an object with name, value and details, or error.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
-from distsgd.data.system import wait_for_exit, whole_environment
+from distsgd.data.system import pause, wait_for_exit, whole_environment
+from distsgd.errors import DistsgdError
 
-__all__ = ["ONE_THREAD", "Finished", "run_process"]
+__all__ = [
+    "WARM_UP",
+    "Finished",
+    "Found",
+    "Task",
+    "parse_results",
+    "rate",
+    "run_process",
+    "serve",
+    "told",
+]
+
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS")}
 """One BLAS thread a process, in the environment: for ours as for all others."""
@@ -84,3 +111,89 @@ def _end(process: subprocess.Popen[bytes], leave: float) -> None:
 def _signal(group: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
+
+
+_MARK = "RESULT "
+WARM_UP = 0.5
+"""Seconds of steps before those that count."""
+
+_SECONDS_TO_LEAVE = 15.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a measuring process is told.
+
+    Attributes:
+        dataset: name or path.
+        seconds: how long to measure each run.
+        runs: objects with a name and the settings of a contender.
+    """
+
+    dataset: str
+    seconds: float
+    runs: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one run came to.
+
+    Attributes:
+        value: in the contender's unit.
+        details: what else there is to say.
+    """
+
+    value: float
+    details: dict[str, Any]
+
+
+def told() -> Task:
+    """The task on this process's command line. From now on it ends when its parent does."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    content = json.loads(sys.argv[1])
+    return Task(content["dataset"], content["seconds"], content["runs"])
+
+
+def _leave_with_parent() -> None:
+    """The parent holds the other end of stdin, and says nothing."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    pause(_SECONDS_TO_LEAVE)
+    os._exit(1)
+
+
+def serve(task: Task, measure: Callable[[Task, dict[str, Any]], Found]) -> None:
+    """Measure every run of the task and say what was found; one that fails says why."""
+    for run in task.runs:
+        try:
+            found = measure(task, run)
+            said = {"name": run["name"], "value": found.value, "details": found.details}
+        except DistsgdError as error:
+            said = {"name": run["name"], "error": error.problem}
+        except Exception as error:  # of a peer, of any kind: it is a row of the table
+            said = {"name": run["name"], "error": f"{type(error).__name__}: {error}"}
+        print(_MARK + json.dumps(said), flush=True)
+
+
+def parse_results(output: str) -> list[dict[str, Any]]:
+    """What was said by `serve`, among whatever else was printed."""
+    lines = [line for line in output.splitlines() if line.startswith(_MARK)]
+    return [json.loads(line.removeprefix(_MARK)) for line in lines]
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """Images a second of a training loop, after a warm-up.
+
+    Args:
+        step: makes one step, and returns how many images it used.
+        seconds: how long to count.
+    """
+    until = perf_counter() + min(WARM_UP, seconds)
+    while perf_counter() < until:
+        step()
+    images, began = 0, perf_counter()
+    while (now := perf_counter()) < began + seconds:
+        images += step()
+    return images / (now - began)

@@ -1,15 +1,107 @@
-"""What a benchmark came to: rows, bars, and how they read."""
+"""What a benchmark came to: rows, bars, and how they read.
+
+The bars: what the figures should come to, and whether they do.
+
+A report as a file to commit: markdown, without a date.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distsgd.bench.bars import BARS, Outcome, judge
-from distsgd.bench.contenders import IMAGES, Contender
-from distsgd.bench.measurement import Measurement, ratio
+from distsgd.bench.environment import Measurement, ratio
+from distsgd.bench.lineup import IMAGES, Contender
 
-__all__ = ["Report", "Row", "Table", "bar_table", "judged", "make_rows", "tables"]
+__all__ = [
+    "BARS",
+    "Bar",
+    "Report",
+    "judge",
+    "judged",
+    "make_rows",
+    "markdown",
+    "tables",
+]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: a ratio of two contenders, or what one of them came to.
+
+    Attributes:
+        what: for people.
+        sign: ">=", "<=" or "<".
+        target: what the figure is held against.
+        of: the contender.
+        over: the one that it is divided by; empty for none.
+        unit: of the figure: "x" for a ratio.
+    """
+
+    what: str
+    sign: str
+    target: float
+    of: str
+    over: str = ""
+    unit: str = "x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a bar.
+
+    Attributes:
+        what: the bar.
+        target: such as ">= 1.75 x".
+        got: the figure; None if it was not measured.
+        unit: of the figure.
+        met: whether it is as it should be; None if it was not measured.
+    """
+
+    what: str
+    target: str
+    got: float | None
+    unit: str
+    met: bool | None
+
+
+BARS = (
+    Bar("2 workers bsp, 512, over ours inline, 512", ">=", 1.75, "bsp-2-512", "inline-512"),
+    Bar("2 workers bsp, 256, over ours inline, 256", ">=", 1.6, "bsp-2-256", "inline-256"),
+    Bar(
+        "2 workers asp, 256 a worker, over ours inline, 256", ">=", 1.85, "asp-2-256", "inline-256"
+    ),
+    Bar("ours inline, 256, over one plain numpy loop", ">=", 1.4, "inline-256", "numpy"),
+    Bar("slot products over the sgemm peak of one thread", ">=", 0.5, "slot-products", "sgemm"),
+    Bar("2 workers bsp, 512, over Ray docs' parameter server", ">=", 8, "bsp-2-512", "ray-docs"),
+    Bar("2 workers bsp, 512, over PyTorch DDP", ">=", 5, "bsp-2-512", "torch-ddp"),
+    Bar("2 workers bsp, 512, over partial_fit, log loss", ">=", 20, "bsp-2-512", "sklearn-log"),
+    Bar("2 workers bsp, 512, over partial_fit, hinge", ">=", 20, "bsp-2-512", "sklearn-hinge"),
+    Bar("train --epochs 1 --workers 2 over bare Ray", "<=", 2.0, "train-1-epoch", "ray"),
+    Bar("distsgd --help", "<=", 0.5, "help", unit="s"),
+    Bar("import distsgd", "<=", 0.3, "import", unit="s"),
+    Bar("to 40 % test accuracy, over PyTorch DDP", "<", 1, "accuracy", "accuracy-ddp"),
+)
+"""Throughput: more is better. Whole processes: less is."""
+
+
+def judge(bar: Bar, measured: Mapping[str, Measurement]) -> Outcome:
+    """Hold what was measured against a bar."""
+    if bar.over:
+        got = ratio(measured, bar.of, bar.over)
+    else:
+        got = measured[bar.of].median if bar.of in measured else None
+    met = None if got is None else {
+        ">=": got >= bar.target, "<=": got <= bar.target, "<": got < bar.target,
+    }[bar.sign]  # fmt: skip
+    return Outcome(
+        what=bar.what,
+        target=f"{bar.sign} {bar.target:g} {bar.unit}",
+        got=got,
+        unit=bar.unit,
+        met=met,
+    )
+
 
 _PLAIN = "numpy"
 _DECIMALS = {IMAGES: 0, "s": 2}
@@ -182,3 +274,28 @@ def _figure(row: Row, with_unit: bool = False) -> str:
 
 def _times(share: float | None) -> str:
     return "" if share is None else f"{share:.2f}"
+
+
+def markdown(report: Report) -> str:
+    """The whole file."""
+    parts = ["# Benchmark", f"```sh\n{report.command}\n```", _method(report)]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in report.environment.items()))
+    for table in tables(report):
+        parts.append(f"## {table.title}")
+        parts.append(_table(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def _method(report: Report) -> str:
+    rounds = "1 round" if report.rounds == 1 else f"{report.rounds} rounds"
+    return (
+        f"Dataset {report.dataset}; {rounds}, interleaved, {report.seconds:g} s of steps each; "
+        f"one BLAS thread a process; {report.wall_seconds:.0f} s in all. Figures are medians over "
+        "the rounds; ratios are medians of the ratios within a round. Cores busy with "
+        f"something else meanwhile: {report.others_busy:.1f}."
+    )
+
+
+def _table(table: Table) -> str:
+    lines = [table.headings, ("---", *("---:",) * (len(table.headings) - 1)), *table.rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

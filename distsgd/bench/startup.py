@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distsgd.bench.child import Found, Task, serve, told
 from distsgd.bench.lineup import TARGET
-from distsgd.bench.processes import Finished, run_process
+from distsgd.bench.processes import Finished, Found, Task, run_process, serve, told
 from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.session_guard import clear_session, mark_folder, session_mark

@@ -61,7 +61,8 @@ def start(
     Example: distsgd cluster start --join 10.0.0.1:6379 --token-file token
     """
     from distsgd.cli.stop_signals import StopSignals
-    from distsgd.cluster import local_node, node_guard
+    from distsgd.cluster import local_node
+    from distsgd.cluster import local_node as node_guard
     from distsgd.cluster.access import token_file as own_token_file
     from distsgd.errors import UsageError
 
@@ -133,7 +134,7 @@ def status(
 
     Example: distsgd cluster status
     """
-    from distsgd.cluster.cluster_nodes import cluster_nodes
+    from distsgd.cluster.connection import cluster_nodes
 
     nodes = cluster_nodes(address)
     if json:

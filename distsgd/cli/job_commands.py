@@ -74,7 +74,7 @@ def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path
     from distsgd.config.sources import config_elsewhere
     from distsgd.config.spelling import written
     from distsgd.errors import UsageError
-    from distsgd.training.chaos_flag import chaos_from
+    from distsgd.training.chaos import chaos_from
 
     for word in given:
         if (flag := word.partition("=")[0]) in _NOT_HERE:

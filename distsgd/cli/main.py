@@ -14,22 +14,20 @@ from typing import Annotated, Any
 
 import typer
 
-from distsgd.cli import bench_commands as bench_command
 from distsgd.cli import (
+    bench_commands,
     cluster_commands,
     data_commands,
     docs_commands,
     job_commands,
-    landscape_command,
+    lecture_commands,
     model_commands,
+    proof_commands,
     runs_commands,
-    search_commands,
     simulate_commands,
     study_commands,
+    train_commands,
 )
-from distsgd.cli import lecture_commands as lecture_command
-from distsgd.cli import proof_commands as journal_commands
-from distsgd.cli import train_commands as train_command
 from distsgd.cli.output import say, show
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
@@ -76,18 +74,16 @@ def _options(
         context.obj.root = context.command
 
 
-train_command.add_to(app)
+train_commands.add_to(app)
 model_commands.add_to(app)
-journal_commands.add_to(app)
+proof_commands.add_to(app)
 simulate_commands.add_to(app)
-bench_command.add_to(app)
+bench_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 app.add_typer(cluster_commands.app, name="cluster")
 job_commands.add_to(app)
-search_commands.add_to(app)
-landscape_command.add_to(app)
-lecture_command.add_to(app)
+lecture_commands.add_to(app)
 app.add_typer(study_commands.app, name="study")
 docs_commands.add_to(app)
 

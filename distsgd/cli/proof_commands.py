@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.arguments import Run
 from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table, show
+from distsgd.cli.settings import Run
 from distsgd.errors import JournalError
 
 __all__ = ["add_to"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from distsgd.cli.arguments import Run
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, show
+from distsgd.cli.settings import Run
 
 __all__ = ["app"]
 
@@ -87,7 +87,7 @@ def show_(
     """
     from distsgd.runs.checkpoint import checkpoint_versions
     from distsgd.runs.folder import find_run
-    from distsgd.runs.journal_reader import resumptions
+    from distsgd.runs.journal import resumptions
     from distsgd.runs.metrics import best_epoch, epoch_rows
 
     found = find_run(run)

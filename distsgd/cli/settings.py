@@ -2,18 +2,21 @@
 
 Typer has a click of its own, or takes that of click, by its version; so commands are known here by
 their attributes alone.
+
+Arguments that several commands take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from distsgd.config.spelling import Spelling
 
-__all__ = ["CommandLine", "GroupTakesSettings", "TakesSettings", "spelling_of"]
+__all__ = ["CommandLine", "GroupTakesSettings", "Run", "TakesSettings", "spelling_of"]
 
 
 def spelling_of(command: Any) -> Spelling:
@@ -67,3 +70,6 @@ class TakesSettings(_Meant, TyperCommand):
 
 class GroupTakesSettings(_Meant, TyperGroup):
     """A group of commands that is one itself, with --set."""
+
+
+Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]

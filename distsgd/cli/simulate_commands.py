@@ -1,17 +1,23 @@
-"""``distsgd simulate`` and ``distsgd simulate compare``."""
+"""``distsgd simulate`` and ``distsgd simulate compare``.
+
+The flags that ``distsgd simulate`` and ``distsgd simulate compare`` share.
+
+How simulations are shown to people.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distsgd.cli import simulate_flags as flags
-from distsgd.cli.output import print_json, say
+from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, say
 from distsgd.cli.settings import GroupTakesSettings, TakesSettings
 from distsgd.errors import UsageError
+from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult
 
 if TYPE_CHECKING:
     from distsgd.config.settings import TrainConfig
@@ -19,6 +25,199 @@ if TYPE_CHECKING:
     from distsgd.simulation.probe import Measuring
 
 __all__ = ["add_to"]
+
+
+_FLEET_PANEL, _TRAIN, _MEASURE = "The fleet", "The training", "Measuring"
+
+
+def _plain(text: str) -> str:
+    """Brackets are markup to typer."""
+    return text.replace("[", "\\[")
+
+
+def _fleet(text: str) -> typer.models.OptionInfo:
+    return typer.Option(help=_plain(text), rich_help_panel=_FLEET_PANEL)  # type: ignore[no-any-return]
+
+
+def _train(text: str, *names: str) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=_plain(text), rich_help_panel=_TRAIN)  # type: ignore[no-any-return]
+
+
+def _measure(text: str) -> typer.models.OptionInfo:
+    return typer.Option(help=_plain(text), rich_help_panel=_MEASURE)  # type: ignore[no-any-return]
+
+
+Workers = Annotated[int | None, _fleet("Simulated workers. [default: 8]")]
+Speed = Annotated[
+    str | None, _fleet("Examples a second that a usual worker computes. [default: 250000]")
+]
+Slow = Annotated[
+    str | None, _fleet("COUNT:FACTOR,...: so many workers are so many times slower, such as 1:4.")
+]
+Jitter = Annotated[
+    str | None,
+    _fleet("Random slowness of each lease: lognormal:SIGMA, pareto:ALPHA or pause:CHANCE:FACTOR."),
+]
+Latency = Annotated[str | None, _fleet("Seconds that a message takes. [default: 0]")]
+Bandwidth = Annotated[
+    str | None, _fleet("Bytes a second of each worker's link. [default: no limit]")
+]
+Fail = Annotated[list[str] | None, _fleet("WORKER@SECONDS,...: this worker dies then.")]
+Rejoin = Annotated[list[str] | None, _fleet("WORKER@SECONDS,...: it comes back then.")]
+Scenario = Annotated[
+    Path | None, _fleet("A TOML file with the same names, and settings in a table [train].")
+]
+
+DatasetName = Annotated[
+    str | None, _train("cifar10, sample, or a dataset folder. [default: cifar10]", "--dataset")
+]
+Model = Annotated[str | None, _train("linear, or mlp:HIDDEN, as mlp:100. [default: linear]")]
+Loss = Annotated[str | None, _train("softmax or svm. [default: softmax]")]
+BatchSize = Annotated[
+    int | None, _train("Examples of a minibatch, shared by all workers. [default: 256]")
+]
+Epochs = Annotated[int | None, _train("Passes over the training set. [default: 10]")]
+Seed = Annotated[int | None, _train("Fixes every bit, random slowness included. [default: 0]")]
+Consistency = Annotated[str | None, _train("bsp, ssp, asp, backup or local. [default: bsp]")]
+Staleness = Annotated[int | None, _train("ssp: how many minibatches ahead. [default: 3]")]
+Backup = Annotated[int | None, _train("backup: slots not to wait for. [default: 1]")]
+LocalSteps = Annotated[int | None, _train("local: steps between averagings. [default: 8]")]
+Optimizer = Annotated[
+    str | None, _train("sgd, momentum, nesterov, adagrad or adam. [default: sgd]")
+]
+Set = Annotated[list[str] | None, _train("Any further setting of train, as name=value.", "--set")]
+
+MeasureEvery = Annotated[
+    int | None, _measure("Updates between two measurements. [default: 20 times an epoch]")
+]
+MeasureExamples = Annotated[
+    int | None,
+    _measure("Training and test examples measured on the way, evenly spaced. [default: 2000]"),
+]
+TargetLoss = Annotated[float | None, _measure("Stop at this training loss, and say when.")]
+TargetAccuracy = Annotated[
+    float | None, _measure("Stop at this test accuracy, such as 0.4, and say when.")
+]
+Plot = Annotated[Path | None, _measure("Draw the curves: a .png or .svg file.")]
+Seeds = Annotated[int, _measure("How many seeds, counted up from --seed.")]
+
+_BEFORE: dict[str, Any] = {
+    "workers": Workers, "speed": Speed, "slow": Slow, "jitter": Jitter, "latency": Latency,
+    "bandwidth": Bandwidth, "fail": Fail, "rejoin": Rejoin, "scenario": Scenario,
+    "dataset": DatasetName, "model": Model, "loss": Loss, "batch_size": BatchSize,
+    "epochs": Epochs, "seed": Seed,
+}  # fmt: skip
+_AFTER: dict[str, Any] = {
+    "optimizer": Optimizer, "set_": Set, "measure_every": MeasureEvery,
+    "measure_examples": MeasureExamples, "target_loss": TargetLoss,
+    "target_accuracy": TargetAccuracy, "plot": Plot, "json": JsonFlag,
+}  # fmt: skip
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Put the flags of both commands around those of one; it takes them as ``**given``."""
+
+    def flags(named: dict[str, Any]) -> list[inspect.Parameter]:
+        return [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if kind is JsonFlag else None,
+                annotation=kind,
+            )
+            for name, kind in named.items()
+        ]
+
+    context, *own, _given = inspect.signature(command, eval_str=True).parameters.values()
+    own = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in own]
+    parameters = [context, *flags(_BEFORE), *own, *flags(_AFTER)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+_ROWS = 12
+"""Most rows of the curve that are shown; --json has them all."""
+
+
+def _seconds(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.4g} s"
+
+
+def show_result(result: SimulationResult) -> None:
+    """The curve of one simulation, and what it came to."""
+    print_table(
+        ("virtual seconds", "updates", "training loss", "test accuracy"),
+        [
+            (f"{point.seconds:.4g}", count(point.update), f"{point.train_loss:.4f}",
+             percent(point.test_accuracy))
+            for point in _thinned(result.curve)
+        ],
+    )  # fmt: skip
+    print_pairs(_pairs(result))
+
+
+def _pairs(result: SimulationResult) -> Iterator[tuple[str, str]]:
+    yield "policy", f"{result.policy}, {len(result.waiting_shares)} workers"
+    yield "ended", f"{result.status} after {_seconds(result.seconds)}"
+    if result.target_loss is not None:
+        yield f"to loss {result.target_loss:g}", _seconds(result.time_to_loss)
+    if result.target_accuracy is not None:
+        yield f"to {percent(result.target_accuracy)}", _seconds(result.time_to_accuracy)
+    yield "updates", count(result.updates)
+    yield "test accuracy", percent(result.test_accuracy)
+    least, most = min(result.waiting_shares), max(result.waiting_shares)
+    yield "waiting", f"{percent(result.waiting_share)} ({percent(least)} to {percent(most)})"
+    yield "staleness", _histogram(result.staleness)
+    yield "dropped, requeued", f"{count(result.dropped)}, {count(result.requeued)}"
+    yield "weights", f"sha256 {result.weights_sha256}"
+
+
+def _histogram(staleness: dict[str, int]) -> str:
+    total = sum(staleness.values()) or 1
+    shown = [f"{age}: {percent(n / total)}" for age, n in list(staleness.items())[:10]]
+    return ", ".join(shown) + (", ..." if len(staleness) > 10 else "")
+
+
+def _thinned(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """At most so many points, evenly spaced, the first and the last among them."""
+    if len(curve) <= _ROWS:
+        return list(curve)
+    return [curve[i * (len(curve) - 1) // (_ROWS - 1)] for i in range(_ROWS)]
+
+
+def show_comparison(found: Comparison) -> None:
+    """One row a policy."""
+    headings = ["policy"]
+    if found.target_loss is not None:
+        headings.append(f"s to loss {found.target_loss:g}")
+    if found.target_accuracy is not None:
+        headings.append(f"s to {percent(found.target_accuracy)}")
+    headings += ["s", "loss", "accuracy", "waiting", "staleness", "updates", "dropped", "requeued"]
+    rows = []
+    for row in found.rows:
+        cells = [row.policy + (f" ({row.diverged} diverged)" if row.diverged else "")]
+        if found.target_loss is not None:
+            cells.append(_spread(row.times_to_loss))
+        if found.target_accuracy is not None:
+            cells.append(_spread(row.times_to_accuracy))
+        cells += [
+            f"{row.seconds:.4g}", f"{row.train_loss:.4f}", percent(row.test_accuracy),
+            percent(row.waiting_share), f"{row.mean_staleness:.1f}", count(row.updates),
+            count(row.dropped), count(row.requeued),
+        ]  # fmt: skip
+        rows.append(cells)
+    title = f"means over {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "staleness"))
+
+
+def _spread(times: Sequence[float | None]) -> str:
+    """Mean, least and most; or how many got there."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times):
+        return f"{len(known)} of {len(times)}" if len(times) > 1 else "-"
+    mean = f"{sum(known) / len(known):.4g}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.4g}-{max(known):.4g})"
+
 
 _FLEET = ("workers", "speed", "slow", "jitter", "latency", "bandwidth", "fail", "rejoin")
 _MEASURING = {
@@ -30,13 +229,13 @@ app = typer.Typer(cls=GroupTakesSettings)
 
 
 @app.callback(invoke_without_command=True)
-@flags.with_shared
+@with_shared
 def simulate(
     context: typer.Context,
-    consistency: flags.Consistency = None,
-    staleness: flags.Staleness = None,
-    backup: flags.Backup = None,
-    local_steps: flags.LocalSteps = None,
+    consistency: Consistency = None,
+    staleness: Staleness = None,
+    backup: Backup = None,
+    local_steps: LocalSteps = None,
     **given: Any,
 ) -> None:
     """Train on a virtual clock: the same server and gradients, workers of any number and speed.
@@ -49,7 +248,6 @@ def simulate(
         others = {name: value for name, value in context.params.items() if name != "json"}
         _refuse_before_command(others, given["json"])
         return
-    from distsgd.cli.simulate_tables import show_result
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.simulation.simulate import simulate_with
 
@@ -66,20 +264,19 @@ def simulate(
 
 
 @app.command(cls=TakesSettings)
-@flags.with_shared
+@with_shared
 def compare(
     context: typer.Context,
     policies: Annotated[
         str, typer.Option(help="Policies, such as bsp,ssp:3,asp,backup:2,local:8.")
     ] = "bsp,ssp:3,asp",
-    seeds: flags.Seeds = 1,
+    seeds: Seeds = 1,
     **given: Any,
 ) -> None:
     """Simulate several policies on one fleet: a table, and a figure with --plot.
 
     Example: distsgd simulate compare --dataset sample --policies bsp,ssp:3,asp --slow 1:4
     """
-    from distsgd.cli.simulate_tables import show_comparison
     from distsgd.simulation.simulate import compare_with, policy_configs
 
     fleet, make, measuring = _read(context.params)
@@ -102,8 +299,7 @@ def _read(
     """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
     from distsgd.simulation.plots import check_plot
     from distsgd.simulation.probe import Measuring
-    from distsgd.simulation.scenario import fleet_from, read_scenario
-    from distsgd.simulation.simulated_settings import simulated_config
+    from distsgd.simulation.scenario import fleet_from, read_scenario, simulated_config
 
     file, train = read_scenario(given["scenario"]) if given["scenario"] else ({}, {})
     expressions = {

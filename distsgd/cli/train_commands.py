@@ -134,8 +134,8 @@ def train(
 
     Example: distsgd train --chaos kill-worker:every=500,stop-worker:at=300:for=2s,drop-push:p=0.01
     """
-    from distsgd.cli.progress import make_reporter
     from distsgd.cli.stop_signals import StopSignals
+    from distsgd.cli.train_reporter import make_reporter
     from distsgd.config.sources import config_from
     from distsgd.training.training import train_with
 
@@ -180,8 +180,8 @@ def resume(
 
     Example: distsgd resume latest --workers 3
     """
-    from distsgd.cli.progress import make_reporter
     from distsgd.cli.stop_signals import StopSignals
+    from distsgd.cli.train_reporter import make_reporter
     from distsgd.training.training import resume_with
 
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}

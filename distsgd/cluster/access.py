@@ -1,17 +1,24 @@
-"""The secret of a Ray cluster: where it lies, and whether a cluster takes it."""
+"""The secret of a Ray cluster: where it lies, and whether a cluster takes it.
+
+Whether this process and a cluster agree about TLS, seen before Ray is asked to connect.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
 from distsgd.data.locations import expanded, home_folder
 from distsgd.errors import RuntimeFailure, UsageError
+from distsgd.transport.handshake import context, wanted
 
-__all__ = ["check_token", "cluster_home", "known_token", "token_file"]
+__all__ = ["check_tls", "check_token", "cluster_home", "known_token", "token_file"]
 
-_SECONDS = 5.0
+
+_TOKEN_SECONDS = 5.0
 _CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _NO_HEAD = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -59,7 +66,7 @@ def check_token(address: str, settings: dict[str, str]) -> None:
             _CALL, request_serializer=lambda sent: sent, response_deserializer=lambda got: got
         )
         try:
-            call(b"", timeout=_SECONDS, metadata=[("authorization", f"Bearer {token}")])
+            call(b"", timeout=_TOKEN_SECONDS, metadata=[("authorization", f"Bearer {token}")])
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 what = "another token" if token else "a token"
@@ -82,3 +89,57 @@ def _token(environment: dict[str, str]) -> str:
     with suppress(OSError, UnicodeDecodeError, UsageError):
         return expanded(path).read_text(encoding="utf-8").strip()
     return ""
+
+
+_TLS_SECONDS = 5.0
+_SETTINGS = "RAY_USE_TLS=1, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT"
+
+
+def check_tls(address: str) -> None:
+    """Ray would try for a minute, or end the process.
+
+    Args:
+        address: HOST:PORT of the head.
+
+    Raises:
+        RuntimeFailure: one of the two uses TLS and the other does not, or their certificates are
+            of different authorities.
+        UsageError: ours cannot be read.
+    """
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    speaks = _problem(address, anybody) is None
+    if not wanted():
+        if speaks:
+            raise RuntimeFailure(
+                f"the Ray cluster at {address} uses TLS, and this process does not",
+                f"Set {_SETTINGS}, as on the head",
+            )
+        return
+    if not speaks:
+        raise RuntimeFailure(
+            f"the Ray cluster at {address} does not use TLS, and RAY_USE_TLS is set here",
+            "Start its head with the same settings, or unset RAY_USE_TLS",
+        )
+    ours = context(server=False)
+    ours.set_alpn_protocols(["h2"])
+    if (problem := _problem(address, ours)) is not None:
+        raise RuntimeFailure(
+            f"no TLS with the Ray cluster at {address}: {problem}",
+            "Its certificate and that of this machine have to be of the authority in "
+            "RAY_TLS_CA_CERT",
+        )
+
+
+def _problem(address: str, how: ssl.SSLContext) -> str | None:
+    host, _, port = address.rpartition(":")
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_TLS_SECONDS) as plain,
+            how.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            if how.verify_mode == ssl.CERT_REQUIRED:
+                secured.recv(1)  # whether ours is taken is told after the greeting
+    except (OSError, ssl.SSLError) as error:
+        return getattr(error, "reason", None) or str(error)
+    return None

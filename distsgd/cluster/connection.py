@@ -1,4 +1,7 @@
-"""Being connected to a Ray cluster that is there already."""
+"""Being connected to a Ray cluster that is there already.
+
+What a Ray cluster consists of.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from distsgd.cluster.access import known_token
-from distsgd.cluster.head_probe import check_head
-from distsgd.cluster.node import Node, last_node, read_node
+from distsgd.cluster.node import Node, check_head, last_node, read_node
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.init import init_ray
 from distsgd.on_ray.session import (
@@ -22,7 +25,8 @@ from distsgd.on_ray.session import (
 )
 from distsgd.on_ray.sharing import shared_connection
 
-__all__ = ["address_of", "check_cluster", "joined_cluster"]
+__all__ = ["address_of", "check_cluster", "cluster_nodes", "joined_cluster"]
+
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -136,3 +140,46 @@ def _connect(address: str) -> None:
             f"no connection to the Ray cluster at {address}: {why}",
             "This machine has to be one of its nodes: `distsgd cluster start --join HOST:PORT`",
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterNode:
+    """A node.
+
+    Attributes:
+        address: at which it listens.
+        head: whether it is the head.
+        state: "alive" or "dead".
+        cpus: that it offers.
+        free: of them.
+    """
+
+    address: str
+    head: bool
+    state: str
+    cpus: float
+    free: float
+
+
+def cluster_nodes(address: str) -> list[ClusterNode]:
+    """The nodes, the head first.
+
+    Raises:
+        UsageError: see `joined_cluster`.
+        RuntimeFailure: see `joined_cluster`.
+    """
+    import ray
+
+    with joined_cluster(address):
+        free = ray._private.state.available_resources_per_node()
+        found = [
+            ClusterNode(
+                address=node["NodeManagerAddress"],
+                head="node:__internal_head__" in node["Resources"],
+                state="alive" if node["Alive"] else "dead",
+                cpus=node["Resources"].get("CPU", 0.0),
+                free=free.get(node["NodeID"], {}).get("CPU", 0.0),
+            )
+            for node in ray.nodes()
+        ]
+    return sorted(found, key=lambda node: (not node.head, node.state, node.address))

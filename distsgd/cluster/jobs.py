@@ -1,4 +1,7 @@
-"""Ray jobs: a training that a cluster carries out on its own, with what it needs packaged."""
+"""Ray jobs: a training that a cluster carries out on its own, with what it needs packaged.
+
+What is sent along with a job: our own code, and no more.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import ipaddress
 import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +27,6 @@ import requests
 
 from distsgd.cluster.access import known_token, token_file
 from distsgd.cluster.connection import address_of
-from distsgd.cluster.job_package import package
 from distsgd.cluster.local_node import JOBS_PORT
 from distsgd.cluster.node import read_node
 from distsgd.data.locations import RUN_NAME
@@ -35,6 +39,25 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 __all__ = ["JobApi", "JobState", "job_api", "jobs_address"]
+
+
+@contextmanager
+def package(files: Sequence[Path], *, sample: bool) -> Iterator[Path]:
+    """A folder with our own code and what else is named; no data, no environment.
+
+    Args:
+        files: to be there by their names.
+        sample: whether the embedded images are needed.
+    """
+    top = Path(__file__).parents[1]
+    left_out = ["__pycache__"] if sample else ["__pycache__", "*.arrow"]
+    with tempfile.TemporaryDirectory(prefix="distsgd-package-") as name:
+        folder = Path(name)
+        shutil.copytree(top, folder / "distsgd", ignore=shutil.ignore_patterns(*left_out))
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
+        yield folder
+
 
 _MARK = "distsgd"
 _SECONDS_FOR_AGENT = 40.0

@@ -1,29 +1,56 @@
-"""This machine made a node of a Ray cluster, without harm to others."""
+"""This machine made a node of a Ray cluster, without harm to others.
+
+A node that somebody stands by: ended when told to, joined again when it falls out.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import stat
 import subprocess
 import sys
 import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from distsgd.cluster.access import cluster_home, token_file
-from distsgd.cluster.head_probe import check_head
-from distsgd.cluster.node import Node, alone, last_node, note_file, other_notes
-from distsgd.cluster.node_address import PORT, answers, check_address, check_port, free_port, way_to
+from distsgd.cluster.node import (
+    PORT,
+    Node,
+    alone,
+    answers,
+    check_address,
+    check_head,
+    check_port,
+    free_port,
+    last_node,
+    note_file,
+    other_notes,
+    stop_node,
+    way_to,
+)
 from distsgd.data.folder_files import SMALL, read_inside, replace_inside
-from distsgd.data.system import python_module
-from distsgd.errors import NotPlainFile, RuntimeFailure, UsageError, machine_trouble, storage_error
+from distsgd.data.system import pause, python_module
+from distsgd.errors import (
+    DistsgdError,
+    NotPlainFile,
+    RuntimeFailure,
+    UsageError,
+    machine_trouble,
+    storage_error,
+)
 from distsgd.on_ray.session import LOOPBACK, NO_METRICS, is_loopback
 from distsgd.on_ray.session_guard import NODE_MARK, clear_session, mark_folder
 
-__all__ = ["JOBS_PORT", "PORT", "start_head", "start_member"]
+__all__ = ["JOBS_PORT", "start_head", "start_member"]
+
 
 JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
@@ -250,3 +277,96 @@ def _trouble(command: list[str], environment: dict[str, str], folder: Path) -> s
     if done.returncode == 0:
         return None
     return (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
+
+
+_SECONDS_TO_RETURN = 600.0
+_MOST_FALLS = 5
+_POLL_SECONDS = 0.5
+_PAUSE_SECONDS = 2.0
+_log = logging.getLogger("distsgd")
+
+
+def guard_node(
+    node: Node,
+    stop: Callable[[], bool],
+    join: Callable[[], Node] | None = None,
+    seconds: float = _SECONDS_TO_RETURN,
+) -> None:
+    """Return when asked to, having ended the node, or when `stop_node` has.
+
+    Ray takes a node that was cut off for a few seconds for dead, and ends it when it is back.
+
+    Args:
+        node: of this machine.
+        stop: asked twice a second whether to end the node.
+        join: joins it to its cluster again when it has ended by itself; None for a head, whose
+            cluster has ended with it.
+        seconds: for how long that is tried.
+
+    Raises:
+        DistsgdError: it has ended by itself, and cannot be joined again.
+    """
+    falls: deque[float] = deque(maxlen=_MOST_FALLS)
+    found: Node | None = node
+    while found is not None:
+        node = found
+        _watch(node, stop)
+        if stop() or not _is_last(node):
+            break
+        falls.append(time.monotonic())
+        try:
+            _check_worth_it(node, join, falls, seconds)
+            assert join is not None
+            found = _joined(node, join, stop, seconds)
+        except DistsgdError:
+            stop_node(node.folder)
+            raise
+    stop_node(node.folder)
+
+
+def _check_worth_it(
+    node: Node, join: Callable[[], Node] | None, falls: deque[float], seconds: float
+) -> None:
+    """See whether to join again, after these falls."""
+    if join is None:
+        raise RuntimeFailure(f"the head {node.node_ip} has ended by itself", "Start it again")
+    if len(falls) == _MOST_FALLS and falls[-1] - falls[0] < seconds:
+        raise RuntimeFailure(
+            f"the node {node.node_ip} has fallen out of its cluster {_MOST_FALLS} times",
+            "Look at the machine and at its network",
+        )
+
+
+def _watch(node: Node, stop: Callable[[], bool]) -> None:
+    """Return when it has ended, looked at twice, or a stop is asked for."""
+    missed = 0
+    while missed < 2 and not stop():
+        pause(_POLL_SECONDS)
+        missed = 0 if node.lives else missed + 1
+
+
+def _is_last(node: Node) -> bool:
+    """Whether nobody has stopped it: whoever is about to do so is waited for."""
+    with alone():
+        return last_node() == node
+
+
+def _joined(
+    node: Node, join: Callable[[], Node], stop: Callable[[], bool], seconds: float
+) -> Node | None:
+    """The node, once its head takes it; None if it is to end instead."""
+    _log.warning("the node %s has fallen out of its cluster; joining again", node.node_ip)
+    until = time.monotonic() + seconds
+    while not stop():
+        try:
+            with alone():  # a `cluster stop` beside it comes before, or after
+                if last_node() != node:
+                    return None
+                found = join()
+            _log.warning("the node %s is back", node.node_ip)
+            return found
+        except DistsgdError:
+            if time.monotonic() > until:
+                raise
+        pause(_PAUSE_SECONDS)
+    return None

@@ -1,29 +1,44 @@
-"""What node of a cluster runs on this machine: written down, looked up, ended."""
+"""What node of a cluster runs on this machine: written down, looked up, ended.
+
+Addresses and ports of this machine, as a node of a cluster needs them.
+
+Whether the head of a Ray cluster listens at an address, seen before Ray is asked to connect.
+
+Ray itself would try for half a minute, say little, and end the process from C++.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsgd.cluster.access import cluster_home
+from distsgd.cluster.access import check_tls, check_token, cluster_home
 from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.lock_file import LockFile
-from distsgd.errors import RuntimeFailure, storage_error
+from distsgd.errors import RuntimeFailure, UsageError, storage_error
 from distsgd.on_ray.session_guard import clear_session, processes_of
 
 __all__ = [
+    "PORT",
     "Node",
     "alone",
+    "answers",
+    "check_address",
+    "check_head",
+    "check_port",
+    "free_port",
     "last_node",
     "note_file",
     "other_notes",
     "read_node",
     "stop_node",
+    "way_to",
 ]
 
 
@@ -143,3 +158,140 @@ def stop_node(folder: str | None = None) -> Node | None:
             raise RuntimeFailure(f"processes {left} do not end", "End them by hand, then try again")
         note_file().unlink(missing_ok=True)
     return node
+
+
+PORT = 6379
+"""The port on which a head listens by default."""
+
+_SECONDS = 5.0
+
+
+def check_address(node_ip: str) -> None:
+    """See whether one can listen at an address.
+
+    Raises:
+        UsageError: it is not of this machine, or not of IP version 4.
+    """
+    try:
+        if ipaddress.ip_address(node_ip).version != 4:
+            raise UsageError(
+                f"--node-ip {node_ip} is an address of IP version 6",
+                "Give one of version 4, which is what channels listen at",
+            )
+        free_port(node_ip)
+    except (ValueError, OSError):
+        raise UsageError(
+            f"--node-ip {node_ip} is no address of this machine", "`ip addr` shows those it has"
+        ) from None
+
+
+def check_port(node_ip: str, flag: str, port: int) -> None:
+    """See whether one can listen at a port; Ray would take another, or say little.
+
+    Args:
+        node_ip: the address.
+        flag: by which the port was given.
+        port: its number.
+
+    Raises:
+        UsageError: somebody else does.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((node_ip, port))
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise UsageError(
+                f"{flag} {port} of {node_ip} cannot be used: {why}", "Give another port"
+            ) from None
+
+
+def free_port(node_ip: str) -> int:
+    """A port of an address that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind((node_ip, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def way_to(address: str) -> str:
+    """The address of this machine that a head sees.
+
+    Raises:
+        UsageError: ``address`` is none.
+        RuntimeFailure: nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--join cannot be {address}", "Give HOST:PORT of the head")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_SECONDS) as found:
+            own: str = found.getsockname()[0]
+            return own
+    except OSError as error:
+        raise RuntimeFailure(
+            f"no head answers at {address}: {error.strerror or error}",
+            "Look whether it was started with --node-ip of an address that this machine reaches",
+        ) from None
+
+
+_PROBE_SECONDS = 5.0
+_SECONDS_TO_ANSWER = 2.0
+_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+def check_head(address: str, settings: dict[str, str]) -> None:
+    """See that a head listens, and that it takes our token and our certificates.
+
+    Args:
+        address: HOST:PORT of the head.
+        settings: environment variables beside those that are set.
+
+    Raises:
+        RuntimeFailure: nobody answers there, it is no head, or it does not take what we have.
+        UsageError: our certificates cannot be read.
+    """
+    host, _, port = address.rpartition(":")
+    where = (host.strip("[]"), int(port))
+    try:
+        connection = socket.create_connection(where, timeout=_PROBE_SECONDS)
+    except OSError as error:
+        raise RuntimeFailure(
+            f"no Ray cluster answers at {address}: {error.strerror or error}",
+            "Look whether its head is up, and whether this machine can reach it",
+        ) from None
+    with connection:
+        if _speaks_http(connection):
+            raise RuntimeFailure(
+                f"{address} is no head of a Ray cluster: web pages and jobs are served there",
+                f"Give HOST:PORT of the head: {_likely_head(host, int(port))}",
+            )
+    check_tls(address)
+    check_token(address, settings)
+
+
+def _likely_head(host: str, jobs_port: int) -> str:
+    """The head whose jobs port that is, if it is of this machine, else at the usual port."""
+    node = last_node()
+    return node.address if node and node.jobs_port == jobs_port else f"{host}:{PORT}"
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Whether it is of version 1; heads speak version 2, and say so in bytes."""
+    answer = b""
+    with suppress(OSError):
+        connection.settimeout(_SECONDS_TO_ANSWER)
+        connection.sendall(_REQUEST)
+        answer = connection.recv(8)
+    return answer.startswith(b"HTTP/")

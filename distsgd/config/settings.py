@@ -1,16 +1,21 @@
-"""The settings of a training run, checked."""
+"""The settings of a training run, checked.
+
+The values of settings as the types of their fields.
+
+A tested recipe for each model and loss: what settings are if they are not given.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-from distsgd.config.recipe import BASE_BATCH, recipe_for
-from distsgd.config.setting_values import as_type, refuse
 from distsgd.config.spelling import ARGUMENT, SET, Spelling, spelling
 from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.models import LINEAR, MOST_HIDDEN
+from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units
 from distsgd.core.optim.compression import make_codec
 from distsgd.core.optim.optimizers import OPTIMIZERS
 from distsgd.core.optim.schedules import SCHEDULES
@@ -19,7 +24,115 @@ from distsgd.core.server.consistency import POLICIES, Policy, make_policy
 from distsgd.data.remote.uri import is_uri
 from distsgd.errors import UsageError
 
-__all__ = ["TrainConfig", "choices"]
+__all__ = [
+    "LEARNING_RATES",
+    "REGULARIZATION",
+    "TWO_LAYER_LEARNING_RATES",
+    "TrainConfig",
+    "as_type",
+    "choices",
+]
+
+
+def refuse(name: str, value: object, allowed: str) -> NoReturn:
+    """Say that a setting cannot have this value.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(f"{spelling().setting(name)} cannot be {value}", f"Give {allowed}")
+
+
+_WORDS = {
+    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
+}  # fmt: skip
+
+
+def as_type(name: str, type_name: str, value: Any) -> Any:
+    """The value as its field's type; texts, as from --set, are parsed."""
+    if value is None and "None" in type_name:
+        return None
+    kind = type_name.split(" ")[0]
+    wanted = _WORDS[kind]
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(value, bool) or value is None:
+            raise ValueError
+        if kind == "int":
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError
+            return int(value)
+        if kind == "float":
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        if not isinstance(value, str | Path):
+            raise ValueError
+        return str(value)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        refuse(name, value, wanted)
+
+
+LEARNING_RATES = {
+    "softmax": {
+        "sgd": 0.015, "momentum": 0.0015, "nesterov": 0.0015, "adagrad": 0.01, "adam": 0.001,
+    },
+    "svm": {
+        "sgd": 0.001, "momentum": 0.0001, "nesterov": 0.0001, "adagrad": 0.003, "adam": 0.0003,
+    },
+}  # fmt: skip
+"""The learning rate of the linear classifier, for each loss and update rule. With it, 10 epochs of
+CIFAR-10 in minibatches of 256 with the cosine schedule give a test accuracy of 41.3 to 41.6 %
+(softmax) and 39.9 to 40.1 % (SVM)."""
+
+REGULARIZATION = {"softmax": 0.005, "svm": 0.02}
+"""Lambda of each loss, for both models."""
+
+TWO_LAYER_LEARNING_RATES = {
+    "softmax": {
+        "sgd": 0.05, "momentum": 0.005, "nesterov": 0.005, "adagrad": 0.02, "adam": 0.001,
+    },
+    "svm": {
+        "sgd": 0.02, "momentum": 0.002, "nesterov": 0.002, "adagrad": 0.02, "adam": 0.001,
+    },
+}  # fmt: skip
+"""The same for two layers. With 100 hidden units, 10 epochs give a test accuracy of 50.9 to 52.9 %
+(softmax) and 51.1 to 52.0 % (SVM). Twice these rates are a little better for `sgd`, and three times
+diverge."""
+
+_INIT_SCALE, _TWO_LAYER_INIT_SCALE = 1e-4, 1.0
+
+BASE_BATCH = 256
+"""The minibatch that the learning rates are for; see `TrainConfig.scale_lr`."""
+
+
+class Recipe(NamedTuple):
+    """What settings are if they are not given.
+
+    Attributes:
+        learning_rate: of minibatches of `BASE_BATCH`.
+        regularization: lambda.
+        init_scale: see `distsgd.config.settings.TrainConfig.init_scale`.
+    """
+
+    learning_rate: float
+    regularization: float
+    init_scale: float
+
+
+def recipe_for(model: str, loss: str, optimizer: str) -> Recipe:
+    """The recipe of a model, a loss and an update rule.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if hidden_units(model):
+        rates, init_scale = TWO_LAYER_LEARNING_RATES, _TWO_LAYER_INIT_SCALE
+    else:
+        rates, init_scale = LEARNING_RATES, _INIT_SCALE
+    return Recipe(rates[loss][optimizer], REGULARIZATION[loss], init_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +185,7 @@ class TrainConfig:
         cache: rows in memory as "uint8", as "float32", or as what is faster: "auto".
         cache_budget: MiB of each process for them; with less, rows come from the shards.
         keep_checkpoints: how many to keep, beside the first and the best: the newest 8, and of
-            older epochs a series that thins out (`distsgd.runs.series`); 0 for all.
+            older epochs a series that thins out (`distsgd.runs.checkpoint`); 0 for all.
         checkpoint_seconds: seconds of work after which there is a checkpoint within an epoch too,
             kept until there are two newer ones to go on from; 0 for none.
         journal: "keep" all of it, or "bounded": drop what comes before the older of the two

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.manifest import Manifest
-from distsgd.data.names import normal, some_of
+from distsgd.data.text_files import normal, some_of
 from distsgd.errors import UsageError
 
 __all__ = ["Conversion"]

@@ -2,18 +2,21 @@
 
 The file is opened as one of a folder that somebody else may have made (`folder_files`): a lock file
 that is a link is refused, and the content of the file is left alone.
+
+A lock that the user is told of, if somebody else has it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distsgd.data.folder_files import open_inside
 
-__all__ = ["LockFile", "is_locked"]
+__all__ = ["LockFile", "is_locked", "waiting_lock"]
 
 
 class LockFile:
@@ -80,3 +83,16 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+@contextmanager
+def waiting_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock; whoever has it is waited for."""
+    lock = LockFile(path)
+    if not lock.acquire(wait=False):
+        say("another process is fetching; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

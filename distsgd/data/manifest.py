@@ -13,8 +13,7 @@ from typing import Any
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import mending
-from distsgd.data.names import is_printable
-from distsgd.data.text_files import parse_json
+from distsgd.data.text_files import is_printable, parse_json
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "read_manifest"]

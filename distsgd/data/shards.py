@@ -21,7 +21,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import mappable
 from distsgd.data.locations import mending
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
-from distsgd.data.names import some_of
+from distsgd.data.text_files import some_of
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 

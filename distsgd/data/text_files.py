@@ -1,25 +1,37 @@
-"""Text files that people have written: in the encoding of their byte order mark, or UTF-8."""
+"""Text files that people have written: in the encoding of their byte order mark, or UTF-8.
+
+Names of classes and columns, as people and programs write them.
+"""
 
 from __future__ import annotations
 
 import bz2
 import codecs
+import difflib
 import errno
 import gzip
 import json
 import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 __all__ = [
     "TEXTS",
     "encoding_of",
+    "escaped",
+    "is_printable",
     "kind_of",
+    "nearest",
+    "normal",
     "open_bytes",
     "parse_json",
     "read_text",
     "require_file",
+    "some_of",
 ]
+
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -109,3 +121,52 @@ def open_bytes(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".bz2":
         return cast(IO[bytes], bz2.open(path))
     return path.open("rb")
+
+
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, lone surrogates, and separators of lines."""
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of the text that follows."""
+
+_FIRST, _LAST = 12, 3
+
+
+def normal(name: str) -> str:
+    """A name in the composed form of Unicode (NFC), in which é is one character."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def is_printable(name: str) -> bool:
+    """Whether a name can be printed as it is: no control characters, no turns of direction."""
+    return name.isprintable() or not any(map(_is_unprintable, name))
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in _UNPRINTABLE or character in _TURNS
+
+
+def escaped(name: str) -> str:
+    """A name with its unprintable characters written as escapes, as in ``a\\nb``."""
+    if is_printable(name):
+        return name
+    return "".join(
+        character.encode("unicode_escape").decode() if _is_unprintable(character) else character
+        for character in name
+    )
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that was probably meant: the same but for case and form, or similar."""
+    folded = {normal(one).casefold(): one for one in names}
+    found = difflib.get_close_matches(normal(name).casefold(), folded, 1, 0.6)
+    return folded[found[0]] if found else None
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names as a list; of many the first and the last, and how many there are."""
+    shown = list(map(escaped, names))
+    if len(shown) > _FIRST + _LAST + 1:
+        between = f"... ({len(shown)} in all)"
+        shown = [*shown[:_FIRST], between, *shown[-_LAST:]]
+    return ", ".join(shown)

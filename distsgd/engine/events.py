@@ -1,19 +1,23 @@
-"""What a runtime tells its caller while it trains."""
+"""What a runtime tells its caller while it trains.
+
+What a consistency policy cost: staleness, drops, requeues, waiting.
+
+What a process does when: laps of one thread of work, for a timeline.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from time import perf_counter
+from dataclasses import dataclass, field, replace
+from time import perf_counter, perf_counter_ns
 
-from distsgd.core.messages import Applied, Decision, Diverged
-from distsgd.core.optim.residuals import Residuals
+from distsgd.core.messages import Applied, Decision, Diverged, Dropped
+from distsgd.core.optim.compression import Residuals
 from distsgd.core.server.parameter_server import ParameterServer
 from distsgd.core.server.range_server import SplitServer
 from distsgd.core.server.sampled_updates import Evidence
 from distsgd.engine.job import Job, Snapshot, snapshot
-from distsgd.engine.statistics import Statistics
-from distsgd.engine.trace import Track
 
 __all__ = [
     "Connected",
@@ -25,10 +29,102 @@ __all__ = [
     "Progress",
     "Recorder",
     "Saved",
+    "Statistics",
     "Stopwatch",
+    "Trace",
+    "Track",
     "Updated",
     "Witnessed",
 ]
+
+
+@dataclass
+class Statistics:
+    """Counts over a run.
+
+    Attributes:
+        updates: updates applied.
+        staleness: age of a gradient in updates -> contributions of that age.
+        dropped: pushes that were not used.
+        requeued: pieces that were put off to a later update.
+        waiting_seconds: worker -> seconds from asking for work to getting it.
+        answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
+            and the way there and back.
+        busy_seconds: time the server spent on pushes and pulls.
+        bytes_pushed: bytes of gradients that were sent to the server.
+        let_pass: updates sampled for a recomputation that found no room to wait for it.
+    """
+
+    updates: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    dropped: int = 0
+    requeued: int = 0
+    waiting_seconds: dict[int, float] = field(default_factory=dict)
+    answering_seconds: dict[int, float] = field(default_factory=dict)
+    bytes_pushed: int = 0
+    busy_seconds: float = 0.0
+    let_pass: int = 0
+
+    def count(self, decision: Decision) -> None:
+        """Take note of a decision of the server."""
+        if isinstance(decision, Applied):
+            self.updates += 1
+            self.staleness.update(decision.staleness)
+            self.requeued += len(decision.requeued)
+        elif isinstance(decision, Dropped):
+            self.dropped += 1
+
+    def waited(self, worker: int, seconds: float) -> None:
+        """A worker has waited for work."""
+        self.waiting_seconds[worker] = self.waiting_seconds.get(worker, 0.0) + seconds
+
+
+Span = tuple[str, int, int]
+"""What was done, and from when to when, in nanoseconds of the node's monotonic clock."""
+
+MOST_SPANS = 1_000_000
+"""Kept of one track; what comes after is left out, so that a long run does not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One line of the timeline.
+
+    Attributes:
+        name: of the process, such as "worker 0".
+        spans: what it did, in order.
+    """
+
+    name: str
+    spans: tuple[Span, ...]
+
+
+class Trace:
+    """Takes the time between one call and the next.
+
+    Args:
+        on: False makes every call do nothing.
+    """
+
+    def __init__(self, on: bool) -> None:
+        self._on, self._last = on, perf_counter_ns()
+        self._spans: list[Span] = []
+
+    def start(self) -> None:
+        """What has been done until now belongs to nothing."""
+        if self._on:
+            self._last = perf_counter_ns()
+
+    def lap(self, name: str) -> None:
+        """What has been done since the call before was this."""
+        if self._on and len(self._spans) < MOST_SPANS:
+            now = perf_counter_ns()
+            self._spans.append((name, self._last, now))
+            self._last = now
+
+    def track(self, name: str) -> Track:
+        """All laps, as those of the process of this name."""
+        return Track(name, tuple(self._spans))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""A follower that many threads may call: does as the coordinator's log says."""
+"""A follower that many threads may call: does as the coordinator's log says.
+
+The coordinator's decisions, kept until every follower has taken them.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,14 +17,15 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Dismiss, Grant, Push
+from distsgd.engine.events import Trace
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.pending_replies import Outbox
-from distsgd.engine.trace import Trace
 from distsgd.errors import RuntimeFailure
 from distsgd.transport.base import Work
-from distsgd.transport.log_stream import Entry
+from distsgd.transport.framing import Entry
 
-__all__ = ["FollowerHost"]
+__all__ = ["DecisionLog", "FollowerHost"]
+
 
 _PATIENCE = 60.0
 _log = logging.getLogger("distsgd")
@@ -120,3 +125,35 @@ class FollowerHost:
                 if not self._changed.wait(_PATIENCE):
                     self._fail(RuntimeFailure("a parameter server does not keep up"))
             return *found, self._received
+
+
+class DecisionLog:
+    """A queue with several readers.
+
+    Args:
+        readers: how many.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self._entries: deque[Entry] = deque()
+        self._first = 0
+        self._taken = [0] * readers
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Append entries; without readers nothing is kept."""
+        if self._taken:
+            self._entries.extend(entries)
+
+    def news(self, reader: int) -> bool:
+        """Whether there is something that a reader has not taken."""
+        return self._taken[reader] < self._first + len(self._entries)
+
+    def take(self, reader: int) -> list[Entry]:
+        """All that a reader has not taken yet."""
+        skip = self._taken[reader] - self._first
+        found = [entry for number, entry in enumerate(self._entries) if number >= skip]
+        self._taken[reader] += len(found)
+        while self._first < min(self._taken):
+            self._entries.popleft()
+            self._first += 1
+        return found

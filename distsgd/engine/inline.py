@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.core.messages import Decision, Dismiss, Grant
-from distsgd.core.optim.residuals import Residual, Residuals, shared_out
-from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Witnessed
+from distsgd.core.optim.compression import Residual, Residuals, shared_out
+from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, Witnessed
 from distsgd.engine.job import Job, Snapshot
-from distsgd.engine.timed_snapshots import TimedSnapshots
-from distsgd.engine.trace import Track
+from distsgd.engine.snapshots import TimedSnapshots
 from distsgd.engine.worker import Worker
 from distsgd.transport.faulty import Deliver, PushFaults, Tally, faulty_push
 

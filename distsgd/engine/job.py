@@ -12,11 +12,9 @@ from distsgd.core.chaos import Chaos
 from distsgd.core.model.architecture import Architecture, Kernel
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.models import LINEAR, make_architecture
-from distsgd.core.optim.compression import Codec, ErrorFeedback, make_codec
-from distsgd.core.optim.optimizers import make_optimizer
-from distsgd.core.optim.residuals import Residuals, share
+from distsgd.core.optim.compression import Codec, ErrorFeedback, Residuals, make_codec, share
+from distsgd.core.optim.optimizers import Updater, make_optimizer
 from distsgd.core.optim.schedules import Schedule
-from distsgd.core.optim.update import Updater
 from distsgd.core.plan import Plan
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.consistency.bsp import BulkSynchronous

@@ -9,9 +9,8 @@ from dataclasses import replace
 from time import perf_counter
 
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
-from distsgd.core.optim.residuals import shared_out
+from distsgd.core.optim.compression import shared_out
 from distsgd.core.server.range_server import Keep
-from distsgd.engine.decision_log import DecisionLog
 from distsgd.engine.events import (
     Ended,
     EpochEnded,
@@ -21,16 +20,16 @@ from distsgd.engine.events import (
     Recorder,
     Saved,
     Stopwatch,
+    Trace,
     Witnessed,
 )
+from distsgd.engine.follower import DecisionLog
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.lease_times import LeaseTimes
 from distsgd.engine.pending_replies import Outbox
-from distsgd.engine.snapshots import HeldEvents
-from distsgd.engine.timed_snapshots import TimedSnapshots
-from distsgd.engine.trace import Trace
+from distsgd.engine.snapshots import HeldEvents, TimedSnapshots
 from distsgd.transport.base import Work
-from distsgd.transport.log_stream import Entry
+from distsgd.transport.framing import Entry
 
 __all__ = ["ServerHost"]
 

@@ -1,26 +1,60 @@
-"""A worker: gathers the rows of its slots, computes their gradients, sums them along the tree."""
+"""A worker: gathers the rows of its slots, computes their gradients, sums them along the tree.
+
+A job's dataset on the node where a worker runs, which may be another than the driver's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
-from distsgd.core.epoch_order import EpochOrder
 from distsgd.core.messages import REPORT, Lease, Push
 from distsgd.core.model.slot_gradient import SlotLoss
 from distsgd.core.optim.compression import ErrorFeedback
+from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
+from distsgd.data.dataset import Dataset
+from distsgd.data.locations import REMOTE_SOURCE, find_dataset
+from distsgd.data.remote.known_addresses import given
+from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.data.row_cache import open_rows
 from distsgd.engine.blas import check_blas_threads
-from distsgd.engine.dataset_here import dataset_here
+from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
-from distsgd.engine.trace import Trace
+from distsgd.errors import DatasetError
 from distsgd.transport.base import Channel, Work
 
-__all__ = ["Worker", "work"]
+__all__ = ["Worker", "dataset_here", "work"]
+
+
+def dataset_here(job: Job) -> Dataset:
+    """The dataset at the driver's path, else by the name that the user gave.
+
+    Raises:
+        DatasetError: this node has none, or another of that name.
+    """
+    folder = Path(job.folder)
+    remote = is_uri(job.dataset)
+    if remote:
+        given(parse_uri(job.dataset))  # to the driver
+    if not (folder / "manifest.json").is_file():
+        folder = find_dataset(job.dataset or job.folder)
+    found = Dataset(
+        folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards),
+        # In the driver's cache, which may be another than that of this process.
+        remote=remote and (folder / REMOTE_SOURCE).exists(),
+    )  # fmt: skip
+    if job.digest and found.manifest.digest != job.digest:
+        raise DatasetError(
+            f"the dataset in {folder} is another than the driver's",
+            "Fetch it anew, or copy the driver's",
+        )
+    return found
+
 
 Place = tuple[int, int, int]
 """Step, first slot, one past the last."""

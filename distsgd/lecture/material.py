@@ -1,18 +1,38 @@
-"""The examples that the lecture's experiments look at: plain matrices of features."""
+"""The examples that the lecture's experiments look at: plain matrices of features.
+
+Refusals that several experiments share.
+
+Runs of the service that an experiment makes and looks at, and that leave nothing behind.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
+from distsgd.core.model.losses import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import find_dataset
 from distsgd.errors import UsageError
 from distsgd.training.limits import check_memory
+from distsgd.training.results import EpochRow, Reporter, TrainResult
+from distsgd.training.training import train
 
-__all__ = ["Examples", "check_examples", "check_limit", "first_examples", "open_dataset"]
+__all__ = [
+    "Examples",
+    "Trained",
+    "check_examples",
+    "check_limit",
+    "check_loss",
+    "first_examples",
+    "open_dataset",
+    "train_for_study",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +125,42 @@ def first_examples(
     inner /= scale
     labels = part.labels[:rows].astype(np.int64)
     return Examples(features, labels, len(dataset.manifest.classes))
+
+
+def check_loss(loss: str) -> None:
+    """See that there is such a loss.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if loss not in LOSSES:
+        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an experiment keeps of a run.
+
+    Attributes:
+        result: at the end.
+        epochs: one row for each epoch.
+    """
+
+    result: TrainResult
+    epochs: tuple[EpochRow, ...]
+
+
+class _Listener(Reporter):
+    def __init__(self) -> None:
+        self.rows: list[EpochRow] = []
+
+    def epoch(self, row: EpochRow) -> None:
+        self.rows.append(row)
+
+
+def train_for_study(dataset: str | Path, **settings: Any) -> Trained:
+    """Train as `distsgd.train` does, in a folder that is removed afterwards."""
+    listener = _Listener()
+    with tempfile.TemporaryDirectory(prefix="distsgd-study-") as folder:
+        result = train(dataset, run_dir=Path(folder, "run"), reporter=listener, **settings)
+    return Trained(result, tuple(listener.rows))

@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import ray
 
-from distsgd.engine.events import Connected, Ended, EpochEnded, Event, Hung, Notice, Saved, Updated
+from distsgd.engine.events import (
+    Connected,
+    Ended,
+    EpochEnded,
+    Event,
+    Hung,
+    Notice,
+    Saved,
+    Statistics,
+    Track,
+    Updated,
+)
 from distsgd.engine.job import Job, Snapshot
-from distsgd.engine.statistics import Statistics
-from distsgd.engine.trace import Track
 from distsgd.errors import RuntimeFailure, ServerLost
-from distsgd.on_ray.capacity import room_for_workers
+from distsgd.on_ray.capacity import place_of_servers, place_of_workers, room_for_workers
 from distsgd.on_ray.chaos_kills import Havoc
 from distsgd.on_ray.fleet import WAIT_SECONDS, Fleet
-from distsgd.on_ray.health import check_ray
-from distsgd.on_ray.placement import place_of_servers, place_of_workers
+from distsgd.on_ray.health import HINT, answer_of, check_ray, what_to_tell
 from distsgd.on_ray.processes import FollowerProcess, ServerProcess, WorkerProcess
-from distsgd.on_ray.ray_answers import HINT, answer_of, what_to_tell
 from distsgd.on_ray.session import ray_session
 from distsgd.on_ray.sharing import owns_ray
 

@@ -1,23 +1,70 @@
-"""The worker actors of one training: connected, set to work, and replaced when they die."""
+"""The worker actors of one training: connected, set to work, and replaced when they die.
+
+Where a process is, so that one that hangs can be ended at once.
+
+Ray asks a process to end, and uses force after 5 s: one that is stopped holds its CPU until then.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import ray
 
+from distsgd.data.system import kill_if
 from distsgd.engine.blas import SAME_BLAS, blas_kernel
 from distsgd.engine.events import Notice
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
-from distsgd.on_ray.ray_answers import DEAD, HINT, answer_of, cause_of, why_dead
-from distsgd.on_ray.whereabouts import end_process, whereabouts
+from distsgd.on_ray.health import DEAD, HINT, answer_of, cause_of, why_dead
 
-__all__ = ["WAIT_SECONDS", "Fleet"]
+__all__ = ["WAIT_SECONDS", "Fleet", "Whereabouts", "end_process", "whereabouts"]
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """A process.
+
+    Attributes:
+        machine: boot and namespace in which its number means something.
+        pid: its number.
+        started: when it was started, in ticks since the boot; numbers are used again.
+    """
+
+    machine: str
+    pid: int
+    started: str
+
+
+def whereabouts(_: object = None) -> Whereabouts:
+    """Those of this process."""
+    return Whereabouts(_machine(), os.getpid(), _started(os.getpid()))
+
+
+def end_process(place: Whereabouts) -> bool:
+    """SIGKILL a process of this machine; returns whether it was here, and still the same."""
+    with suppress(OSError):
+        if place.machine == _machine():
+            return kill_if(place.pid, lambda: place.started == _started(place.pid))
+    return False
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _started(pid: int) -> str:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rpartition(")")[2].split()[19]
+
 
 _MOST_FAILURES = 5
 _SECONDS_UNSAID = 5.0

@@ -13,21 +13,18 @@ import ray
 
 from distsgd.core.arrays import Floats
 from distsgd.engine.blas import blas_kernel, keep_one_blas_thread
-from distsgd.engine.events import Event
+from distsgd.engine.events import Event, Track
 from distsgd.engine.follower import FollowerHost
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.server_host import ServerHost
-from distsgd.engine.trace import Track
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, DatasetError, StorageError
 from distsgd.transport.base import Channel
-from distsgd.transport.connections import TcpChannel, connect_within_node, follow
+from distsgd.transport.connections import ShardedChannel, TcpChannel, connect_within_node, follow
 from distsgd.transport.faulty import FaultyChannel, PushFaults, Tally
-from distsgd.transport.framing import Shape
-from distsgd.transport.log_stream import Entry
+from distsgd.transport.framing import Entry, Shape
 from distsgd.transport.port import Address, Port
 from distsgd.transport.ray_calls import RayChannel, RayPort
-from distsgd.transport.sharded import ShardedChannel
 
 __all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
 

@@ -159,8 +159,7 @@ class _Round:
     def _wait(self, given: _Given) -> Any:
         import ray
 
-        from distsgd.on_ray.health import check_ray
-        from distsgd.on_ray.ray_answers import DEAD, cause_of
+        from distsgd.on_ray.health import DEAD, cause_of, check_ray
 
         while True:
             try:
@@ -177,7 +176,7 @@ class _Round:
         """A worker has died: another does again what it had not answered."""
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
-            from distsgd.on_ray.ray_answers import why_dead
+            from distsgd.on_ray.health import why_dead
 
             raise RuntimeFailure(
                 f"workers die again and again: {why_dead(error)}",

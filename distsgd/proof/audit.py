@@ -15,11 +15,9 @@ from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
 from distsgd.core.server.position import slots_of_lease
 from distsgd.errors import RunError
-from distsgd.runs.checkpoint import checkpoint_path, read_place
-from distsgd.runs.journal import Record
-from distsgd.runs.journal_reader import check_head, find_head
+from distsgd.runs.checkpoint import Place, checkpoint_path, read_place
+from distsgd.runs.journal import Record, check_head, find_head
 from distsgd.runs.opened_run import OpenedRun, open_run
-from distsgd.runs.place import Place
 from distsgd.runs.run_view import RunView, checked_lines, proven
 
 __all__ = ["Audit", "audit"]

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
-from distsgd.core.model.reference import Recomputed, recompute, rounding
-from distsgd.core.model.reference_two_layer import recompute_two_layer
+from distsgd.core.model.reference import Recomputed, recompute, recompute_two_layer, rounding
 from distsgd.data.dataset import Dataset
 from distsgd.data.plain_rows import PlainRows
 from distsgd.engine.job import Job

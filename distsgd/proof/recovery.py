@@ -7,20 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distsgd.config.jobs import make_job
-from distsgd.config.setting_values import as_type
-from distsgd.config.settings import TrainConfig
+from distsgd.config.settings import TrainConfig, as_type
 from distsgd.config.sources import AUTO, with_room
 from distsgd.config.spelling import spelling
 from distsgd.core.messages import Lease
-from distsgd.core.optim.residuals import Residual, Residuals
+from distsgd.core.optim.compression import Residual, Residuals
 from distsgd.core.server.position import Ledger
 from distsgd.engine.job import Snapshot
 from distsgd.errors import RunError, UsageError
 from distsgd.proof.replayer import Replayer, records_of, start_of
 from distsgd.runs.checkpoint import Model
-from distsgd.runs.journal import Entry, Mark
+from distsgd.runs.journal import Entry, Mark, MarkMissing
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
-from distsgd.runs.journal_reader import MarkMissing
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.runs.residual_file import read_residuals
 

@@ -10,7 +10,7 @@ from distsgd.errors import JournalError
 from distsgd.proof.recovery import residuals_of
 from distsgd.proof.replayer import Replayer, records_of, start_of
 from distsgd.runs.checkpoint import checkpoint_path, read_if_kept, weights_sha256
-from distsgd.runs.kernels import other_kernels
+from distsgd.runs.folder import other_kernels
 from distsgd.runs.opened_run import OpenedRun, open_run
 from distsgd.runs.run_view import RunView, checked_lines, proven
 

@@ -12,10 +12,14 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import LIFE, Lease, Push
-from distsgd.core.optim.compression import ErrorFeedback
-from distsgd.core.optim.optimizers import make_optimizer
-from distsgd.core.optim.residuals import Residual, Residuals, shared_out, start_of_life
-from distsgd.core.optim.update import Updater
+from distsgd.core.optim.compression import (
+    ErrorFeedback,
+    Residual,
+    Residuals,
+    shared_out,
+    start_of_life,
+)
+from distsgd.core.optim.optimizers import Updater, make_optimizer
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server.position import Position
 from distsgd.core.server.range_server import rebuilt

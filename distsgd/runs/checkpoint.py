@@ -2,10 +2,21 @@
 
 Written beside, fsynced, renamed: a checkpoint is either whole or absent. Read without pickle,
 and checked against the SHA-256 of its arrays.
+
+Where in its run a checkpoint stands: what is needed to go on from it without what was before.
+
+Which checkpoints of a run stay: the newest, and a series of older ones that thins out.
+
+A long run would otherwise fill the disk. What draws the path of a run, such as `landscape`, needs
+some from its whole length, more where W moves fast; what goes on with a run needs the newest.
 """
 
 from __future__ import annotations
-
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from distsgd.core.server.position import Ledger
+from distsgd.config.settings import TrainConfig
+from distsgd.runs.journal import Mark, Resumed
 import hashlib
 import io
 import json
@@ -16,9 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
 import numpy as np
-
 from distsgd.core.model.architecture import Architecture
 from distsgd.core.arrays import Floats
 from distsgd.core.model.features import Preprocessing
@@ -26,27 +35,84 @@ from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.models import LINEAR, make_architecture
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
-from distsgd.data.names import is_printable
+from distsgd.data.text_files import is_printable
 from distsgd.data.text_files import parse_json
 from distsgd.errors import RunError, in_short, machine_trouble, storage_error
 from distsgd.runs.array_archive import ArrayArchive
-from distsgd.runs.place import Place
 from distsgd.on_ray.capacity import free_memory
+from collections.abc import Sequence
 
-__all__ = [
-    "Model",
-    "checkpoint_path",
-    "checkpoint_versions",
-    "latest_checkpoint",
-    "read_checkpoint",
-    "read_if_kept",
-    "read_newest",
-    "read_place",
-    "remove_checkpoints",
-    "shaped",
-    "weights_sha256",
-    "write_checkpoint",
-]
+__all__ = ["GOES_ON_WITH", "Model", "Place", "checkpoint_path", "checkpoint_versions", "latest_checkpoint", "read_checkpoint", "read_if_kept", "read_newest", "read_place", "remove_checkpoints", "resumed_settings", "shaped", "superfluous", "wanted", "weights_sha256", "write_checkpoint"]
+
+
+GOES_ON_WITH = ("workers", "servers", "channel", "epochs")
+"""The settings that may be others where a run is gone on with."""
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in its run a checkpoint stands.
+
+    Attributes:
+        mark: the place in the journal.
+        ledger: which slots have been applied, as JSON; see `distsgd.core.server.position.Ledger`.
+        settings: those of `GOES_ON_WITH`, as they were.
+        usable: whether all that later updates read is in the checkpoint or comes after it.
+        fleet: most workers that the fleet has had since the run began or was gone on with; None
+            for those of ``settings``.
+    """
+
+    mark: Mark
+    ledger: dict[str, Any]
+    settings: dict[str, Any]
+    usable: bool
+    fleet: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Place:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not that.
+        """
+        mark = Mark(**content["mark"])
+        counts = [mark.offset, mark.lines, content.get("fleet") or 0]
+        if any(type(n) is not int or not 0 <= n < _MOST for n in counts):
+            raise ValueError("its place in the journal is none")
+        if set(content["settings"]) != set(GOES_ON_WITH) or type(mark.digest) is not str:
+            raise ValueError("its settings are not those that a run goes on with")
+        place = cls(**{**content, "mark": mark})
+        Ledger.from_json(place.ledger)
+        return place
+
+    def config(self, origin: TrainConfig) -> TrainConfig:
+        """The settings here, from those at the beginning of the run.
+
+        Raises:
+            UsageError: one cannot be used.
+        """
+        return replace(origin, **self.settings)
+
+
+def resumed_settings(config: TrainConfig, entry: Resumed) -> TrainConfig:
+    """The settings from a line of the journal on that says that the run was gone on with.
+
+    Raises:
+        UsageError: one cannot be used.
+    """
+    return replace(
+        config,
+        epochs=entry.epochs,
+        workers=entry.workers,
+        servers=entry.servers,
+        channel=entry.channel,
+    )
+
 
 _FORMAT = "distsgd checkpoint 1"
 _NAME = re.compile(r"step-(\d+)\.npz", re.ASCII)
@@ -343,3 +409,58 @@ def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
 def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:
     """Flat padded arrays as they are kept, each shaped like W."""
     return {name: model.unpad(array) for name, array in flat.items()}
+
+
+_NEWEST = 8
+"""The newest that stay, if as many may."""
+
+
+def wanted(epoch: int, keep: int) -> bool:
+    """Whether the checkpoint of an epoch that has just ended belongs to the series.
+
+    Those that a later epoch still counts in are among those that did when they ended.
+
+    Args:
+        epoch: which, from 1.
+        keep: how many checkpoints stay; 0 for all.
+    """
+    return not keep or _in_series(epoch, epoch - min(keep, _NEWEST), keep)
+
+
+def superfluous(versions: Sequence[int], epochs: int, version: int, keep: int) -> set[int]:
+    """The checkpoints that need not stay.
+
+    The newest stay, 8 or ``keep``, whatever is less. Of the others those of every epoch stay, or
+    of every 2nd, 4th, 8th, ..., with epochs 1, 2, 4, 8, ..., so that all are at most ``keep``. A
+    checkpoint within an epoch counts as one of the nearest end of an epoch.
+
+    Args:
+        versions: of W that there are checkpoints of, ascending.
+        epochs: that have ended, at least 1.
+        version: of W at the end of the last of them.
+        keep: how many stay; 0 for all.
+    """
+    if not keep:
+        return set()
+    newest = min(keep, _NEWEST)
+    updates = max(1, version) / epochs  # of an epoch; with some policies that is a mean
+    return {
+        older
+        for older in versions[:-newest]
+        if not _in_series(round(older / updates), epochs - newest, keep)
+    }
+
+
+def _in_series(epoch: int, epochs: int, keep: int) -> bool:
+    """Whether an epoch is in the series of the first ``epochs``, which has room beside the newest.
+
+    Powers of two take half of the room at most; if they need more, there are none.
+    """
+    room, epochs = keep - min(keep, _NEWEST), max(0, epochs)
+    for powers in (True, False):
+        most = room // 2 if powers else epochs.bit_length()
+        for doublings in range(most + 1):
+            # From 1 on, as many powers of two as doublings are no multiples of the stride.
+            if (epochs >> doublings) + (doublings if powers else 0) <= room:
+                return epoch % (1 << doublings) == 0 or (powers and epoch & (epoch - 1) == 0)
+    return False

@@ -5,10 +5,13 @@ metrics.jsonl           one record a logging interval, one an epoch
 checkpoints/*.npz       W and the state of the optimiser
 checkpoints/*.bin       residuals of error feedback, beside the newest of them
 report.json             what came out, once the run has ended
+
+How many workers a live run is to have: a file in its folder that the user's command writes.
+
+Which kernels have multiplied the matrices of a run: its bits are theirs, see `engine.blas`.
 """
 
 from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -24,7 +27,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
 from distsgd.core.model.models import LINEAR
 from distsgd.data.folder_files import SMALL, names_inside, read_inside, remove_inside, replace_inside
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
@@ -36,8 +38,12 @@ from distsgd.config.settings import TrainConfig
 from distsgd.config.spelling import Spelling, written
 from distsgd.engine.blas import blas_kernel
 from distsgd.version import __version__
+from distsgd.data.folder_files import stat_inside
+from distsgd.errors import RunError, StorageError
+from distsgd.engine.blas import SAME_BLAS, blas_kernel
 
-__all__ = ["RunFolder", "create_run", "find_run", "handle", "list_runs", "runs_home", "versions"]
+__all__ = ["RunFolder", "WantedWorkers", "add_kernel", "create_run", "find_run", "forget_wanted", "handle", "kernels_of", "list_runs", "other_kernels", "runs_home", "want_workers",]
+
 
 _LOCK = ".running"
 _KINDS: dict[str, type] = {
@@ -350,3 +356,83 @@ def find_run(name: str | Path) -> RunFolder:
     if found:
         return found[0]
     raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")
+
+
+_WORKERS_FILE = "workers.json"
+
+
+def want_workers(run: RunFolder, workers: int) -> None:
+    """Leave word for the process that trains.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    run.write(_WORKERS_FILE, {"workers": workers})
+
+
+def forget_wanted(run: RunFolder) -> None:
+    """Forget the word that was left for a run before it is gone on with."""
+    run.remove(_WORKERS_FILE)
+
+
+class WantedWorkers:
+    """What the process that trains reads of it.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._path = run, run.path / _WORKERS_FILE
+        self._seen = 0
+
+    def again(self) -> None:
+        """What has been told is to be told once more: the workers are others."""
+        self._seen = 0
+
+    def __call__(self) -> int | None:
+        """How many, if there is new word."""
+        try:
+            now = stat_inside(self._path).st_mtime_ns
+        except OSError:
+            return None
+        if now == self._seen:
+            return None
+        self._seen = now
+        try:
+            found = self._run.read(_WORKERS_FILE)["workers"]
+        except (RunError, StorageError, KeyError):
+            return None
+        return found if isinstance(found, int) and found > 0 else None
+
+
+_KERNELS_FILE = "kernels.json"
+
+
+def kernels_of(run: RunFolder) -> list[str]:
+    """The one that began the run, then those of workers and resumes that had others."""
+    begun = run.read("config.json")["versions"]["blas"]
+    later = run.read(_KERNELS_FILE)["kernels"] if (run.path / _KERNELS_FILE).exists() else []
+    return [begun, *later]
+
+
+def add_kernel(run: RunFolder, kernel: str) -> None:
+    """Remember one, unless it is known.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
+    known = kernels_of(run)
+    if kernel not in known:
+        run.write(_KERNELS_FILE, {"kernels": [*known[1:], kernel]})
+
+
+def other_kernels(run: RunFolder) -> str:
+    """What there is to say if not all of the run was computed as it is here."""
+    known, here = kernels_of(run), blas_kernel()
+    if set(known) <= {here}:
+        return ""
+    return (
+        f"the run was computed by {' and '.join(known)}, and this machine has {here}, which rounds "
+        f"otherwise; {SAME_BLAS}"
+    )

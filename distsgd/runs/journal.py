@@ -33,34 +33,33 @@ A journal whose beginning was dropped (the setting `journal`) begins with a line
     o   bytes of the lines that were dropped
     l   how many they were
     d   digest of the last of them
+
+Reading a journal, from its beginning or from any mark, each line checked against the chain.
+
+A journal may grow, or lose its beginning, while it is read: read its beginning and its lines by one
+`whole_journal` where they must go together.
 """
 
 from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 from distsgd.core.messages import Applied, Lease
 from distsgd.data.folder_files import reader_inside, replace_inside
 from distsgd.errors import storage_error
 from distsgd.runs.line_file import LineFile
+import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from distsgd.core.messages import Lease
+from distsgd.data.folder_files import reader_inside
+from distsgd.errors import JournalError, UsageError, machine_trouble
 
-__all__ = [
-    "DIGEST_LENGTH",
-    "JOURNAL",
-    "Entry",
-    "JournalWriter",
-    "Mark",
-    "Record",
-    "Resized",
-    "Resumed",
-    "chained",
-    "first_digest",
-]
+__all__ = ["Entry", "JOURNAL", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized", "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal", "resumptions", "whole_journal",]
+
 
 JOURNAL = "journal.jsonl"
 
@@ -231,3 +230,261 @@ class JournalWriter(LineFile):
         self._digest = chained(self._digest, content)
         self._lines += 1
         self.write({**content, "d": self._digest})
+
+
+_LONGEST = 1 << 23
+"""Bytes of the longest line: one of more than 100,000 pieces."""
+
+_LONGEST_NAME, _LONGEST_MARK = 100, 1000
+_PIECE = 1 << 20
+_MOST = 1 << 63
+"""No number of a record is as large."""
+
+
+class MarkMissing(JournalError):
+    """A journal does not have the place that it is to be read from."""
+
+
+class Journal:
+    """A journal as it was at one moment; it is read piece by piece, however long it is.
+
+    Args:
+        begin: the mark where it begins.
+        file: descriptor of the file, which is closed with this object. What is appended later is
+            not read; a file that takes the place of this one changes nothing.
+        start: where in the file the first line begins.
+
+    Attributes:
+        begin: the mark where it begins.
+    """
+
+    def __init__(self, begin: Mark, file: int, start: int) -> None:
+        self.begin, self._file, self._start = begin, file, start
+        self._end = os.fstat(file).st_size
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    def entries(self) -> Iterator[tuple[Entry, Mark]]:
+        """Its lines, each with the mark after it; a last line that was cut short is left out.
+
+        Raises:
+            JournalError: names the first line that does not hold.
+        """
+        # A generator of this object's own, so that the file stays open for as long as it is read.
+        yield from _checked(self._file, self._start, self._end, self.begin)
+
+
+def whole_journal(folder: Path, first: str) -> Journal:
+    """All of a run's journal, as it is now.
+
+    Args:
+        folder: the run folder.
+        first: see `first_digest`.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    try:
+        with reader_inside(folder / JOURNAL) as file:
+            line = file.readline(_LONGEST)
+            dropped = _dropped(line)
+            start = len(line) if dropped else 0
+            return Journal(dropped or Mark(first), os.dup(file.fileno()), start)
+    except FileNotFoundError:
+        raise JournalError(0, f"{folder / JOURNAL} is missing") from None
+    except OSError as error:
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
+
+
+def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+    """The lines of a run's journal from a mark on, each checked against the chain.
+
+    A last line that was cut short is not there.
+
+    Yields:
+        each line, and the mark after it.
+
+    Raises:
+        MarkMissing: the journal has no such place.
+        JournalError: names the first line that does not hold.
+    """
+    try:
+        with reader_inside(folder / JOURNAL) as file:
+            start = _place_of(file, begin)
+            end = os.fstat(file.fileno()).st_size
+            yield from _checked(file.fileno(), start, end, begin)
+    except FileNotFoundError:
+        if begin.lines:
+            raise MarkMissing(0, f"{folder / JOURNAL} is missing") from None
+    except OSError as error:
+        raise machine_trouble(error, folder / JOURNAL) or JournalError(
+            0, f"{folder / JOURNAL} cannot be read: {error}"
+        ) from None
+
+
+def _lines(file: int, start: int, end: int, number: int) -> Iterator[bytes]:
+    """The whole lines of a file between two places.
+
+    Args:
+        number: of the line before the first.
+
+    Raises:
+        JournalError: one is longer than any record.
+    """
+    rest = b""
+    while piece := os.pread(file, min(_PIECE, end - start), start):
+        start += len(piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        if max(map(len, (*lines, rest))) > _LONGEST:
+            raise JournalError(number + 1, "it is longer than any record")
+        number += len(lines)
+        yield from (line + b"\n" for line in lines)
+
+
+def _checked(file: int, start: int, last: int, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
+    """The whole lines of a journal after a mark, each checked against the chain."""
+    digest, end = begin.digest, begin.offset
+    for number, line in enumerate(_lines(file, start, last, begin.lines), begin.lines + 1):
+        end += len(line)
+        try:
+            fields = json.loads(line)
+            found = fields.pop("d")
+            digest = chained(digest, fields)
+            entry = _parse(fields)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
+            raise JournalError(number, "it is not a record") from None
+        if found != digest:
+            raise JournalError(number, "its digest does not follow from the records before it")
+        yield entry, Mark(digest, end, number)
+
+
+def check_head(head: str) -> None:
+    """See that a text may be the digest of a line.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if len(head) not in (DIGEST_LENGTH, 64) or not set(head) <= set("0123456789abcdef"):
+        raise UsageError(
+            f"--head {head} is no digest of a journal, of {DIGEST_LENGTH} hexadecimal digits",
+            "Give the one that `distsgd train` or `distsgd audit` has shown",
+        )
+
+
+def find_head(journal: Journal, head: str) -> int:
+    """The number of the line with a digest that was kept, from 1; 0 for the beginning.
+
+    The chain makes everything before that line what it was when the digest was kept.
+
+    Raises:
+        JournalError: the journal has no such line, or one that does not hold.
+    """
+    begin = journal.begin
+    if head == begin.digest:
+        return begin.lines
+    for _, mark in journal.entries():
+        if mark.digest == head:
+            return mark.lines
+    dropped = (
+        f"; or its line is among the first {begin.lines}, which were dropped" if begin.lines else ""
+    )
+    raise JournalError(
+        0, f"the journal has no line with the digest {head}: it is not the one it was{dropped}"
+    )
+
+
+def resumptions(folder: Path) -> list[Resumed]:
+    """The lines of a journal that say that the run was gone on with; unchecked, to be shown."""
+    try:
+        with reader_inside(folder / JOURNAL) as file:
+            lines = _lines(file.fileno(), 0, os.fstat(file.fileno()).st_size, 0)
+            found = [json.loads(line) for line in lines if line.startswith(b'{"r"')]
+        for fields in found:
+            fields.pop("d")
+        return [entry for fields in found if isinstance(entry := _parse(fields), Resumed)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, JournalError):
+        return []
+
+
+def _place_of(file: BinaryIO, mark: Mark) -> int:
+    """Where in the file a mark is, which must be a place between two lines of it.
+
+    Raises:
+        MarkMissing: it is not.
+    """
+    line = file.readline(_LONGEST)
+    dropped = _dropped(line)
+    least = len(line) if dropped else 0
+    place = mark.offset - (dropped.offset if dropped else 0) + least
+    whole = least <= place <= os.fstat(file.fileno()).st_size
+    if whole and place > least:
+        file.seek(max(least, place - _LONGEST))
+        before = file.read(place - file.tell())
+        digest = _digest_of(before[before.rfind(b"\n", 0, -1) + 1 :])
+    else:
+        digest = dropped.digest if dropped else mark.digest
+    if not whole or digest != mark.digest:
+        raise MarkMissing(mark.lines, "it is missing, or another than it was")
+    return place
+
+
+def _digest_of(line: bytes) -> str | None:
+    try:
+        return str(json.loads(line)["d"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _dropped(line: bytes) -> Mark | None:
+    """The mark of a first line that stands for lines that were dropped; it is a short one."""
+    if len(line) > _LONGEST_MARK:
+        return None
+    try:
+        content = json.loads(line)
+        offset, lines = _whole([content["o"], content["l"]])
+        return Mark(str(content["d"]), offset, lines)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _parse(content: dict[str, Any]) -> Entry:
+    """Raises ValueError, LookupError or TypeError if it is none."""
+    names = set(content)
+    if names == {"r", "e", "n", "s", "h"}:
+        version, epochs, workers, servers = _whole([content[name] for name in "rens"])
+        if type(channel := content["h"]) is not str or len(channel) > _LONGEST_NAME:
+            raise ValueError("it has no channel")
+        return Resumed(version, epochs, workers, servers, channel)
+    if names == {"w"}:
+        return Resized(*_whole([content["w"]]))
+    if names != {"v", "s", "c", "q"}:
+        raise ValueError("it has other fields than a record")
+    version, step = _whole([content["v"], content["s"]])
+    contributions = tuple((worker, Lease(*lease)) for worker, *lease in map(_whole, content["c"]))
+    requeued = [_whole(piece) for piece in content["q"]]
+    if any(len(piece) != 4 for piece in requeued):
+        raise ValueError("it has a piece of another shape")
+    return Record(version, step, contributions, tuple((p, s, f, e) for p, s, f, e in requeued))
+
+
+def _whole(values: list[Any]) -> list[int]:
+    """Whole numbers from 0 on, and nothing that can only be converted to them.
+
+    Raises:
+        ValueError: one is none.
+    """
+    if type(values) is not list or any(
+        type(value) is not int or not 0 <= value < _MOST for value in values
+    ):
+        raise ValueError("it has something else than whole numbers")
+    return values

@@ -18,7 +18,7 @@ from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.runs.checkpoint import Model
 from distsgd.config.settings import TrainConfig
 from distsgd.runs.journal import Entry, Mark, Record, Resized
-from distsgd.runs.place import Place, resumed_settings
+from distsgd.runs.checkpoint import Place, resumed_settings
 
 __all__ = ["Beginning", "JournalCheck", "beginning_of"]
 

@@ -17,8 +17,8 @@ from distsgd.core.server.position import Ledger
 from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_versions, latest_checkpoint
 from distsgd.runs.journal import Entry, Mark
-from distsgd.runs.journal_reader import Journal
-from distsgd.runs.place import Place
+from distsgd.runs.journal import Journal
+from distsgd.runs.checkpoint import Place
 
 __all__ = ["RunView", "checked_lines", "proven"]
 

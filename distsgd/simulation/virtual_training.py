@@ -21,8 +21,7 @@ from distsgd.engine.events import Ended, Event, Recorder
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 from distsgd.errors import RuntimeFailure
-from distsgd.simulation.fleet import Fleet
-from distsgd.simulation.simulated_clock import SharedWeights, VirtualClock
+from distsgd.simulation.fleet import Fleet, SharedWeights, VirtualClock
 
 __all__ = ["Simulation", "lease_examples"]
 

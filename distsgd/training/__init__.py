@@ -2,8 +2,7 @@
 
 from distsgd.errors import TrainingInterrupted
 from distsgd.training.evaluation import Evaluation, Prediction, evaluate, predict
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow, TrainResult
+from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import resume, scale, train
 
 __all__ = [

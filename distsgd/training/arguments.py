@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.errors import UsageError
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 
 __all__ = ["as_path", "as_reporter", "as_text", "as_whole_number"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Bytes
 from distsgd.core.model.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
-from distsgd.data.importing.images_part import read_image
+from distsgd.data.importing.images import read_image
 from distsgd.data.locations import find_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError, UsageError
@@ -24,10 +24,9 @@ from distsgd.runs.checkpoint import (
     read_newest,
     weights_sha256,
 )
-from distsgd.runs.dataset_of import dataset_of
 from distsgd.runs.folder import RunFolder, find_run
 from distsgd.runs.metrics import best_epoch
-from distsgd.runs.opened_run import dataset_of_run
+from distsgd.runs.opened_run import dataset_of, dataset_of_run
 from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
 
@@ -154,7 +153,7 @@ def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
     """What to classify: names, and pixels of shape (examples, features)."""
     if len(model.shape) == 3:
         return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
-    from distsgd.data.importing.rows_to_classify import read_numbers
+    from distsgd.data.importing.choose import read_numbers
 
     columns, features = model.columns, model.preprocessing.features
     parts = [read_numbers(file, columns.names if columns else (), features) for file in files]

@@ -1,19 +1,231 @@
-"""Whether a training can be placed at all, seen before anything of it is made."""
+"""Whether a training can be placed at all, seen before anything of it is made.
+
+How much memory a training needs, from its settings and the shape of its dataset alone.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model.models import make_architecture
+from distsgd.core.arrays import padded_columns
+from distsgd.core.model.models import LINEAR, hidden_units, make_architecture
+from distsgd.core.model.slot_gradient import fitting
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache
 from distsgd.errors import UsageError
 from distsgd.on_ray.capacity import check_processes, free_memory, process_memory
-from distsgd.training.memory import Sizes, sizes_of, what_fits
 
-__all__ = ["check_fleet", "check_memory", "check_sizes", "size"]
+__all__ = ["check_fleet", "check_memory", "check_sizes", "sizes_of"]
+
+
+_MIB = 2**20
+_PROCESS_BYTES = 100 * _MIB
+"""A process with Python, numpy and Ray, before it does anything."""
+
+_STATES = {"momentum": 1, "nesterov": 1, "adagrad": 1, "adam": 2}
+"""Vectors of the length of W that an optimiser keeps."""
+
+_MEASURED_BLOCKS = 4
+"""Blocks of rows that features are made of at once when a model is measured."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of each process; those of a training in one process are all the driver's.
+
+    Attributes:
+        driver: of the process of the command.
+        worker: of each worker.
+        server: of each server.
+        total: of all together.
+    """
+
+    driver: int
+    worker: int
+    server: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The numbers that the memory of a training depends on.
+
+    Let V be the bytes of flat W, n the vectors of the optimiser's state, S the slots of a
+    minibatch, and R the bytes of the rows of the slots that are computed at once, as floats and as
+    pixels. Then there are
+
+    - at a worker: R, the training set as `cache` has it, the order of an epoch (24 bytes an
+      example), a hidden layer's values, W, and a gradient for each slot that it leases: V (S + 1)
+      in all for one worker, or its share. A codec has 7 V more: the residual, its sum with the
+      gradient, and what encoding and decoding takes. Local steps have W, its decay and a gradient
+      more.
+    - at the server: W, its decay, a sum, and the sums of the pieces that come from several workers,
+      V (3 + n + log2 S); and a snapshot, V (1 + n).
+    - at the driver: the first W, a snapshot of an epoch, and that W as it is kept, as it is
+      measured, and as it is written to a checkpoint, in several copies: V (6 + 3 n). A model is
+      measured on 4 blocks of rows as features. `verify` recomputes in float64 with bounds of the
+      rounding errors: V (8 + 10 S).
+
+    Files of the dataset are mapped, and not counted: the system takes that memory back when it
+    needs it.
+
+    Attributes:
+        examples: of the training set.
+        features: of an example.
+        classes: how many.
+        hidden: units of the hidden layer, or 0.
+        batch_size: examples of a minibatch.
+        slot_size: examples of a slot.
+        workers: worker processes; 0 for a training in one process.
+        servers: parameter servers.
+        optimizer: the update rule.
+        dtype: "float32" or "float64".
+        cached: bytes of a training example in each worker's memory; 0 if it stays in its shard.
+        compressed: whether gradients are encoded.
+        local: whether workers make steps on their own.
+        verified: whether updates are recomputed.
+    """
+
+    examples: int
+    features: int
+    classes: int
+    hidden: int = 0
+    batch_size: int
+    slot_size: int
+    workers: int
+    servers: int = 1
+    optimizer: str = "sgd"
+    dtype: str = "float32"
+    cached: int = 0
+    compressed: bool = False
+    local: bool = False
+    verified: bool = False
+
+    @property
+    def vector(self) -> int:
+        """V: bytes of flat W."""
+        name = f"mlp:{self.hidden}" if self.hidden else LINEAR
+        architecture = make_architecture(name, self.features, self.classes)
+        return architecture.parameters * self._item
+
+    @property
+    def _item(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def _slots(self) -> int:
+        return -(-self.batch_size // self.slot_size)
+
+    def needs(self) -> Needs:
+        """Bytes of each process, at least; see the class."""
+        together = self._driver() + self._server() + self._worker()
+        if not self.workers:
+            return Needs(together, 0, 0, together)
+        driver, worker = self._driver() + _PROCESS_BYTES, self._worker() + _PROCESS_BYTES
+        server = self._server() // self.servers + _PROCESS_BYTES
+        total = driver + self.workers * worker + self.servers * server
+        return Needs(driver, worker, server, total)
+
+    def _worker(self) -> int:
+        vector = self.vector
+        slots, most = fitting(self.slot_size, self.batch_size)
+        rows = slots * (most + 1) * padded_columns(self.features) * self._item
+        pixels = slots * most * self.features
+        values = 3 * most * (self.hidden + self.classes) * self._item
+        leased = -(-self._slots // max(1, self.workers))
+        gradients = vector * (1 + leased + 7 * self.compressed + 3 * self.local)
+        return rows + pixels + values + self.examples * (self.cached + 24) + gradients
+
+    def _server(self) -> int:
+        pieces = math.ceil(math.log2(self._slots + 1)) if self.workers > 1 else 1
+        return self.vector * (4 + pieces + 2 * self._states)
+
+    def _driver(self) -> int:
+        block = make_architecture(
+            f"mlp:{self.hidden}" if self.hidden else LINEAR, self.features, self.classes
+        ).block
+        measured = _MEASURED_BLOCKS * block * padded_columns(self.features) * self._item
+        verified = (8 + 10 * self._slots) * self.verified
+        return measured + self.vector * (6 + 3 * self._states + verified)
+
+    @property
+    def _states(self) -> int:
+        return _STATES.get(self.optimizer, 0)
+
+
+def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
+    """The sizes of a training.
+
+    Args:
+        config: its settings.
+        dataset: what it is trained on.
+        cache: what `choose_cache` has chosen.
+    """
+    manifest = dataset.manifest
+    features = manifest.features
+    cached = {"float32": 4 * padded_columns(features), "uint8": features}.get(cache, 0)
+    return Sizes(
+        examples=manifest.rows("train"),
+        features=features,
+        classes=len(manifest.classes),
+        hidden=hidden_units(config.model),
+        batch_size=config.batch_size,
+        slot_size=config.slot_size,
+        workers=config.workers,
+        servers=config.servers,
+        optimizer=config.optimizer,
+        dtype=config.dtype,
+        cached=cached,
+        compressed=config.compress != "none",
+        local=config.consistency == "local",
+        verified=config.verify > 0,
+    )
+
+
+_LEAST: dict[str, int] = {"hidden": 1, "batch_size": 1, "workers": 0}
+"""What may be given less of, and the least of it."""
+
+
+def what_fits(sizes: Sizes, fits: Callable[[Sizes], bool]) -> tuple[str, int] | None:
+    """What to give less of so that a training fits, and how much of it does.
+
+    Args:
+        sizes: those that do not fit.
+        fits: whether others do.
+
+    Returns:
+        "slot_size" and its default, if it is small and that alone suffices; or "hidden",
+        "batch_size" or "workers", the one of these that suffice that most of the memory goes to,
+        and the most that fits; None if none suffices.
+    """
+
+    def with_value(name: str, value: int) -> Sizes:
+        changed: dict[str, Any] = {name: value}
+        return replace(sizes, **changed)
+
+    usual = TrainConfig.slot_size
+    if sizes.slot_size < usual and fits(with_value("slot_size", usual)):
+        return "slot_size", usual
+    found = [
+        (with_value(name, least).needs().total, name)
+        for name, least in _LEAST.items()
+        if getattr(sizes, name) > least and fits(with_value(name, least))
+    ]
+    if not found:
+        return None
+    _, name = min(found)
+    low, high = _LEAST[name], int(getattr(sizes, name))
+    while high - low > 1:  # low fits, high does not
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(with_value(name, middle)) else (low, middle)
+    return name, low
+
 
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""

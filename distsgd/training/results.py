@@ -1,12 +1,19 @@
-"""What training tells and returns."""
+"""What training tells and returns.
+
+How a caller follows a training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-__all__ = ["ChaosReport", "EpochRow", "TrainResult", "result_from"]
+from distsgd.config.settings import TrainConfig
+from distsgd.engine.events import Progress
+
+__all__ = ["ChaosReport", "EpochRow", "Reporter", "TrainResult", "result_from"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,3 +195,22 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "dict[str, object] | None": lambda value: value is None or isinstance(value, dict),
     "ChaosReport | None": lambda value: value is None or isinstance(value, ChaosReport),
 }
+
+
+class Reporter:
+    """Told how training goes. This one says nothing; override what is of interest."""
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        """The run folder is there, and work begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """Some updates have been applied."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """An epoch is over."""
+
+    def notice(self, text: str) -> None:
+        """Something has happened that does not end the training, such as a server's death."""
+
+    def ended(self) -> None:
+        """No more steps; the final evaluation follows."""

@@ -16,11 +16,11 @@ from distsgd.engine.events import (
     Notice,
     Progress,
     Saved,
+    Statistics,
     Updated,
     Witnessed,
 )
 from distsgd.engine.job import Snapshot
-from distsgd.engine.statistics import Statistics
 from distsgd.errors import (
     DivergedError,
     RunError,
@@ -33,17 +33,13 @@ from distsgd.on_ray.capacity import FollowedRoom
 from distsgd.proof.recovery import Stopped
 from distsgd.proof.verifier import Verifier
 from distsgd.runs.checkpoint import Model, weights_sha256
-from distsgd.runs.kernels import add_kernel
-from distsgd.runs.trace_file import write_trace_file
-from distsgd.runs.wanted_workers import WantedWorkers
-from distsgd.training.background import Background
+from distsgd.runs.folder import WantedWorkers, add_kernel
+from distsgd.runs.metrics import write_trace_file
 from distsgd.training.chaos import ChaosWatch
 from distsgd.training.interrupts import Stop
-from distsgd.training.keeper import Keeper, Task
-from distsgd.training.logbook import Logbook
-from distsgd.training.measuring import Measured, measure_split
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow, TrainResult
+from distsgd.training.keeper import Keeper, Logbook, Task
+from distsgd.training.measuring import Background, Measured, measure_split
+from distsgd.training.results import EpochRow, Reporter, TrainResult
 
 __all__ = ["Session"]
 

@@ -29,21 +29,25 @@ from distsgd.errors import (
 )
 from distsgd.on_ray.capacity import check_processes
 from distsgd.proof.recovery import find_tail, settings_to_go_on
-from distsgd.runs.dataset_of import check_room, dataset_of
-from distsgd.runs.folder import RunFolder, create_run, find_run, handle
+from distsgd.runs.folder import (
+    RunFolder,
+    add_kernel,
+    create_run,
+    find_run,
+    forget_wanted,
+    handle,
+    other_kernels,
+    want_workers,
+)
 from distsgd.runs.journal import Mark
-from distsgd.runs.kernels import add_kernel, other_kernels
-from distsgd.runs.opened_run import OpenedRun, open_run
-from distsgd.runs.trace_file import check_trace_file
-from distsgd.runs.wanted_workers import forget_wanted, want_workers
+from distsgd.runs.metrics import check_trace_file
+from distsgd.runs.opened_run import OpenedRun, check_room, dataset_of, open_run
 from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
-from distsgd.training.chaos_flag import chaos_from
+from distsgd.training.chaos import chaos_from
 from distsgd.training.interrupts import NEVER, FirstCtrlC, Stopping
-from distsgd.training.keeper import Task
+from distsgd.training.keeper import Logbook, Task
 from distsgd.training.limits import check_fleet, check_sizes
-from distsgd.training.logbook import Logbook
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import TrainResult, result_from
+from distsgd.training.results import Reporter, TrainResult, result_from
 from distsgd.training.session import Session
 
 __all__ = ["resume", "resume_with", "scale", "train", "train_with"]

@@ -1,4 +1,7 @@
-"""The worker's end of a channel: the one interface that every transport implements."""
+"""The worker's end of a channel: the one interface that every transport implements.
+
+A channel within one process: a worker and the server call each other directly.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Protocol
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 
-__all__ = ["Channel", "Decode", "ServerPort", "Work"]
+__all__ = ["Channel", "Decode", "InProcessChannel", "ServerPort", "Work"]
+
 
 Work = tuple[Lease, Floats]
 """A lease, and the flat W to compute it at, which the receiver must not write to."""
@@ -83,3 +87,28 @@ class ServerPort(Protocol):
     def refused(self, where: str) -> None:
         """Somebody there has no proof of the training's secret; told once of each place."""
         ...
+
+
+class InProcessChannel:
+    """See `distsgd.transport.base.Channel`.
+
+    Args:
+        server: the other end.
+        worker: number of the worker on this end.
+    """
+
+    name = "in-process"
+    buffer: Floats | None = None
+
+    def __init__(self, server: ServerPort, worker: int) -> None:
+        self._server, self._worker = server, worker
+        self._push: Push | None = None
+
+    def send(self, push: Push | None) -> None:
+        """See `Channel.send`."""
+        self._push = push
+
+    def receive(self) -> Work | None:
+        """See `Channel.receive`."""
+        push = self._push
+        return self._server.exchange(self._worker, push, push.size if push else 0)

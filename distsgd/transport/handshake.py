@@ -2,6 +2,13 @@
 
 Each sends random bytes, and answers the other's with an HMAC under the token of the training. The
 token itself never travels; what is overheard is of no use later.
+
+Connections that have not said yet who they are: so many at once, each for so long.
+
+TLS between nodes, with the certificates that the Ray cluster itself is set up with.
+
+Ray takes them from the environment: RAY_USE_TLS=1, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and
+RAY_TLS_CA_CERT. Both ends show a certificate, as Ray's own processes do.
 """
 
 from __future__ import annotations
@@ -10,12 +17,28 @@ import hmac
 import os
 import secrets
 import socket
+import ssl
 import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
-from distsgd.errors import ChannelClosed
+from distsgd.errors import ChannelClosed, UsageError
 from distsgd.transport.framing import receive, send
 
-__all__ = ["greet_server", "greet_worker", "same_user"]
+__all__ = [
+    "Doorway",
+    "check_certificates",
+    "context",
+    "greet_server",
+    "greet_worker",
+    "same_user",
+    "secured",
+    "wanted",
+]
+
 
 _NONCE = 32
 _HELLO = struct.Struct(f"<{_NONCE}s32sI")
@@ -66,3 +89,124 @@ def same_user(connection: socket.socket) -> bool:
     """Whether the peer of a Unix socket runs as our user; the kernel vouches for it."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return bool(struct.unpack("iII", peer)[1] == os.getuid())
+
+
+_SECONDS, _SECONDS_SAFE = 10.0, 1.0
+_MOST, _MOST_SAFE = 64, 1024
+
+
+class Doorway:
+    """Whoever is in it has a time limit for all that he says, and makes room when it is full.
+
+    A limit for each word alone could be drawn out byte by byte. When another comes and it is full,
+    the one goes who came first, if that was some time ago: workers are through within a few
+    times the way there and back, also when hundreds come at once.
+
+    Args:
+        seconds: that a visitor may stay.
+        safe: seconds for which he is not sent away for others.
+    """
+
+    def __init__(self, seconds: float = _SECONDS, safe: float = _SECONDS_SAFE) -> None:
+        self._seconds, self._safe = seconds, safe
+        self._lock = threading.Lock()
+        self._inside: dict[socket.socket, float] = {}  # since when, in that order
+
+    def enter(self, connection: socket.socket) -> Callable[[], None]:
+        """Somebody has connected.
+
+        Returns:
+            to be called when it is known who it is, or the connection is closed.
+
+        Raises:
+            OSError: there is no room for him.
+        """
+        self._make_room()
+        handle = connection.dup()  # TLS takes the first one over
+        timer = threading.Timer(self._seconds, _cut_off, (handle,))
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError as error:
+            handle.close()
+            raise OSError(str(error)) from None
+        with self._lock:
+            self._inside[handle] = time.monotonic()
+        return partial(self._leave, handle, timer)
+
+    def _make_room(self) -> None:
+        with self._lock:
+            if len(self._inside) < _MOST:
+                return
+            first, since = next(iter(self._inside.items()))
+            if time.monotonic() - since > self._safe:
+                del self._inside[first]
+                _cut_off(first)
+            elif len(self._inside) >= _MOST_SAFE:
+                raise OSError("too many have connected within a second")
+
+    def _leave(self, handle: socket.socket, timer: threading.Timer) -> None:
+        timer.cancel()
+        with self._lock:
+            self._inside.pop(handle, None)
+        handle.close()
+
+
+def _cut_off(connection: socket.socket) -> None:
+    """Whoever reads from it or writes to it finds it closed."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def secured(connection: socket.socket, *, server: bool) -> socket.socket:
+    """The connection under TLS if the cluster uses it, otherwise as it is.
+
+    Raises:
+        ChannelClosed: the other end has no certificate of the same authority.
+        UsageError: a certificate cannot be read.
+    """
+    if not wanted():
+        return connection
+    try:
+        return context(server).wrap_socket(connection, server_side=server)
+    except (ssl.SSLError, OSError) as error:
+        connection.close()
+        raise ChannelClosed(f"no TLS with the other end of a channel: {error}") from None
+
+
+def check_certificates() -> None:
+    """See whether there are certificates, if the cluster uses TLS.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    if wanted():
+        context(server=True)
+
+
+def wanted() -> bool:
+    """Whether Ray is set to use TLS."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def context(server: bool) -> ssl.SSLContext:
+    """With Ray's certificates, and those of the other end required.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    # Nodes are known by addresses that change; the authority is the cluster's own.
+    found.check_hostname = False
+    found.verify_mode = ssl.CERT_REQUIRED
+    names = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+    certificate, key, authority = (os.environ.get(name, "") for name in names)
+    try:
+        found.load_cert_chain(certificate, key)
+        found.load_verify_locations(authority)
+    except OSError as error:
+        raise UsageError(
+            f"RAY_USE_TLS is set, but the certificates cannot be read: {error}",
+            f"Let {', '.join(names)} name files",
+        ) from None
+    return found

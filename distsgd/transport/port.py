@@ -19,14 +19,23 @@ import numpy as np
 
 from distsgd.errors import ChannelClosed, UsageError
 from distsgd.transport.base import Decode, ServerPort, Work
-from distsgd.transport.doorway import Doorway
-from distsgd.transport.framing import PushReader, Shape, send_work
-from distsgd.transport.handshake import greet_worker, same_user
-from distsgd.transport.log_stream import FOLLOWER, Entry, write_log
-from distsgd.transport.shared_loop import SharedLoop
-from distsgd.transport.shared_memory import NoSharedMemory
-from distsgd.transport.socket_options import set_options
-from distsgd.transport.tls import check_certificates, secured
+from distsgd.transport.framing import (
+    FOLLOWER,
+    Entry,
+    PushReader,
+    Shape,
+    send_work,
+    set_options,
+    write_log,
+)
+from distsgd.transport.handshake import (
+    Doorway,
+    check_certificates,
+    greet_worker,
+    same_user,
+    secured,
+)
+from distsgd.transport.shared_memory import NoSharedMemory, SharedLoop
 
 __all__ = ["Address", "Port"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distsgd.bench.contenders import choose
-from distsgd.bench.lineup import grid, line_up
-from distsgd.bench.rounds import in_processes, reason_to_skip
+from distsgd.bench.benchmark import in_processes, reason_to_skip
+from distsgd.bench.lineup import choose, grid, line_up
 from distsgd.config.settings import TrainConfig, choices
 from distsgd.errors import UsageError
 

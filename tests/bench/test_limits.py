@@ -8,14 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from distsgd.bench.child import parse_results
 from distsgd.bench.limits import LeastServer
-from distsgd.bench.processes import run_process
+from distsgd.bench.processes import parse_results, run_process
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
-from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.architecture import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot

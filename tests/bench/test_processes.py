@@ -10,10 +10,9 @@ from pathlib import Path
 
 from support import PATIENCE, processes_with, wait_for
 
-from distsgd.bench.child import parse_results
-from distsgd.bench.measurement import Measurement
-from distsgd.bench.processes import run_process
-from distsgd.bench.rounds import _take
+from distsgd.bench.benchmark import _take
+from distsgd.bench.environment import Measurement
+from distsgd.bench.processes import parse_results, run_process
 
 SLEEP = "import time; time.sleep({})"
 
@@ -42,7 +41,7 @@ def test_what_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> No
 
 
 def test_a_measuring_process_ends_with_its_parent(tmp_path: Path) -> None:
-    code = "from distsgd.bench.child import told; told(); print(flush=True); "
+    code = "from distsgd.bench.processes import told; told(); print(flush=True); "
     task = json.dumps({"dataset": str(tmp_path), "seconds": 1, "runs": []})
     child = subprocess.Popen(
         python(code + SLEEP.format(2 * PATIENCE), task),

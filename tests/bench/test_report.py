@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distsgd.bench.bars import BARS, Bar, judge
-from distsgd.bench.contenders import choose
-from distsgd.bench.lineup import grid, line_up
-from distsgd.bench.markdown import markdown
-from distsgd.bench.measurement import Measurement, ratio
-from distsgd.bench.report import Report, judged, make_rows, tables
+from distsgd.bench.environment import Measurement, ratio
+from distsgd.bench.lineup import choose, grid, line_up
+from distsgd.bench.report import BARS, Bar, Report, judge, judged, make_rows, markdown, tables
 
 CHANNELS = ("auto", "unix")
 NAMES = "numpy,inline-512,bsp-2-512,torch,sgemm,slot-products,help"

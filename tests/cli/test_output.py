@@ -55,8 +55,8 @@ def test_every_way_out_shows_it(capsys):
 
 def test_progress_displays_take_text_for_text(monkeypatch, capsys):
     """Also what a live display, which is drawn by rich, is given."""
-    from distsgd.cli.progress import make_reporter
     from distsgd.cli.progress_bar import ProgressBar
+    from distsgd.cli.train_reporter import make_reporter
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(output, "_drawable", lambda stream: True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distsgd.cli.progress import _LiveReporter
+from distsgd.cli.train_reporter import _LiveReporter
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress
 

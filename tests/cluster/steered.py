@@ -19,7 +19,7 @@ from distsgd.engine.events import Progress
 from distsgd.proof.audit import audit
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_checkpoint
 from distsgd.training import train
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 
 UPDATES_OF_AN_EPOCH = 6
 TAIL_BYTES = 4096

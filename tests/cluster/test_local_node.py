@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from distsgd.cluster import local_node, node_guard
+from distsgd.cluster import local_node
+from distsgd.cluster import local_node as node_guard
 from distsgd.cluster.access import known_token, token_file
 from distsgd.cluster.connection import address_of, check_cluster
 from distsgd.cluster.node import Node, alone, note_file

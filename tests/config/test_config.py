@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-from distsgd.config.recipe import LEARNING_RATES, REGULARIZATION, TWO_LAYER_LEARNING_RATES
-from distsgd.config.settings import TrainConfig
+from distsgd.config.settings import (
+    LEARNING_RATES,
+    REGULARIZATION,
+    TWO_LAYER_LEARNING_RATES,
+    TrainConfig,
+)
 from distsgd.config.sources import ALIASES, config_elsewhere, config_from
 from distsgd.config.spelling import Spelling, written
 from distsgd.core.model.losses import LOSSES
@@ -18,7 +22,7 @@ from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import UsageError
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import read_scenario
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 from distsgd.training.training import train
 
 TRAIN = Spelling(frozenset({"channel", "cache_size", "shuffle", "optimizer", "epochs"}), True)

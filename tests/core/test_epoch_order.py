@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.core.epoch_order import EpochOrder
-from distsgd.core.plan import Plan
+from distsgd.core.plan import EpochOrder, Plan
 
 
 @st.composite

@@ -186,9 +186,12 @@ def test_the_scan_finds_the_package():
         ("distsgd.cli.main", "def late():\n    import ray"),
         ("distsgd.bench.report", "from distsgd.cli.output import say"),
         ("distsgd.bench.ours", "import ray"),
-        ("distsgd.bench.rounds", "def late():\n    from sklearn.linear_model import SGDClassifier"),
-        ("distsgd.bench.rounds", "from distsgd.bench.peers import images"),
-        ("distsgd.bench.rounds", "from distsgd.bench import peers"),
+        (
+            "distsgd.bench.benchmark",
+            "def late():\n    from sklearn.linear_model import SGDClassifier",
+        ),
+        ("distsgd.bench.benchmark", "from distsgd.bench.peers import images"),
+        ("distsgd.bench.benchmark", "from distsgd.bench import peers"),
         ("distsgd.training.training", "from distsgd.bench.report import Report"),
         ("distsgd.engine.job", "import torch"),
         ("distsgd.bench.peers.torch_ddp", "import typer"),
@@ -255,7 +258,7 @@ OF_THE_PROCESS = {
 """What changes the whole process, and which modules of the library may do it nevertheless."""
 
 PROCESSES_OF_OURS = {
-    "bench.child", "bench.limits", "data.remote.fetching_ahead", "on_ray.processes",
+    "bench.processes", "bench.limits", "data.remote.fetching_ahead", "on_ray.processes",
 }  # fmt: skip
 """Modules that do so where they are the whole of a process."""
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from two_layer_problem import CLASSES, Problem
 
+from distsgd.core.model.architecture import measure
 from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.measure import measure
 from distsgd.core.model.slot_gradient import SlotLoss
 
 

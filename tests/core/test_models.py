@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from two_layer_problem import CLASSES, Problem
 
 from distsgd.core.arrays import padded_columns
-from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.architecture import initial_weights
 from distsgd.core.model.losses import penalty
 from distsgd.core.model.models import MOST_HIDDEN, Linear, TwoLayer, hidden_units, make_architecture
 

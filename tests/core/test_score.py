@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from distsgd.core.model.architecture import padded_columns
 from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.initial import padded_columns
-from distsgd.core.model.score import block_columns, block_rows, score
+from distsgd.core.model.slot_gradient import block_columns, block_rows, score
 
 
 def random_case(rows, classes, columns, dtype="float32"):

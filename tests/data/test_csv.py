@@ -18,8 +18,7 @@ from support import command_line
 
 from distsgd.data.dataset import Dataset
 from distsgd.data.importing import csv_file
-from distsgd.data.importing.csv_file import CsvFile
-from distsgd.data.importing.csv_header import has_names
+from distsgd.data.importing.csv_file import CsvFile, has_names
 from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.data.importing.source import Wishes
 from distsgd.data.locations import find_dataset

@@ -11,7 +11,7 @@ import pytest
 from data_support import Site
 
 from distsgd.data.remote import http as download_module
-from distsgd.data.remote import pace
+from distsgd.data.remote import http as pace
 from distsgd.data.remote.http import download
 from distsgd.errors import CorruptDataError, SourceError, StorageError
 

@@ -156,22 +156,22 @@ OPENS = {
 }  # fmt: skip
 """Calls that open a file by its path, whoever made it: functions, and methods of any object."""
 
-PARTS = ("run", "api", "cli", "channel", "data")
+PARTS = ("runs", "config", "proof", "training", "simulation", "cli", "transport", "data")
 """Layers that read and write run folders, datasets and caches."""
 
 ELSEWHERE = {
     "data/folder_files.py": "the mechanism",
     "data/atomic.py": "files that the user names, and folders of ours to be synced",
     "data/text_files.py": "files that the user names",
-    "data/spool.py": "within a folder of ours that has just been made",
-    "data/rejected_rows.py": "a file that the user names",
-    "data/images.py": "images that the user names",
-    "data/cifar10.py": "archives that the user names, and folders of them",
-    "data/sources/csv_file.py": "files that the user names",
-    "data/sources/npz.py": "files that the user names",
-    "data/sources/parquet.py": "files that the user names",
+    "data/importing/spool.py": "a file that the user names, and one of ours that has just been made",
+    "data/importing/images.py": "images that the user names",
+    "data/cifar10/archive.py": "archives that the user names, and folders of them",
+    "data/importing/csv_file.py": "files that the user names",
+    "data/importing/npz.py": "files that the user names",
+    "data/importing/parquet.py": "files that the user names",
     "data/remote/stores.py": "a store",
     "data/system.py": "/dev/null",
+    "cli/docs_commands.py": "pages of the package, and a page made of them",
     "cli/streams.py": "/dev/null",
     "cli/stop_signals.py": "/dev/null",
 }
@@ -183,9 +183,9 @@ ALLOWED = {
     ("data/shards.py", "memory_map"): "by `mappable`",
     ("data/shards.py", "OSFile"): "by `mappable`",
     ("data/plain_rows.py", "memory_map"): "by `mappable`",
-    ("run/array_archive.py", "open"): "a member of an archive that is open",
-    ("run/config_sources.py", "read_text"): "a file that the user names",
-    ("api/scenario.py", "read_text"): "a file that the user names",
+    ("runs/array_archive.py", "open"): "a member of an archive that is open",
+    ("config/sources.py", "read_text"): "a file that the user names",
+    ("simulation/scenario.py", "read_text"): "a file that the user names",
 }
 
 

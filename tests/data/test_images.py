@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.importing.images_part import decoded, read_image
+from distsgd.data.importing.images import decoded, read_image
 from distsgd.errors import UsageError
 
 SHAPE = (3, 32, 32)
@@ -239,7 +239,7 @@ def test_pixels_are_counted_before_they_are_decoded(
 def test_a_large_photograph_is_decoded_at_a_part_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distsgd.data.importing.images_part._MOST_PIXELS", 40_000)
+    monkeypatch.setattr("distsgd.data.importing.images._MOST_PIXELS", 40_000)
     image = Image.linear_gradient("L").resize((640, 320)).convert("RGB")
     image.save(tmp_path / "photo.jpg", quality=95)
     large = decoded(tmp_path / "photo.jpg", 3)
@@ -248,6 +248,6 @@ def test_a_large_photograph_is_decoded_at_a_part_of_its_size(
     monkeypatch.undo()
     whole = read_image(tmp_path / "photo.jpg", SHAPE).astype(int)
     assert np.abs(small - whole).max() <= 3
-    monkeypatch.setattr("distsgd.data.importing.images_part._MOST_PIXELS", 1000)
+    monkeypatch.setattr("distsgd.data.importing.images._MOST_PIXELS", 1000)
     with pytest.raises(UsageError, match="640 x 320 = 204,800 pixels, and at most 1,000"):
         read_image(tmp_path / "photo.jpg", SHAPE)

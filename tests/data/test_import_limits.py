@@ -17,7 +17,7 @@ from support import Run
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset
-from distsgd.data.importing import row_import
+from distsgd.data.importing import import_dataset as row_import
 from distsgd.data.importing.import_dataset import Imported, import_dataset
 from distsgd.data.importing.source import Wishes, rows_at_once
 from distsgd.data.locations import dataset_folder, find_dataset

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from data_support import write_tiny
 
+from distsgd.data.atomic import installed, sweep
 from distsgd.data.importing import import_dataset as import_module
 from distsgd.data.importing.import_dataset import import_dataset
-from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import dataset_folder
 from distsgd.errors import UsageError
 

@@ -18,7 +18,9 @@ from support import PATIENCE, Run, run_here
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, find_dataset
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import fetching, pace, stores
+from distsgd.data.remote import http as pace
+from distsgd.data.remote import stores
+from distsgd.data.remote import stores as fetching
 from distsgd.data.remote.remote_folder import RemoteFolder
 from distsgd.data.remote.uri import parse_uri
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError

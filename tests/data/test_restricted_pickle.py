@@ -17,7 +17,7 @@ from data_support import python2_pickle, python3_pickle, python_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.data.cifar10.restricted_pickle import load_batch
+from distsgd.data.cifar10.archive import load_batch
 from distsgd.errors import SourceError
 
 RECORDS = np.random.default_rng(0).integers(0, 10, (6, 3073), dtype=np.uint8)
@@ -139,7 +139,7 @@ def test_an_array_of_a_list_of_objects_is_refused() -> None:
         b"cnumpy\nload\n.",
         b"cnumpy._core.multiarray\nscalar\n.",
         b"c__builtin__\ngetattr\n.",
-        b"cdistsgd.data.restricted_pickle\nload_batch\n.",
+        b"cdistsgd.data.cifar10.archive\nload_batch\n.",
         b"\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
         b"\x8c\x07_codecs\x8c\x0fencode.__self__\x93.",
     ],

@@ -22,11 +22,9 @@ from distsgd.errors import RuntimeFailure
 from distsgd.on_ray import fleet as ray_fleet
 from distsgd.proof.replay import replay
 from distsgd.runs import folder
-from distsgd.runs.folder import RunFolder
-from distsgd.runs.kernels import kernels_of, other_kernels
+from distsgd.runs.folder import RunFolder, kernels_of, other_kernels
 from distsgd.training import evaluate, train
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow
+from distsgd.training.results import EpochRow, Reporter
 
 OLD = {"OPENBLAS_CORETYPE": "Nehalem"}
 """Every x86 processor can do as that one did; without fused products its bits are others."""

@@ -13,7 +13,7 @@ import pytest
 from distsgd.cli.main import app
 from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import StorageError, UsageError
-from distsgd.lecture.formula_image import formula_svg
+from distsgd.lecture.drawing import formula_svg
 from distsgd.lecture.page import lecture as lecture_module
 from distsgd.lecture.page.findings import Options, at_least, at_most, count_at_most, exactly, near
 from distsgd.lecture.page.html import LANGUAGES, lecture_page, page_path, texts, write_page

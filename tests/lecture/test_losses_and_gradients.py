@@ -8,23 +8,23 @@ import pytest
 
 from distsgd.core.model.losses import LOSSES
 from distsgd.errors import UsageError
-from distsgd.lecture.draw_graphs import draw_chain_rule
-from distsgd.lecture.drawing import svg_of
+from distsgd.lecture.drawing import draw_chain_rule, svg_of
 from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas
 from distsgd.lecture.experiments.convexity import check_convexity, draw_convexity, excess
 from distsgd.lecture.experiments.hinges import hinges, loss_at
 from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
 from distsgd.lecture.objective import loss_and_gradient
-from distsgd.lecture.plain.analytic_gradient import (
+from distsgd.lecture.plain.chain_rule import (
     EXAMPLE_GRADIENT,
     EXAMPLE_LOSS,
+    chain_through_jacobian,
     mean_gradient,
     probabilities,
     score,
     softmax_gradient_by_scores,
     softmax_jacobian,
+    worked_examples,
 )
-from distsgd.lecture.plain.chain_rule import chain_through_jacobian, worked_examples
 from distsgd.lecture.plain.numerical_gradient import central_gradient
 
 

@@ -19,9 +19,8 @@ from distsgd.lecture.experiments.random_search import (
     random_weights,
 )
 from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
-from distsgd.lecture.many_weights import LOSS_OF_SCORES, Pieces
 from distsgd.lecture.material import first_examples
-from distsgd.lecture.objective import gradient_of, loss_of
+from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces, gradient_of, loss_of
 from distsgd.lecture.plain.numerical_gradient import (
     central_gradient,
     eval_numerical_gradient,

@@ -14,9 +14,8 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import LIFE, REPORT, Applied, Decision, Grant, Lease
-from distsgd.core.model.initial import initial_weights
-from distsgd.core.optim.compression import ErrorFeedback
-from distsgd.core.optim.residuals import Residual, shared_out
+from distsgd.core.model.architecture import initial_weights
+from distsgd.core.optim.compression import ErrorFeedback, Residual, shared_out
 from distsgd.core.server.position import Ledger, Position
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded, Notice, Progress

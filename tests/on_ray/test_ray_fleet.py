@@ -10,7 +10,7 @@ import ray
 from distsgd.errors import RuntimeFailure, ServerLost
 from distsgd.on_ray import fleet as ray_fleet
 from distsgd.on_ray.fleet import Fleet
-from distsgd.on_ray.ray_answers import answer_of
+from distsgd.on_ray.health import answer_of
 
 
 class Method:

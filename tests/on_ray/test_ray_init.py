@@ -21,7 +21,7 @@ from distsgd.on_ray import init as ray_init
 from distsgd.on_ray import session as ray_session
 from distsgd.on_ray.init import init_ray, no_auto_init, same_random_numbers
 from distsgd.on_ray.session import quiet_ray
-from distsgd.training.background import Background
+from distsgd.training.measuring import Background
 
 
 def state() -> dict[str, Any]:

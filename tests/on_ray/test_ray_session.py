@@ -21,7 +21,7 @@ from distsgd.data.system import kill_if
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.on_ray import session as ray_session
 from distsgd.on_ray import session_guard
-from distsgd.on_ray.ray_answers import what_to_tell
+from distsgd.on_ray.health import what_to_tell
 from distsgd.on_ray.session import _MOST_BYTES, sweep_dead_sessions
 from distsgd.on_ray.session_guard import (
     LOCK,

@@ -11,8 +11,8 @@ import pytest
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
+from distsgd.core.model.architecture import initial_weights
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.initial import initial_weights
 from distsgd.core.model.losses import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
@@ -24,7 +24,7 @@ from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint, weights_
 from distsgd.simulation.fleet import Fleet, Jitter
 from distsgd.simulation.simulate import simulate
 from distsgd.training import train
-from distsgd.transport.in_process import InProcessChannel
+from distsgd.transport.base import InProcessChannel
 
 
 def sha_of(workers: int, **settings: object) -> str:

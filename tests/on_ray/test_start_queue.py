@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import wait_for
 
-from distsgd.on_ray import start_queue
-from distsgd.on_ray.start_queue import starting
+from distsgd.on_ray import session as start_queue
+from distsgd.on_ray.session import starting
 
 
 def test_one_more_than_there_are_cores_waits_and_says_so(

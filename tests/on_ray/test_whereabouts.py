@@ -1,7 +1,7 @@
 import subprocess
 from dataclasses import replace
 
-from distsgd.on_ray.whereabouts import Whereabouts, _started, end_process, whereabouts
+from distsgd.on_ray.fleet import Whereabouts, _started, end_process, whereabouts
 
 
 def test_only_the_very_process_is_ended() -> None:

@@ -20,8 +20,7 @@ from distsgd.proof.replay import replay
 from distsgd.runs import run_view
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions
 from distsgd.runs.folder import RunFolder, create_run
-from distsgd.runs.journal import JOURNAL
-from distsgd.runs.journal_reader import Journal
+from distsgd.runs.journal import JOURNAL, Journal
 from distsgd.runs.opened_run import OpenedRun, open_run
 from distsgd.training.evaluation import evaluate
 from distsgd.training.training import resume, train

@@ -7,8 +7,7 @@ import pytest
 
 import distsgd
 from distsgd.core.model import two_layer as two_layer_kernel
-from distsgd.core.model.reference_two_layer import recompute_two_layer
-from distsgd.core.model.two_layer_part import two_layer_loss_and_gradient, with_bias
+from distsgd.core.model.reference import recompute_two_layer, two_layer_loss_and_gradient, with_bias
 from distsgd.core.optim import optimizers
 from distsgd.errors import VerificationError
 

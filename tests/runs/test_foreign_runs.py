@@ -15,7 +15,7 @@ from support import Run
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import REMOTE_SOURCE, SAMPLE, find_dataset
-from distsgd.data.remote import fetching, known_addresses
+from distsgd.data.remote import stores as fetching, known_addresses
 from distsgd.errors import SourceError
 from distsgd.runs.folder import RunFolder, create_run
 from distsgd.training import train
@@ -287,7 +287,7 @@ def test_a_worker_fetches_into_the_cache_of_its_driver(
 ) -> None:
     """On the same machine, whatever its own cache is; elsewhere into its own."""
     from distsgd.config.jobs import make_job
-    from distsgd.engine.dataset_here import dataset_here
+    from distsgd.engine.worker import dataset_here
 
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "drivers"))
     uri = f"file://{SAMPLE}"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from distsgd.runs.series import superfluous, wanted
+from distsgd.runs.checkpoint import superfluous, wanted
 
 
 def kept_after(epochs: int, keep: int, updates: int) -> list[int]:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from distsgd.runs.folder import RunFolder
-from distsgd.runs.wanted_workers import WantedWorkers, forget_wanted, want_workers
+from distsgd.runs.folder import WantedWorkers, forget_wanted, want_workers
 
 
 def test_each_word_is_told_once(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from support import image_format
 from distsgd.errors import DivergedError, UsageError
 from distsgd.simulation.plots import check_plot, plot_curves
 from distsgd.simulation.probe import Measuring
-from distsgd.simulation.scenario import fleet_from, read_scenario
+from distsgd.simulation.scenario import fleet_from, policy_settings, read_scenario, simulated_config
 from distsgd.simulation.simulate import compare, simulate
-from distsgd.simulation.simulated_settings import policy_settings, simulated_config
 from distsgd.training import train
 
 

@@ -11,15 +11,14 @@ import pytest
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Applied, Lease
-from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.architecture import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, Event, Updated
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure
-from distsgd.simulation.fleet import Fleet, Jitter
+from distsgd.simulation.fleet import Fleet, Jitter, SharedWeights, VirtualClock
 from distsgd.simulation.scenario import fleet_from
-from distsgd.simulation.simulated_clock import SharedWeights, VirtualClock
 from distsgd.simulation.virtual_training import Simulation, lease_examples
 
 POLICIES = [

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from distsgd.training.background import Background
+from distsgd.training.measuring import Background
 
 
 def test_it_has_the_lowest_priority_and_the_caller_keeps_its_own():

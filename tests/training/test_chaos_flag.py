@@ -9,7 +9,7 @@ import pytest
 
 from distsgd.core.chaos import PROCESS_FAULTS, PUSH_FAULTS, Fault
 from distsgd.errors import UsageError
-from distsgd.training.chaos_flag import SILENCE, chaos_from
+from distsgd.training.chaos import SILENCE, chaos_from
 
 FAULTS = (Path(__file__).parents[2] / "distsgd/docs/faults.md").read_text(encoding="utf-8")
 

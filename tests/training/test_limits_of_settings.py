@@ -29,8 +29,7 @@ from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import fleet_from
 from distsgd.training import limits
-from distsgd.training.limits import check_fleet, check_sizes
-from distsgd.training.memory import sizes_of
+from distsgd.training.limits import check_fleet, check_sizes, sizes_of
 from distsgd.training.training import resume, scale, train
 
 NUMBERS = [one for one in dataclasses.fields(TrainConfig) if str(one.type)[:3] in ("int", "flo")]

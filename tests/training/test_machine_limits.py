@@ -19,7 +19,7 @@ from support import Run
 
 from distsgd import train
 from distsgd.data.dataset import Dataset, damaged_shards
-from distsgd.data.importing.images_part import read_image
+from distsgd.data.importing.images import read_image
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import read_manifest
 from distsgd.data.shards import write_dataset

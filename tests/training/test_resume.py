@@ -23,8 +23,7 @@ from distsgd.runs.folder import RunFolder
 from distsgd.runs.metrics import MetricsWriter, best_epoch, epoch_rows, seconds_of_steps
 from distsgd.runs.opened_run import open_run
 from distsgd.training.evaluation import evaluate
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow, TrainResult
+from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import resume, scale, train
 
 POLICIES: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ from distsgd.runs.checkpoint import (
     write_checkpoint,
 )
 from distsgd.runs.opened_run import open_run
-from distsgd.training.reporter import Reporter
+from distsgd.training.results import Reporter
 from distsgd.training.training import resume, train
 
 POLICIES: dict[str, dict[str, Any]] = {

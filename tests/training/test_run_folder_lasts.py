@@ -20,8 +20,7 @@ from distsgd.proof.recovery import find_tail
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import checkpoint_versions, read_checkpoint, write_checkpoint
 from distsgd.runs.folder import RunFolder
-from distsgd.runs.journal import JOURNAL, JournalWriter, Mark, first_digest
-from distsgd.runs.journal_reader import read_journal
+from distsgd.runs.journal import JOURNAL, JournalWriter, Mark, first_digest, read_journal
 from distsgd.runs.opened_run import open_run
 from distsgd.training.evaluation import evaluate
 from distsgd.training.training import resume, train

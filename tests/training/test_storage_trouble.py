@@ -13,8 +13,7 @@ from distsgd.engine.events import Progress
 from distsgd.errors import StorageError
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow
+from distsgd.training.results import EpochRow, Reporter
 from distsgd.training.training import train
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.two_layer_part import two_layer_loss_and_gradient, with_bias
+from distsgd.core.model.reference import two_layer_loss_and_gradient, with_bias
 from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError
 from distsgd.lecture.experiments.gradcheck import gradcheck

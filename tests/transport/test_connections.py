@@ -21,9 +21,8 @@ from distsgd.core.model.slot_gradient import SlotLoss
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.transport.base import Work
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel, connect_within_node
-from distsgd.transport.doorway import Doorway
 from distsgd.transport.framing import _PUSH, Shape
-from distsgd.transport.handshake import greet_server, greet_worker
+from distsgd.transport.handshake import Doorway, greet_server, greet_worker
 from distsgd.transport.port import Address, Port
 
 SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3, whole=70_000)

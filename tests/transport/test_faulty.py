@@ -16,16 +16,15 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos, Fault
 from distsgd.core.messages import REPORT, Lease, Push
-from distsgd.core.model.initial import initial_weights
+from distsgd.core.model.architecture import initial_weights
 from distsgd.core.model.slot_gradient import SlotLoss
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.job import Snapshot
 from distsgd.engine.server_host import ServerHost
 from distsgd.engine.worker import Worker, work
-from distsgd.transport.base import Work
+from distsgd.transport.base import InProcessChannel, Work
 from distsgd.transport.faulty import FaultyChannel, PushFaults, Tally, read_tally
-from distsgd.transport.in_process import InProcessChannel
 
 WORK = (Lease(0, 0, 2, 0), np.ones(3, np.float32))
 

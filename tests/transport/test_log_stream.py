@@ -12,7 +12,7 @@ from support import PATIENCE
 from distsgd.core.messages import LIFE, Applied, Dismiss, Diverged, Dropped, Grant, Lease
 from distsgd.core.server.range_server import Keep
 from distsgd.errors import ChannelClosed
-from distsgd.transport.log_stream import Entry, read_log, write_log
+from distsgd.transport.framing import Entry, read_log, write_log
 
 LEASE = Lease(step=3, first=1, last=4, version=2, steps=2, shares=5, serial=LIFE + 7)
 UPDATE = Applied(

@@ -9,7 +9,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 from distsgd.errors import ChannelClosed
 from distsgd.transport.base import Work
-from distsgd.transport.sharded import ShardedChannel
+from distsgd.transport.connections import ShardedChannel
 
 
 class Answers:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.bench.child import Found, Task, rate, serve, told
 from distsgd.bench.peers.images import LEARNING_RATE, REGULARIZATION, SCALE, Images, load_images
+from distsgd.bench.processes import Found, Task, rate, serve, told
 
 __all__ = ["BATCH", "first_weights", "minibatches", "softmax_gradient"]
 

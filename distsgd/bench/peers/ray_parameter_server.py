@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from distsgd.bench.child import Found, Task, rate, serve, told
 from distsgd.bench.peers.images import LEARNING_RATE, load_images
 from distsgd.bench.peers.numpy_loop import BATCH, first_weights, minibatches, softmax_gradient
+from distsgd.bench.processes import Found, Task, rate, serve, told
 from distsgd.on_ray.session import ray_session
 
 __all__ = ["DataWorker", "Server"]

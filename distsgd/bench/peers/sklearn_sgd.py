@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import SGDClassifier
 
-from distsgd.bench.child import Found, Task, rate, serve, told
 from distsgd.bench.peers.images import SCALE, load_images
 from distsgd.bench.peers.numpy_loop import BATCH, minibatches
+from distsgd.bench.processes import Found, Task, rate, serve, told
 
 __all__: list[str] = []
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsgd.bench.peers.images import load_images
 from distsgd.bench.peers.torch_ddp import PROCESSES, joined, share, spawn
-from distsgd.bench.peers.torch_model import BATCH, Features, make_model, make_optimizer, train_step
+from distsgd.bench.peers.torch_single import BATCH, Features, make_model, make_optimizer, train_step
 
 __all__: list[str] = []
 

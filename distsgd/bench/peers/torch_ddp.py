@@ -19,9 +19,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from distsgd.bench.child import Found, Task, serve, told
 from distsgd.bench.peers.images import load_images
-from distsgd.bench.peers.torch_model import BATCH, Features, make_model, make_optimizer, train_step
+from distsgd.bench.peers.torch_single import BATCH, Features, make_model, make_optimizer, train_step
+from distsgd.bench.processes import Found, Task, serve, told
 
 __all__ = ["PROCESSES", "joined", "share", "spawn"]
 

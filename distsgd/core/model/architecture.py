@@ -1,9 +1,15 @@
-"""What every model has in common: layers of weights with a bias, in one flat padded vector."""
+"""What every model has in common: layers of weights with a bias, in one flat padded vector.
+
+The flat parameters that a run starts from, and the mask of its L2 penalty.
+
+Loss and confusion matrix of parameters on any examples.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -13,11 +19,86 @@ import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.initial import decay_factors, pad, unpad
-from distsgd.core.model.losses import penalty
+from distsgd.core.model.losses import LOSSES, penalty
 from distsgd.core.model.slot_gradient import SlotLoss
 
-__all__ = ["Architecture", "Kernel", "Layer"]
+__all__ = [
+    "Architecture",
+    "Kernel",
+    "Layer",
+    "decay_factors",
+    "he_weights",
+    "initial_weights",
+    "measure",
+    "pad",
+    "unpad",
+]
+
+
+_WEIGHTS_STREAM = 0
+"""Names the stream of random bits behind the first W."""
+
+_LAYERS_STREAM = 2
+"""Names the streams behind the first weights of several layers; 1 is that of the plan."""
+
+
+def initial_weights(seed: int, classes: int, features: int, scale: float, dtype: str) -> Floats:
+    """W = randn(classes, features + 1) * scale with zero bias, flat and padded.
+
+    Source: CS231n notes, "Optimization": W = np.random.randn(10, 3073) * 0.0001.
+    """
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _WEIGHTS_STREAM])))
+    weights = rng.standard_normal((classes, features + 1)) * scale
+    weights[:, features] = 0
+    return pad(weights.astype(dtype))
+
+
+def he_weights(seed: int, layers: Sequence[tuple[int, int]], scale: float, dtype: str) -> Floats:
+    """Each layer randn * scale * sqrt(2 / inputs), with zero bias; flat and padded.
+
+    With a scale of 1 and features of unit variance, the hidden units of max(0, W x) keep the
+    variance of their inputs, however many there are.
+
+    Args:
+        seed: of the run.
+        layers: (outputs, inputs) of each.
+        scale: multiplies the standard deviations.
+        dtype: "float32" or "float64".
+
+    Source: He, Zhang, Ren and Sun 2015, eq. 10; CS231n notes, "Setting up the data".
+    """
+    parts = []
+    for number, (outputs, inputs) in enumerate(layers):
+        sequence = np.random.SeedSequence([seed, _LAYERS_STREAM, number])
+        rng = np.random.Generator(np.random.PCG64(sequence))
+        weights = np.zeros((outputs, inputs + 1))
+        weights[:, :inputs] = rng.standard_normal((outputs, inputs))
+        weights *= scale * math.sqrt(2 / inputs)
+        parts.append(pad(weights.astype(dtype)))
+    return np.concatenate(parts)
+
+
+def decay_factors(classes: int, features: int, regularization: float, dtype: str) -> Floats:
+    """Shape (parameters,): 2 lambda for weights, 0 for the bias and the padding.
+
+    The gradient of lambda * sum of W**2 is 2 lambda W (see `losses.penalty`).
+    """
+    factors = np.zeros((classes, padded_columns(features)), dtype=dtype)
+    factors[:, :features] = 2 * regularization
+    return factors.reshape(-1)
+
+
+def pad(weights: Floats) -> Floats:
+    """Flat padded parameters from W of shape (classes, features + 1)."""
+    classes, columns = weights.shape
+    wide = np.zeros((classes, padded_columns(columns - 1)), dtype=weights.dtype)
+    wide[:, :columns] = weights
+    return wide.reshape(-1)
+
+
+def unpad(flat: Floats, classes: int, features: int) -> Floats:
+    """W of shape (classes, features + 1), C-contiguous, from flat padded parameters."""
+    return np.ascontiguousarray(flat.reshape(classes, -1)[:, : features + 1])
 
 
 class Kernel(Protocol):
@@ -211,3 +292,44 @@ class Architecture(ABC):
             penalty(part, layer.inputs, regularization)
             for layer, part in zip(self.layers, self.split(flat), strict=True)
         )
+
+
+_BLOCKS = 4
+"""How many blocks of rows to make features of at once."""
+
+
+def measure(
+    model: Architecture,
+    weights: Floats,
+    loss: str,
+    preprocessing: Preprocessing,
+    batches: Iterable[tuple[Bytes, Ints]],
+) -> tuple[SlotLoss, Ints]:
+    """Loss and confusion matrix on batches of (pixels, labels).
+
+    Args:
+        model: what the parameters are of.
+        weights: flat parameters, shape (parameters,).
+        loss: "softmax" or "svm".
+        preprocessing: from pixels to features.
+        batches: pixels of shape (examples, features) and labels of shape (examples,).
+
+    Returns:
+        the loss over all batches, and counts of shape (classes, classes): entry [a, b] counts
+        the examples of class a whose largest score is that of class b.
+    """
+    classes = model.classes
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    total, examples = 0.0, 0
+    rows = model.block * _BLOCKS
+    features = preprocessing.buffer(rows, weights.dtype.name)
+    scores = np.empty((rows, classes), dtype=weights.dtype)
+    for pixels, labels in batches:
+        for low in range(0, len(labels), rows):
+            part, truth = pixels[low : low + rows], labels[low : low + rows]
+            preprocessing.fill(part, features[: len(part)])
+            found = model.score(weights, features[: len(part)], scores[: len(part)])
+            np.add.at(confusion, (truth.astype(np.intp), found.argmax(axis=1)), 1)
+            total += float(LOSSES[loss](found, truth, np.empty_like(found)).sum(dtype=np.float64))
+            examples += len(truth)
+    return SlotLoss(total, int(np.trace(confusion)), examples), confusion

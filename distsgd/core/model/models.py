@@ -8,13 +8,10 @@ from functools import cache
 import numpy as np
 
 from distsgd.core.arrays import Floats, as_matrix, bias_column
-from distsgd.core.model.architecture import Architecture, Kernel, Layer
-from distsgd.core.model.backprop import relu
+from distsgd.core.model.architecture import Architecture, Kernel, Layer, he_weights, initial_weights
 from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.initial import he_weights, initial_weights
-from distsgd.core.model.score import block_rows, score
-from distsgd.core.model.slot_gradient import SlotKernel
-from distsgd.core.model.two_layer import TwoLayerKernel
+from distsgd.core.model.slot_gradient import SlotKernel, block_rows, score
+from distsgd.core.model.two_layer import TwoLayerKernel, relu
 
 __all__ = ["LINEAR", "MOST_HIDDEN", "Linear", "TwoLayer", "hidden_units", "make_architecture"]
 
@@ -62,7 +59,7 @@ class Linear(Architecture):
         return block_rows(*self.layers[0].padded)
 
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
-        """See `distsgd.core.model.score.score`."""
+        """See `distsgd.core.model.slot_gradient.score`."""
         return score(as_matrix(weights, self.classes), features, out)
 
 

@@ -21,17 +21,15 @@ from distsgd.core.messages import (
     Lease,
     Push,
 )
-from distsgd.core.optim.optimizers import Optimizer
+from distsgd.core.optim.optimizers import Optimizer, Updater
 from distsgd.core.optim.schedules import Schedule
-from distsgd.core.optim.update import Updater
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.consistency.bsp import BulkSynchronous
 from distsgd.core.server.open_minibatch import OpenMinibatch
-from distsgd.core.server.position import Position
+from distsgd.core.server.position import Position, WorkQueue
 from distsgd.core.server.sampled_updates import Witness
-from distsgd.core.server.work_queue import WorkQueue
 
 __all__ = ["ParameterServer"]
 

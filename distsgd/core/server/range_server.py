@@ -16,7 +16,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push, Update
-from distsgd.core.optim.update import Updater
+from distsgd.core.optim.optimizers import Updater
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server.open_minibatch import OpenMinibatch, Piece

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied
 from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.optim.update import Updater
+from distsgd.core.optim.optimizers import Updater
 from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
 
 __all__ = ["MOST_WAITING", "Evidence", "Witness", "sampled"]

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from distsgd.data.atomic import installed, sweep
 from distsgd.data.cifar10.archive import (
     CLASSES,
     SHAPE,
@@ -20,14 +21,13 @@ from distsgd.data.cifar10.archive import (
     verify_records,
 )
 from distsgd.data.dataset import Dataset, verify_shards
-from distsgd.data.installing import installed, sweep
 from distsgd.data.locations import cache_folder, dataset_folder, expanded
+from distsgd.data.lock_file import waiting_lock
 from distsgd.data.manifest import Manifest, read_manifest
 from distsgd.data.remote.http import Progress, download
 from distsgd.data.shards import write_dataset
 from distsgd.data.text_files import require_file
 from distsgd.data.verified import checksum
-from distsgd.data.waiting_lock import waiting_lock
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, system_error
 
 __all__ = [

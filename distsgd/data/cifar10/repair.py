@@ -26,11 +26,11 @@ from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, Say, downloads, obtain
 from distsgd.data.dataset import Dataset, damaged_shards
 from distsgd.data.folder_files import open_inside, replace_inside
 from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder, find_dataset
+from distsgd.data.lock_file import waiting_lock
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.remote.http import Progress
 from distsgd.data.shards import open_shard, shard_spans, write_shard
 from distsgd.data.verified import checksum
-from distsgd.data.waiting_lock import waiting_lock
 from distsgd.errors import CorruptDataError, DatasetError, system_error
 
 __all__ = ["Repaired", "repair_dataset"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.data.column_scale import ColumnScale
-from distsgd.data.names import escaped, some_of
+from distsgd.data.text_files import escaped, some_of
 
 __all__ = ["SAMPLE_ROWS", "ColumnSurvey"]
 

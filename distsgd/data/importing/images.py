@@ -1,24 +1,250 @@
-"""A folder of images by class: CLASS/image.png, or train/CLASS/image.png and test/CLASS/..."""
+"""A folder of images by class: CLASS/image.png, or train/CLASS/image.png and test/CLASS/...
+
+Image files as examples.
+
+Encoded images (PNG, JPEG, ...) of a source as rows of pixels, all of one shape.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from io import BytesIO
 from itertools import chain, islice
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
-from distsgd.data.importing.encoded_images import Encoded, decode_batch, shape_of_first
-from distsgd.data.importing.source import Batch, Source, Wishes, rows_at_once
-from distsgd.data.names import is_printable, normal
-from distsgd.errors import SourceError
+from distsgd.core.arrays import Bytes
+from distsgd.data.importing.source import (
+    Batch,
+    Label,
+    Rejected,
+    Source,
+    Wishes,
+    plain_label,
+    rows_at_once,
+)
+from distsgd.data.text_files import is_printable, normal, require_file
+from distsgd.errors import SourceError, UsageError, machine_trouble
 
-__all__ = ["open_image_folder"]
+__all__ = [
+    "Encoded",
+    "decode_batch",
+    "decoded",
+    "open_image_folder",
+    "read_image",
+    "shape_of_first",
+]
+
+
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
+"""Those that are decoded in this process: Pillow hands others, such as EPS, to a program."""
+
+_MOST_PIXELS, _MANY_PIXELS = 50_000_000, 4_000_000
+"""Pixels of an image that are decoded at most, at up to 8 bytes of memory for each; and those of
+one that is decoded while no other of so many is."""
+
+_one_large = threading.Lock()
+
+
+def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
+    """An image as an example: RGB, resized, channel by channel.
+
+    Args:
+        path: a file of a format that is known here.
+        shape: (channels, rows, columns) of an example; channels 3, or 1 for grey.
+
+    Returns:
+        shape (features,), uint8.
+
+    Raises:
+        UsageError: the file is missing or is no image.
+    """
+    try:
+        require_file(path)
+        image = decoded(path, shape[0])
+    except FileNotFoundError:
+        raise UsageError(f"there is no image {path}", "Check the path") from None
+    except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
+        raise machine_trouble(error, path) or UsageError(
+            f"{path} is not an image that can be read: {error}", "Give a PNG or JPEG"
+        ) from None
+    return pixels_of(image, shape)
+
+
+def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
+    """An image, upright, in RGB, or in grey if there is 1 channel.
+
+    A JPEG of more than 50 million pixels is decoded at a half, a quarter or an eighth of its size,
+    as its format allows.
+
+    Raises:
+        Exception: whatever its decoder raises, or ValueError: its numbers are of no known range, or
+            it has too many pixels.
+    """
+    with _opened(source) as image:
+        _bound_pixels(image)
+        large = image.width * image.height > _MANY_PIXELS
+        with _one_large if large else nullcontext():
+            image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
+            image.load()
+            if image.info:  # with nothing beside the pixels it would take time for nothing
+                with suppress(Exception):  # where that is broken, the pixels stay
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _of_bytes(image).convert("RGB" if channels == 3 else "L")
+
+
+def _opened(source: Path | BinaryIO) -> Image.Image:
+    """An image whose header alone has been read."""
+    try:
+        return Image.open(source, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(_too_large(f"too many pixels ({error})")) from None
+
+
+def _bound_pixels(image: Image.Image) -> None:
+    """Have no more decoded than memory should be taken for.
+
+    Raises:
+        ValueError: it has too many pixels; says how many may be.
+    """
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        part = next((n for n in (2, 4) if width * height <= n * n * _MOST_PIXELS), 8)
+        image.draft(None, (width // part, height // part))  # does nothing but to a JPEG
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels"))
+
+
+def _too_large(pixels: str) -> str:
+    return f"it has {pixels}, and at most {_MOST_PIXELS:,} are decoded: save it smaller"
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """With 8 bits a channel: of 16 bits the upper ones, as Pillow itself does with colours.
+
+    `convert` would cut all above 255 to white.
+    """
+    # Pillow has 16 bits of a PPM, and old ones of a PNG, in 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits, of no known range: save 8 or 16 bits")
+    return image
+
+
+def is_grey(source: Path | BinaryIO) -> bool:
+    """Whether an image has no colours, by its header.
+
+    Raises:
+        Exception: whatever its decoder raises.
+    """
+    with _opened(source) as image:
+        return image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+
+
+def pixels_of(image: Image.Image, shape: tuple[int, ...]) -> Bytes:
+    """A decoded image, resized if need be, channel by channel: shape (features,), uint8."""
+    channels, rows, columns = shape
+    if image.size != (columns, rows):
+        image = image.resize((columns, rows), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=np.uint8).reshape(rows, columns, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1)
+
+
+_THREADS = 2
+_LOOKED_AT = 1000
+"""Images that have to be grey before all are taken to be."""
+
+Encoded = tuple[str, Path | bytes | None, object]
+"""Where an image stands, its file or bytes, and its label."""
+
+
+def shape_of_first(
+    images: Iterable[Path | bytes | None], size: tuple[int, int] | None
+) -> tuple[int, int, int] | None:
+    """(channels, rows, columns) of the examples; None if no image can be read.
+
+    They are those of the first image, but with colours if any of the others has some.
+    """
+    extent: tuple[int, int] | None = None
+    for number, image in enumerate(images):
+        if image is None:
+            continue
+        try:
+            if extent is None:
+                found = decoded(_source(image), 1)
+                extent = size or (found.height, found.width)
+            if not is_grey(_source(image)):
+                return 3, *extent
+        except Exception as error:  # a decoder can raise anything; such a row is rejected later
+            trouble = machine_trouble(error, image if isinstance(image, Path) else "an image")
+            if trouble is not None and not isinstance(error, PermissionError):
+                raise trouble from None
+            continue
+        if number >= _LOOKED_AT:
+            break
+    return (1, *extent) if extent else None
+
+
+def _source(image: Path | bytes) -> Path | BinaryIO:
+    if isinstance(image, bytes):
+        return BytesIO(image)
+    require_file(image)
+    return image
+
+
+def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) -> Batch:
+    """Decode images on two threads, in their order.
+
+    Args:
+        images: what to decode.
+        shape: (channels, rows, columns) of an example.
+        resize: whether images of another size are resized; otherwise they are rejected.
+    """
+
+    def one(item: Encoded) -> tuple[Bytes, Label] | Rejected:
+        where, file, label = item
+        try:
+            label = plain_label(label)
+            if file is None:
+                return Rejected(where, "it has no image")
+            image = decoded(_source(file), shape[0])
+            size = (shape[2], shape[1])
+            if image.size != size and not resize:
+                return Rejected(
+                    where,
+                    f"it is {image.width} x {image.height}, the first {size[0]} x {size[1]}: "
+                    "--size resizes all",
+                    (shape[1], shape[2]),
+                )
+            return pixels_of(image, shape), label
+        except Exception as error:  # a decoder can raise anything
+            trouble = machine_trouble(error, where)
+            if trouble is not None and not isinstance(error, PermissionError):
+                raise trouble from None
+            return Rejected(where, str(error) or type(error).__name__)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(one, images))
+    kept = [item for item in found if not isinstance(item, Rejected)]
+    features = int(np.prod(shape))
+    return Batch(
+        np.stack([row for row, _ in kept]) if kept else np.empty((0, features), np.uint8),
+        [label for _, label in kept],
+        [item for item in found if isinstance(item, Rejected)],
+    )
+
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-_LOOKED_AT = 20
+_LOOKED_AT_PER_CLASS = 20
 """Images of each class that tell whether there are colours."""
 
 
@@ -33,7 +259,9 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
     classes = tuple(sorted({*of_train, *of_test}))
     _refuse_odd_names(folder, classes)
     some = chain.from_iterable(
-        islice(_files(path), _LOOKED_AT) for name in classes for path in of_train.get(name, ())
+        islice(_files(path), _LOOKED_AT_PER_CLASS)
+        for name in classes
+        for path in of_train.get(name, ())
     )
     shape = shape_of_first(some, wishes.size)
     if len(classes) < 2 or shape is None:

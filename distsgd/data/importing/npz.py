@@ -24,7 +24,7 @@ from distsgd.data.importing.source import (
     plain_label,
     rows_at_once,
 )
-from distsgd.data.names import nearest, some_of
+from distsgd.data.text_files import nearest, some_of
 from distsgd.errors import SourceError, UsageError, machine_trouble
 
 __all__ = ["open_npz"]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distsgd.data.importing.encoded_images import Encoded, decode_batch, shape_of_first
+from distsgd.data.importing.images import Encoded, decode_batch, shape_of_first
 from distsgd.data.importing.source import Batch, Source, Wishes, rows_at_once
 from distsgd.data.importing.table_columns import (
     batch_of,

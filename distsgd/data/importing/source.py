@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from distsgd.data.names import normal
+from distsgd.data.text_files import normal
 
 __all__ = [
     "LARGEST",

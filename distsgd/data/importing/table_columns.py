@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distsgd.data.importing.source import LARGEST, Batch, Label, Rejected, Wishes, plain_label
-from distsgd.data.names import escaped, nearest, normal, some_of
+from distsgd.data.text_files import escaped, nearest, normal, some_of
 from distsgd.errors import SourceError, UsageError
 
 __all__ = [

@@ -13,10 +13,9 @@ from distsgd.data.folder_files import SMALL, read_inside, replace_inside
 from distsgd.data.locations import REMOTE_SOURCE, cache_folder
 from distsgd.data.manifest import MANIFEST, Shard, parse_manifest
 from distsgd.data.remote import known_addresses
-from distsgd.data.remote.fetching import fetch_checked, fetch_small
 from distsgd.data.remote.known_addresses import check_known, remember
 from distsgd.data.remote.node_cache import Held, NodeCache
-from distsgd.data.remote.stores import Store, open_store
+from distsgd.data.remote.stores import Store, fetch_checked, fetch_small, open_store
 from distsgd.data.remote.uri import parse_uri
 from distsgd.errors import CorruptDataError, NotPlainFile, storage_error
 

@@ -13,7 +13,7 @@ from distsgd.core.model.losses import LOSSES
 from distsgd.lecture.drawing import as_text, new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
 from distsgd.lecture.objective import loss_and_gradient
-from distsgd.lecture.plain.analytic_gradient import (
+from distsgd.lecture.plain.chain_rule import (
     EXAMPLE_GRADIENT,
     EXAMPLE_LOSS,
     GRADIENT_BY_SCORES,

@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.two_layer_part import two_layer_loss_and_gradient
+from distsgd.core.model.reference import two_layer_loss_and_gradient
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
 from distsgd.lecture.objective import loss_of

@@ -11,11 +11,9 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.errors import UsageError
-from distsgd.lecture.choices import check_loss
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.many_weights import LOSS_OF_SCORES
-from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
-from distsgd.lecture.objective import gradient_of
+from distsgd.lecture.material import Examples, check_limit, check_loss, first_examples, open_dataset
+from distsgd.lecture.objective import LOSS_OF_SCORES, gradient_of
 from distsgd.lecture.plain.numerical_gradient import partials, steps_without_kinks
 from distsgd.on_ray.task_pool import task_pool
 

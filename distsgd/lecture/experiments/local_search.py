@@ -19,10 +19,9 @@ import numpy as np
 from distsgd.core.arrays import Floats, Ints
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
-from distsgd.lecture.choices import check_loss
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.many_weights import LOSS_OF_SCORES, Pieces, accuracy_of
-from distsgd.lecture.material import check_limit, open_dataset
+from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces, accuracy_of
 from distsgd.on_ray.task_pool import task_pool
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, open_dataset
-from distsgd.lecture.service_run import Trained, train_for_study
+from distsgd.lecture.material import Trained, check_limit, open_dataset, train_for_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.lecture.choices import check_loss
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.many_weights import Pieces, accuracy_of
-from distsgd.lecture.material import check_limit, open_dataset
+from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.objective import Pieces, accuracy_of
 from distsgd.on_ray.task_pool import task_pool
 
 if TYPE_CHECKING:

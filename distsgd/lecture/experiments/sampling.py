@@ -15,8 +15,7 @@ from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset, Split
 from distsgd.data.shards import write_dataset
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, open_dataset
-from distsgd.lecture.service_run import train_for_study
+from distsgd.lecture.material import check_limit, open_dataset, train_for_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,9 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.model.losses import LOSSES
 from distsgd.errors import UsageError
-from distsgd.lecture.choices import check_loss
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.many_weights import LOSS_OF_SCORES, Pieces
-from distsgd.lecture.material import check_limit, open_dataset
+from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces
 from distsgd.on_ray.task_pool import task_pool
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import UsageError, storage_error
-from distsgd.lecture.formula_image import formula_svg
+from distsgd.lecture.drawing import formula_svg
 from distsgd.lecture.page.findings import Check
 from distsgd.lecture.page.lecture import Chapter, Lecture
 from distsgd.version import __version__

@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import svg_of
 from distsgd.lecture.material import open_dataset
-from distsgd.lecture.page.chapters import local, numerical, random, steps
+from distsgd.lecture.page.chapters import (
+    chain_rule,
+    descents,
+    formulas,
+    landscapes,
+    local,
+    losses,
+    numerical,
+    piecewise,
+    random,
+    samplings,
+    sizes,
+    steps,
+    two_layers,
+    why,
+)
 from distsgd.lecture.page.findings import Check, Options, Part
-from distsgd.lecture.page.lecture_layers import two_layers
-from distsgd.lecture.page.lecture_losses import chain_rule, formulas, landscapes, losses, piecewise
-from distsgd.lecture.page.lecture_minibatches import descents, samplings, sizes, why
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

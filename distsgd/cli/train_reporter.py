@@ -13,8 +13,7 @@ from distsgd.cli.output import percent, say, show, terminal, text_column, visibl
 from distsgd.config.settings import TrainConfig
 from distsgd.core.model.models import LINEAR
 from distsgd.engine.events import Progress as Steps
-from distsgd.training.reporter import Reporter
-from distsgd.training.results import EpochRow
+from distsgd.training.results import EpochRow, Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
