@@ -7,7 +7,8 @@ import shutil
 
 from distsgd.data.cifar10.archive import CLASSES, SHAPE, records_of, sample_of
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import SAMPLE, find_dataset
+from distsgd.data.find import find_dataset
+from distsgd.data.locations import SAMPLE
 from distsgd.data.shards import write_dataset
 
 

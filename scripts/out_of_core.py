@@ -35,7 +35,7 @@ from store_process import object_store
 
 from distsgd.bench.environment import busy_cores, environment
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
 from distsgd.data.shards import write_dataset

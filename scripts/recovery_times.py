@@ -29,7 +29,7 @@ from pathlib import Path
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Snapshot
 from distsgd.training import train

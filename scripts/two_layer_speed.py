@@ -22,7 +22,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Grant
 from distsgd.core.model.two_layer import TwoLayerKernel
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 

@@ -22,7 +22,7 @@ from distsgd.bench.processes import Finished, parse_results, run_process
 from distsgd.bench.report import Report, judged, make_rows, markdown
 from distsgd.config.settings import choices
 from distsgd.data.atomic import replace_file
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.system import python_module
 from distsgd.errors import UsageError, storage_error

@@ -16,7 +16,7 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import as_matrix
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.blas import one_blas_thread
 
 __all__ = ["measure"]

@@ -23,7 +23,7 @@ from distsgd.core.messages import Lease, Push
 from distsgd.core.model.architecture import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.system import pause
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Job

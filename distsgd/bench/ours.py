@@ -16,7 +16,7 @@ from distsgd.bench.processes import WARM_UP, Found, Task, serve, told
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Connected, Ended, Progress
 from distsgd.engine.job import Job, Snapshot

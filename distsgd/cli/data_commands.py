@@ -191,7 +191,8 @@ def list_all(json: JsonFlag = False) -> None:
 
     Example: distsgd data list
     """
-    from distsgd.data.locations import RESERVED, find_dataset, imported_datasets
+    from distsgd.data.find import find_dataset
+    from distsgd.data.locations import RESERVED, imported_datasets
     from distsgd.data.manifest import read_manifest
 
     rows = []
@@ -216,7 +217,7 @@ def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
 
     Example: distsgd data info --dataset sample
     """
-    from distsgd.data.locations import find_dataset
+    from distsgd.data.find import find_dataset
     from distsgd.data.manifest import read_manifest
 
     folder = find_dataset(dataset)
@@ -273,7 +274,7 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
     """
     from distsgd.data.cifar10.fetch import verify_dataset
     from distsgd.data.dataset import Dataset
-    from distsgd.data.locations import find_dataset
+    from distsgd.data.find import find_dataset
     from distsgd.data.remote.uri import is_uri
 
     folder = find_dataset(dataset)

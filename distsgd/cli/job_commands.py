@@ -51,7 +51,7 @@ def submit(
     """
     from distsgd.cluster.jobs import job_api
 
-    arguments, files, sample = _checked(context.args, resume)
+    arguments, files, sample = _checked(context, resume)
     with job_api(address) as api:
         job = api.submit(arguments, files, sample=sample, run=resume)
         if json and detach:
@@ -64,23 +64,23 @@ def submit(
             _follow(api, job, json)
 
 
-def _checked(given: list[str], resume: str | None) -> tuple[list[str], list[Path], bool]:
+def _checked(context: typer.Context, resume: str | None) -> tuple[list[str], list[Path], bool]:
     """The command for the job, the files it reads, and whether it needs the embedded images.
 
     Its flags are read here once, so that a slip is told before anything is sent.
     """
-    from distsgd.cli.main import app as whole
     from distsgd.config.settings import TrainConfig
     from distsgd.config.sources import config_elsewhere
     from distsgd.config.spelling import written
     from distsgd.errors import UsageError
     from distsgd.training.chaos import chaos_from
 
+    given = context.args
     for word in given:
         if (flag := word.partition("=")[0]) in _NOT_HERE:
             raise UsageError(f"{flag} is given twice, or means nothing in a job", "Leave it out")
     name = "train" if resume is None else "resume"
-    command = typer.main.get_command(whole).commands[name]  # type: ignore[attr-defined]
+    command = context.find_root().command.commands[name]  # type: ignore[attr-defined]
     words = given if resume is None else [resume, *given]
     read = command.make_context(name, list(words)).params
     file: Path | None = read.get("config")

@@ -12,7 +12,7 @@ from typing import Any
 
 from distsgd.config.settings import TrainConfig
 from distsgd.config.spelling import SET, Spelling, spelling, written
-from distsgd.data.locations import dataset_name, find_dataset
+from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.known_addresses import check_known
 from distsgd.data.remote.uri import is_uri, parse_uri

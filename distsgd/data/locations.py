@@ -10,8 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-from distsgd.data.remote.uri import is_uri
-from distsgd.errors import DatasetError, StorageError, UsageError
+from distsgd.errors import StorageError, UsageError
 
 __all__ = [
     "REMOTE_SOURCE",
@@ -20,9 +19,7 @@ __all__ = [
     "SAMPLE",
     "cache_folder",
     "dataset_folder",
-    "dataset_name",
     "expanded",
-    "find_dataset",
     "home_folder",
     "imported_datasets",
     "is_remote_copy",
@@ -99,63 +96,6 @@ def imported_datasets() -> list[str]:
         return []
     names = (path.parent.name for path in found)
     return sorted(name for name in names if name not in RESERVED and not name.startswith("."))
-
-
-def dataset_name(dataset: object) -> str:
-    """What was given as a dataset: a name, a path or a URI.
-
-    Raises:
-        UsageError: it is something else, such as a table or an array.
-    """
-    if isinstance(dataset, str | os.PathLike):
-        return os.fspath(dataset)
-    raise UsageError(
-        f"a dataset is given by name, path or URI, and this is a {type(dataset).__name__}",
-        "Save its rows, as df.to_parquet('rows.parquet') or numpy.savez('rows.npz', x=x, y=y), and "
-        "run `distsgd data import`",
-    )
-
-
-def find_dataset(dataset: str, *, given: bool = True) -> Path:
-    """The folder of a dataset: "cifar10", "sample", a name it was imported by, a path, or a URI.
-
-    Args:
-        dataset: what names it.
-        given: whether the user has given it, now and here. A URI that a file of a run gives is
-            used only if the user has given its address before; see `remote.known_addresses`.
-
-    Raises:
-        DatasetError: there is none; says what to do.
-        SourceError: it is a URI that the user has not given.
-        UsageError: it is neither.
-        DistsgdError: it is a URI that cannot be used, see `find_remote`.
-    """
-    dataset = dataset_name(dataset)
-    if is_uri(dataset):
-        from distsgd.data.remote.remote_folder import find_remote
-
-        return find_remote(dataset, given=given)
-    if dataset == "sample":
-        return SAMPLE
-    if dataset == "cifar10":
-        folder = dataset_folder(dataset)
-        if not folder.exists():
-            raise DatasetError(
-                "CIFAR-10 is not in the cache yet",
-                "Run `distsgd data fetch`, or take the embedded images: --dataset sample",
-            )
-        return folder
-    if dataset in imported_datasets():
-        return dataset_folder(dataset)
-    folder = expanded(dataset)
-    if not (folder / "manifest.json").is_file():
-        what = "no such folder" if not folder.exists() else "it has no manifest.json"
-        raise DatasetError(
-            f"no dataset at {folder}: {what}",
-            "--dataset takes cifar10, sample, a name given to `distsgd data import`, and the path "
-            "or URI of a dataset folder",
-        )
-    return folder
 
 
 def is_remote_copy(folder: Path) -> bool:

@@ -18,7 +18,8 @@ from distsgd.core.optim.compression import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import REMOTE_SOURCE, find_dataset
+from distsgd.data.find import find_dataset
+from distsgd.data.locations import REMOTE_SOURCE
 from distsgd.data.remote.known_addresses import given
 from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.data.row_cache import open_rows

@@ -17,7 +17,7 @@ import numpy as np
 from distsgd.core.arrays import Floats, Ints
 from distsgd.core.model.losses import LOSSES
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.errors import UsageError
 from distsgd.training.limits import check_memory
 from distsgd.training.results import EpochRow, Reporter, TrainResult

@@ -10,7 +10,7 @@ from distsgd.errors import UsageError
 from distsgd.config.settings import TrainConfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.manifest import MANIFEST, read_manifest
 from distsgd.errors import DistsgdError, JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint

@@ -14,7 +14,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.core.messages import Diverged
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Ended, Updated
 from distsgd.engine.job import Snapshot

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Bytes
 from distsgd.core.model.losses import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.find import find_dataset
 from distsgd.data.importing.images import read_image
-from distsgd.data.locations import find_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError, UsageError
 from distsgd.runs.checkpoint import (

@@ -15,7 +15,7 @@ from distsgd.config.spelling import spelling
 from distsgd.core.chaos import Chaos
 from distsgd.core.server.position import Ledger
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import blas_kernel, one_blas_thread
 from distsgd.engine.job import Snapshot

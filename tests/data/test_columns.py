@@ -14,11 +14,11 @@ import pytest
 from support import Run
 
 from distsgd.data.column_scale import ColumnScale
+from distsgd.data.find import find_dataset
 from distsgd.data.importing.column_survey import ColumnSurvey
 from distsgd.data.importing.import_dataset import Imported, import_dataset
 from distsgd.data.importing.source import Wishes
 from distsgd.data.importing.spool import ColumnStatistics
-from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import UsageError
 from distsgd.training.training import train

@@ -17,11 +17,11 @@ import pytest
 from support import command_line
 
 from distsgd.data.dataset import Dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.importing import csv_file
 from distsgd.data.importing.csv_file import CsvFile, has_names
 from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.data.importing.source import Wishes
-from distsgd.data.locations import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import SourceError, UsageError
 from distsgd.training.evaluation import predict

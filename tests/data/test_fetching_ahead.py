@@ -13,7 +13,7 @@ import pytest
 from data_support import sample_in_shards, wait_until
 from support import processes_with
 
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.fetching_ahead import FetchingAhead
 

@@ -17,9 +17,10 @@ from PIL import Image
 from distsgd.data.cifar10.fetch import verify_dataset
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset, Split
+from distsgd.data.find import find_dataset
 from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.data.importing.source import Wishes
-from distsgd.data.locations import SAMPLE, dataset_folder, find_dataset, imported_datasets
+from distsgd.data.locations import SAMPLE, dataset_folder, imported_datasets
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
 from distsgd.training.evaluation import evaluate, predict
 from distsgd.training.training import train

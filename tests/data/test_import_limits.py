@@ -17,10 +17,11 @@ from support import Run
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.importing import import_dataset as row_import
 from distsgd.data.importing.import_dataset import Imported, import_dataset
 from distsgd.data.importing.source import Wishes, rows_at_once
-from distsgd.data.locations import dataset_folder, find_dataset
+from distsgd.data.locations import dataset_folder
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
 from distsgd.training.evaluation import predict

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from data_support import write_tiny
 
+from distsgd.data.find import find_dataset
 from distsgd.data.locations import (
     SAMPLE,
     cache_folder,
     dataset_folder,
     expanded,
-    find_dataset,
     home_folder,
     imported_datasets,
     mending,

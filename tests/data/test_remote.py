@@ -16,7 +16,8 @@ from store_process import SECRETS, StoreProcess, object_store
 from support import PATIENCE, Run, run_here
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import SAMPLE, find_dataset
+from distsgd.data.find import find_dataset
+from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST
 from distsgd.data.remote import http as pace
 from distsgd.data.remote import stores

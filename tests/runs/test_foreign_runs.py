@@ -14,7 +14,8 @@ from support import Run
 
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import REMOTE_SOURCE, SAMPLE, find_dataset
+from distsgd.data.locations import REMOTE_SOURCE, SAMPLE
+from distsgd.data.find import find_dataset
 from distsgd.data.remote import stores as fetching, known_addresses
 from distsgd.errors import SourceError
 from distsgd.runs.folder import RunFolder, create_run

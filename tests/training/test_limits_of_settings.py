@@ -18,7 +18,7 @@ from distsgd.cluster.local_node import start_head, start_member
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.lecture.experiments.convexity import check_convexity
 from distsgd.lecture.experiments.gradcheck import gradcheck

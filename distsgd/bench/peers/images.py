@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 
 __all__ = ["LEARNING_RATE", "REGULARIZATION", "SCALE", "Images", "load_images"]
 

@@ -24,8 +24,9 @@ from distsgd.data.cifar10.archive import (
 )
 from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, Say, downloads, obtain
 from distsgd.data.dataset import Dataset, damaged_shards
+from distsgd.data.find import find_dataset
 from distsgd.data.folder_files import open_inside, replace_inside
-from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder, find_dataset
+from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder
 from distsgd.data.lock_file import waiting_lock
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.remote.http import Progress

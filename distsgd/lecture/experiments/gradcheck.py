@@ -20,7 +20,7 @@ from distsgd.core.model.gradient_check import (
 from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.models import LINEAR, TwoLayer, make_architecture
 from distsgd.data.dataset import Dataset
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.training.limits import check_memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from distsgd.data.locations import find_dataset
+from distsgd.data.find import find_dataset
 from distsgd.data.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
