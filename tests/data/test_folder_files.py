@@ -163,7 +163,7 @@ ELSEWHERE = {
     "data/folder_files.py": "the mechanism",
     "data/atomic.py": "files that the user names, and folders of ours to be synced",
     "data/text_files.py": "files that the user names",
-    "data/importing/spool.py": "a file that the user names, and one of ours that has just been made",
+    "data/importing/spool.py": "a file that the user names, and new ones of ours",
     "data/importing/images.py": "images that the user names",
     "data/cifar10/archive.py": "archives that the user names, and folders of them",
     "data/importing/csv_file.py": "files that the user names",
