@@ -221,3 +221,10 @@ def test_open_shows_the_page_or_says_where_it_is(
     done = distsgd_here("docs", "data", "--open", "--json", env={**env, "BROWSER": "browser"})
     assert json.loads(done.stdout) == {"path": str(path), "opened": True}
     assert opened == [f"{path.as_uri()}#data"]
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    text = (TOP / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = {"distsgd/core/server/consistency/double.py"}
+    named = set(re.findall(r"`((?:distsgd|tests|scripts)/[\w./-]+)`", text))
+    assert [name for name in sorted(named - examples) if not (TOP / name).exists()] == []
