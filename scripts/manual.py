@@ -15,12 +15,16 @@ from dataclasses import fields
 from inspect import getdoc, signature
 from pathlib import Path
 
-from distsgd.config.recipe import LEARNING_RATES, REGULARIZATION, TWO_LAYER_LEARNING_RATES
-from distsgd.runs.place import GOES_ON_WITH
-
 from distsgd.cli.docs_commands import TOPICS, page
 from distsgd.cli.train_commands import train
-from distsgd.config.settings import _OF_POLICY, TrainConfig
+from distsgd.config.settings import (
+    _OF_POLICY,
+    LEARNING_RATES,
+    REGULARIZATION,
+    TWO_LAYER_LEARNING_RATES,
+    TrainConfig,
+)
+from distsgd.runs.checkpoint import GOES_ON_WITH
 
 TOP = Path(__file__).resolve().parents[1]
 DOCS = TOP / "distsgd" / "docs"
