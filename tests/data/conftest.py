@@ -1,4 +1,4 @@
-"""A private cache for every test, and the real CIFAR-10 in each form in which it is published."""
+"""A private cache for every test, and a small CIFAR-10 in each form in which it is published."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from data_support import (
     snapshot,
 )
 from PIL import Image
+from small_cifar10 import BATCH_ROWS, make_small
 
-from distsgd.data.cifar10.archive import BATCHES, Records
+from distsgd.data.cifar10.archive import Records, records_of
 from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
@@ -39,6 +40,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DISTSGD_CACHE", str(folder))
     yield folder
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def small_cifar10(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 has few images, unless a test takes `whole_cifar10`."""
+    if "whole_cifar10" not in request.fixturenames:
+        make_small(monkeypatch)
 
 
 @pytest.fixture
@@ -85,9 +93,17 @@ def cifar10(workshop: Path) -> Path:
         return _fetch_into(workshop / "fetched", "auto")
 
 
+@pytest.fixture
+def whole_cifar10(cifar10: Path) -> Path:
+    """The folder of the full dataset, and its own checksums."""
+    return cifar10
+
+
 def _fetch_into(cache: Path, source: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTSGD_CACHE", str(cache))
+        if source != "auto":
+            make_small(patch)
         try:
             return fetch_cifar10(source)
         except SourceError as error:
@@ -96,11 +112,10 @@ def _fetch_into(cache: Path, source: str) -> Path:
 
 @pytest.fixture(scope="session")
 def records(cifar10: Path) -> Records:
-    """The six batches of the binary form."""
+    """The six batches of the binary form, small."""
     dataset = Dataset(cifar10)
-    train = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.train.batches()])
-    test = np.concatenate([np.column_stack(pair[::-1]) for pair in dataset.test.batches()])
-    return dict(zip(BATCHES, [*np.split(train, 5), test], strict=True))
+    whole = records_of(dataset.train.batches(), dataset.test.batches())
+    return {name: batch[:BATCH_ROWS] for name, batch in whole.items()}
 
 
 @pytest.fixture(scope="session")

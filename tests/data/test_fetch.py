@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_cifar10
 from data_support import LOCK, flip, snapshot, times
-from support import PATIENCE, Run, command_line
+from small_cifar10 import BATCH_ROWS, TRAIN_ROWS
+from support import PATIENCE, Run
 
 from distsgd.data.cifar10.archive import BATCHES, CLASSES, SHAPE, Records
 from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
@@ -59,7 +62,7 @@ def test_the_number_of_shards_can_be_chosen(
 def test_shards_differ_by_one_row_at_most(cache: Path, binary_folder: Path) -> None:
     manifest = read_manifest(fetch_cifar10(str(binary_folder), 7))
     rows = [shard.rows for shard in manifest.train]
-    assert sum(rows) == 50_000
+    assert sum(rows) == TRAIN_ROWS
     assert max(rows) - min(rows) == 1
 
 
@@ -114,7 +117,7 @@ def test_pixels_that_are_not_the_official_ones_are_found_out(
 ) -> None:
     """Also where every checksum of the dataset's own was made to fit."""
     train = np.concatenate([records[name] for name in BATCHES if name != "test_batch"])
-    train[35_000, 1234] ^= 1
+    train[3 * BATCH_ROWS + 1_000, 1234] ^= 1
     test = records["test_batch"]
     write_dataset(
         tmp_path, name="cifar10", shape=SHAPE, classes=CLASSES, shards=1,
@@ -128,7 +131,7 @@ def test_pixels_that_are_not_the_official_ones_are_found_out(
 
 def start_fetch(source: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command_line("data", "fetch", "--source", source),
+        [sys.executable, small_cifar10.__file__, "data", "fetch", "--source", source],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -162,7 +165,9 @@ def test_the_command_line_fetches_shows_and_verifies(
     assert answer["shards"] == 2
 
     shown = json.loads(distsgd_here("data", "info", "--json").stdout)
-    assert (shown["train"], shown["test"], shown["digest"]) == (50_000, 10_000, answer["digest"])
+    assert (shown["train"], shown["test"], shown["digest"]) == (
+        TRAIN_ROWS, BATCH_ROWS, answer["digest"],
+    )  # fmt: skip
 
     verified = distsgd_here("data", "verify")
     assert verified.returncode == 0

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import small_cifar10
 from data_support import LOCK, snapshot, wait_until
-from support import PATIENCE, command_line
+from support import PATIENCE
 
 from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
 
@@ -35,7 +36,8 @@ def fetching(cache: Path, binary_folder: Path) -> Iterator[Callable[..., subproc
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*flags: str) -> subprocess.Popen[bytes]:
-        command = command_line("data", "fetch", "--source", binary_folder, *flags)
+        program = [sys.executable, small_cifar10.__file__]
+        command = [*program, "data", "fetch", "--source", binary_folder, *flags]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, **quiet))
         return started[-1]

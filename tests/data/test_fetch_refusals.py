@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from data_support import LOCK, flip, pack, python3_pickle, snapshot
+from small_cifar10 import BATCH_ROWS
 from support import Run
 
 from distsgd.data.cifar10.fetch import fetch_cifar10
@@ -148,8 +149,8 @@ def test_a_batch_that_cannot_be_read(settled: Path, tmp_path: Path, binary_folde
     ("batch", "at"),
     [
         ("data_batch_1", 0),
-        ("data_batch_3", 5000 * RECORD + 17),
-        ("test_batch", 10_000 * RECORD - 1),
+        ("data_batch_3", 1000 * RECORD + 17),
+        ("test_batch", BATCH_ROWS * RECORD - 1),
     ],
 )
 def test_one_flipped_bit_in_a_batch(
@@ -185,7 +186,7 @@ def test_a_batch_of_another_length(
     settled: Path, tmp_path: Path, binary_folder: Path, change: int
 ) -> None:
     odd = linked(binary_folder, tmp_path / "odd", "data_batch_2.bin")
-    size = 30_730_000 + change
+    size = BATCH_ROWS * RECORD + change
     os.truncate(odd / "data_batch_2.bin", size)
     refused(odd, CorruptDataError, f"data_batch_2.bin has {size} bytes", cache=settled)
 

@@ -6,13 +6,15 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_cifar10
 from data_support import LOCK, Site, snapshot
-from support import PATIENCE, command_line
+from support import PATIENCE
 
 from distsgd.data.cifar10 import fetch
 from distsgd.data.cifar10.fetch import fetch_cifar10
@@ -89,12 +91,12 @@ def test_a_download_onto_a_full_disk(small_disk: Path, site: Site) -> None:
 
 
 def no_large_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 
 
 def test_a_limit_on_the_size_of_files(cache: Path, binary_folder: Path) -> None:
     done = subprocess.run(
-        command_line("data", "fetch", "--source", binary_folder),
+        [sys.executable, small_cifar10.__file__, "data", "fetch", "--source", binary_folder],
         preexec_fn=no_large_files,
         capture_output=True,
         text=True,

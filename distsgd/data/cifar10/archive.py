@@ -34,6 +34,7 @@ from distsgd.errors import CorruptDataError, SourceError, machine_trouble
 __all__ = [
     "BATCHES",
     "CLASSES",
+    "ROWS",
     "SHAPE",
     "Examples",
     "Records",
@@ -146,7 +147,10 @@ BATCHES = {
 }
 """MD5 of the six files of the official binary archive."""
 
-_ROWS, _FEATURES = 10_000, 3072
+ROWS = {"train": 50_000, "test": 10_000}
+"""Images of each split; all six batches have as many as the test set."""
+
+_FEATURES = 3072
 _LARGEST_MEMBER = 64 * 2**20
 
 Records = dict[str, Bytes]
@@ -163,10 +167,10 @@ _LABEL_FILES = ("train_lables.json", "test_lables.json")  # spelt so in the pack
 
 
 def _from_binary(read: _Read, name: str) -> Bytes:
-    content = read(f"{name}.bin")
-    if len(content) != _ROWS * (_FEATURES + 1):
-        raise CorruptDataError(f"{name}.bin has {len(content)} bytes, not 30730000")
-    return np.frombuffer(content, dtype=np.uint8).reshape(_ROWS, _FEATURES + 1)
+    content, rows = read(f"{name}.bin"), ROWS["test"]
+    if len(content) != (size := rows * (_FEATURES + 1)):
+        raise CorruptDataError(f"{name}.bin has {len(content)} bytes, not {size}")
+    return np.frombuffer(content, dtype=np.uint8).reshape(rows, _FEATURES + 1)
 
 
 def _join(labels: Any, pixels: Bytes) -> Bytes:
@@ -180,11 +184,12 @@ def _from_pickle(read: _Read, name: str) -> Bytes:
 
 def _from_png(read: _Read, name: str) -> Bytes:
     """One image a row of 1024 RGB pixels; the labels lie in two JSON lists."""
+    rows = ROWS["test"]
     try:
         image = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
-        start = 0 if name == "test_batch" else (int(name[-1]) - 1) * _ROWS
-        labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))[start : start + _ROWS]
-        pixels = image.reshape(_ROWS, 1024, 3).transpose(0, 2, 1).reshape(_ROWS, _FEATURES)
+        start = 0 if name == "test_batch" else (int(name[-1]) - 1) * rows
+        labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))[start : start + rows]
+        pixels = image.reshape(rows, 1024, 3).transpose(0, 2, 1).reshape(rows, _FEATURES)
         return _join(labels, pixels)
     except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
         raise machine_trouble(error, f"{name}.png") or CorruptDataError(

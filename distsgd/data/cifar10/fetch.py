@@ -12,6 +12,7 @@ from pathlib import Path
 from distsgd.data.atomic import installed, sweep
 from distsgd.data.cifar10.archive import (
     CLASSES,
+    ROWS,
     SHAPE,
     Records,
     examples_of,
@@ -226,6 +227,6 @@ def verify_dataset(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     verify_shards(folder, manifest)
     dataset = Dataset(folder)
-    if manifest.name == "cifar10" and len(dataset.train) == 50_000:
+    if manifest.name == "cifar10" and len(dataset.train) == ROWS["train"]:
         verify_records(records_of(dataset.train.batches(), dataset.test.batches()))
     return manifest
