@@ -71,8 +71,8 @@ def _checked(context: typer.Context, resume: str | None) -> tuple[list[str], lis
     """
     from distsgd.config.settings import TrainConfig
     from distsgd.config.sources import config_elsewhere
-    from distsgd.config.spelling import written
     from distsgd.errors import UsageError
+    from distsgd.spelling import written
     from distsgd.training.chaos import chaos_from
 
     given = context.args

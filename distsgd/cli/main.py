@@ -31,7 +31,6 @@ from distsgd.cli import (
 from distsgd.cli.output import say, show
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
-from distsgd.config.spelling import written
 from distsgd.errors import (
     DistsgdError,
     missing_package,
@@ -39,6 +38,7 @@ from distsgd.errors import (
     system_error,
     unreadable_module,
 )
+from distsgd.spelling import written
 from distsgd.version import __version__
 
 __all__ = ["app", "main"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from distsgd.config.spelling import Spelling
+from distsgd.spelling import Spelling
 
 __all__ = ["CommandLine", "GroupTakesSettings", "Run", "TakesSettings", "spelling_of"]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from distsgd.config.spelling import ARGUMENT, SET, Spelling, spelling
 from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units
 from distsgd.core.optim.compression import make_codec
@@ -23,6 +22,7 @@ from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.server.consistency import POLICIES, Policy, make_policy
 from distsgd.data.remote.uri import is_uri
 from distsgd.errors import UsageError
+from distsgd.spelling import ARGUMENT, SET, Spelling, spelling
 
 __all__ = [
     "LEARNING_RATES",

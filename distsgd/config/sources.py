@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.config.spelling import SET, Spelling, spelling, written
 from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.known_addresses import check_known
@@ -19,6 +18,7 @@ from distsgd.data.remote.uri import is_uri, parse_uri
 from distsgd.data.text_files import parse_json, read_text
 from distsgd.errors import DatasetError, UsageError
 from distsgd.on_ray.capacity import room_for_workers
+from distsgd.spelling import SET, Spelling, spelling, written
 
 __all__ = [
     "ALIASES",

@@ -9,7 +9,6 @@ from typing import Any
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig, as_type
 from distsgd.config.sources import AUTO, with_room
-from distsgd.config.spelling import spelling
 from distsgd.core.messages import Lease
 from distsgd.core.optim.compression import Residual, Residuals
 from distsgd.core.server.position import Ledger
@@ -21,6 +20,7 @@ from distsgd.runs.journal import Entry, Mark, MarkMissing
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.runs.residual_file import read_residuals
+from distsgd.spelling import spelling
 
 __all__ = ["Recovered", "Stopped", "Tail", "find_tail", "residuals_of", "settings_to_go_on"]
 

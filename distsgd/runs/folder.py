@@ -35,7 +35,7 @@ from distsgd.data.system import pause
 from distsgd.data.text_files import parse_json
 from distsgd.errors import RunError, StorageError, UsageError, in_short, machine_trouble, storage_error
 from distsgd.config.settings import TrainConfig
-from distsgd.config.spelling import Spelling, written
+from distsgd.spelling import Spelling, written
 from distsgd.engine.blas import blas_kernel
 from distsgd.version import __version__
 from distsgd.data.folder_files import stat_inside

@@ -11,7 +11,6 @@ from typing import Any
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
-from distsgd.config.spelling import spelling
 from distsgd.core.chaos import Chaos
 from distsgd.core.server.position import Ledger
 from distsgd.data.dataset import Dataset
@@ -42,6 +41,7 @@ from distsgd.runs.folder import (
 from distsgd.runs.journal import Mark
 from distsgd.runs.metrics import check_trace_file
 from distsgd.runs.opened_run import OpenedRun, check_room, dataset_of, open_run
+from distsgd.spelling import spelling
 from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
 from distsgd.training.chaos import chaos_from
 from distsgd.training.interrupts import NEVER, FirstCtrlC, Stopping

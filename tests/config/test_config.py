@@ -15,13 +15,13 @@ from distsgd.config.settings import (
     TrainConfig,
 )
 from distsgd.config.sources import ALIASES, config_elsewhere, config_from
-from distsgd.config.spelling import Spelling, written
 from distsgd.core.model.losses import LOSSES
 from distsgd.core.optim.optimizers import OPTIMIZERS
 from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import UsageError
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import read_scenario
+from distsgd.spelling import Spelling, written
 from distsgd.training.results import Reporter
 from distsgd.training.training import train
 

@@ -18,7 +18,7 @@ LAYERS = (
 )  # fmt: skip
 """From the bottom up."""
 
-BOTTOM = ("errors", "version")
+BOTTOM = ("errors", "spelling", "version")
 """Modules that everyone may import and that import nothing of the package."""
 
 ROOTS = {"distsgd": ("training", "version"), "distsgd.__main__": ("cli",)}

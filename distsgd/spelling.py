@@ -1,7 +1,8 @@
 """How a user writes settings, so that an error names what was typed, and a hint can be typed.
 
 The same setting is ``--batch-size 64`` or ``--set momentum=0.5`` on a command line, a line of a
-file, or an argument in Python.
+file, or an argument in Python. Every layer names arguments through this module, and only the
+command line says that some of them are flags.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Spelling:
         """A setting with a value: --batch-size 64, --set momentum=0.5, or momentum=0.5."""
         origin = self.origin(name)
         word = str(value).lower() if isinstance(value, bool) else str(value)
+        if origin == FLAG and value is False:
+            return f"--no-{name.replace('_', '-')}"
         if origin == FLAG:
             return self.setting(name) + ("" if value is True else f" {word}")
         if origin == SET:
