@@ -153,7 +153,7 @@ def test_the_front_page_is_short_and_the_manual_complete() -> None:
     assert {path.stem for path in DOCS.glob("*.md")} == set(TOPICS)
     for topic in TOPICS:
         found = page(topic)
-        assert found.title and len(found.about) <= 90 and found.about.endswith("."), topic
+        assert found.title and len(found.about) <= 65 and found.about.endswith("."), topic
 
 
 def test_generated_parts_follow_from_the_code() -> None:

@@ -88,7 +88,10 @@ def docs(
         else:
             show_markdown(found.markdown, _linked(found.markdown, _for_terminal))
     elif json:
-        print_json({"topics": [page(name)._asdict() for name in TOPICS]})
+        pages = map(page, TOPICS)
+        print_json(
+            {"topics": [{"topic": p.topic, "title": p.title, "about": p.about} for p in pages]}
+        )
     else:
         print_pairs((name, page(name).about) for name in TOPICS)
         show("Show a page: distsgd docs TOPIC. All of them in a browser: distsgd docs --open")
