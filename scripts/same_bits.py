@@ -142,7 +142,7 @@ LARGE = {
     "cifar10-mlp": ("train --dataset cifar10 --workers 0 --epochs 1 --model mlp:20 --run-dir run",),
     "cifar10-ray": ("train --dataset cifar10 --workers 2 --epochs 1 --run-dir run",),
     "resume-ray": (
-        f"{INLINE} --optimizer adam", "resume run --epochs 5 --workers 2 --servers 2", *JUDGED,
+        f"{INLINE} --optimizer adam", "resume run --epochs 5 --workers 2 --servers 2", "replay run",
     ),
     "study-ray": ("search random --dataset sample --attempts 60 --workers 2",),
 }  # fmt: skip
