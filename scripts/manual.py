@@ -98,7 +98,8 @@ def generated(path: Path) -> str:
 def main() -> int:
     stale = [path for path in PARTS if generated(path) != path.read_text(encoding="utf-8")]
     if "--check" in sys.argv:
-        print(*(f"{path} is out of date" for path in stale), sep="\n")
+        for path in stale:
+            print(f"{path} is out of date")
         return bool(stale)
     for path in stale:
         path.write_text(generated(path), encoding="utf-8")

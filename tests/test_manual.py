@@ -34,18 +34,18 @@ DOCS = TOP / "distsgd" / "docs"
 FILES = [TOP / "README.md", *(DOCS / f"{topic}.md" for topic in TOPICS)]
 
 SHORTER = {
-    "distsgd lecture --quick": ("--only", "losses"),
-    "distsgd gradient numeric --dataset sample --examples 100 --parameters 500": (
-        "--parameters",
-        "50",
-        "--workers",
-        "0",
-    ),
-    "distsgd search local --dataset sample --tries 200": ("--tries", "20", "--workers", "0"),
-    "distsgd study convexity --dataset sample": ("--segments", "5", "--examples", "50"),
-    "distsgd study descent --dataset sample --epochs 3": ("--epochs", "1"),
-    "distsgd study sampling --dataset sample --epochs 3": ("--epochs", "1"),
-}
+    "distsgd train --loss svm --workers 2 --epochs 10": "--epochs 1",
+    "distsgd lecture --quick": "--only losses",
+    "distsgd bench --dataset sample --quick --only numpy,inline": "--only numpy",
+    "distsgd gradient numeric --dataset sample --examples 100 --parameters 500":
+        "--parameters 50 --workers 0",
+    "distsgd search random --dataset sample --attempts 200": "--attempts 20 --workers 0",
+    "distsgd search local --dataset sample --tries 200": "--tries 20",
+    "distsgd landscape --run latest --plot path.png": "--points 9 --workers 0",
+    "distsgd study convexity --dataset sample": "--segments 2 --examples 20",
+    "distsgd study descent --dataset sample --epochs 3": "--epochs 1",
+    "distsgd study sampling --dataset sample --epochs 3": "--epochs 1",
+}  # fmt: skip
 """Lines that take long are run in part."""
 
 BLOCK = re.compile(
@@ -88,7 +88,7 @@ def test_command_lines_run(cifar10: Path, folder: Path, shared_ray: None) -> Non
         name, *words = shlex.split(line)
         assert name == "distsgd" and not {"|", ">", "&&"} & set(words), line
         own = {"DISTSGD_CACHE": str(folder / "cache")} if "flowers" in words else {}
-        code, _, errors = run_here([*words, *SHORTER.get(line, ())], folder, own)
+        code, _, errors = run_here([*words, *SHORTER.get(line, "").split()], folder, own)
         assert code == 0, (line, errors)
 
 

@@ -104,7 +104,7 @@ def _open(topic: str, json: bool) -> None:
     from distsgd.data.atomic import replace_file
     from distsgd.data.locations import cache_folder
 
-    path = cache_folder() / f"manual-{__version__}.html"
+    path = cache_folder().absolute() / f"manual-{__version__}.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, html_page().encode())
