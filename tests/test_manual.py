@@ -19,11 +19,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import Run, run_here
 from typer.main import get_command
 
+import distsgd
+import distsgd.errors
 from distsgd.cli.docs_commands import TOPICS, anchor, html_page, page
 from distsgd.cli.main import app
 from distsgd.cli.simulate_commands import simulate
@@ -105,6 +108,18 @@ def test_python_runs(path: Path, folder: Path) -> None:
             exec(compile(text, str(path), "exec"), {"__name__": "__main__"})
     if path.stem == "runs":
         assert printed.getvalue() == f"test accuracy {json.loads(out)['test_accuracy']:.1%}\n"
+        check_the_run_folder(Path("first-run"), path.read_text(encoding="utf-8"))
+
+
+def check_the_run_folder(run: Path, text: str) -> None:
+    """Each file of a run, and each array of a checkpoint, is on the page."""
+    for file in run.rglob("*"):
+        inside = re.sub(r"\d{9}", "NNNNNNNNN", str(file.relative_to(run)))
+        assert inside == "checkpoints" or f"`{inside}`" in text, inside
+    with np.load(next(run.glob("checkpoints/*.npz"))) as arrays:
+        assert {f"`{name}`" for name in arrays} <= set(re.findall(r"`\w+`", text))
+        described = set(re.findall(r"`(\w+)`", text)) | {"format", "residuals"}
+        assert set(json.loads(arrays["meta"].tobytes())) - described <= {"place", "sha256"}
 
 
 def test_scripts_that_are_named_are_there() -> None:
@@ -186,6 +201,16 @@ def test_every_command_is_in_the_manual() -> None:
         for inner in getattr(command, "commands", {}):
             inside = rf"\bdistsgd {name} {inner}\b"
             assert re.search(inside, text) or re.search(rf"`{inner}`", overview), (name, inner)
+
+
+def test_the_python_page_has_every_public_name_and_error() -> None:
+    text = (DOCS / "python.md").read_text(encoding="utf-8")
+    for name in distsgd.__all__:
+        assert name.startswith("__") or re.search(rf"\b{name}\b", text), name
+    for name in distsgd.errors.__all__:
+        kind = getattr(distsgd.errors, name)
+        if isinstance(kind, type) and issubclass(kind, distsgd.errors.DistsgdError):
+            assert f"`{name}`" in text or name in ("ServerLost", "ChannelClosed"), name
 
 
 def test_topics_are_listed_and_shown(distsgd_here: Run) -> None:
