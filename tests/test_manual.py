@@ -253,3 +253,9 @@ def test_files_that_contributing_names_are_there() -> None:
     examples = {"distsgd/core/server/consistency/double.py"}
     named = set(re.findall(r"`((?:distsgd|tests|scripts)/[\w./-]+)`", text))
     assert [name for name in sorted(named - examples) if not (TOP / name).exists()] == []
+
+
+def test_every_script_is_described() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in [*FILES, TOP / "CONTRIBUTING.md"])
+    names = {path.name for path in (TOP / "scripts").iterdir() if path.is_file()} - {"_setup"}
+    assert {name for name in names if f"scripts/{name}" not in text} == set()
