@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--schedules",
         type=int,
-        default=1_000,
+        default=400,
         help="random schedules that each consistency policy is tested with",
     )
     parser.addoption(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import command_line
+from support import PATIENCE
 
 WITHOUT = """
 import sys
@@ -24,7 +24,7 @@ TRAIN = ("train", "--dataset", "sample", "--epochs", "1", "--workers")
 
 def run(*command, env=None, cwd=None, **more):
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=cwd,
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd,
         env=env or os.environ, stdin=subprocess.DEVNULL, **more,
     )  # fmt: skip
     assert "Traceback" not in done.stderr and "fault of distsgd" not in done.stderr
@@ -44,9 +44,9 @@ def run(*command, env=None, cwd=None, **more):
         ("ray", "ray", (*TRAIN, "1")),
     ],
 )
-def test_a_missing_package_is_named(tmp_path, name, package, arguments):
+def test_a_missing_package_is_named(distsgd_here, tmp_path, name, package, arguments):
     if arguments[0] == "predict":
-        assert run(*command_line(*TRAIN, "0")).returncode == 0
+        assert distsgd_here(*TRAIN, "0").returncode == 0
     done = run(sys.executable, "-c", WITHOUT, name, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
@@ -90,14 +90,6 @@ def test_assertions_do_nothing_and_docstrings_do_much():
     assert "Example: distsgd audit" in shown
 
 
-HOMELESS = """
-import pwd, sys
-def unknown(uid):
-    raise KeyError(uid)
-pwd.getpwuid = unknown
-from distsgd.cli.start import main
-main()
-"""
 HOMES = ("HOME", "DISTSGD_HOME", "DISTSGD_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME")
 
 
@@ -113,10 +105,17 @@ HOMES = ("HOME", "DISTSGD_HOME", "DISTSGD_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HO
         (("evaluate", "~/run"), "~/run"),
     ],
 )
-def test_a_user_without_a_home_that_can_be_written(tmp_path, home, arguments, problem):
-    env = {name: value for name, value in os.environ.items() if name not in HOMES}
-    env |= {"HOME": home} if home else {}
-    done = run(sys.executable, "-c", HOMELESS, *arguments, env=env, cwd=tmp_path)
+def test_a_user_without_a_home_that_can_be_written(
+    distsgd_here, tmp_path, monkeypatch, home, arguments, problem
+):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in HOMES:
+        monkeypatch.delenv(name, raising=False)
+    done = distsgd_here(*arguments, env={"HOME": home} if home else {})
+    assert "Traceback" not in done.stderr and "fault of distsgd" not in done.stderr
     assert done.returncode == (1 if problem else 0) or (home is None and problem == "~/run")
     if problem:
         (line,) = done.stderr.splitlines()

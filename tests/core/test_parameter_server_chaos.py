@@ -104,7 +104,7 @@ class AnySchedule(RuleBasedStateMachine):
         assert self.fleet.used == expected.used == self.toy.all_slots()
 
 
-AnySchedule.TestCase.settings = settings(deadline=None, max_examples=250, stateful_step_count=120)
+AnySchedule.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=120)
 
 
 class TestAnySchedule(AnySchedule.TestCase):

@@ -36,21 +36,21 @@ openblas_on_x86 = pytest.mark.skipif(
 
 
 @openblas_on_x86
-def test_a_run_of_another_processor(distsgd: Run, tmp_path: Path) -> None:
+def test_a_run_of_another_processor(distsgd: Run, distsgd_here: Run, tmp_path: Path) -> None:
     options = ("--dataset", "sample", "--workers", 0, "--run-dir", tmp_path / "run")
     assert distsgd("train", *options, "--epochs", 2, env=OLD).returncode == 0
-    assert "(Nehalem)" in distsgd("runs", "show", tmp_path / "run").stdout
+    assert "(Nehalem)" in distsgd_here("runs", "show", tmp_path / "run").stdout
     assert distsgd("replay", tmp_path / "run", env=OLD).returncode == 0
-    elsewhere = distsgd("replay", tmp_path / "run")
+    elsewhere = distsgd_here("replay", tmp_path / "run")
     assert elsewhere.returncode == 1 and "OPENBLAS_CORETYPE" in elsewhere.stderr
     assert "computed by openblas" in elsewhere.stderr and " and openblas" not in elsewhere.stderr
-    resumed = distsgd("resume", tmp_path / "run", "--epochs", 3)
+    resumed = distsgd_here("resume", tmp_path / "run", "--epochs", 3)
     assert resumed.returncode == 0 and "computed by openblas" in resumed.stderr
     mixed = distsgd("replay", tmp_path / "run", env=OLD)
     assert mixed.returncode == 1 and " and openblas" in mixed.stderr
     other = tmp_path / "other"
-    quiet = distsgd("train", "--dataset", "sample", "--workers", 0, "--run-dir", other)
-    assert "OPENBLAS_CORETYPE" not in quiet.stderr + distsgd("replay", other).stderr
+    quiet = distsgd_here("train", "--dataset", "sample", "--workers", 0, "--run-dir", other)
+    assert "OPENBLAS_CORETYPE" not in quiet.stderr + distsgd_here("replay", other).stderr
 
 
 class Notices(Reporter):

@@ -42,7 +42,7 @@ def test_every_number_is_what_it_should_be(whole):
 
 
 def test_on_rows_of_ones_own(tmp_path, monkeypatch):
-    """1,500 rows of four numbers, and three classes that are apart."""
+    """1,500 rows of four numbers, and three classes that are apart; without the long chapters."""
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path))
     rng = np.random.default_rng(0)
     kinds = rng.integers(3, size=1_500)
@@ -52,8 +52,9 @@ def test_on_rows_of_ones_own(tmp_path, monkeypatch):
     ]
     (tmp_path / "mine.csv").write_text("\n".join(["a,b,c,d,label", *lines]))
     import_dataset(tmp_path / "mine.csv", "mine")
-    found = give_lecture(Options(dataset="mine", quick=True, workers=0))
-    assert [one.key for one in found.chapters] == list(CHAPTERS)
+    chapters = [key for key in CHAPTERS if key not in ("local", "numerical", "why")]
+    found = give_lecture(Options(dataset="mine", quick=True, workers=0), only=chapters)
+    assert [one.key for one in found.chapters] == chapters
     failed = [c for one in found.chapters for c in one.checks if c.passed is False]
     assert not [check for check in failed if check.key not in TIMES]
 

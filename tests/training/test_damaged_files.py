@@ -30,7 +30,7 @@ from distsgd.runs.checkpoint import read_checkpoint, weights_sha256
 from distsgd.runs.folder import RunFolder
 from distsgd.training import evaluate, resume, train
 
-CASES, CHUNKS = 84, 2
+CASES, CHUNKS = 56, 2
 EPOCHS = 3
 SETTINGS: dict[str, Any] = {"workers": 0, "batch_size": 16, "slot_size": 4, "log_every": 1,
                             "epochs": EPOCHS, "optimizer": "momentum"}  # fmt: skip
