@@ -27,8 +27,7 @@ import ray
 from distsgd.bench.environment import busy_cores, environment
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
-from distsgd.core.model.architecture import initial_weights
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss, initial_weights
 from distsgd.on_ray.session import ray_session
 from distsgd.transport.base import Channel, Work
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel

@@ -20,7 +20,7 @@ from distsgd.bench.processes import WARM_UP, Found, Task, rate, serve, told
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Push
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset

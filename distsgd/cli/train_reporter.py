@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 
 from distsgd.cli.output import percent, say, show, terminal, text_column, visible
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model.models import LINEAR
+from distsgd.core.model import LINEAR
 from distsgd.engine.events import Progress as Steps
 from distsgd.training.results import EpochRow, Reporter
 

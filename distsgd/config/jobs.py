@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.optim import Schedule
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
 from distsgd.data.remote.uri import is_uri

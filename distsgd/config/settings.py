@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units
-from distsgd.core.optim.compression import make_codec
-from distsgd.core.optim.optimizers import OPTIMIZERS
-from distsgd.core.optim.schedules import SCHEDULES
+from distsgd.core.model import LINEAR, LOSSES, MOST_HIDDEN, hidden_units
+from distsgd.core.optim import OPTIMIZERS, SCHEDULES, make_codec
 from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.server.consistency import POLICIES, Policy, make_policy
 from distsgd.data.remote.uri import is_uri

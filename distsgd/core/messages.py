@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss
 
 __all__ = [
     "LIFE",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes, Ints
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import Preprocessing
 from distsgd.data.locations import is_remote_copy, mending
 from distsgd.data.manifest import Manifest, Shard, read_manifest
 from distsgd.data.remote.node_cache import Held, NodeCache

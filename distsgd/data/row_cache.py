@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import Preprocessing
 from distsgd.data.dataset import Split
 from distsgd.errors import UsageError
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, perf_counter_ns
 
 from distsgd.core.messages import Applied, Decision, Diverged, Dropped
-from distsgd.core.optim.compression import Residuals
-from distsgd.core.server.parameter_server import ParameterServer
-from distsgd.core.server.range_server import SplitServer
-from distsgd.core.server.sampled_updates import Evidence
+from distsgd.core.optim import Residuals
+from distsgd.core.server import ParameterServer, SampledUpdate, SplitServer
 from distsgd.engine.job import Job, Snapshot, snapshot
 
 __all__ = [
@@ -33,8 +31,8 @@ __all__ = [
     "Stopwatch",
     "Trace",
     "Track",
+    "UpdateSampled",
     "Updated",
-    "Witnessed",
 ]
 
 
@@ -232,14 +230,14 @@ class Updated:
 
 
 @dataclass(frozen=True)
-class Witnessed:
+class UpdateSampled:
     """A sampled update, to be recomputed.
 
     Attributes:
-        evidence: what the server did.
+        sampled: what the server did.
     """
 
-    evidence: Evidence
+    sampled: SampledUpdate
 
 
 @dataclass(frozen=True)
@@ -265,7 +263,7 @@ class Hung:
     workers: tuple[int, ...]
 
 
-Event = Notice | Connected | Updated | Witnessed | Progress | EpochEnded | Saved | Hung | Ended
+Event = Notice | Connected | Updated | UpdateSampled | Progress | EpochEnded | Saved | Hung | Ended
 
 
 class Stopwatch:
@@ -329,13 +327,13 @@ class Recorder:
         self._residuals = residuals
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
-        self._witness = server.witness
+        self._sampler = server.sampler
         self.statistics = Statistics()
 
     def due(self, decision: Decision) -> bool:
         """Whether a decision gives rise to an event that tells of now: it is to be recorded now."""
         if isinstance(decision, Applied):
-            if self._witness is not None and self._witness.has_news:
+            if self._sampler is not None and self._sampler.has_news:
                 return True
             return decision.ends_epoch or decision.version % self._job.log_every == 0
         return isinstance(decision, Diverged)
@@ -352,8 +350,8 @@ class Recorder:
         self._examples_seen += decision.examples
         ends_epoch = decision.ends_epoch
         events: list[Event] = [Updated(decision)]
-        if self._witness is not None and (found := self._witness.take(decision.version)):
-            events.append(Witnessed(found))
+        if self._sampler is not None and (found := self._sampler.take(decision.version)):
+            events.append(UpdateSampled(found))
         if ends_epoch or decision.version % self._job.log_every == 0:
             events.append(self._progress(decision))
         if ends_epoch:
@@ -382,8 +380,8 @@ class Recorder:
     def ended(self, diverged: Diverged | None = None) -> Ended:
         """The last event, as things are now."""
         finished = self._server.finished
-        if self._witness is not None:
-            self.statistics.let_pass = self._witness.skipped
+        if self._sampler is not None:
+            self.statistics.let_pass = self._sampler.skipped
         now = self._snapshot()
         seconds, seen = self._seconds(), self._examples_seen
         return Ended(now, seconds, seen, finished, self.statistics, diverged)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.core.messages import Decision, Dismiss, Grant
-from distsgd.core.optim.compression import Residual, Residuals, shared_out
-from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, Witnessed
+from distsgd.core.optim import Residual, Residuals, shared_out
+from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, UpdateSampled
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.snapshots import TimedSnapshots
 from distsgd.engine.worker import Worker
@@ -77,8 +77,8 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
                     yield replace(event, tracks=tracks())
                     return
                 yield event
-                if isinstance(event, Witnessed) and server.witness is not None:
-                    server.witness.delivered(1)
+                if isinstance(event, UpdateSampled) and server.sampler is not None:
+                    server.sampler.delivered(1)
                 watch.run()
         if timed.due and (found := timed.take()) is not None:
             watch.pause()

@@ -9,19 +9,22 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos
-from distsgd.core.model.architecture import Architecture, Kernel
-from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.models import LINEAR, make_architecture
-from distsgd.core.optim.compression import Codec, ErrorFeedback, Residuals, make_codec, share
-from distsgd.core.optim.optimizers import Updater, make_optimizer
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.model import LINEAR, Architecture, Preprocessing, make_architecture
+from distsgd.core.model.architecture import Kernel
+from distsgd.core.optim import (
+    Codec,
+    ErrorFeedback,
+    Residuals,
+    Schedule,
+    Updater,
+    make_codec,
+    make_optimizer,
+    share,
+)
 from distsgd.core.plan import Plan
+from distsgd.core.server import ParameterServer, Position, RangeServer, SplitServer, UpdateSampler
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.consistency.bsp import BulkSynchronous
-from distsgd.core.server.parameter_server import ParameterServer
-from distsgd.core.server.position import Position
-from distsgd.core.server.range_server import RangeServer, SplitServer
-from distsgd.core.server.sampled_updates import Witness
 from distsgd.data.verified import Found
 from distsgd.engine.lease_times import HANG_SECONDS
 
@@ -228,7 +231,7 @@ class Job:
             policy=self.policy,
             version=start.version,
             position=start.position,
-            witness=Witness(self.plan.seed, self.verify) if self.verify else None,
+            sampler=UpdateSampler(self.plan.seed, self.verify) if self.verify else None,
             own_places=own_places,
         )
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from time import perf_counter
 
 from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
-from distsgd.core.optim.compression import shared_out
-from distsgd.core.server.range_server import Keep
+from distsgd.core.optim import shared_out
+from distsgd.core.server import Keep
 from distsgd.engine.events import (
     Ended,
     EpochEnded,
@@ -21,7 +21,7 @@ from distsgd.engine.events import (
     Saved,
     Stopwatch,
     Trace,
-    Witnessed,
+    UpdateSampled,
 )
 from distsgd.engine.follower import DecisionLog
 from distsgd.engine.job import Job, Snapshot
@@ -158,13 +158,13 @@ class ServerHost:
             if hung := self._times.hung(now):
                 self._emit(Hung(tuple(hung)))
             found = self._events.take(perf_counter())
-            if (witness := self._server.witness) is not None:
-                witness.delivered(sum(isinstance(event, Witnessed) for event in found))
+            if (sampler := self._server.sampler) is not None:
+                sampler.delivered(sum(isinstance(event, UpdateSampled) for event in found))
             return found
 
     def _crowded(self) -> bool:
         """Whether so many updates wait to be recomputed that the driver is to take them now."""
-        return self._server.witness is not None and self._server.witness.full
+        return self._server.sampler is not None and self._server.sampler.full
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
         """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
@@ -215,7 +215,7 @@ class ServerHost:
             wanted = {} if known is None else serials or {}
             event = replace(event, snapshot=replace(event.snapshot, floor=floor, residuals=known))
         self._events.add(event, wanted, perf_counter())
-        if isinstance(event, Witnessed) and self._crowded():
+        if isinstance(event, UpdateSampled) and self._crowded():
             self._news.notify_all()
         if wanted:
             self._outbox.flush_all()

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field, replace
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease
-from distsgd.core.optim.compression import Residual
-from distsgd.core.server.parameter_server import ParameterServer
-from distsgd.core.server.range_server import SplitServer
+from distsgd.core.optim import Residual
+from distsgd.core.server import ParameterServer, SplitServer
 from distsgd.engine.events import Ended, EpochEnded, Event, Notice, Saved
 from distsgd.engine.job import Snapshot, snapshot
 

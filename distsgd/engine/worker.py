@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease, Push
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.optim.compression import ErrorFeedback
+from distsgd.core.model import SlotLoss
+from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
 from distsgd.data.dataset import Dataset

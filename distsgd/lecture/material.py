@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.errors import UsageError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.data.dataset import Dataset, Split
 from distsgd.lecture.material import Examples
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
-from distsgd.core.server.position import slots_of_lease
+from distsgd.core.server import slots_of_lease
 from distsgd.errors import RunError
 from distsgd.runs.checkpoint import Place, checkpoint_path, read_place
 from distsgd.runs.journal import Record, check_head, find_head

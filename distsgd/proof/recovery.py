@@ -10,8 +10,8 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig, as_type
 from distsgd.config.sources import AUTO, with_room
 from distsgd.core.messages import Lease
-from distsgd.core.optim.compression import Residual, Residuals
-from distsgd.core.server.position import Ledger
+from distsgd.core.optim import Residual, Residuals
+from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
 from distsgd.errors import RunError, UsageError
 from distsgd.proof.replayer import Replayer, records_of, start_of

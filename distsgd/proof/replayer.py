@@ -12,17 +12,17 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import LIFE, Lease, Push
-from distsgd.core.optim.compression import (
+from distsgd.core.optim import (
     ErrorFeedback,
     Residual,
     Residuals,
+    Updater,
+    make_optimizer,
     shared_out,
     start_of_life,
 )
-from distsgd.core.optim.optimizers import Updater, make_optimizer
 from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.server.position import Position
-from distsgd.core.server.range_server import rebuilt
+from distsgd.core.server import Position, rebuilt
 from distsgd.data.dataset import Dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker

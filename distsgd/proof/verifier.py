@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
+from distsgd.core.model import SlotLoss
 from distsgd.core.model.reference import LAMBDA, updated
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.server.sampled_updates import Evidence
+from distsgd.core.server import SampledUpdate
 from distsgd.data.dataset import Dataset
-from distsgd.engine.events import Witnessed
+from distsgd.engine.events import UpdateSampled
 from distsgd.engine.job import Job
 from distsgd.errors import VerificationError
 from distsgd.proof.recomputing import Part, Recomputer, Sum
@@ -46,7 +46,7 @@ class Verifier:
         """A server was started anew; what it did last may be done again."""
         self._last = None
 
-    def check(self, event: Witnessed) -> None:
+    def check(self, event: UpdateSampled) -> None:
         """Compare one update.
 
         Raises:
@@ -54,16 +54,16 @@ class Verifier:
         """
         if self._recomputer is None:
             self._recomputer = Recomputer(self._config, self._dataset, self._job)
-        evidence = event.evidence
-        total, parts = self._gradient(self._recomputer, evidence)
+        sampled = event.sampled
+        total, parts = self._gradient(self._recomputer, sampled)
         with np.errstate(all="ignore"):
-            self._chained(evidence)
-            self._losses(evidence, parts)
-            self._rate(evidence, self._recomputer)
+            self._chained(sampled)
+            self._losses(sampled, parts)
+            self._rate(sampled, self._recomputer)
             if self._config.compress == "none":
-                self._total(evidence, self._recomputer, total, parts)
-            self._after(evidence, self._recomputer)
-        self._last = evidence.update.version, evidence.after
+                self._total(sampled, self._recomputer, total, parts)
+            self._after(sampled, self._recomputer)
+        self._last = sampled.update.version, sampled.after
         self._updates += 1
 
     def summary(self, let_pass: int) -> dict[str, object]:
@@ -83,10 +83,10 @@ class Verifier:
             "not_compared": unchecked,
         }
 
-    def _gradient(self, by: Recomputer, evidence: Evidence) -> tuple[Sum, list[Part]]:
+    def _gradient(self, by: Recomputer, sampled: SampledUpdate) -> tuple[Sum, list[Part]]:
         total, parts = None, []
-        for worker, lease in evidence.update.contributions:
-            found, slots = by.lease(worker, lease, evidence.read[lease.version])
+        for worker, lease in sampled.update.contributions:
+            found, slots = by.lease(worker, lease, sampled.read[lease.version])
             parts += slots
             if total is None:
                 total = found
@@ -95,47 +95,45 @@ class Verifier:
         assert total is not None
         return total, parts
 
-    def _chained(self, evidence: Evidence) -> None:
+    def _chained(self, sampled: SampledUpdate) -> None:
         """Between two updates that follow each other nothing may touch W."""
-        if self._last is None or self._last[0] != evidence.update.version - 1:
+        if self._last is None or self._last[0] != sampled.update.version - 1:
             return
-        if not np.array_equal(self._last[1], evidence.before):
-            at = int(np.argmax(np.abs(self._last[1] - evidence.before)))
-            _differs(
-                evidence, None, f"W before it, at {at},", self._last[1][at], evidence.before[at]
-            )
+        if not np.array_equal(self._last[1], sampled.before):
+            at = int(np.argmax(np.abs(self._last[1] - sampled.before)))
+            _differs(sampled, None, f"W before it, at {at},", self._last[1][at], sampled.before[at])
 
-    def _losses(self, evidence: Evidence, parts: Sequence[Part]) -> None:
+    def _losses(self, sampled: SampledUpdate, parts: Sequence[Part]) -> None:
         """The losses of slots, the mean of them, and how many examples there were."""
-        update, sent = evidence.update, _by_worker_order(evidence, parts)
+        update, sent = sampled.update, _by_worker_order(sampled, parts)
         if len(sent) != len(parts):
-            _differs(evidence, None, "the number of slots", len(parts), len(sent))
+            _differs(sampled, None, "the number of slots", len(parts), len(sent))
         for part, found in zip(parts, sent, strict=True):
             losses = part.found.losses
             if found.examples != len(losses):
-                _differs(evidence, part, "the number of examples", len(losses), found.examples)
+                _differs(sampled, part, "the number of examples", len(losses), found.examples)
             expected, bound = float(losses.sum()), part.found.loss_bound
             if self._config.consistency == "local":
                 bound *= 1 + (self._config.local_steps or 1)
             if not abs(found.loss - expected) <= bound:
-                _differs(evidence, part, "its loss", expected, found.loss, bound)
+                _differs(sampled, part, "its loss", expected, found.loss, bound)
         examples = sum(len(part.found.losses) for part in parts)
         if examples != update.examples:
-            _differs(evidence, None, "the number of examples", examples, update.examples)
+            _differs(sampled, None, "the number of examples", examples, update.examples)
         mean = sum(found.loss for found in sent) / examples
         if not abs(mean - update.loss) <= 1e-12 * abs(mean):
-            _differs(evidence, None, "the mean loss", mean, update.loss)
+            _differs(sampled, None, "the mean loss", mean, update.loss)
 
-    def _rate(self, evidence: Evidence, by: Recomputer) -> None:
-        rate, found = by.rate(evidence.update.step), evidence.update.learning_rate
+    def _rate(self, sampled: SampledUpdate, by: Recomputer) -> None:
+        rate, found = by.rate(sampled.update.step), sampled.update.learning_rate
         if not abs(rate - found) <= 1e-9 * self._config.peak_learning_rate:
-            _differs(evidence, None, "the learning rate", rate, found)
+            _differs(sampled, None, "the learning rate", rate, found)
 
     def _total(
-        self, evidence: Evidence, by: Recomputer, wanted: Sum, parts: Sequence[Part]
+        self, sampled: SampledUpdate, by: Recomputer, wanted: Sum, parts: Sequence[Part]
     ) -> None:
         """The sum of the gradients."""
-        found, bound = by.kept(evidence.total), wanted.bound
+        found, bound = by.kept(sampled.total), wanted.bound
         # The tree adds slots: a few roundings of the sum itself.
         bound = bound + LAMBDA * by.unit * np.abs(wanted.total) + np.finfo(np.float32).tiny
         off = found - wanted.total
@@ -146,21 +144,21 @@ class Verifier:
             at = f"the sum of gradients, {by.place(off, worst)},"
             part = _explained(off, bound, parts, by)
             values = (array.flat[worst] for array in (wanted.total, found, bound))
-            _differs(evidence, part, at, *values)
+            _differs(sampled, part, at, *values)
         self._difference = max(self._difference, float(np.abs(off).max()) / scale)
         self._tolerance = max(self._tolerance, float(bound.max()) / scale)
         self._used = max(self._used, float(ratio.flat[worst]))
 
-    def _after(self, evidence: Evidence, by: Recomputer) -> None:
+    def _after(self, sampled: SampledUpdate, by: Recomputer) -> None:
         """W after the update, from W before and the sum that the server had."""
-        update = evidence.update
-        before, found = by.kept(evidence.before), by.kept(evidence.after)
-        gradient = by.kept(evidence.total) / update.examples
+        update = sampled.update
+        before, found = by.kept(sampled.before), by.kept(sampled.after)
+        gradient = by.kept(sampled.total) / update.examples
         if update.contributions[0][1].shares:
             wanted, size = before - gradient, np.abs(gradient)
         else:
             penalty = by.penalty(before)
-            state = {name: by.kept(array) for name, array in evidence.state.items()}
+            state = {name: by.kept(array) for name, array in sampled.state.items()}
             wanted, size = updated(
                 self._config.optimizer, before, gradient + penalty,
                 np.abs(gradient) + np.abs(penalty), state, by.rate(update.step),
@@ -173,14 +171,14 @@ class Verifier:
         if not ratio.flat[worst] <= 1:
             at = f"W after it, {by.place(found, worst)},"
             values = (array.flat[worst] for array in (wanted, found, bound))
-            _differs(evidence, None, at, *values)
+            _differs(sampled, None, at, *values)
         self._used = max(self._used, float(ratio.flat[worst]))
 
 
-def _by_worker_order(evidence: Evidence, parts: Sequence[Part]) -> list[SlotLoss]:
+def _by_worker_order(sampled: SampledUpdate, parts: Sequence[Part]) -> list[SlotLoss]:
     """The losses that pushes carried, which lie in the order of arrival, in the order of parts."""
     counts: dict[tuple[int, int, int], int] = {}
-    leases = [lease for _, lease in evidence.update.contributions]
+    leases = [lease for _, lease in sampled.update.contributions]
     left = [(part.step, part.slot) for part in parts]
     for lease in leases:
         piece = (lease.step, lease.first, lease.last)
@@ -189,13 +187,13 @@ def _by_worker_order(evidence: Evidence, parts: Sequence[Part]) -> list[SlotLoss
             size = next((i for i in range(1, len(left)) if left[i] < left[i - 1]), len(left))
         counts[piece], left = size, left[size:]
     begins, low = {}, 0
-    for piece in evidence.arrived:
+    for piece in sampled.arrived:
         begins[piece] = low
         low += counts[piece]
     found: list[SlotLoss] = []
     for lease in leases:
         piece = (lease.step, lease.first, lease.last)
-        found += evidence.losses[begins[piece] : begins[piece] + counts[piece]]
+        found += sampled.losses[begins[piece] : begins[piece] + counts[piece]]
     return found
 
 
@@ -223,11 +221,11 @@ def _explained(off: Array, bound: Array, parts: Sequence[Part], by: Recomputer) 
 
 
 def _differs(
-    evidence: Evidence, part: Part | None, what: str, expected: object, found: object,
+    sampled: SampledUpdate, part: Part | None, what: str, expected: object, found: object,
     bound: float | None = None,
 ) -> None:  # fmt: skip
     """Raise the error that names the update, the slot if it is known, and both values."""
-    update = evidence.update
+    update = sampled.update
     workers = sorted({worker for worker, _ in update.contributions})
     who = f"worker {workers[0]}" if len(workers) == 1 else f"workers {workers}"
     place = f"step {update.step}, slot unknown, {who}"

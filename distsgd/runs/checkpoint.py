@@ -14,7 +14,7 @@ some from its whole length, more where W moves fast; what goes on with a run nee
 from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-from distsgd.core.server.position import Ledger
+from distsgd.core.server import Ledger
 from distsgd.config.settings import TrainConfig
 from distsgd.runs.journal import Mark, Resumed
 import hashlib
@@ -28,11 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 import numpy as np
-from distsgd.core.model.architecture import Architecture
+from distsgd.core.model import Architecture
 from distsgd.core.arrays import Floats
-from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.models import LINEAR, make_architecture
+from distsgd.core.model import Preprocessing
+from distsgd.core.model import LOSSES
+from distsgd.core.model import LINEAR, make_architecture
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
 from distsgd.data.text_files import is_printable

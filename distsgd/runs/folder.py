@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from distsgd.core.model.models import LINEAR
+from distsgd.core.model import LINEAR
 from distsgd.data.folder_files import SMALL, names_inside, read_inside, remove_inside, replace_inside
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.data.lock_file import LockFile, is_locked

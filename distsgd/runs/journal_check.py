@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from distsgd.config.jobs import make_job
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.core.plan import Plan
-from distsgd.core.server.position import Ledger
-from distsgd.core.server.update_check import UpdateCheck
+from distsgd.core.server import Ledger
+from distsgd.core.server import UpdateCheck
 from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.runs.checkpoint import Model
 from distsgd.config.settings import TrainConfig

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.optim.compression import Residual, Residuals
+from distsgd.core.optim import Residual, Residuals
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
 from distsgd.errors import RunError, machine_trouble, storage_error
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
-from distsgd.core.server.position import Ledger
+from distsgd.core.server import Ledger
 from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_versions, latest_checkpoint
 from distsgd.runs.journal import Entry, Mark

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints
-from distsgd.core.model.architecture import measure
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss, measure
 from distsgd.data.dataset import Dataset, Split
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.chaos import PROCESS_FAULTS, PUSH_FAULTS, Chaos, Fault, Strike
 from distsgd.core.plan import Plan
-from distsgd.core.server.position import slots_of_lease
+from distsgd.core.server import slots_of_lease
 from distsgd.data.folder_files import remove_inside
 from distsgd.errors import UsageError
 from distsgd.proof.audit import audit

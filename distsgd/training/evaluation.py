@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes
-from distsgd.core.model.losses import softmax_probabilities
+from distsgd.core.model import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.find import find_dataset
 from distsgd.data.importing.images import read_image

@@ -15,9 +15,9 @@ from time import monotonic
 from distsgd.config.settings import TrainConfig
 from distsgd.core.chaos import Chaos
 from distsgd.core.messages import Applied
-from distsgd.core.optim.compression import Residuals, shared_out
+from distsgd.core.optim import Residuals, shared_out
 from distsgd.core.plan import Plan
-from distsgd.core.server.position import Ledger
+from distsgd.core.server import Ledger
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RunError, StorageError

@@ -14,8 +14,7 @@ import numpy as np
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import padded_columns
-from distsgd.core.model.models import LINEAR, hidden_units, make_architecture
-from distsgd.core.model.slot_gradient import fitting
+from distsgd.core.model import LINEAR, fitting, hidden_units, make_architecture
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache
 from distsgd.errors import UsageError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from distsgd.core.arrays import Ints
-from distsgd.core.model.architecture import measure
+from distsgd.core.model import measure
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
 from distsgd.data.system import OWN_THREAD

@@ -18,7 +18,7 @@ from distsgd.engine.events import (
     Saved,
     Statistics,
     Updated,
-    Witnessed,
+    UpdateSampled,
 )
 from distsgd.engine.job import Snapshot
 from distsgd.errors import (
@@ -231,8 +231,8 @@ class Session:
                 self._keeper.updated(event.update)
                 if self._watch is not None:
                     self._watch.updated()
-            elif isinstance(event, Witnessed):
-                self._witnessed(event)
+            elif isinstance(event, UpdateSampled):
+                self._verify(event)
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -255,13 +255,13 @@ class Session:
                 )  # fmt: skip
         raise RunError("training ended without a last word", "This is a fault; please report it")
 
-    def _witnessed(self, event: Witnessed) -> None:
+    def _verify(self, event: UpdateSampled) -> None:
         """Recompute an update; if that does not hold, W of before it is kept."""
         try:
             self._background.run(lambda: self._verifier.check(event))
         except VerificationError:
-            evidence = event.evidence
-            before = Snapshot(evidence.update.version - 1, evidence.before, evidence.state)
+            sampled = event.sampled
+            before = Snapshot(sampled.update.version - 1, sampled.before, sampled.state)
             self._keeper.try_to_save(before)
             raise
 

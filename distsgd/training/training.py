@@ -12,7 +12,7 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.core.chaos import Chaos
-from distsgd.core.server.position import Ledger
+from distsgd.core.server import Ledger
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.system import no_standard_descriptors

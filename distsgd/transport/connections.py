@@ -12,7 +12,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Lease, Push
-from distsgd.core.optim.compression import Codec
+from distsgd.core.optim import Codec
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.transport.base import Channel, Work
 from distsgd.transport.framing import (

@@ -25,8 +25,8 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import REPORT, Applied, Decision, Dismiss, Dropped, Grant, Lease, Push
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.server.range_server import Keep
+from distsgd.core.model import SlotLoss
+from distsgd.core.server import Keep
 from distsgd.errors import ChannelClosed
 from distsgd.transport.base import Decode, Work
 

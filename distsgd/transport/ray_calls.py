@@ -16,7 +16,7 @@ import ray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss
 from distsgd.errors import ChannelClosed, DistsgdError
 from distsgd.transport.base import Decode, ServerPort, Work
 

@@ -14,7 +14,7 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Push
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot

@@ -15,8 +15,8 @@ from distsgd.config.settings import (
     TrainConfig,
 )
 from distsgd.config.sources import ALIASES, config_elsewhere, config_from
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.optim.optimizers import OPTIMIZERS
+from distsgd.core.model import LOSSES
+from distsgd.core.optim import OPTIMIZERS
 from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import UsageError
 from distsgd.runs.folder import RunFolder

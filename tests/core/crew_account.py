@@ -13,8 +13,7 @@ from slot_sets import SlotSets, piece_of
 
 from distsgd.core.messages import Applied, Dismiss, Dropped, Grant, Lease
 from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.server.position import Ledger
-from distsgd.core.server.update_check import UpdateCheck
+from distsgd.core.server import Ledger, UpdateCheck
 
 MOST_WORKERS = 7
 

@@ -4,11 +4,10 @@ import numpy as np
 from toy_fleet import granted
 
 from distsgd.core.messages import Push
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.optim.optimizers import make_optimizer
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.model import SlotLoss
+from distsgd.core.optim import Schedule, make_optimizer
 from distsgd.core.reduction_tree import cover, sum_node
-from distsgd.core.server.parameter_server import ParameterServer
+from distsgd.core.server import ParameterServer
 
 
 def constant_push(plan, lease, value, dtype="float64"):

@@ -6,7 +6,7 @@ import numpy as np
 from toy_fleet import DECAY, START
 
 from distsgd.core.messages import Lease
-from distsgd.core.optim.optimizers import make_optimizer
+from distsgd.core.optim import make_optimizer
 
 
 class Reference:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.messages import LIFE
-from distsgd.core.optim.compression import CODECS, ErrorFeedback, make_codec
+from distsgd.core.optim import CODECS, ErrorFeedback, make_codec
 
 CLASSES, SIZE = 10, 30_880
 MATRICES = [(CLASSES, SIZE // CLASSES)]

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from distsgd.core.model import gradient_check
+from distsgd.core.model import LOSSES, gradient_check
 from distsgd.core.model.architecture import decay_factors
 from distsgd.core.model.gradient_check import GradientCheck, check_gradient
-from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.slot_gradient import SlotKernel
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from distsgd.core.arrays import as_matrix, bias_column, padded_columns
-from distsgd.core.model.architecture import decay_factors, initial_weights, pad, unpad
+from distsgd.core.model import initial_weights
+from distsgd.core.model.architecture import decay_factors, pad, unpad
 
 CLASSES, FEATURES = 10, 3072
 

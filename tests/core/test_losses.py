@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from distsgd.core.model import LOSSES, penalty, softmax_probabilities
 from distsgd.core.model.architecture import decay_factors, pad
-from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
 
 
 def naive_softmax(row, label):

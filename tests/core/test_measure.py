@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from two_layer_problem import CLASSES, Problem
 
-from distsgd.core.model.architecture import measure
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import LOSSES, SlotLoss, measure
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp:1", "mlp:20"])

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from two_layer_problem import CLASSES, Problem
 
 from distsgd.core.arrays import padded_columns
-from distsgd.core.model.architecture import initial_weights
-from distsgd.core.model.losses import penalty
-from distsgd.core.model.models import MOST_HIDDEN, Linear, TwoLayer, hidden_units, make_architecture
+from distsgd.core.model import (
+    MOST_HIDDEN,
+    hidden_units,
+    initial_weights,
+    make_architecture,
+    penalty,
+)
+from distsgd.core.model.models import Linear, TwoLayer
 
 NAMES = st.one_of(st.just("linear"), st.integers(1, 40).map(lambda hidden: f"mlp:{hidden}"))
 

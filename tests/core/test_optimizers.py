@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.optim.optimizers import OPTIMIZERS, make_optimizer
+from distsgd.core.optim import OPTIMIZERS, make_optimizer
 
 MU = 0.9
 RATES = [0.1, 0.05, 0.2, 0.01, 0.3]

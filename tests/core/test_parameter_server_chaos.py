@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from toy_fleet import Fleet, Toy, run_alone, toy_plan, what_was_applied
 
-from distsgd.core.optim.optimizers import OPTIMIZERS
+from distsgd.core.optim import OPTIMIZERS
 
 NAMES = range(5)
 some = st.integers(0, 1000)

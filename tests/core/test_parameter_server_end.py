@@ -8,7 +8,7 @@ from plain_server import constant_push, plain_server
 from toy_fleet import START, Fleet, Toy, granted, run_alone, toy_plan
 
 from distsgd.core.messages import Applied, Dismiss, Diverged, Dropped, Push
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss
 
 # The end
 

@@ -19,7 +19,7 @@ from toy_fleet import (
 )
 
 from distsgd.core.messages import Applied
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.optim import Schedule
 
 # Same bits
 

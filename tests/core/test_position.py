@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distsgd.core.messages import LIFE, Applied, Lease
 from distsgd.core.plan import Plan
+from distsgd.core.server import Ledger
 from distsgd.core.server.consistency import make_policy
-from distsgd.core.server.position import Ledger
 
 PLAN = Plan(seed=0, sampling="shuffle", examples=23, batch_size=6, slot_size=2, epochs=3)
 

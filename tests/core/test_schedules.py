@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.optim.schedules import SCHEDULES, Schedule
+from distsgd.core.optim import SCHEDULES, Schedule
 
 ETA = 0.4
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from distsgd.core.model import Preprocessing
 from distsgd.core.model.architecture import padded_columns
-from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.slot_gradient import block_columns, block_rows, score
 
 

@@ -5,10 +5,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from distsgd.core.arrays import as_matrix
+from distsgd.core.model import LOSSES, Preprocessing
 from distsgd.core.model.architecture import pad
-from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.slot_gradient import SlotKernel
 
 CLASSES = 10

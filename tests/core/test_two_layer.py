@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import two_layer_loss_and_gradient, two_layer_scores, with_bias
 
 EXAMPLES, FEATURES, HIDDEN, CLASSES = 9, 5, 7, 4

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
+from distsgd.core.model import LOSSES, make_architecture
 from distsgd.core.model import gradient_check as two_layer_check
 from distsgd.core.model import two_layer as two_layer_kernel
 from distsgd.core.model.gradient_check import check_two_layer_gradient
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.models import make_architecture
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE
 

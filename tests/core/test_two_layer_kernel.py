@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from two_layer_problem import Problem, slots_of
 
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 
 CIFAR, SMALL = 3072, 48
 

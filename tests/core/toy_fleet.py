@@ -11,13 +11,12 @@ from functools import cache
 import numpy as np
 
 from distsgd.core.messages import Applied, Dismiss, Diverged, Dropped, Grant, Push
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.optim.optimizers import make_optimizer
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.model import SlotLoss
+from distsgd.core.optim import Schedule, make_optimizer
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import cover, shares, sum_node
+from distsgd.core.server import ParameterServer
 from distsgd.core.server.consistency import Policy
-from distsgd.core.server.parameter_server import ParameterServer
 
 PARAMETERS = 6
 START = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)

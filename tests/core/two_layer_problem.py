@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.models import make_architecture
+from distsgd.core.model import Preprocessing, make_architecture
 from distsgd.core.model.reference import two_layer_loss_and_gradient, two_layer_scores, with_bias
 
 CLASSES = 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_support import tiny_examples, write_tiny
 
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import Preprocessing
 from distsgd.data.dataset import Dataset, Split
 from distsgd.data.row_cache import choose_cache, open_rows
 from distsgd.errors import UsageError

@@ -6,7 +6,7 @@ from math import log
 import numpy as np
 import pytest
 
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import draw_chain_rule, svg_of
 from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
 from distsgd.lecture.experiments.gradient_numeric import draw_numeric_gradient, numeric_gradient
 from distsgd.lecture.experiments.local_search import (

@@ -14,9 +14,9 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import LIFE, REPORT, Applied, Decision, Grant, Lease
-from distsgd.core.model.architecture import initial_weights
-from distsgd.core.optim.compression import ErrorFeedback, Residual, shared_out
-from distsgd.core.server.position import Ledger, Position
+from distsgd.core.model import initial_weights
+from distsgd.core.optim import ErrorFeedback, Residual, shared_out
+from distsgd.core.server import Ledger, Position
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded, Notice, Progress
 from distsgd.engine.inline import train_inline

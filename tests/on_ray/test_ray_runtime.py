@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, Event, Notice, Progress
 from distsgd.engine.inline import train_inline

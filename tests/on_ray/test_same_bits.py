@@ -11,9 +11,8 @@ import pytest
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import LOSSES, initial_weights
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.losses import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.job import Snapshot

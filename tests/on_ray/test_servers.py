@@ -9,7 +9,7 @@ import pytest
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Dropped, Grant
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.job import Snapshot
 from distsgd.engine.worker import Worker

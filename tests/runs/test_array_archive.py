@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import Preprocessing
 from distsgd.errors import RunError
 from distsgd.runs.checkpoint import Model, read_checkpoint, read_place, write_checkpoint
 

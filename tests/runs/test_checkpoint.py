@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import Preprocessing
 from distsgd.errors import RunError, StorageError
 from distsgd.runs.checkpoint import Model, latest_checkpoint, read_checkpoint, weights_sha256, write_checkpoint
 

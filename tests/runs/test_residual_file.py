@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.messages import LIFE
-from distsgd.core.optim.compression import Residual, Residuals
+from distsgd.core.optim import Residual, Residuals
 from distsgd.errors import RunError, StorageError
 from distsgd.runs.residual_file import read_residuals, remove_residuals, write_residuals
 

@@ -11,7 +11,7 @@ import pytest
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Applied, Lease
-from distsgd.core.model.architecture import initial_weights
+from distsgd.core.model import initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, Event, Updated
 from distsgd.engine.inline import train_inline

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import two_layer_loss_and_gradient, with_bias
 from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError

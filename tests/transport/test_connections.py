@@ -17,7 +17,7 @@ import pytest
 from support import PATIENCE
 
 from distsgd.core.messages import REPORT, Lease, Push
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.transport.base import Work
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel, connect_within_node

@@ -16,8 +16,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos, Fault
 from distsgd.core.messages import REPORT, Lease, Push
-from distsgd.core.model.architecture import initial_weights
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss, initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.job import Snapshot

@@ -10,7 +10,7 @@ import pytest
 from support import PATIENCE
 
 from distsgd.core.messages import LIFE, Applied, Dismiss, Diverged, Dropped, Grant, Lease
-from distsgd.core.server.range_server import Keep
+from distsgd.core.server import Keep
 from distsgd.errors import ChannelClosed
 from distsgd.transport.framing import Entry, read_log, write_log
 

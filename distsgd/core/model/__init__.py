@@ -1,1 +1,30 @@
-"""Score functions, losses and their gradients."""
+"""Models: preprocessing, scores, losses, slot gradients, and checks of the gradients.
+
+Reading order: `losses` (the two losses), `slot_gradient` (gradients of a slot through one layer
+or two), `architecture` (what all models share), `models` (the models, by name), `features` (from
+pixels to features), `reference` (the same formulas, written down plainly in float64) and
+`gradient_check` (against numerical differences).
+"""
+
+from distsgd.core.model.architecture import Architecture, Layer, initial_weights, measure
+from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
+from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units, make_architecture
+from distsgd.core.model.slot_gradient import SlotLoss, fitting
+
+__all__ = [
+    "LINEAR",
+    "LOSSES",
+    "MOST_HIDDEN",
+    "Architecture",
+    "Layer",
+    "Preprocessing",
+    "SlotLoss",
+    "fitting",
+    "hidden_units",
+    "initial_weights",
+    "make_architecture",
+    "measure",
+    "penalty",
+    "softmax_probabilities",
+]

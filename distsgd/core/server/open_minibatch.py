@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model import SlotLoss
 from distsgd.core.reduction_tree import Node, TreeSum, cover
 
 __all__ = ["OpenMinibatch", "Piece", "exact_sum"]
@@ -45,7 +45,7 @@ class OpenMinibatch:
         self.leased: dict[Piece, tuple[int, Lease]] = {}
         self.arrived: dict[Piece, tuple[int, Lease]] = {}
         self.losses: list[SlotLoss] = []
-        self.read: dict[int, Floats] = {}  # version -> W, if a witness looks at it
+        self.read: dict[int, Floats] = {}  # version -> W, if it is sampled
         self._total: TreeSum | None = None
         self._place: dict[Piece, int] = {}
         leaf = 0

@@ -21,15 +21,14 @@ from distsgd.core.messages import (
     Lease,
     Push,
 )
-from distsgd.core.optim.optimizers import Optimizer, Updater
-from distsgd.core.optim.schedules import Schedule
+from distsgd.core.optim import Optimizer, Schedule, Updater
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.consistency.bsp import BulkSynchronous
 from distsgd.core.server.open_minibatch import OpenMinibatch
 from distsgd.core.server.position import Position, WorkQueue
-from distsgd.core.server.sampled_updates import Witness
+from distsgd.core.server.sampled_updates import UpdateSampler
 
 __all__ = ["ParameterServer"]
 
@@ -46,7 +45,7 @@ class ParameterServer:
         policy: when a worker may go on, and which pushes make an update.
         version: updates already applied to ``weights``, of one step of the plan each.
         position: the same in full, for a policy that applies them in another order.
-        witness: copies what sampled updates read and do, if some are to be recomputed.
+        sampler: copies what sampled updates read and do, if some are to be recomputed.
         own_places: where workers wait for each other, each computes its own places of every
             minibatch, and no other's; for answers that depend on those that a worker gave before.
     """
@@ -62,7 +61,7 @@ class ParameterServer:
         policy: Policy | None = None,
         version: int = 0,
         position: Position | None = None,
-        witness: Witness | None = None,
+        sampler: UpdateSampler | None = None,
         own_places: bool = False,
     ) -> None:
         position = position or Position.of_step(plan, version)
@@ -86,7 +85,7 @@ class ParameterServer:
         self._stopping = False
         in_turn = self._policy.in_order and not self._policy.requeues
         self._own_places = own_places and in_turn and self._policy.window(1) == 1
-        self.witness = witness
+        self.sampler = sampler
 
     @property
     def weights(self) -> Floats:
@@ -258,8 +257,8 @@ class ParameterServer:
                 worker, self.version, self._serials[worker], place, only=self._own_places
             )
             self._places[worker] = source.place(lease)
-            if self.witness is not None:
-                self.witness.leased(source, self.version, self.weights)
+            if self.sampler is not None:
+                self.sampler.leased(source, self.version, self.weights)
             decisions.append(Grant(worker, lease))
         if self.stopped:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
@@ -310,8 +309,8 @@ class ParameterServer:
         if not (math.isfinite(loss) and finite(gradient)):
             self._stopping = True
             return Diverged(step, loss / examples, updater.schedule.at(step))
-        if self.witness is not None:
-            self.witness.before(minibatch, gradient, updater)
+        if self.sampler is not None:
+            self.sampler.before(minibatch, gradient, updater)
         apply = updater.average if minibatch.shares else updater.apply
         rate = apply(gradient, examples, step)
         if not finite(updater.weights):
@@ -331,6 +330,6 @@ class ParameterServer:
             step, epoch, self.version, loss / examples, correct, examples, rate,
             contributions, tuple(missing), ends_epoch,
         )  # fmt: skip
-        if self.witness is not None:
-            self.witness.after(minibatch, applied, self.weights)
+        if self.sampler is not None:
+            self.sampler.after(minibatch, applied, self.weights)
         return applied

@@ -16,7 +16,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push, Update
-from distsgd.core.optim.optimizers import Updater
+from distsgd.core.optim import Updater
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
@@ -141,7 +141,7 @@ class SplitServer:
         self.joined, self.pull = coordinator.joined, coordinator.pull
         self.lost, self.stop, self.reads = coordinator.lost, coordinator.stop, coordinator.reads
         self.residual_serials = coordinator.residual_serials
-        self.witness = coordinator.witness
+        self.sampler = coordinator.sampler
 
     @property
     def version(self) -> int:

@@ -1,8 +1,8 @@
-"""Keeps what an independent recomputation of some updates needs: W as it was read, before, after.
+"""Samples updates and copies what recomputing them needs: W as read, before and after.
 
-Which updates is decided by the step of the plan that an update is counted under, through a seeded
-hash. That is known when its first piece is leased, so no W is kept for an update that turns out
-not to be looked at, however old its gradients may be.
+A seeded hash of the step decides whether an update is sampled. The step is known when the first
+piece of a minibatch is leased, so no W is copied for an update that is not sampled, however stale
+its gradients may be.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied
-from distsgd.core.model.slot_gradient import SlotLoss
-from distsgd.core.optim.optimizers import Updater
+from distsgd.core.model import SlotLoss
+from distsgd.core.optim import Updater
 from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
 
-__all__ = ["MOST_WAITING", "Evidence", "Witness", "sampled"]
+__all__ = ["MOST_WAITING", "SampledUpdate", "UpdateSampler", "is_sampled"]
 
 MOST_WAITING = 64
-"""Updates that may wait for their recomputation; those that come on top are let pass."""
+"""Sampled updates that may wait to be recomputed; further ones are skipped."""
 
 _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the server really did in one update. Vectors are flat and padded, (parameters,).
+class SampledUpdate:
+    """What the server read and wrote in one update; vectors are flat and padded, (parameters,).
 
     Attributes:
         update: its decision.
@@ -34,7 +34,7 @@ class Evidence:
         state: state of the optimiser before it.
         total: the sum of the gradients, before it was divided by the number of examples.
         after: W after the update.
-        arrived: the pieces in the order in which they came.
+        arrived: the pieces, in order of arrival.
         losses: of their slots, in that order.
     """
 
@@ -48,8 +48,8 @@ class Evidence:
     losses: tuple[SlotLoss, ...]
 
 
-def sampled(seed: int, share: float, step: int) -> bool:
-    """Whether an update is among those that are looked at: splitmix64 of seed and step.
+def is_sampled(seed: int, share: float, step: int) -> bool:
+    """Whether an update is sampled: splitmix64 of seed and step, compared with the share.
 
     Args:
         seed: of the run.
@@ -64,41 +64,41 @@ def sampled(seed: int, share: float, step: int) -> bool:
     return (mixed ^ (mixed >> 31)) < share * 2**64
 
 
-class Witness:
-    """Sits beside a server and copies what sampled updates read and do.
+class UpdateSampler:
+    """Copies what a server reads and writes in sampled updates.
 
     Args:
         seed: of the run.
-        share: of the updates that are looked at, above 0.
+        share: of the updates to sample, above 0.
 
     Attributes:
-        skipped: sampled updates that were let pass, as too many waited.
+        skipped: sampled updates that were not copied, because too many waited.
     """
 
     def __init__(self, seed: int, share: float) -> None:
         self._seed, self._share = seed, share
-        self._found: dict[int, Evidence] = {}  # version -> evidence
+        self._found: dict[int, SampledUpdate] = {}  # by version
         self._waiting = 0
         self._before: tuple[Floats, dict[str, Floats], Floats] | None = None
         self.skipped = 0
 
     @property
     def has_news(self) -> bool:
-        """Whether there is evidence that has not been taken."""
+        """Whether a sampled update has not been taken yet."""
         return bool(self._found)
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that more would be let pass soon."""
+        """Whether so many wait that further ones may soon be skipped."""
         return 4 * self._waiting >= MOST_WAITING
 
     def leased(self, minibatch: OpenMinibatch, version: int, weights: Floats) -> None:
-        """A piece of a minibatch is leased, to be computed at W as it is now."""
-        if sampled(self._seed, self._share, minibatch.step) and version not in minibatch.read:
+        """Copy W, at which a leased piece of the minibatch will be computed."""
+        if is_sampled(self._seed, self._share, minibatch.step) and version not in minibatch.read:
             minibatch.read[version] = weights.copy()
 
     def before(self, minibatch: OpenMinibatch, total: Floats, updater: Updater) -> None:
-        """A minibatch is about to be applied."""
+        """Copy W, the optimiser's state and the sum of the gradients before an update."""
         self._before = None
         if not minibatch.read:
             return
@@ -109,21 +109,21 @@ class Witness:
         self._before = updater.weights.copy(), state, total.copy()
 
     def after(self, minibatch: OpenMinibatch, update: Applied, weights: Floats) -> None:
-        """It has been applied."""
+        """Copy W after the update, and keep it all until `take`."""
         if self._before is None:
             return
         (before, state, total), self._before = self._before, None
         used = {lease.version for _, lease in update.contributions}
-        self._found[update.version] = Evidence(
+        self._found[update.version] = SampledUpdate(
             update, {version: minibatch.read[version] for version in used}, before, state, total,
             weights.copy(), tuple(minibatch.arrived), tuple(minibatch.losses),
         )  # fmt: skip
         self._waiting += 1
 
-    def take(self, version: int) -> Evidence | None:
-        """The evidence of the update that made this version, if it is looked at."""
+    def take(self, version: int) -> SampledUpdate | None:
+        """Remove and return the update that made this version; None if it is not sampled."""
         return self._found.pop(version, None)
 
     def delivered(self, count: int) -> None:
-        """So many updates wait no more."""
+        """Note that ``count`` updates no longer wait to be recomputed."""
         self._waiting -= count

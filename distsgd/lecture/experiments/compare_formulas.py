@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.lecture.drawing import as_text, new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
 from distsgd.lecture.objective import loss_and_gradient

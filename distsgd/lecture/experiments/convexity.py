@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import two_layer_loss_and_gradient
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset

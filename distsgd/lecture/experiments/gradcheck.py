@@ -10,15 +10,13 @@ import numpy as np
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
-from distsgd.core.model.architecture import Architecture
-from distsgd.core.model.features import Preprocessing
+from distsgd.core.model import LINEAR, LOSSES, Architecture, Preprocessing, make_architecture
 from distsgd.core.model.gradient_check import (
     GradientCheck,
     check_gradient,
     check_two_layer_gradient,
 )
-from distsgd.core.model.losses import LOSSES
-from distsgd.core.model.models import LINEAR, TwoLayer, make_architecture
+from distsgd.core.model.models import TwoLayer
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.engine.blas import one_blas_thread

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.models import LINEAR
+from distsgd.core.model import LINEAR
 from distsgd.errors import RunError, UsageError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_if_kept
 from distsgd.runs.folder import RunFolder, find_run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.model.losses import LOSSES
+from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import check_limit, check_loss, open_dataset
