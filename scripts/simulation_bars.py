@@ -29,7 +29,7 @@ def rows(title: str, policies: str, fleet: Fleet, measuring: Measuring, **settin
         mean = f"{sum(known) / len(known):.3f} ({min(known):.3f}-{max(known):.3f})" if known else ""
         print(
             f"| {title} | {row.policy} | {mean} | {len(known)}/{len(times)} | "
-            f"{row.waiting_share:.1%} | {row.mean_staleness:.2f} | {row.updates:.0f} | "
+            f"{row.waiting_share:.1%} | {row.mean_gradient_age:.2f} | {row.updates:.0f} | "
             f"{row.requeued:.0f} |",
             flush=True,
         )
@@ -83,7 +83,7 @@ def thousand() -> None:
     print(
         f"1,000 workers, asp: {found.updates} pushes in {wall:.1f} s wall ({cpu:.1f} s CPU): "
         f"{found.updates / wall:.0f} a second of wall time ({found.updates / cpu:.0f} of CPU), "
-        f"memory {memory:.2f} GiB, mean staleness {found.mean_staleness:.0f}, "
+        f"memory {memory:.2f} GiB, mean age {found.mean_gradient_age:.0f}, "
         f"test accuracy {found.test_accuracy:.1%}"
     )
 
@@ -92,7 +92,7 @@ BARS = {"straggler": straggler, "staleness": staleness, "backup": backup, "thous
 
 if __name__ == "__main__":
     print(f"{platform.machine()}, Python {platform.python_version()}, {SEEDS} seeds\n")
-    print("| fleet | policy | virtual s to target (range) | reached | waiting | mean staleness "
+    print("| fleet | policy | virtual s to target (range) | reached | waiting | mean age "
           "| updates | requeued |\n| --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
     for name in sys.argv[1:] or BARS:
         BARS[name]()

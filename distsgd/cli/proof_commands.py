@@ -47,7 +47,7 @@ def audit(
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
-        ("oldest gradient", f"{found.largest_staleness} updates"),
+        ("oldest gradient", f"{found.largest_gradient_age} updates"),
         ("checkpoints", f"{count(found.checkpoints)} tell the same of the journal"),
         ("head", found.head),
     ])  # fmt: skip

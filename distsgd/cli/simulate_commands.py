@@ -167,15 +167,15 @@ def _pairs(result: SimulationResult) -> Iterator[tuple[str, str]]:
     yield "test accuracy", percent(result.test_accuracy)
     least, most = min(result.waiting_shares), max(result.waiting_shares)
     yield "waiting", f"{percent(result.waiting_share)} ({percent(least)} to {percent(most)})"
-    yield "staleness", _histogram(result.staleness)
+    yield "gradient ages", _histogram(result.gradient_ages)
     yield "dropped, requeued", f"{count(result.dropped)}, {count(result.requeued)}"
     yield "weights", f"sha256 {result.weights_sha256}"
 
 
-def _histogram(staleness: dict[str, int]) -> str:
-    total = sum(staleness.values()) or 1
-    shown = [f"{age}: {percent(n / total)}" for age, n in list(staleness.items())[:10]]
-    return ", ".join(shown) + (", ..." if len(staleness) > 10 else "")
+def _histogram(ages: dict[str, int]) -> str:
+    total = sum(ages.values()) or 1
+    shown = [f"{age}: {percent(n / total)}" for age, n in list(ages.items())[:10]]
+    return ", ".join(shown) + (", ..." if len(ages) > 10 else "")
 
 
 def _thinned(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -192,7 +192,16 @@ def show_comparison(found: Comparison) -> None:
         headings.append(f"s to loss {found.target_loss:g}")
     if found.target_accuracy is not None:
         headings.append(f"s to {percent(found.target_accuracy)}")
-    headings += ["s", "loss", "accuracy", "waiting", "staleness", "updates", "dropped", "requeued"]
+    headings += [
+        "s",
+        "loss",
+        "accuracy",
+        "waiting",
+        "gradient age",
+        "updates",
+        "dropped",
+        "requeued",
+    ]
     rows = []
     for row in found.rows:
         cells = [row.policy + (f" ({row.diverged} diverged)" if row.diverged else "")]
@@ -202,12 +211,12 @@ def show_comparison(found: Comparison) -> None:
             cells.append(_spread(row.times_to_accuracy))
         cells += [
             f"{row.seconds:.4g}", f"{row.train_loss:.4f}", percent(row.test_accuracy),
-            percent(row.waiting_share), f"{row.mean_staleness:.1f}", count(row.updates),
+            percent(row.waiting_share), f"{row.mean_gradient_age:.1f}", count(row.updates),
             count(row.dropped), count(row.requeued),
         ]  # fmt: skip
         rows.append(cells)
     title = f"means over {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
-    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "staleness"))
+    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "gradient age"))
 
 
 def _spread(times: Sequence[float | None]) -> str:

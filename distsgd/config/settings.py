@@ -362,13 +362,8 @@ class TrainConfig:
 
     def policy(self) -> Policy:
         """The consistency policy."""
-        return make_policy(
-            self.consistency,
-            staleness=self.staleness or 0,
-            backup=self.backup or 0,
-            local_steps=self.local_steps or 1,
-            replicas=max(1, self.workers),
-        )
+        numbers = {name: getattr(self, name) for name in POLICIES[self.consistency].parameters()}
+        return make_policy(self.consistency, replicas=max(1, self.workers), **numbers)
 
 
 _OF_POLICY = {

@@ -142,7 +142,7 @@ class Applied(NamedTuple):
     ends_epoch: bool
 
     @property
-    def staleness(self) -> list[int]:
+    def ages(self) -> list[int]:
         """How many updates each contribution is old: version when applied - version read."""
         return [self.version - 1 - lease.version for _, lease in self.contributions]
 

@@ -1,6 +1,6 @@
 """What a runtime tells its caller while it trains.
 
-What a consistency policy cost: staleness, drops, requeues, waiting.
+What a consistency policy cost: gradient ages, drops, requeues, waiting.
 
 What a process does when: laps of one thread of work, for a timeline.
 """
@@ -42,7 +42,7 @@ class Statistics:
 
     Attributes:
         updates: updates applied.
-        staleness: age of a gradient in updates -> contributions of that age.
+        ages: age of a gradient in updates -> contributions of that age.
         dropped: pushes that were not used.
         requeued: pieces that were put off to a later update.
         waiting_seconds: worker -> seconds from asking for work to getting it.
@@ -54,7 +54,7 @@ class Statistics:
     """
 
     updates: int = 0
-    staleness: Counter[int] = field(default_factory=Counter)
+    ages: Counter[int] = field(default_factory=Counter)
     dropped: int = 0
     requeued: int = 0
     waiting_seconds: dict[int, float] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Statistics:
         """Take note of a decision of the server."""
         if isinstance(decision, Applied):
             self.updates += 1
-            self.staleness.update(decision.staleness)
+            self.ages.update(decision.ages)
             self.requeued += len(decision.requeued)
         elif isinstance(decision, Dropped):
             self.dropped += 1

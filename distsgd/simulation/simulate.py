@@ -105,7 +105,7 @@ class SimulatedRun:
         job, weights, statistics = self._job, ended.snapshot.weights, ended.statistics
         waited = statistics.waiting_seconds
         presence = self._simulation.presence()
-        ages = statistics.staleness
+        ages = statistics.ages
         return SimulationResult(
             status=self._status(ended),
             policy=policy_name(self._config),
@@ -124,8 +124,8 @@ class SimulatedRun:
                 waited.get(worker, 0.0) / (present or 1.0)
                 for worker, present in enumerate(presence)
             ],
-            staleness={str(age): count for age, count in sorted(ages.items())},
-            mean_staleness=sum(age * n for age, n in ages.items()) / max(1, ages.total()),
+            gradient_ages={str(age): count for age, count in sorted(ages.items())},
+            mean_gradient_age=sum(age * n for age, n in ages.items()) / max(1, ages.total()),
             dropped=statistics.dropped,
             requeued=statistics.requeued,
             bytes_per_update=statistics.bytes_pushed / max(1, ended.snapshot.version),

@@ -326,7 +326,7 @@ class Session:
             seed=config.seed,
             sampling=config.sampling,
             consistency=config.consistency,
-            staleness={str(k): n for k, n in sorted(ended.statistics.staleness.items())},
+            gradient_ages={str(k): n for k, n in sorted(ended.statistics.ages.items())},
             dropped=ended.statistics.dropped,
             requeued=ended.statistics.requeued,
             waiting_seconds=_by_worker(ended.statistics.waiting_seconds),

@@ -173,7 +173,7 @@ class Account:
     def _check_staleness(self, update, leases):
         now = len(self.reference.versions) - 1
         staleness = [now - lease.version for lease in leases]
-        assert update.staleness == staleness
+        assert update.ages == staleness
         assert min(staleness) >= 0
         if self.promise.staleness is not None:
             assert max(staleness) <= self.promise.staleness, "too stale"

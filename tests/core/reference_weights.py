@@ -68,8 +68,8 @@ def plain_local(toy):
     step = 0
     while step < plan.total_steps:
         left = plan.steps_per_epoch - step % plan.steps_per_epoch
-        steps = min(policy.every, left)
-        if 2 * (left - steps) < policy.every:
+        steps = min(policy.local_steps, left)
+        if 2 * (left - steps) < policy.local_steps:
             steps = left
         replicas = min(policy.replicas, plan.slots(step))
         leases = [

@@ -65,9 +65,9 @@ def test_ray_runs_hold_and_replay(
 ) -> None:
     result = run(3, **policy, **fleet)
     assert_holds(result)
-    assert sum(result.staleness.values()) >= result.steps
+    assert sum(result.gradient_ages.values()) >= result.steps
     if policy["consistency"] == "ssp":
-        assert max(map(int, result.staleness)) <= 3
+        assert max(map(int, result.gradient_ages)) <= 3
     if policy["consistency"] == "backup":
         assert sum(audit(result.run_dir).class_delays.values()) > 0
 

@@ -136,7 +136,7 @@ def test_whatever_fails_each_example_is_applied_once(
 def test_staleness_is_bounded_and_the_bound_is_used(sample: Dataset, bound: int) -> None:
     job = job_of(sample, workers=8, epochs=3, consistency="ssp", staleness=bound)
     events, _ = run(job, fleet_from({"workers": 8, "slow": "1:10", "jitter": "pareto:1.1"}))
-    assert max(ended(events).statistics.staleness) == bound
+    assert max(ended(events).statistics.ages) == bound
     assert_exactly_once(job, updates(events))
 
 
@@ -150,7 +150,7 @@ def test_a_slow_worker_delays_bsp_by_its_factor(sample: Dataset) -> None:
     assert shares[0] == pytest.approx(0)
     assert all(0.7 < share < 0.8 for share in shares[1:])
     asynchronous, _ = run(job_of(sample, **settings, consistency="asp"), fleet_from({}))
-    assert sum(ended(asynchronous).statistics.staleness.values()) == len(updates(asynchronous))
+    assert sum(ended(asynchronous).statistics.ages.values()) == len(updates(asynchronous))
 
 
 def test_time_is_that_of_the_formula(sample: Dataset) -> None:

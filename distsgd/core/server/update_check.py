@@ -34,12 +34,12 @@ class UpdateCheck:
 
     Attributes:
         ledger: what has been applied.
-        largest_staleness: of any contribution, in updates.
+        largest_age: of any contribution, in updates.
     """
 
     def __init__(self, plan: Plan, policy: Policy, ledger: Ledger, workers: int) -> None:
         self._plan, self._policy, self.ledger = plan, policy, ledger
-        self.largest_staleness = 0
+        self.largest_age = 0
         self._workers = max(1, workers)
         self._oldest = 0  # no later update reads an older version
         self._first_serials: dict[int, int] = {}
@@ -164,8 +164,7 @@ class UpdateCheck:
     def _check_contribution(self, number: int, worker: int, lease: Lease) -> None:
         if not 0 <= worker < self._workers:
             raise ValueError(f"there was no worker {worker} in the fleet of {self._workers}")
-        age, policy = number - 1 - lease.version, self._policy
-        bound = policy.window(self._workers) - 1 if policy.in_order else None
+        age, bound = number - 1 - lease.version, self._policy.max_staleness
         if age < 0 or (bound is not None and age > bound):
             raise ValueError(f"a gradient is {age} updates old")
         if lease.version < self._oldest:
@@ -173,7 +172,7 @@ class UpdateCheck:
                 f"a gradient was computed at version {lease.version}, before the run was gone on "
                 f"with at version {self._oldest}"
             )
-        self.largest_staleness = max(self.largest_staleness, age)
+        self.largest_age = max(self.largest_age, age)
         if lease.serial < self._first_serials.get(worker, 0):
             raise ValueError(f"worker {worker} gave an answer from before the run was gone on with")
 

@@ -10,13 +10,18 @@ __all__ = ["Asynchronous"]
 
 
 class Asynchronous(Policy):
-    """Nobody waits; a gradient is as old as the updates made while it was computed.
+    """No worker waits; a gradient is as old as the updates made while it was computed.
 
     Source: Dean et al. 2012 ("Downpour SGD").
     """
 
     name = "asp"
     in_order = False
+
+    @property
+    def max_staleness(self) -> None:
+        """No bound."""
+        return None
 
     def window(self, workers: int) -> int:
         """One for each worker."""

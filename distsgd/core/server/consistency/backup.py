@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distsgd.core.server.consistency.base import Policy, Range
+from distsgd.core.server.consistency.base import Policy, Range, parameter
 
 __all__ = ["BackupWorkers"]
 
@@ -14,17 +14,23 @@ __all__ = ["BackupWorkers"]
 class BackupWorkers(Policy):
     """The update goes ahead with all but the B slowest slots of a minibatch of n.
 
-    The slots that came late are computed anew, first of all, in the next minibatch of the epoch;
-    what is left at the end of an epoch waits for all, so every example is used once an epoch.
+    Late slots are recomputed in the next minibatch of the epoch, before its own; the last update
+    of an epoch waits for all, so every example is used once an epoch.
     Source: Chen et al. 2016, "Revisiting distributed synchronous SGD"; the requeueing is ours.
 
     Attributes:
         backup: B.
     """
 
-    backup: int = 1
+    backup: int = parameter(
+        "Slots of a minibatch that an update does not wait for (B of backup).", default=1, least=1
+    )
     name = "backup"
     requeues = True
+
+    def most(self, name: str, slots: int) -> int:
+        """One fewer than the slots."""
+        return slots - 1
 
     def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """Each slot is a piece."""

@@ -8,7 +8,7 @@ __all__ = ["BulkSynchronous"]
 
 
 class BulkSynchronous(Policy):
-    """An update is the mean over all slots of a minibatch; staleness is always 0.
+    """An update is the mean over all slots of a minibatch; no gradient is old.
 
     Source: Valiant 1990.
     """

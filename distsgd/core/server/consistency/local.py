@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distsgd.core.reduction_tree import shares
-from distsgd.core.server.consistency.base import Policy, Range
+from distsgd.core.server.consistency.base import Policy, Range, parameter
 
 __all__ = ["LocalSteps"]
 
@@ -24,13 +24,21 @@ class LocalSteps(Policy):
     they are fewer than half of H, and otherwise they are a round of their own.
 
     Attributes:
-        every: H.
+        local_steps: H.
         replicas: how many; the workers at the start.
     """
 
-    every: int = 1
+    local_steps: int = parameter(
+        "Steps that each worker makes between two averagings (H of local).",
+        default=8, least=1, most=1_000_000,
+    )  # fmt: skip
     replicas: int = 1
     name = "local"
+
+    @classmethod
+    def create(cls, replicas: int, **parameters: int) -> LocalSteps:
+        """With the number of replicas."""
+        return cls(replicas=replicas, **parameters)
 
     def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """Shares of the replicas; for H > 1 ranges of replicas, not of slots."""
@@ -41,8 +49,8 @@ class LocalSteps(Policy):
     @property
     def local(self) -> bool:
         """With more than one step."""
-        return self.every > 1
+        return self.local_steps > 1
 
     def steps(self, left: int) -> int:
         """H, or all that are left."""
-        return left if 2 * (left - self.every) < self.every else self.every
+        return left if 2 * (left - self.local_steps) < self.local_steps else self.local_steps

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distsgd.core.server.consistency.base import Policy
+from distsgd.core.server.consistency.base import Policy, parameter
 
 __all__ = ["BoundedStaleness"]
 
 
 @dataclass(frozen=True)
 class BoundedStaleness(Policy):
-    """A worker may begin a piece of minibatch t + S when t is the oldest not yet applied.
+    """A worker may start a piece of minibatch t + S when t is the oldest not yet applied.
 
     Updates are applied in the order of the plan, each over all slots of its minibatch, so a
     gradient is at most S updates old; with S = 0 this is `bsp`. Source: Ho et al. 2013.
@@ -20,9 +20,13 @@ class BoundedStaleness(Policy):
         staleness: S.
     """
 
-    staleness: int = 0
+    staleness: int = parameter(
+        "Minibatches that a worker may be ahead (S of ssp).",
+        default=3, least=0, most=10_000, aliases=("max_staleness",),
+    )  # fmt: skip
     name = "ssp"
 
-    def window(self, workers: int) -> int:
-        """S + 1."""
-        return self.staleness + 1
+    @property
+    def max_staleness(self) -> int:
+        """S."""
+        return self.staleness
