@@ -6,14 +6,13 @@ Usage: python scripts/make_sample.py
 import shutil
 
 from distsgd.data.cifar10.archive import CLASSES, SHAPE, records_of, sample_of
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.shards import write_dataset
 
 
 def main() -> None:
-    source = Dataset(find_dataset("cifar10"))
+    source = open_dataset("cifar10")
     train, test = sample_of(records_of(source.train.batches(), source.test.batches()))
     shutil.rmtree(SAMPLE, ignore_errors=True)
     SAMPLE.mkdir()

@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from store_process import object_store
 
 from distsgd.bench.environment import busy_cores, environment
-from distsgd.data.dataset import Dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
-from distsgd.data.remote.remote_folder import RemoteFolder, find_remote
+from distsgd.data.remote.remote_folder import RemoteFolder
 from distsgd.data.shards import write_dataset
 from distsgd.training import train
 from distsgd.training.results import EpochRow, Reporter
@@ -77,7 +77,7 @@ class Pair(NamedTuple):
 
 def lay_out(there: Path) -> tuple[int, int]:
     """CIFAR-10 a few times over; returns the bytes of those for training, and for testing."""
-    cifar = Dataset(find_dataset("cifar10"))
+    cifar = open_dataset("cifar10")
     rows, test = (
         tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
         for split in (cifar.train, cifar.test)
@@ -122,8 +122,8 @@ def cost_of_fetching(source: str, bucket: Path, room: int) -> float:
     for fetches in (False, True):  # a store costs something to begin, too
         before = cpu_seconds()
         with an_empty_cache(), address(source, bucket) as uri:
-            folder = find_remote(uri)
-            remote = RemoteFolder(folder, room)
+            folder = find_dataset(uri)
+            remote = RemoteFolder(folder, uri, room)
             for entry in read_manifest(folder).train if fetches else ():
                 remote.cache.hold(entry).release()
         spent.append(cpu_seconds() - before)

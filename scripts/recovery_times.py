@@ -28,8 +28,7 @@ from pathlib import Path
 
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Snapshot
 from distsgd.training import train
@@ -67,7 +66,7 @@ def worker_deaths(tries: int) -> Iterator[Row]:
     from distsgd.on_ray.driver import train_on_ray
 
     config = TrainConfig(epochs=100_000, schedule="constant", log_every=20)
-    dataset = Dataset(find_dataset(config.dataset))
+    dataset = open_dataset(config.dataset)
     job = make_job(config, dataset)
     job = replace(job, trace=True)
     first = first_weights(config, job)

@@ -21,8 +21,7 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Grant
 from distsgd.core.model.two_layer import TwoLayerKernel
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 
@@ -54,7 +53,7 @@ def operations(job: Job, hidden: int) -> int:
 
 def rates(hidden: int) -> tuple[float, float, float, float]:
     config = TrainConfig(model=f"mlp:{hidden}", epochs=1000)
-    dataset = Dataset(find_dataset(config.dataset))
+    dataset = open_dataset(config.dataset)
     job = make_job(config, dataset)
     size, slots = job.plan.slot_size, job.plan.most_slots
     first, kernel = first_weights(config, job), job.kernel()

@@ -22,8 +22,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Push
 from distsgd.core.model import initial_weights
 from distsgd.core.reduction_tree import shares
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.data.system import pause
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Job
@@ -101,7 +100,7 @@ def _job(task: Task, batch: int) -> Job:
     config = TrainConfig(
         dataset=task.dataset, workers=_WORKERS, batch_size=batch, epochs=100_000, optimizer="sgd"
     )
-    return make_job(config, Dataset(find_dataset(config.dataset)))
+    return make_job(config, open_dataset(config.dataset))
 
 
 def _shape(job: Job) -> Shape:

@@ -15,8 +15,7 @@ from typing import Any
 from distsgd.bench.processes import WARM_UP, Found, Task, serve, told
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Connected, Ended, Progress
 from distsgd.engine.job import Job, Snapshot
@@ -70,7 +69,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
     if run.get("whole"):
         return _whole(task, settings)
     config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
-    job = make_job(config, Dataset(find_dataset(config.dataset)))
+    job = make_job(config, open_dataset(config.dataset))
     with one_blas_thread():
         return _steps(job, config, Window(task.seconds))
 

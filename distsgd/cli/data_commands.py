@@ -272,15 +272,10 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
 
     Example: distsgd data verify --dataset sample
     """
-    from distsgd.data.cifar10.fetch import verify_dataset
-    from distsgd.data.dataset import Dataset
-    from distsgd.data.find import find_dataset
-    from distsgd.data.remote.uri import is_uri
+    from distsgd.data.cifar10.repair import verify_dataset
 
-    folder = find_dataset(dataset)
-    if is_uri(dataset):
-        Dataset(folder).verify()  # what is not here yet is fetched
-    manifest = verify_dataset(folder)
+    found = verify_dataset(dataset)
+    folder, manifest = found.folder, found.manifest
     shards = len(manifest.train) + len(manifest.test)
     if json:
         print_json({"dataset": str(folder), "shards": shards, "sound": True,

@@ -7,7 +7,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.optim import Schedule
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
-from distsgd.data.remote.uri import is_uri
+from distsgd.data.remote.addresses import is_uri
 from distsgd.data.row_cache import choose_cache
 from distsgd.engine.job import Job
 

@@ -17,7 +17,7 @@ from distsgd.core.model import LINEAR, LOSSES, MOST_HIDDEN, hidden_units
 from distsgd.core.optim import OPTIMIZERS, SCHEDULES, make_codec
 from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.server.consistency import POLICIES, Policy, make_policy
-from distsgd.data.remote.uri import is_uri
+from distsgd.data.remote.addresses import is_uri
 from distsgd.errors import UsageError
 from distsgd.spelling import ARGUMENT, SET, Spelling, spelling
 
@@ -354,6 +354,11 @@ class TrainConfig:
                 f"{self.dataset} is here",
                 "Give a dataset of s3://..., gs://..., http(s)://... or file://...",
             )
+
+    @property
+    def streams(self) -> bool:
+        """Whether shards of a remote dataset are on a node only while they are used."""
+        return self.shuffle == "shard"
 
     @property
     def cache_limit(self) -> int | None:

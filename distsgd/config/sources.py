@@ -13,8 +13,7 @@ from typing import Any
 from distsgd.config.settings import TrainConfig
 from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
-from distsgd.data.remote.known_addresses import check_known
-from distsgd.data.remote.uri import is_uri, parse_uri
+from distsgd.data.remote.addresses import check_known, is_uri, parse_uri
 from distsgd.data.text_files import parse_json, read_text
 from distsgd.errors import DatasetError, UsageError
 from distsgd.on_ray.capacity import room_for_workers

@@ -1,182 +1,80 @@
-"""An open dataset: rows by number, gathered from memory-mapped shards.
-
-Examples of a remote dataset that is larger than the node: a few of its shards at a time.
-"""
+"""Datasets: how to open one by its name, path or URI, and how to check all of its shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Ints
 from distsgd.core.model import Preprocessing
-from distsgd.data.locations import is_remote_copy, mending
-from distsgd.data.manifest import Manifest, Shard, read_manifest
-from distsgd.data.remote.node_cache import Held, NodeCache
-from distsgd.data.shards import OpenShard, label_dtype, open_shard
+from distsgd.data.find import dataset_name, find_dataset
+from distsgd.data.locations import REMOTE_SOURCE, is_remote_copy, repair_hint
+from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
+from distsgd.data.remote.addresses import is_uri
+from distsgd.data.split import Split, StreamedSplit
 from distsgd.data.verified import Found, believe, checksum
-from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
+from distsgd.errors import CorruptDataError, DatasetError, DistsgdError, machine_trouble
 
 if TYPE_CHECKING:
     from distsgd.data.remote.remote_folder import RemoteFolder
 
-__all__ = ["Dataset", "Split", "StreamedSplit", "damaged_shards", "verify_shards"]
-
+__all__ = ["Dataset", "OtherDataset", "damaged_shards", "open_dataset", "verify_shards"]
 
 _THREADS = 2
 
 
-def check_labels(labels: Ints, manifest: Manifest, where: str) -> None:
-    """Refuse labels that no class is named for.
+class OtherDataset(DatasetError):
+    """A dataset was found, but its digest is not the expected one.
 
-    Raises:
-        DatasetError: there is one.
-    """
-    if len(labels) and int(labels.max()) >= len(manifest.classes):
-        raise DatasetError(
-            f"{where} has a label {labels.max()}, but only {len(manifest.classes)} classes are "
-            "named",
-            "The dataset was written wrongly; fetch it again",
-        )
-
-
-class Split:
-    """The training or test examples of a dataset.
-
-    Its shards are checked against the manifest when rows or labels of them are first used: see
-    `verify`, whose errors all methods can raise.
+    Args:
+        folder: where it is.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        opened = [
-            open_shard(folder / entry.file, entry, manifest) for entry in manifest.shards(split)
-        ]
-        self._unchecked = opened
-        self._found: tuple[Found, ...] = ()
-        self._pixels = [shard.pixels for shard in opened]
-        self._starts = np.cumsum([0, *(len(pixels) for pixels in self._pixels)])
-        self._labels: Ints = np.concatenate([shard.labels for shard in opened])
-        if len(self) and int(self._labels.max()) >= len(manifest.classes):
-            self.verify()
-            check_labels(self._labels, manifest, f"the {split} split of {folder}")
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    @property
-    def labels(self) -> Ints:
-        """Shape (rows,), uint8 or uint16."""
-        self.verify()
-        return self._labels
-
-    def labels_of(self, indices: NDArray[np.int64]) -> Ints:
-        """The labels of the examples at ``indices``, of its shape."""
-        found: Ints = self.labels[indices]
-        return found
-
-    def expect(self, shards: Sequence[int], most: int) -> None:
-        """Say which shards come, and how many are needed at once; here all are at hand."""
-
-    def verify(self) -> tuple[Found, ...]:
-        """Check the SHA-256 of every shard, on two threads, unless this has been done.
-
-        Returns:
-            what was found, for other processes to believe.
-
-        Raises:
-            CorruptDataError: a shard is not what the manifest says; names it.
-        """
-        if self._unchecked:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                found = pool.map(OpenShard.verify, self._unchecked)
-                self._found = tuple(one for one in found if one is not None)
-            self._unchecked = []
-        return self._found
-
-    def in_memory(self) -> Split:
-        """The same examples, copied out of the shards into one piece of memory.
-
-        A gather then takes a third of the time. One shard is one piece already.
-        """
-        self.verify()
-        if len(self._pixels) == 1:
-            return self
-        kept = copy(self)
-        kept._pixels = [np.concatenate(self._pixels)]
-        kept._starts = self._starts[[0, -1]]
-        return kept
-
-    def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
-        """Copy the pixels of the examples at ``indices`` into ``out``, in that order.
-
-        Args:
-            indices: shape (rows,).
-            out: shape (rows, features).
-        """
-        if self._unchecked:
-            self.verify()
-        if len(self._pixels) == 1:
-            np.take(self._pixels[0], indices, axis=0, out=out, mode="clip")
-            return
-        owner = np.searchsorted(self._starts, indices, side="right") - 1
-        for shard in np.unique(owner):
-            rows = np.flatnonzero(owner == shard)
-            out[rows] = self._pixels[shard][indices[rows] - self._starts[shard]]
-
-    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
-        """All examples in order, a shard at a time, as (pixels, labels), not copied."""
-        self.verify()
-        for shard, pixels in enumerate(self._pixels):
-            start = self._starts[shard]
-            yield pixels, self._labels[start : start + len(pixels)]
+    def __init__(self, folder: Path) -> None:
+        Exception.__init__(self, folder)
+        self.folder = folder
+        self.problem = f"the dataset in {folder} is not the one that was opened before"
+        self.hint = "Fetch it again, or copy the right one there"
 
 
 class Dataset:
-    """A dataset opened from its folder.
+    """An open dataset.
 
-    Of one that lies elsewhere (`distsgd.data.remote`), a split is fetched when it is first used.
+    Both splits of a local dataset are mapped at once, so that a missing shard is noticed; a split
+    of a remote one is fetched when it is first used.
 
     Args:
-        folder: where its manifest and shards lie.
-        found: what another process has found of its shards; see `distsgd.data.verified`.
-        cache_limit: bytes that remote datasets may take on this node, or None.
-        stream: fetch training shards of a remote dataset only while they are used.
-        remote: whether it stands for a remote dataset; None to see whether it lies in the cache.
+        folder: where its manifest and shards are.
+        checked: checksums that another process has computed; see `distsgd.data.verified`.
+        remote: the store that its shards are fetched from; None for a local dataset.
+        stream: keep training shards of a remote dataset only while they are used.
 
     Attributes:
-        manifest: what it is.
+        folder: as given.
+        manifest: its shape, classes and shards.
 
     Raises:
-        DatasetError: it is missing or malformed.
+        DatasetError: the manifest or a shard is missing or malformed.
     """
 
     def __init__(
         self,
         folder: Path,
-        found: Iterable[Found] = (),
+        checked: Iterable[Found] = (),
         *,
-        cache_limit: int | None = None,
+        remote: RemoteFolder | None = None,
         stream: bool = False,
-        remote: bool | None = None,
     ) -> None:
-        believe(found)
+        believe(checked)
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self._remote: RemoteFolder | None = None
-        self._stream = stream
-        if is_remote_copy(folder) if remote is None else remote:
-            from distsgd.data.remote.remote_folder import RemoteFolder
-
-            self._remote = RemoteFolder(folder, cache_limit)
-        else:
+        self._remote, self._stream = remote, stream
+        if remote is None:
             _ = self.train, self.test
 
     @cached_property
@@ -185,7 +83,7 @@ class Dataset:
         if self._remote is not None and self._stream:
             from distsgd.data.remote.fetching_ahead import FetchingAhead
 
-            ahead = FetchingAhead(self.folder, self._remote.limit)
+            ahead = FetchingAhead(self._remote)
             return StreamedSplit(self.manifest, self._remote.cache, ahead.follow)
         return self._whole("train")
 
@@ -196,17 +94,17 @@ class Dataset:
 
     def _whole(self, split: str) -> Split:
         if self._remote is not None:
-            self._remote.ensure(self.manifest.shards(split))
+            self._remote.fetch_all(self.manifest.shards(split))
         return Split(self.folder, self.manifest, split)
 
     @property
     def remote(self) -> bool:
-        """Whether it lies elsewhere, and its shards are fetched."""
+        """Whether its shards are fetched from a store."""
         return self._remote is not None
 
     @property
     def streamed(self) -> bool:
-        """Whether training shards are here only while they are used."""
+        """Whether training shards are on this node only while they are used."""
         return self._stream and self._remote is not None
 
     @property
@@ -215,7 +113,11 @@ class Dataset:
         return np.array(self.manifest.pixel_sums, dtype=np.float64) / self.manifest.rows("train")
 
     def preprocessing(self, scale: float) -> Preprocessing:
-        """The recipe of features for models trained on this dataset."""
+        """How models that are trained on this dataset centre and scale pixels.
+
+        Args:
+            scale: what centred pixels are divided by.
+        """
         return Preprocessing(self.pixel_mean, scale)
 
     def verify(self) -> tuple[Found, ...]:
@@ -223,11 +125,83 @@ class Dataset:
         return self.train.verify() + self.test.verify()
 
 
-def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
-    """Hash every shard now, on two threads, and list those that are wrong, each with why.
+def open_dataset(
+    dataset: object,
+    *,
+    trusted: bool = True,
+    folder: Path | None = None,
+    digest: str = "",
+    cache_limit: int | None = None,
+    stream: bool = False,
+    checked: Iterable[Found] = (),
+) -> Dataset:
+    """Open a dataset by what a user calls it.
+
+    Args:
+        dataset: "cifar10", "sample", a name given to `distsgd data import`, the path of a dataset
+            folder, or a URI.
+        trusted: whether the user has given ``dataset``. A URI that was read from the files of a
+            run may be a stranger's: with False its store is asked only if the user has given its
+            address before; see `distsgd.data.remote.addresses`.
+        folder: where it was when it was opened before, by this run or by its driver; used first.
+        digest: that its manifest must have; "" for any.
+        cache_limit: bytes that remote datasets may take on this node; None for no limit.
+        stream: keep training shards of a remote dataset only while they are used.
+        checked: checksums that another process has computed; see `distsgd.data.verified`.
 
     Raises:
-        StorageError: the machine keeps one from being read, so that nothing can be said of it.
+        UsageError: ``dataset`` is not a name, path or usable URI.
+        DatasetError: there is no such dataset, or it is malformed.
+        OtherDataset: its digest is not the expected one.
+        SourceError: its store cannot be reached, or must not be asked.
+        StorageError: the machine keeps it from being read, or its cache from being written.
+    """
+    name = dataset_name(dataset)
+    found = None
+    for found in _candidates(name, trusted, folder):
+        if not digest or read_manifest(found).digest == digest:
+            remote = _remote(found, name if trusted and is_uri(name) else "", cache_limit)
+            return Dataset(found, checked, remote=remote, stream=stream)
+    assert found is not None
+    raise OtherDataset(found)
+
+
+def _candidates(name: str, trusted: bool, folder: Path | None) -> Iterator[Path]:
+    """Where a dataset may be: where it was before, then what its name stands for now."""
+    is_there = folder is not None and (folder / MANIFEST).is_file()
+    if folder is not None and is_there:
+        yield folder
+    try:
+        named = find_dataset(name, trusted=trusted)
+    except DistsgdError:
+        if not is_there:
+            raise
+        return
+    if named != folder or not is_there:
+        yield named
+
+
+def _remote(folder: Path, uri: str, limit: int | None) -> RemoteFolder | None:
+    """The store behind a folder, if it is the local copy of a remote dataset.
+
+    Args:
+        folder: the folder.
+        uri: that the user has given, or "". A folder made for it may be in the cache of the
+            driver, and is then known by its `REMOTE_SOURCE` alone.
+        limit: see `open_dataset`.
+    """
+    if not (is_remote_copy(folder) or (uri and (folder / REMOTE_SOURCE).exists())):
+        return None
+    from distsgd.data.remote.remote_folder import RemoteFolder, known_source  # loads pyarrow
+
+    return RemoteFolder(folder, uri or known_source(folder), limit)
+
+
+def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
+    """Hash every shard now, on two threads, and list those that are wrong, each with the reason.
+
+    Raises:
+        StorageError: the machine keeps one from being read, so that its state is unknown.
     """
 
     def check(entry: Shard) -> str:
@@ -248,7 +222,7 @@ def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[Shard, str]]:
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Check the SHA-256 of every shard, whatever was known of it.
+    """Check the SHA-256 of every shard, even of those that were checked before.
 
     Raises:
         DatasetError: a shard is missing.
@@ -257,130 +231,5 @@ def verify_shards(folder: Path, manifest: Manifest) -> None:
     for entry, why in (damaged := damaged_shards(folder, manifest)):
         others = f" (and {len(damaged) - 1} more of its dataset)" if len(damaged) > 1 else ""
         kind = DatasetError if why == "missing" else CorruptDataError
-        says = why if why.startswith("cannot") else f"is {why}"
-        raise kind(f"the shard {folder / entry.file} {says}{others}", mending(folder))
-
-
-_LEAST_AHEAD = 2
-_FAR = 1000
-"""Shards that are told of, of those that come: each window tells anew."""
-
-
-class _InUse(NamedTuple):
-    held: Held
-    opened: OpenShard
-
-
-class StreamedSplit(Split):
-    """The training examples of a dataset, of which not all are here at once.
-
-    Like `Split`, but shards are fetched when rows of them are needed, if not before that.
-
-    Args:
-        manifest: of the dataset.
-        cache: of this node.
-        ahead: told what `expect` was told, as names of files, and how many of them to fetch ahead.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        cache: NodeCache,
-        ahead: Callable[[Sequence[str], int], None] = lambda files, count: None,
-    ) -> None:
-        self._manifest, self._cache, self._ahead = manifest, cache, ahead
-        self._entries = manifest.train
-        self._starts = np.cumsum([0, *(entry.rows for entry in self._entries)])
-        self._in_use: dict[int, _InUse] = {}  # the one used last comes last
-        self._most = len(self._entries)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @property
-    def labels(self) -> Ints:
-        """All labels, shape (rows,); goes through all shards."""
-        # Copies: a view would keep a shard mapped, and its room taken, after it was let go.
-        return np.concatenate([labels.copy() for _, labels in self.batches()])
-
-    def labels_of(self, indices: NDArray[np.int64]) -> Ints:
-        """The labels of the examples at ``indices``, of its shape."""
-        out = np.empty(indices.shape, dtype=label_dtype(len(self._manifest.classes)))
-        for shard, rows, within in self._parts(indices):
-            out[rows] = self._open(shard).labels[within]
-        return out
-
-    def verify(self) -> tuple[Found, ...]:
-        """Nothing to do: each shard is checked when it is fetched, and when it is opened."""
-        return ()
-
-    def in_memory(self) -> StreamedSplit:
-        """Itself: there is no room for all."""
-        return self
-
-    def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
-        """Copy the pixels of the examples at ``indices`` into ``out``; see `Split.gather`."""
-        for shard, rows, within in self._parts(indices):
-            out[rows] = self._open(shard).pixels[within]
-
-    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
-        """All examples in the order of the shards, a shard at a time, as (pixels, labels)."""
-        numbers = range(len(self._entries))
-        self.expect(numbers, 1)
-        for shard in numbers:
-            opened = self._open(shard)
-            yield opened.pixels, opened.labels
-            self._let_go(shard)
-            self.expect(range(shard + 1, len(self._entries)), 1)
-
-    def expect(self, shards: Sequence[int], most: int) -> None:
-        """Say what comes.
-
-        No more is fetched ahead than half as much again: the rest of the cache is for what has been
-        used, and will be needed soonest of all that has. Of a cache that is filled with what comes,
-        nothing is found again.
-
-        Args:
-            shards: in the order in which they will be needed.
-            most: how many are needed at once.
-        """
-        self._most = most
-        nearest = islice(dict.fromkeys(shards), _FAR)
-        files = [self._entries[shard].file for shard in nearest]
-        self._cache.need(files)
-        self._ahead(files, most + max(_LEAST_AHEAD, most // 2))
-
-    def _parts(
-        self, indices: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.intp] | tuple[NDArray[np.intp], ...], NDArray[np.int64]]]:
-        """Shard, where its examples stand in ``indices``, and their rows within the shard."""
-        owner = np.searchsorted(self._starts, indices, side="right") - 1
-        for shard in np.unique(owner):
-            rows = np.nonzero(owner == shard)
-            yield int(shard), rows, indices[rows] - self._starts[shard]
-
-    def _open(self, shard: int) -> OpenShard:
-        if shard in self._in_use:
-            used = self._in_use.pop(shard)
-        else:
-            while len(self._in_use) >= self._most:
-                self._let_go(next(iter(self._in_use)))
-            entry = self._entries[shard]
-            held = self._cache.hold(entry, self._make_room)
-            opened = open_shard(held.path, entry, self._manifest)
-            opened.verify()
-            check_labels(opened.labels, self._manifest, entry.file)
-            used = _InUse(held, opened)
-        self._in_use[shard] = used
-        return used.opened
-
-    def _make_room(self) -> bool:
-        """Let go of the shard that was used longest ago."""
-        if not self._in_use:
-            return False
-        self._let_go(next(iter(self._in_use)))
-        return True
-
-    def _let_go(self, shard: int) -> None:
-        if (used := self._in_use.pop(shard, None)) is not None:
-            used.held.release()
+        problem = why if why.startswith("cannot") else f"is {why}"
+        raise kind(f"the shard {folder / entry.file} {problem}{others}", repair_hint(folder))

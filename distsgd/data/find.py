@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 
 from distsgd.data.locations import SAMPLE, dataset_folder, expanded, imported_datasets
-from distsgd.data.remote.uri import is_uri
+from distsgd.data.remote.addresses import is_uri
 from distsgd.errors import DatasetError, UsageError
+from distsgd.spelling import spelling
 
 __all__ = ["dataset_name", "find_dataset"]
 
 
 def dataset_name(dataset: object) -> str:
-    """What was given as a dataset: a name, a path or a URI.
+    """The name, path or URI of a dataset, as text.
 
     Raises:
         UsageError: it is something else, such as a table or an array.
@@ -27,43 +28,44 @@ def dataset_name(dataset: object) -> str:
     )
 
 
-def find_dataset(dataset: str, *, given: bool = True) -> Path:
-    """The folder of a dataset: "cifar10", "sample", a name it was imported by, a path, or a URI.
+def find_dataset(dataset: object, *, trusted: bool = True) -> Path:
+    """The folder of a dataset; of a remote one, the folder in the cache that stands for it.
+
+    `distsgd.data.dataset.open_dataset` opens it as well.
 
     Args:
-        dataset: what names it.
-        given: whether the user has given it, now and here. A URI that a file of a run gives is
-            used only if the user has given its address before; see `remote.known_addresses`.
+        dataset: "cifar10", "sample", a name given to `distsgd data import`, a path, or a URI.
+        trusted: see `open_dataset`.
 
     Raises:
         DatasetError: there is none; says what to do.
-        SourceError: it is a URI that the user has not given.
         UsageError: it is neither.
-        DistsgdError: it is a URI that cannot be used, see `find_remote`.
+        DistsgdError: it is a URI that cannot be used; see `find_remote`.
     """
-    dataset = dataset_name(dataset)
-    if is_uri(dataset):
+    name = dataset_name(dataset)
+    if is_uri(name):
         from distsgd.data.remote.remote_folder import find_remote  # loads pyarrow
 
-        return find_remote(dataset, given=given)
-    if dataset == "sample":
+        return find_remote(name, trusted=trusted)
+    if name == "sample":
         return SAMPLE
-    if dataset == "cifar10":
-        folder = dataset_folder(dataset)
+    if name == "cifar10":
+        folder = dataset_folder(name)
         if not folder.exists():
+            embedded = spelling().given("dataset", "sample")
             raise DatasetError(
                 "CIFAR-10 is not in the cache yet",
-                "Run `distsgd data fetch`, or take the embedded images: --dataset sample",
+                f"Run `distsgd data fetch`, or use the embedded images: {embedded}",
             )
         return folder
-    if dataset in imported_datasets():
-        return dataset_folder(dataset)
-    folder = expanded(dataset)
+    if name in imported_datasets():
+        return dataset_folder(name)
+    folder = expanded(name)
     if not (folder / "manifest.json").is_file():
-        what = "no such folder" if not folder.exists() else "it has no manifest.json"
+        reason = "no such folder" if not folder.exists() else "it has no manifest.json"
         raise DatasetError(
-            f"no dataset at {folder}: {what}",
-            "--dataset takes cifar10, sample, a name given to `distsgd data import`, and the path "
-            "or URI of a dataset folder",
+            f"no dataset at {folder}: {reason}",
+            f"{spelling().setting('dataset')} takes cifar10, sample, a name given to "
+            "`distsgd data import`, and the path or URI of a dataset folder",
         )
     return folder

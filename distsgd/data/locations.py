@@ -23,7 +23,7 @@ __all__ = [
     "home_folder",
     "imported_datasets",
     "is_remote_copy",
-    "mending",
+    "repair_hint",
 ]
 
 RESERVED = ("cifar10", "sample")
@@ -110,7 +110,7 @@ def is_remote_copy(folder: Path) -> bool:
     return False
 
 
-def mending(folder: Path) -> str:
+def repair_hint(folder: Path) -> str:
     """What to do about a dataset that is damaged."""
     if is_remote_copy(folder):
         return f"Remove {folder}: it is fetched again when it is needed"

@@ -12,7 +12,7 @@ from typing import Any
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import SMALL, read_inside
-from distsgd.data.locations import mending
+from distsgd.data.locations import repair_hint
 from distsgd.data.text_files import is_printable, parse_json
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: the machine keeps it from being read.
     """
     path = folder / MANIFEST
-    mend = mending(folder)
+    mend = repair_hint(folder)
     try:
         content = read_inside(path, most=SMALL)
     except FileNotFoundError:

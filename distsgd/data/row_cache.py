@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import Preprocessing
-from distsgd.data.dataset import Split
+from distsgd.data.split import Split
 from distsgd.errors import UsageError
 
 __all__ = ["Rows", "choose_cache", "open_rows"]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import mappable
-from distsgd.data.locations import mending
+from distsgd.data.locations import repair_hint
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
 from distsgd.data.text_files import some_of
 from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
@@ -179,7 +179,7 @@ class OpenShard(NamedTuple):
         if self._found() != self.sha256:
             raise CorruptDataError(
                 f"the shard {self.path} is corrupt: its SHA-256 is not the manifest's",
-                mending(self.path.parent),
+                repair_hint(self.path.parent),
             )
         found = found_before(self.identity)
         return (self.identity, found) if found else None
@@ -197,7 +197,8 @@ class OpenShard(NamedTuple):
             pass
         except OSError as error:
             raise machine_trouble(error, self.path) or CorruptDataError(
-                f"the shard {self.path} cannot be read: {error.strerror}", mending(self.path.parent)
+                f"the shard {self.path} cannot be read: {error.strerror}",
+                repair_hint(self.path.parent),
             ) from None
         # Another file lies there by now; what is mapped is what counts.
         return hashlib.sha256(self.content).hexdigest()
@@ -219,12 +220,13 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         if schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
             raise DatasetError(
                 f"the shard {path} has another schema than its dataset: {some_of(schema.names)}",
-                mending(path.parent),
+                repair_hint(path.parent),
             )
         batch = _only_batch(content)
         if len(batch) != entry.rows:
             raise CorruptDataError(
-                f"the shard {path} has {len(batch)} rows, not {entry.rows}", mending(path.parent)
+                f"the shard {path} has {len(batch)} rows, not {entry.rows}",
+                repair_hint(path.parent),
             )
         batch.validate()  # that its buffers are as long as its rows need
         pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
@@ -232,10 +234,10 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         pixels = pixels.reshape(entry.rows, manifest.features)
         return OpenShard(pixels, labels, path, before, content, entry.sha256)
     except FileNotFoundError:
-        raise DatasetError(f"the shard {path} is missing", mending(path.parent)) from None
+        raise DatasetError(f"the shard {path} is missing", repair_hint(path.parent)) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise machine_trouble(error, path) or CorruptDataError(
-            f"the shard {path} is not a whole Arrow file: {error}", mending(path.parent)
+            f"the shard {path} is not a whole Arrow file: {error}", repair_hint(path.parent)
         ) from None
 
 

@@ -1,7 +1,4 @@
-"""A worker: gathers the rows of its slots, computes their gradients, sums them along the tree.
-
-A job's dataset on the node where a worker runs, which may be another than the driver's.
-"""
+"""A worker: gathers the rows of its slots, computes their gradients, sums them along the tree."""
 
 from __future__ import annotations
 
@@ -17,44 +14,26 @@ from distsgd.core.model import SlotLoss
 from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, shares, sum_node
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
-from distsgd.data.locations import REMOTE_SOURCE
-from distsgd.data.remote.known_addresses import given
-from distsgd.data.remote.uri import is_uri, parse_uri
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.row_cache import open_rows
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
-from distsgd.errors import DatasetError
 from distsgd.transport.base import Channel, Work
 
-__all__ = ["Worker", "dataset_here", "work"]
+__all__ = ["Worker", "dataset_of", "work"]
 
 
-def dataset_here(job: Job) -> Dataset:
-    """The dataset at the driver's path, else by the name that the user gave.
+def dataset_of(job: Job) -> Dataset:
+    """Open the dataset of a job on this node, at the driver's path or by the name it was given.
 
     Raises:
-        DatasetError: this node has none, or another of that name.
+        DistsgdError: see `open_dataset`.
     """
-    folder = Path(job.folder)
-    remote = is_uri(job.dataset)
-    if remote:
-        given(parse_uri(job.dataset))  # to the driver
-    if not (folder / "manifest.json").is_file():
-        folder = find_dataset(job.dataset or job.folder)
-    found = Dataset(
-        folder, job.found, cache_limit=job.cache_limit, stream=bool(job.plan.shards),
-        # In the driver's cache, which may be another than that of this process.
-        remote=remote and (folder / REMOTE_SOURCE).exists(),
+    return open_dataset(
+        job.dataset or job.folder, folder=Path(job.folder), digest=job.digest,
+        cache_limit=job.cache_limit, stream=bool(job.plan.shards), checked=job.found,
     )  # fmt: skip
-    if job.digest and found.manifest.digest != job.digest:
-        raise DatasetError(
-            f"the dataset in {folder} is another than the driver's",
-            "Fetch it anew, or copy the driver's",
-        )
-    return found
 
 
 Place = tuple[int, int, int]
@@ -74,7 +53,7 @@ class Worker:
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
         plan = job.plan
-        self._split = dataset_here(job).train
+        self._split = dataset_of(job).train
         most = self._kernel.slots * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
         self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)

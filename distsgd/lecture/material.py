@@ -17,7 +17,6 @@ import numpy as np
 from distsgd.core.arrays import Floats, Ints
 from distsgd.core.model import LOSSES
 from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
 from distsgd.errors import UsageError
 from distsgd.training.limits import check_memory
 from distsgd.training.results import EpochRow, Reporter, TrainResult
@@ -30,7 +29,6 @@ __all__ = [
     "check_limit",
     "check_loss",
     "first_examples",
-    "open_dataset",
     "train_for_study",
 ]
 
@@ -56,15 +54,6 @@ class Examples:
     def shape(self) -> tuple[int, int]:
         """The shape of W, (classes, features + 1)."""
         return self.classes, self.features.shape[1]
-
-
-def open_dataset(name: str) -> Dataset:
-    """The dataset of that name or path.
-
-    Raises:
-        DatasetError: it is not there, or malformed.
-    """
-    return Dataset(find_dataset(name))
 
 
 def check_limit(flag: str, value: int, most: int, least: int = 1) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints
 from distsgd.core.model import LOSSES
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.dataset import Dataset
+from distsgd.data.split import Split
 from distsgd.lecture.material import Examples
 
 __all__ = [

@@ -1,32 +1,22 @@
-"""A run folder with all that is in it, opened: settings, dataset, journal.
-
-The dataset of a run, opened as its settings want it.
-"""
+"""An open run: its folder, settings, dataset and journal."""
 
 from __future__ import annotations
-from pathlib import Path
-from distsgd.data.dataset import Dataset
-from distsgd.errors import UsageError
-from distsgd.config.settings import TrainConfig
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from distsgd.data.find import find_dataset
-from distsgd.data.manifest import MANIFEST, read_manifest
-from distsgd.errors import DistsgdError, JournalError, RunError
+from pathlib import Path
+
+from distsgd.config.settings import TrainConfig
+from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
+from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
 from distsgd.runs.folder import RunFolder, find_run
-from distsgd.runs.journal import Entry, Mark, first_digest
-from distsgd.runs.journal import Journal, read_journal, whole_journal
+from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
 
-__all__ = ["OpenedRun", "check_room", "dataset_of", "dataset_of_run", "open_run"]
+__all__ = ["OpenedRun", "check_room", "dataset_of_run", "open_run"]
 
 
 _MIB = 2**20
-
-
-def dataset_of(config: TrainConfig, folder: Path) -> Dataset:
-    """The dataset in a folder; with ``shuffle`` "shard", a remote one is streamed."""
-    return Dataset(folder, cache_limit=config.cache_limit, stream=config.shuffle == "shard")
 
 
 def check_room(config: TrainConfig, dataset: Dataset) -> None:
@@ -143,26 +133,14 @@ def dataset_of_run(folder: RunFolder) -> Dataset:
         place, digest = Path(recorded["folder"]), str(recorded["digest"])
     except (KeyError, TypeError):
         raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
-    for here in _places(config, place):
-        if read_manifest(here).digest == digest:
-            return dataset_of(config, here)
-        place = here
-    raise RunError(
-        f"{place} is no longer the dataset that the run was trained on",
-        "Put the old one back; `distsgd evaluate` measures the run on the new one with "
-        f"--dataset {config.dataset}",
-    )
-
-
-def _places(config: TrainConfig, recorded: Path) -> Iterator[Path]:
-    """Where the dataset of a run may be now."""
-    if there := (recorded / MANIFEST).is_file():
-        yield recorded
     try:
-        named = find_dataset(config.dataset, given=False)
-    except DistsgdError:
-        if not there:
-            raise
-    else:
-        if not there or named != recorded:
-            yield named
+        return open_dataset(
+            config.dataset, trusted=False, folder=place, digest=digest,
+            cache_limit=config.cache_limit, stream=config.streams,
+        )  # fmt: skip
+    except OtherDataset as error:
+        raise RunError(
+            f"{error.folder} is no longer the dataset that the run was trained on",
+            "Put the old one back; `distsgd evaluate` measures the run on the new one with "
+            f"--dataset {config.dataset}",
+        ) from None

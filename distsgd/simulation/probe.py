@@ -10,7 +10,8 @@ import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints
 from distsgd.core.model import SlotLoss, measure
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.dataset import Dataset
+from distsgd.data.split import Split
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError
 

@@ -13,14 +13,13 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.core.messages import Diverged
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Ended, Updated
 from distsgd.engine.job import Snapshot
 from distsgd.errors import DivergedError, UsageError
 from distsgd.runs.checkpoint import weights_sha256
-from distsgd.runs.opened_run import check_room, dataset_of
+from distsgd.runs.opened_run import check_room
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring, Probe
 from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult, summary
@@ -178,7 +177,7 @@ def simulate_with(
 
 
 def _opened(config: TrainConfig) -> Dataset:
-    dataset = dataset_of(config, find_dataset(config.dataset))
+    dataset = open_dataset(config.dataset, cache_limit=config.cache_limit, stream=config.streams)
     check_room(config, dataset)
     dataset.verify()
     return dataset

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Bytes
 from distsgd.core.model import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.data.importing.images import read_image
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError, UsageError
@@ -26,7 +26,7 @@ from distsgd.runs.checkpoint import (
 )
 from distsgd.runs.folder import RunFolder, find_run
 from distsgd.runs.metrics import best_epoch
-from distsgd.runs.opened_run import dataset_of, dataset_of_run
+from distsgd.runs.opened_run import dataset_of_run
 from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
 
@@ -127,7 +127,7 @@ def evaluate(
     if dataset is None:
         opened = dataset_of_run(folder)
     else:
-        opened = dataset_of(settings, find_dataset(dataset))
+        opened = open_dataset(dataset, cache_limit=settings.cache_limit, stream=settings.streams)
     running, model = folder.status() == "running", _model(folder, best)
     with one_blas_thread():
         found = measure_split(model, opened, split, settings.regularization or 0.0)

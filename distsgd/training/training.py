@@ -13,8 +13,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.core.chaos import Chaos
 from distsgd.core.server import Ledger
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import blas_kernel, one_blas_thread
 from distsgd.engine.job import Snapshot
@@ -40,7 +39,7 @@ from distsgd.runs.folder import (
 )
 from distsgd.runs.journal import Mark
 from distsgd.runs.metrics import check_trace_file
-from distsgd.runs.opened_run import OpenedRun, check_room, dataset_of, open_run
+from distsgd.runs.opened_run import OpenedRun, check_room, open_run
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
 from distsgd.training.chaos import chaos_from
@@ -144,8 +143,9 @@ def train_with(
     if trace is not None:
         check_trace_file(trace)
     with one_blas_thread(check_at_end=False):  # each update checks
-        folder = find_dataset(config.dataset)
-        dataset = dataset_of(config, folder)
+        dataset = open_dataset(
+            config.dataset, cache_limit=config.cache_limit, stream=config.streams
+        )
         check_room(config, dataset)
         check_sizes(config, dataset, elsewhere=address is not None)
         dataset.verify()  # before anything is made

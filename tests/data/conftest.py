@@ -24,7 +24,8 @@ from PIL import Image
 from small_cifar10 import BATCH_ROWS, make_small
 
 from distsgd.data.cifar10.archive import Records, records_of
-from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.fetch import fetch_cifar10
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
 from distsgd.errors import DatasetError, SourceError

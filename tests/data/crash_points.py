@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from distsgd.data.cifar10 import fetch
+from distsgd.data.cifar10 import fetch, repair
 from distsgd.data.cifar10.archive import BATCHES, Records
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import cache_folder, dataset_folder
@@ -70,7 +70,7 @@ def visible() -> str:
     folder = dataset_folder("cifar10")
     if not folder.exists():
         return "absent"
-    fetch.verify_dataset(folder)
+    repair.verify_dataset(folder)
     pixels, _ = next(Dataset(folder).test.batches())
     return next(
         f"seed {s}" for s in (1, 2) if (few_records(s)["test_batch"][:, 1:] == pixels).all()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from support import command_line
 
-from distsgd.data.dataset import Dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.importing import csv_file
 from distsgd.data.importing.csv_file import CsvFile, has_names
@@ -223,7 +223,7 @@ def test_names_that_are_numbers_are_known_again(tmp_path: Path) -> None:
 def test_values_stay_in_their_columns(tmp_path: Path) -> None:
     get(write(tmp_path / "f.csv", "0,200,label", *[f"{i % 2},200,w{i % 2}" for i in range(60)],
               rows=0))  # fmt: skip
-    pixels = np.concatenate([part for part, _ in Dataset(find_dataset("mine")).train.batches()])
+    pixels = np.concatenate([part for part, _ in open_dataset("mine").train.batches()])
     assert set(pixels[:, 0].tolist()) == {0, 1} and set(pixels[:, 1].tolist()) == {200}
 
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd.data.cifar10.archive import CLASSES, Records
-from distsgd.data.cifar10.fetch import verify_dataset
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.cifar10.repair import verify_dataset
+from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE
+from distsgd.data.split import Split
 
 ROWS = 53
 PIXELS, LABELS = tiny_examples(ROWS)
@@ -94,7 +95,7 @@ def test_the_pixel_mean_does_not_depend_on_the_shards(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_sound() -> None:
-    manifest = verify_dataset(SAMPLE)
+    manifest = verify_dataset(SAMPLE).manifest
     assert manifest.classes == CLASSES
     assert manifest.shape == (3, 32, 32)
 

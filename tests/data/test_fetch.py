@@ -16,7 +16,8 @@ from small_cifar10 import BATCH_ROWS, TRAIN_ROWS
 from support import PATIENCE, Run
 
 from distsgd.data.cifar10.archive import BATCHES, CLASSES, SHAPE, Records
-from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.fetch import fetch_cifar10
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.shards import write_dataset
 from distsgd.errors import CorruptDataError
@@ -50,7 +51,7 @@ def test_the_number_of_shards_can_be_chosen(
     fetched: Path, binary_folder: Path, shards: int
 ) -> None:
     fetch_cifar10(str(binary_folder), shards)
-    manifest = verify_dataset(fetched)
+    manifest = verify_dataset(fetched).manifest
     assert len(manifest.train) == shards
     assert len(list(fetched.iterdir())) == shards + 2
     before = times(fetched)

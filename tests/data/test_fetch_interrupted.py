@@ -14,7 +14,8 @@ import small_cifar10
 from data_support import LOCK, snapshot, wait_until
 from support import PATIENCE
 
-from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.fetch import fetch_cifar10
+from distsgd.data.cifar10.repair import verify_dataset
 
 
 def written(cache: Path, pattern: str) -> int:

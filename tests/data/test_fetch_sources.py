@@ -14,7 +14,8 @@ from support import Run
 
 from distsgd.data.cifar10 import fetch
 from distsgd.data.cifar10.archive import Records
-from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, fetch_cifar10, verify_dataset
+from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, fetch_cifar10
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.dataset import Dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import CorruptDataError, SourceError
@@ -103,7 +104,7 @@ def test_a_fetched_dataset_has_the_known_figures(whole_cifar10: Path, reference:
 
 
 def assert_known_figures(folder: Path) -> None:
-    manifest = verify_dataset(folder)
+    manifest = verify_dataset(folder).manifest
     assert (manifest.rows("train"), manifest.rows("test")) == (50_000, 10_000)
     assert manifest.channel_means == pytest.approx([125.307, 122.950, 113.865], abs=5e-4)
     assert np.bincount(Dataset(folder).train.labels).tolist() == [5_000] * 10

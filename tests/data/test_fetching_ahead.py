@@ -16,6 +16,7 @@ from support import processes_with
 from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.fetching_ahead import FetchingAhead
+from distsgd.data.remote.remote_folder import RemoteFolder, known_source
 
 SHARDS = 6
 
@@ -24,7 +25,9 @@ import sys
 from pathlib import Path
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.fetching_ahead import FetchingAhead
-ahead = FetchingAhead(Path(sys.argv[1]), None)
+from distsgd.data.remote.remote_folder import RemoteFolder, known_source
+folder = Path(sys.argv[1])
+ahead = FetchingAhead(RemoteFolder(folder, known_source(folder), None))
 files = [entry.file for entry in read_manifest(Path(sys.argv[1])).train]
 ahead.follow(files, len(files))
 print("said", flush=True)
@@ -37,6 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of this node, for a dataset of which nothing is here yet."""
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "cache"))
     return find_dataset(sample_in_shards(tmp_path / "there", SHARDS).as_uri())
+
+
+def ahead_of(folder: Path, limit: int | None = None) -> FetchingAhead:
+    return FetchingAhead(RemoteFolder(folder, known_source(folder), limit))
 
 
 def shards(folder: Path) -> list[str]:
@@ -56,7 +63,7 @@ def at_work(folder: Path) -> list[int]:
 
 def test_it_fetches_what_is_said_and_ends_with_us(folder: Path) -> None:
     files = [entry.file for entry in read_manifest(folder).train]
-    ahead = FetchingAhead(folder, None)
+    ahead = ahead_of(folder)
     ahead.follow(files[:2], SHARDS)
     assert wait_until(lambda: shards(folder) == files[:2])
     ahead.follow(files[3:], 1)
@@ -70,7 +77,7 @@ def test_no_more_than_there_is_room_for_and_the_soonest(folder: Path) -> None:
     entries = read_manifest(folder).train
     files = [entry.file for entry in entries]
     limit = 3 * max(entry.size for entry in entries)
-    ahead = FetchingAhead(folder, limit)
+    ahead = ahead_of(folder, limit)
     ahead.follow(files, SHARDS)
     assert wait_until(lambda: shards(folder) == files[:3])
     ahead.follow(files[2:], SHARDS)
@@ -88,7 +95,7 @@ def test_one_a_node_and_the_next_takes_its_place(folder: Path) -> None:
         assert first.stdout.readline() == "said\n"
         assert wait_until(lambda: shards(folder) == files)
         theirs = at_work(folder)
-        ahead = FetchingAhead(folder, None)
+        ahead = ahead_of(folder)
         ahead.follow(files, SHARDS)
         assert at_work(folder) == theirs and len(theirs) == 1
         first.kill()  # what it has begun ends with it, although nobody has told it to
@@ -104,7 +111,7 @@ def test_one_a_node_and_the_next_takes_its_place(folder: Path) -> None:
 
 def test_when_it_dies_another_one_is_begun(folder: Path) -> None:
     files = [entry.file for entry in read_manifest(folder).train]
-    ahead = FetchingAhead(folder, None)
+    ahead = ahead_of(folder)
     ahead.follow(files[:1], SHARDS)
     assert wait_until(lambda: shards(folder) == files[:1])
     (pid,) = at_work(folder)
@@ -121,7 +128,7 @@ def test_when_it_dies_another_one_is_begun(folder: Path) -> None:
 def test_trouble_is_left_to_who_needs_the_shard(folder: Path, tmp_path: Path) -> None:
     files = [entry.file for entry in read_manifest(folder).train]
     (tmp_path / "there" / files[0]).rename(tmp_path / "gone")
-    ahead = FetchingAhead(folder, None)
+    ahead = ahead_of(folder)
     ahead.follow(files, SHARDS)
     ahead.follow(files[1:2], SHARDS)
     assert wait_until(lambda: files[1] in shards(folder))

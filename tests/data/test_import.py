@@ -14,13 +14,14 @@ import pytest
 from data_support import sha256
 from PIL import Image
 
-from distsgd.data.cifar10.fetch import verify_dataset
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.column_scale import ColumnScale
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
 from distsgd.data.importing.source import Wishes
 from distsgd.data.locations import SAMPLE, dataset_folder, imported_datasets
+from distsgd.data.split import Split
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
 from distsgd.training.evaluation import evaluate, predict
 from distsgd.training.training import train
@@ -77,7 +78,7 @@ def test_images_of_the_hub_become_the_very_shards_they_came_from(tmp_path: Path)
     assert (found.train, found.test, found.rejected) == (len(sample.train), len(sample.test), 0)
     for shard in sample.manifest.train + sample.manifest.test:
         assert sha256(Path(found.dataset) / shard.file) == shard.sha256, shard.file
-    assert verify_dataset(find_dataset("mine")).pixel_sums == sample.manifest.pixel_sums
+    assert verify_dataset(find_dataset("mine")).manifest.pixel_sums == sample.manifest.pixel_sums
     assert imported_datasets() == ["mine"]
 
 
@@ -266,4 +267,4 @@ def test_a_dataset_of_the_same_name_stays_unless_forced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is a dataset 'flowers'"):
         import_dataset(source, "flowers")
     assert import_dataset(source, "flowers", seed=5, force=True).digest != first.digest
-    assert verify_dataset(find_dataset("flowers")).name == "flowers"
+    assert verify_dataset(find_dataset("flowers")).manifest.name == "flowers"

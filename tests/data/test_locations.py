@@ -16,7 +16,7 @@ from distsgd.data.locations import (
     expanded,
     home_folder,
     imported_datasets,
-    mending,
+    repair_hint,
 )
 from distsgd.errors import DatasetError, StorageError, UsageError
 
@@ -52,7 +52,7 @@ def test_without_a_home_only_what_needs_one_is_refused(
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     write_tiny(tmp_path / "tiny")
     assert find_dataset(str(tmp_path / "tiny")) == tmp_path / "tiny"
-    assert "--repair --dataset" in mending(tmp_path / "tiny")
+    assert "--repair --dataset" in repair_hint(tmp_path / "tiny")
     assert imported_datasets() == [] and find_dataset("sample") == SAMPLE
     for folder, variable in ((cache_folder, "DISTSGD_CACHE"), (home_folder, "DISTSGD_HOME")):
         with pytest.raises(StorageError, match=f"Set HOME, or {variable}"):

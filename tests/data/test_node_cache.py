@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from data_support import sample_in_shards
 
-from distsgd.data.dataset import Dataset, StreamedSplit
+from distsgd.data.dataset import Dataset
 from distsgd.data.manifest import Shard
 from distsgd.data.remote import node_cache
 from distsgd.data.remote.node_cache import NodeCache
 from distsgd.data.shards import write_dataset
+from distsgd.data.split import StreamedSplit
 from distsgd.errors import DatasetError, StorageError
 
 SHARDS = 16

@@ -12,8 +12,8 @@ from data_support import LOCK, flip, snapshot, times, write_tiny
 from support import Run
 
 from distsgd.data.cifar10 import fetch
-from distsgd.data.cifar10.fetch import fetch_cifar10, verify_dataset
-from distsgd.data.cifar10.repair import repair_dataset
+from distsgd.data.cifar10.fetch import fetch_cifar10
+from distsgd.data.cifar10.repair import repair_dataset, verify_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.errors import CorruptDataError, DatasetError, SourceError
 
@@ -47,7 +47,7 @@ def assert_mended(folder: Path, source: Path | str, before: dict[str, tuple[int,
     after = times(folder)
     assert {name for name in after if after[name] != before.get(name)} == set(names)
     assert snapshot(folder) == whole
-    assert verify_dataset(folder).digest == found.digest
+    assert verify_dataset(folder).manifest.digest == found.digest
     assert sorted(path.name for path in folder.parent.iterdir()) == [LOCK, "cifar10"]
 
 
@@ -135,8 +135,8 @@ def test_the_sample_is_made_of_cifar10(
     flip(sample / shard, 100_000)
     assert repair_dataset(str(sample), str(binary_folder)).mended == (shard,)
     assert snapshot(sample) == whole
-    for name in ("distsgd.data.locations.SAMPLE", "distsgd.data.cifar10.repair.SAMPLE"):
-        monkeypatch.setattr(name, sample)
+    for module in ("locations", "find", "cifar10.repair"):
+        monkeypatch.setattr(f"distsgd.data.{module}.SAMPLE", sample)
     cut(sample / "manifest.json")
     assert repair_dataset("sample", str(binary_folder)).mended == ("manifest.json",)
     assert snapshot(sample) == whole

@@ -7,8 +7,9 @@ import pytest
 from data_support import tiny_examples, write_tiny
 
 from distsgd.core.model import Preprocessing
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache, open_rows
+from distsgd.data.split import Split
 from distsgd.errors import UsageError
 
 ROWS = 53

@@ -24,13 +24,13 @@ from data_support import (
 )
 from support import PATIENCE
 
-from distsgd.data.cifar10.fetch import verify_dataset
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.dataset import Dataset, verify_shards
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST, Manifest, read_manifest
 from distsgd.data.plain_rows import PlainRows
+from distsgd.data.remote.addresses import parse_uri
 from distsgd.data.remote.stores import Refused, open_store
-from distsgd.data.remote.uri import parse_uri
 from distsgd.data.shards import open_shard, write_dataset, write_shard
 from distsgd.data.verified import checksum
 from distsgd.errors import CorruptDataError, DatasetError, NotPlainFile, StorageError
@@ -159,7 +159,7 @@ def test_each_shard_is_checked(folder: Path) -> None:
         with pytest.raises(CorruptDataError, match=entry.file):
             verify_dataset(folder)
         flip(folder / entry.file, entry.size // 2)
-    assert verify_dataset(folder) == manifest
+    assert verify_dataset(folder).manifest == manifest
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -293,7 +293,7 @@ def test_any_damage_is_refused_in_words_or_told_by_the_checksum(folder: Path) ->
 
 
 def test_a_sound_manifest_is_returned(folder: Path) -> None:
-    verified = verify_dataset(folder)
+    verified = verify_dataset(folder).manifest
     assert isinstance(verified, Manifest)
     assert verified == read_manifest(folder)
 

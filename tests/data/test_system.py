@@ -21,7 +21,7 @@ def test_a_module_runs_among_shadows(module: str, tmp_path: Path) -> None:
     for name in ("distsgd", "numpy", "queue", "random", "socket", "runpy", "json"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is a shadow')")
     done = subprocess.run(
-        python_module(module, str(tmp_path / "folder"), "0"), cwd=tmp_path, input=b"x",
+        python_module(module, str(tmp_path / "folder"), "file:///", "0"), cwd=tmp_path, input=b"x",
         capture_output=True,
     )  # fmt: skip
     assert b"shadow" not in done.stderr

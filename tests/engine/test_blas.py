@@ -16,7 +16,7 @@ import pytest
 from support import Run
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from distsgd.data.dataset import Split
+from distsgd.data.split import Split
 from distsgd.engine.blas import blas_kernel, check_blas_threads, one_blas_thread
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray import fleet as ray_fleet

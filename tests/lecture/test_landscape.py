@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import RunError, UsageError
 from distsgd.lecture.drawing import svg_of
 from distsgd.lecture.experiments.landscape import draw_landscape, landscape
 from distsgd.lecture.experiments.landscape_directions import Path as Checkpoints
 from distsgd.lecture.experiments.landscape_directions import in_plane, principal_directions
-from distsgd.lecture.material import first_examples, open_dataset
+from distsgd.lecture.material import first_examples
 from distsgd.lecture.objective import loss_of
 from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.training.training import train

@@ -13,10 +13,11 @@ import pytest
 from support import Run
 
 from distsgd.config.settings import TrainConfig
-from distsgd.data.dataset import Dataset
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.locations import REMOTE_SOURCE, SAMPLE
 from distsgd.data.find import find_dataset
-from distsgd.data.remote import stores as fetching, known_addresses
+from distsgd.data.remote import stores as fetching
+from distsgd.data.remote.addresses import check_known, parse_uri, remember
 from distsgd.errors import SourceError
 from distsgd.runs.folder import RunFolder, create_run
 from distsgd.training import train
@@ -169,7 +170,6 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setattr(fetching, "PAUSES", ())
-    monkeypatch.setattr(known_addresses, "_given", set())
 
 
 def set_dataset(run: Path, name: str, folder: Path) -> None:
@@ -244,12 +244,12 @@ def test_an_address_is_known_once_it_was_given(
     stranger: tuple[str, Callable[[], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, connections = stranger
-    uri = known_addresses_uri(f"s3://bucket/set?endpoint_override={host}&scheme=http")
+    uri = parse_uri(f"s3://bucket/set?endpoint_override={host}&scheme=http")
     with pytest.raises(SourceError, match="nothing was sent there"):
-        find_dataset(uri.text, given=False)
-    known_addresses.remember(uri)
-    known_addresses.remember(uri)
-    known_addresses.check_known(uri)
+        find_dataset(uri.text, trusted=False)
+    remember(uri)
+    remember(uri)
+    check_known(uri)
     assert (tmp_path / "home" / "addresses").read_text().count("\n") == 1
     assert (tmp_path / "home" / "addresses").stat().st_mode & 0o777 == 0o600
     for other in (
@@ -261,17 +261,11 @@ def test_an_address_is_known_once_it_was_given(
         "http://{host}%0Ahttp:/set",
     ):
         with pytest.raises(SourceError):
-            known_addresses.check_known(known_addresses_uri(other.format(host=host)))
-    known_addresses.check_known(
-        known_addresses_uri(f"s3://bucket/another?scheme=http&endpoint_override={host}")
+            check_known(parse_uri(other.format(host=host)))
+    check_known(
+        parse_uri(f"s3://bucket/another?scheme=http&endpoint_override={host}")
     )
     assert connections() == 0
-
-
-def known_addresses_uri(text: str) -> Any:
-    from distsgd.data.remote.uri import parse_uri
-
-    return parse_uri(text)
 
 
 def test_a_job_names_no_address_for_a_dataset_that_is_here(sample: Dataset) -> None:
@@ -288,16 +282,16 @@ def test_a_worker_fetches_into_the_cache_of_its_driver(
 ) -> None:
     """On the same machine, whatever its own cache is; elsewhere into its own."""
     from distsgd.config.jobs import make_job
-    from distsgd.engine.worker import dataset_here
+    from distsgd.engine.worker import dataset_of
 
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "drivers"))
     uri = f"file://{SAMPLE}"
-    driver = Dataset(find_dataset(uri))
+    driver = open_dataset(uri)
     job = make_job(TrainConfig(dataset=uri), driver)
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "own"))
-    here = dataset_here(job)
+    here = dataset_of(job)
     assert here.remote and here.folder == driver.folder and not (tmp_path / "own").exists()
     shutil.rmtree(tmp_path / "drivers")
-    here = dataset_here(job)
+    here = dataset_of(job)
     assert here.remote and here.folder.is_relative_to(tmp_path / "own")
     assert len(here.test) == len(Dataset(SAMPLE).test)

@@ -20,7 +20,7 @@ from damages import DAMAGES, flip_bits
 from typer.testing import CliRunner
 
 from distsgd.cli.main import app
-from distsgd.data.cifar10.fetch import verify_dataset
+from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.shards import write_dataset
 from distsgd.errors import DistsgdError, RunError
 from distsgd.lecture.experiments.gradcheck import gradcheck
@@ -150,7 +150,7 @@ ACTIONS: dict[str, Callable[[Path], object]] = {
     "replay": replayed,
     "runs show --json": shown,
     "runs show, list": shown_to_people,
-    "data verify": lambda work: verify_dataset(work / "data").digest,
+    "data verify": lambda work: verify_dataset(work / "data").manifest.digest,
     "gradcheck": lambda work: [asdict(row) for row in gradcheck(
         "svm", dataset=str(work / "data"), examples=5, parameters=3)],
     "train": train_anew,

@@ -17,8 +17,7 @@ from distsgd.bench.benchmark import Options
 from distsgd.cluster.local_node import start_head, start_member
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.lecture.experiments.convexity import check_convexity
 from distsgd.lecture.experiments.gradcheck import gradcheck
@@ -103,7 +102,7 @@ def test_the_setting_that_takes_the_memory_is_named_with_what_fits(
     monkeypatch.setattr(limits, "free_memory", lambda: free and free * 2**20)
     monkeypatch.setattr(limits, "process_memory", lambda: own and own * 2**20)
     config = config_from({"dataset": "sample", "workers": 0, **settings})
-    dataset = Dataset(find_dataset("sample"))
+    dataset = open_dataset("sample")
     with pytest.raises(UsageError, match=words):
         check_sizes(config, dataset)
     assert config.workers == 0 or check_sizes(config, dataset, elsewhere=True) is None
@@ -212,7 +211,7 @@ def test_memory_is_estimated_as_it_is_measured() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PEAKS, json.dumps(each)], capture_output=True, text=True, check=True
     )
-    dataset = Dataset(find_dataset("sample"))
+    dataset = open_dataset("sample")
     for settings, peak in zip(each, json.loads(done.stdout), strict=True):
         config = config_from({"dataset": "sample", "workers": 0, **settings})
         estimate = sizes_of(config, dataset, "uint8").needs().total

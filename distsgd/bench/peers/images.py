@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 
 __all__ = ["LEARNING_RATE", "REGULARIZATION", "SCALE", "Images", "load_images"]
 
@@ -35,7 +34,7 @@ class Images:
 
 def load_images(dataset: str, split: str = "train") -> Images:
     """Read a whole split into memory."""
-    opened = Dataset(find_dataset(dataset))
+    opened = open_dataset(dataset)
     part = opened.train if split == "train" else opened.test
     pixels = np.concatenate([pixels for pixels, _ in part.batches()])
     return Images(pixels, part.labels.astype(np.int64), opened.pixel_mean.astype(np.float32))

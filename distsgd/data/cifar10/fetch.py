@@ -12,19 +12,17 @@ from pathlib import Path
 from distsgd.data.atomic import installed, sweep
 from distsgd.data.cifar10.archive import (
     CLASSES,
-    ROWS,
     SHAPE,
     Records,
     examples_of,
     read_archive,
     read_folder,
-    records_of,
     verify_records,
 )
-from distsgd.data.dataset import Dataset, verify_shards
+from distsgd.data.dataset import verify_shards
 from distsgd.data.locations import cache_folder, dataset_folder, expanded
 from distsgd.data.lock_file import waiting_lock
-from distsgd.data.manifest import Manifest, read_manifest
+from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.http import Progress, download
 from distsgd.data.shards import write_dataset
 from distsgd.data.text_files import require_file
@@ -37,7 +35,6 @@ __all__ = [
     "downloads",
     "fetch_cifar10",
     "obtain",
-    "verify_dataset",
 ]
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -215,18 +212,3 @@ def _build(records: Records, target: Path, shards: int, say: Say) -> None:
             test=test,
             shards=shards,
         )
-
-
-def verify_dataset(folder: Path) -> Manifest:
-    """Check every checksum of a dataset; for CIFAR-10 also the six published ones.
-
-    Raises:
-        DatasetError: something is missing or malformed.
-        CorruptDataError: something has been altered; names it.
-    """
-    manifest = read_manifest(folder)
-    verify_shards(folder, manifest)
-    dataset = Dataset(folder)
-    if manifest.name == "cifar10" and len(dataset.train) == ROWS["train"]:
-        verify_records(records_of(dataset.train.batches(), dataset.test.batches()))
-    return manifest

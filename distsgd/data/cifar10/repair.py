@@ -24,21 +24,44 @@ from distsgd.data.cifar10.archive import (
     verify_records,
 )
 from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, Say, downloads, obtain
-from distsgd.data.dataset import Dataset, damaged_shards
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import Dataset, damaged_shards, open_dataset, verify_shards
+from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.folder_files import open_inside, replace_inside
 from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder
 from distsgd.data.lock_file import waiting_lock
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
+from distsgd.data.remote.addresses import is_uri
 from distsgd.data.remote.http import Progress
 from distsgd.data.shards import open_shard, shard_spans, write_shard
 from distsgd.data.verified import checksum
 from distsgd.errors import CorruptDataError, DatasetError, system_error
 
-__all__ = ["Repaired", "repair_dataset"]
+__all__ = ["Repaired", "repair_dataset", "verify_dataset"]
 
 _MAKERS = {"cifar10": examples_of, "cifar10-sample": sample_of}
 _SAMPLE_SHARDS = 2
+
+
+def verify_dataset(dataset: object) -> Dataset:
+    """Check every checksum of a dataset, for CIFAR-10 also the six published ones, and return it.
+
+    Args:
+        dataset: see `open_dataset`; missing shards of a remote one are fetched.
+
+    Raises:
+        DatasetError: something is missing or malformed.
+        CorruptDataError: something has been altered; names it.
+    """
+    remote = open_dataset(dataset) if is_uri(dataset_name(dataset)) else None
+    if remote is not None:
+        remote.verify()
+    folder = find_dataset(dataset) if remote is None else remote.folder
+    manifest = read_manifest(folder)
+    verify_shards(folder, manifest)
+    opened = remote or Dataset(folder)
+    if manifest.name == "cifar10" and len(opened.train) == ROWS["train"]:
+        verify_records(records_of(opened.train.batches(), opened.test.batches()))
+    return opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +223,7 @@ class _Repair:
         """The six batches, verified; for the sample from CIFAR-10 in the cache, if it is there."""
         if name == "cifar10-sample" and self._source == "auto":
             with suppress(DatasetError):
-                dataset = Dataset(find_dataset("cifar10"))
+                dataset = open_dataset("cifar10")
                 records = records_of(dataset.train.batches(), dataset.test.batches())
                 verify_records(records)
                 return records

@@ -23,8 +23,8 @@ from pyarrow import fs
 from pyarrow.dataset import IpcFileFormat
 
 from distsgd.data.folder_files import open_inside, reader_inside
+from distsgd.data.remote.addresses import Uri
 from distsgd.data.remote.http import LEAST_BYTES, Pace, TooSlow, arriving, reason
-from distsgd.data.remote.uri import Uri
 from distsgd.data.system import pause
 from distsgd.errors import CorruptDataError, NotPlainFile, SourceError, storage_error
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, open_dataset, train_for_study
+from distsgd.lecture.material import check_limit, train_for_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

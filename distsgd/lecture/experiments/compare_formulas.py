@@ -10,8 +10,9 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES
+from distsgd.data.dataset import open_dataset
 from distsgd.lecture.drawing import as_text, new_figure
-from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
+from distsgd.lecture.material import Examples, check_limit, first_examples
 from distsgd.lecture.objective import loss_and_gradient
 from distsgd.lecture.plain.chain_rule import (
     EXAMPLE_GRADIENT,

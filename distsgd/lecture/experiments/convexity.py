@@ -16,8 +16,9 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import two_layer_loss_and_gradient
+from distsgd.data.dataset import open_dataset
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
+from distsgd.lecture.material import Examples, check_limit, first_examples
 from distsgd.lecture.objective import loss_of
 
 if TYPE_CHECKING:

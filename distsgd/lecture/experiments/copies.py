@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distsgd.data.dataset import open_dataset
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
+from distsgd.lecture.material import Examples, check_limit, first_examples
 from distsgd.lecture.objective import loss_and_gradient
 
 if TYPE_CHECKING:

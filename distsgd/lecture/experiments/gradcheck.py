@@ -17,8 +17,7 @@ from distsgd.core.model.gradient_check import (
     check_two_layer_gradient,
 )
 from distsgd.core.model.models import TwoLayer
-from distsgd.data.dataset import Dataset
-from distsgd.data.find import find_dataset
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.training.limits import check_memory
@@ -93,7 +92,7 @@ def gradcheck(
     if loss is not None and loss not in LOSSES:
         raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
     pixel_scale = TrainConfig(model=model).pixel_scale  # refuses a model that there is not
-    opened = Dataset(find_dataset(dataset))
+    opened = open_dataset(dataset)
     for name, value, most in (
         ("examples", examples, len(opened.train)), ("parameters", parameters, 10**9),
     ):  # fmt: skip

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Examples, check_limit, check_loss, first_examples, open_dataset
+from distsgd.lecture.material import Examples, check_limit, check_loss, first_examples
 from distsgd.lecture.objective import LOSS_OF_SCORES, gradient_of
 from distsgd.lecture.plain.numerical_gradient import partials, steps_without_kinks
 from distsgd.on_ray.task_pool import task_pool

@@ -20,7 +20,7 @@ import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats
 from distsgd.data.conversion import Conversion
-from distsgd.data.dataset import Dataset
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import as_text, new_figure
 from distsgd.lecture.experiments.landscape_directions import (
@@ -30,7 +30,7 @@ from distsgd.lecture.experiments.landscape_directions import (
     in_plane,
     path_of,
 )
-from distsgd.lecture.material import Examples, check_examples, check_limit, check_loss, open_dataset
+from distsgd.lecture.material import Examples, check_examples, check_limit, check_loss
 from distsgd.lecture.objective import LOSS_OF_SCORES, gradient_of
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.opened_run import dataset_of_run

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.material import check_limit, check_loss
 from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces, accuracy_of
 from distsgd.on_ray.task_pool import task_pool
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
 from distsgd.core.model import LOSSES
+from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Examples, check_limit, first_examples, open_dataset
+from distsgd.lecture.material import Examples, check_limit, first_examples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

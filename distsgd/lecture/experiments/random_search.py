@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.data.dataset import open_dataset
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.material import check_limit, check_loss
 from distsgd.lecture.objective import Pieces, accuracy_of
 from distsgd.on_ray.task_pool import task_pool
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.plan import Plan
-from distsgd.data.dataset import Dataset, Split
+from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.shards import write_dataset
+from distsgd.data.split import Split
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, open_dataset, train_for_study
+from distsgd.lecture.material import check_limit, train_for_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,10 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, check_loss, open_dataset
+from distsgd.lecture.material import check_limit, check_loss
 from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces
 from distsgd.on_ray.task_pool import task_pool
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import svg_of
-from distsgd.lecture.material import open_dataset
 from distsgd.lecture.page.chapters import (
     chain_rule,
     descents,
