@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Grant
-from distsgd.core.model.two_layer import TwoLayerKernel
+from distsgd.core.model.slot_gradient import TwoLayerKernel
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker

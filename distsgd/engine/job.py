@@ -9,8 +9,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos
-from distsgd.core.model import LINEAR, Architecture, Preprocessing, make_architecture
-from distsgd.core.model.architecture import Kernel
+from distsgd.core.model import LINEAR, Architecture, Kernel, Preprocessing, make_architecture
 from distsgd.core.optim import (
     Codec,
     ErrorFeedback,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
-from distsgd.core.model.reference import Recomputed, recompute, recompute_two_layer, rounding
+from distsgd.core.model.reference import Recomputed, recompute, rounding
 from distsgd.data.dataset import Dataset
 from distsgd.data.plain_rows import PlainRows
 from distsgd.engine.job import Job
@@ -87,13 +87,8 @@ class Recomputer:
         return np.array(self._model.unpad(flat), dtype=np.float64)
 
     def layers(self, kept: Array) -> list[Array]:
-        """Each layer, shape (outputs, inputs + 1), as a view of parameters as they are kept."""
-        flat, found, low = kept.reshape(-1), [], 0
-        for layer in self._model.layers:
-            high = low + layer.outputs * (layer.inputs + 1)
-            found.append(flat[low:high].reshape(layer.outputs, -1))
-            low = high
-        return found
+        """Each layer, shape (outputs, inputs + 1), as a view into parameters of a checkpoint."""
+        return [np.asarray(layer, dtype=np.float64) for layer in self._model.split_kept(kept)]
 
     def place(self, kept: Array, index: int) -> str:
         """Where the value with this flat index is: its layer, output and input."""
@@ -137,10 +132,7 @@ class Recomputer:
         pixels, labels = self._rows.read(indices)
         scale, loss = self._config.pixel_scale, self._config.loss
         given = pixels, labels, self._mean, scale, loss, self.unit * doubt
-        layers = self.layers(weights)
-        if len(layers) == 1:
-            return recompute(layers[0], *given)
-        return recompute_two_layer(layers[0], layers[1], *given)
+        return recompute(self.layers(weights), *given)
 
     def _replica(self, worker: int, lease: Lease, start: Array) -> tuple[Sum, list[Part]]:
         """examples * (W as read - W after plain SGD on its share of each minibatch)."""

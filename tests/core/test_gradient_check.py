@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from distsgd.core.model import LOSSES, gradient_check
+from distsgd.core.model import LOSSES, architecture, gradient_check, make_architecture
 from distsgd.core.model.architecture import decay_factors
 from distsgd.core.model.gradient_check import GradientCheck, check_gradient
-from distsgd.core.model.slot_gradient import SlotKernel
+from distsgd.core.model.slot_gradient import LinearKernel
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE
 
@@ -48,7 +48,8 @@ def check(preprocessing, images):
         if isinstance(parameters, int):
             parameters = rng.permutation(weights.size)[:parameters]
         return check_gradient(
-            weights, loss, preprocessing, pixels[:examples], labels[:examples],
+            make_architecture("linear", preprocessing.features, CLASSES), weights, loss,
+            preprocessing, pixels[:examples], labels[:examples],
             regularization=regularization, parameters=parameters, h=h,
         )  # fmt: skip
 
@@ -108,12 +109,12 @@ def test_a_wrong_gradient_of_the_scores_is_caught(check, monkeypatch, loss, mist
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_kernel_that_loses_its_last_rows_is_caught(check, monkeypatch, loss):
-    right = SlotKernel.gradient
+    right = LinearKernel.gradient
 
     def wrong(self, weights, pixels, labels, out):
         return right(self, weights, pixels[:-1], labels[:-1], out)
 
-    monkeypatch.setattr(SlotKernel, "gradient", wrong)
+    monkeypatch.setattr(LinearKernel, "gradient", wrong)
     assert check(loss).largest_relative_error > WRONG
 
 
@@ -127,7 +128,7 @@ def decay_of_all(classes, features, regularization, dtype):
 
 @pytest.mark.parametrize("wrong", [half_decay, decay_of_all])
 def test_a_wrong_penalty_is_caught(check, monkeypatch, preprocessing, wrong):
-    monkeypatch.setattr(gradient_check, "decay_factors", wrong)
+    monkeypatch.setattr(architecture, "decay_factors", wrong)
     chosen = [0, 1000, *biases(preprocessing.features)]
     found = check("softmax", scale=1.0, regularization=1.0, parameters=chosen)
     assert found.largest_relative_error > WRONG
@@ -165,7 +166,7 @@ def test_a_kink_would_be_a_large_error_if_it_were_not_skipped(
     check, monkeypatch, preprocessing, images
 ):
     features = preprocessing.features
-    monkeypatch.setattr(gradient_check, "_crosses_kink", lambda *_: False)
+    monkeypatch.setattr(gradient_check, "_margins_flip", lambda *_: False)
     weights = weights_at_a_kink(features, images[1])
     found = check("svm", weights=weights, parameters=[features], regularization=0.0)
     assert found.largest_relative_error > WRONG

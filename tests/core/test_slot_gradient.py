@@ -5,10 +5,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from distsgd.core.arrays import as_matrix
-from distsgd.core.model import LOSSES, Preprocessing
+from distsgd.core.model import LOSSES, Preprocessing, make_architecture
 from distsgd.core.model.architecture import pad
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.slot_gradient import SlotKernel
+from distsgd.core.model.slot_gradient import LinearKernel
 
 CLASSES = 10
 CIFAR = 3072
@@ -34,7 +34,7 @@ class Problem:
         self.padded = as_matrix(pad(self.weights), CLASSES)
 
     def kernel(self, loss, slot_size):
-        return SlotKernel(loss, CLASSES, self.preprocessing, slot_size, self.dtype)
+        return LinearKernel(loss, CLASSES, self.preprocessing, slot_size, self.dtype)
 
     def gradient(self, kernel, rows):
         """The gradient of some rows, written over nan, and their loss."""
@@ -94,8 +94,8 @@ def check_against_serial(problem, loss, slot_size):
 def test_analytic_gradient_is_the_mean_with_the_penalty(loss, slot_size):
     problem, regularization = Problem(SMALL, 101), 0.3
     found = analytic_gradient(
-        problem.weights, loss, problem.preprocessing, problem.pixels, problem.labels,
-        regularization, slot_size,
+        make_architecture("linear", SMALL, CLASSES), problem.weights, loss,
+        problem.preprocessing, problem.pixels, problem.labels, regularization, slot_size,
     )  # fmt: skip
     expected = problem.serial(loss)[0] / 101
     expected[:, :SMALL] += 2 * regularization * problem.weights[:, :SMALL]

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from distsgd.core.model import LOSSES, make_architecture
-from distsgd.core.model import gradient_check as two_layer_check
-from distsgd.core.model import two_layer as two_layer_kernel
-from distsgd.core.model.gradient_check import check_two_layer_gradient
+from distsgd.core.model import LOSSES, gradient_check, make_architecture, slot_gradient
+from distsgd.core.model.gradient_check import check_gradient
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE
 
@@ -33,7 +31,7 @@ def check():
         if parameters is None:
             chosen = rng.permutation(FIRST)[:40], FIRST + rng.permutation(ALL - FIRST)[:40]
             parameters = np.concatenate(chosen)
-        return check_two_layer_gradient(
+        return check_gradient(
             model, weights, loss, preprocessing, pixels, labels,
             regularization=regularization, parameters=parameters, h=h,
         )  # fmt: skip
@@ -76,7 +74,7 @@ def one_unit_forgotten(hidden, gradient, active):
 
 @pytest.mark.parametrize("wrong", [unmasked, masked_by_its_own_sign, one_unit_forgotten])
 def test_a_wrong_gradient_of_the_relu_is_caught(check, monkeypatch, wrong):
-    monkeypatch.setattr(two_layer_kernel, "relu_gradient", wrong)
+    monkeypatch.setattr(slot_gradient, "relu_gradient", wrong)
     third = 3 * 3073 + np.arange(0, 3073, 100)
     assert check("softmax", parameters=third).largest_relative_error > WRONG
 
@@ -86,7 +84,7 @@ def scaled(weights, gradient, out):
 
 
 def test_a_wrong_gradient_of_the_hidden_units_is_caught(check, monkeypatch):
-    monkeypatch.setattr(two_layer_kernel, "input_gradient", scaled)
+    monkeypatch.setattr(slot_gradient, "input_gradient", scaled)
     first, second = np.arange(0, FIRST, 3001), np.arange(FIRST, ALL)
     assert check("softmax", parameters=first, regularization=0).largest_relative_error > WRONG
     assert check("softmax", parameters=second).largest_relative_error <= LIMIT
@@ -97,7 +95,7 @@ def test_kinks_of_hidden_units_are_skipped_and_would_be_large_errors(check, monk
     narrow, wide = check("softmax", parameters=first), check("softmax", parameters=first, h=1e-2)
     assert 0 <= narrow.skipped < wide.skipped
     assert wide.compared + wide.skipped == len(first)
-    monkeypatch.setattr(two_layer_check._Lines, "crosses_zero", lambda *_: False)
+    monkeypatch.setattr(gradient_check._Lines, "crosses_zero", lambda *_: False)
     assert check("softmax", parameters=first, h=1e-2).largest_relative_error > WRONG
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from distsgd.core.model import Preprocessing, make_architecture
-from distsgd.core.model.reference import two_layer_loss_and_gradient, two_layer_scores, with_bias
+from distsgd.core.model.reference import forward, loss_and_gradient, with_bias
 
 CLASSES = 10
 
@@ -29,9 +29,7 @@ class Problem:
         return with_bias((self.pixels - self.preprocessing.mean) / self.preprocessing.scale)
 
     def scores(self):
-        if len(self.layers) == 1:
-            return self.features() @ self.layers[0].T
-        return two_layer_scores(*self.layers, self.features())
+        return forward(self.layers, self.features())[1][-1]
 
     def kernel(self, loss, slot_size, most=None):
         return self.model.kernel(loss, self.preprocessing, slot_size, self.dtype, most)
@@ -45,9 +43,9 @@ class Problem:
     def definition(self, loss):
         """Sum of L_i, and of its gradient in the shape in which parameters are kept."""
         count = len(self.labels)
-        found = two_layer_loss_and_gradient(*self.layers, self.features(), self.labels, loss)
-        gradient = np.concatenate([part.reshape(-1) for part in found[1:]])
-        return found[0] * count, gradient * count
+        mean, gradients = loss_and_gradient(self.layers, self.features(), self.labels, loss)
+        gradient = np.concatenate([part.reshape(-1) for part in gradients])
+        return mean * count, gradient * count
 
 
 def slots_of(examples, slot_size):

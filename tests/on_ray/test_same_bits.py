@@ -11,7 +11,7 @@ import pytest
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model import LOSSES, initial_weights
+from distsgd.core.model import LOSSES, initial_weights, make_architecture
 from distsgd.core.model.gradient_check import analytic_gradient
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
@@ -152,7 +152,13 @@ def test_serial_gradient_is_the_analytic_one(sample: Dataset) -> None:
     weights = rng.standard_normal((10, 3073)) * 1e-2
     for loss in LOSSES:
         ours = analytic_gradient(
-            weights, loss, sample.preprocessing(64.0), pixels, sample.train.labels, 0.1
+            make_architecture("linear", 3072, 10),
+            weights,
+            loss,
+            sample.preprocessing(64.0),
+            pixels,
+            sample.train.labels,
+            0.1,
         )
         serial = serial_gradient(weights, loss, pixels, sample.train.labels, 0.1, sample)
         assert np.abs(ours - serial).max() <= 1e-12 * np.abs(serial).max()

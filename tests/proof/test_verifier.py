@@ -41,7 +41,7 @@ def test_it_does_not_change_a_bit():
 
 
 def test_a_wrong_gradient_of_one_slot_is_named(monkeypatch, tmp_path: Path):
-    real = slot_gradient.SlotKernel.gradients
+    real = slot_gradient.LinearKernel.gradients
 
     def wrong(self, weights, labels, out):
         found = real(self, weights, labels, out)
@@ -51,7 +51,7 @@ def test_a_wrong_gradient_of_one_slot_is_named(monkeypatch, tmp_path: Path):
         return found
 
     wrong.calls = 0
-    monkeypatch.setattr(slot_gradient.SlotKernel, "gradients", wrong)
+    monkeypatch.setattr(slot_gradient.LinearKernel, "gradients", wrong)
     with pytest.raises(VerificationError, match=r"update 3 .*step 2, slot 1, worker 0: the sum"):
         distsgd.train(**SMALL, run_dir=tmp_path / "run")
     assert (tmp_path / "run" / "journal.jsonl").stat().st_size
@@ -59,7 +59,7 @@ def test_a_wrong_gradient_of_one_slot_is_named(monkeypatch, tmp_path: Path):
 
 
 def test_a_slot_that_counts_twice_is_named(monkeypatch):
-    real = slot_gradient.SlotKernel.gradients
+    real = slot_gradient.LinearKernel.gradients
 
     def wrong(self, weights, labels, out):
         found = real(self, weights, labels, out)
@@ -69,7 +69,7 @@ def test_a_slot_that_counts_twice_is_named(monkeypatch):
         return found
 
     wrong.calls = 0
-    monkeypatch.setattr(slot_gradient.SlotKernel, "gradients", wrong)
+    monkeypatch.setattr(slot_gradient.LinearKernel, "gradients", wrong)
     with pytest.raises(VerificationError, match=r"step 3, slot 2, worker 0: the sum"):
         distsgd.train(**SMALL)
 
@@ -84,13 +84,13 @@ class Finder:
         import importlib
         module = importlib.util.find_spec(name)
         from distsgd.engine.worker import Worker
-        from distsgd.core.model.slot_gradient import SlotKernel
-        real = SlotKernel.gradients
+        from distsgd.core.model.slot_gradient import LinearKernel
+        real = LinearKernel.gradients
         def wrong(self, weights, labels, out):
             found = real(self, weights, labels, out)
             out.reshape(len(out), 10, -1)[:, 3, 7] *= 1.01
             return found
-        SlotKernel.gradients = wrong
+        LinearKernel.gradients = wrong
         return module
 sys.meta_path.insert(0, Finder())
 """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.core.model import two_layer as two_layer_kernel
-from distsgd.core.model.reference import recompute_two_layer, two_layer_loss_and_gradient, with_bias
+from distsgd.core.model import slot_gradient
+from distsgd.core.model.reference import loss_and_gradient, recompute, with_bias
 from distsgd.core.optim import optimizers
 from distsgd.errors import VerificationError
 
@@ -20,9 +20,9 @@ def test_the_reference_is_the_definition(loss):
     w1, w2 = rng.standard_normal((5, 9)), rng.standard_normal((4, 6))
     pixels, labels = rng.integers(0, 256, (7, 8)).astype(float), rng.integers(0, 4, 7)
     mean = pixels.mean(axis=0)
-    found = recompute_two_layer(w1, w2, pixels, labels, mean, 64.0, loss, 6e-8)
-    total, by_w1, by_w2 = two_layer_loss_and_gradient(
-        w1, w2, with_bias((pixels - mean) / 64), labels, loss
+    found = recompute([w1, w2], pixels, labels, mean, 64.0, loss, 6e-8)
+    total, (by_w1, by_w2) = loss_and_gradient(
+        [w1, w2], with_bias((pixels - mean) / 64), labels, loss
     )
     assert found.losses.mean() == pytest.approx(total)
     expected = 7 * np.concatenate([by_w1.reshape(-1), by_w2.reshape(-1)])
@@ -61,7 +61,7 @@ FAULTS = {
 @pytest.mark.parametrize("loss", ["softmax", "svm"])
 def test_a_wrong_formula_is_found(monkeypatch, name, loss):
     function, spoil = FAULTS[name]
-    real = getattr(two_layer_kernel, function)
+    real = getattr(slot_gradient, function)
 
     def wrong(*arguments):
         if spoil is None:
@@ -70,13 +70,13 @@ def test_a_wrong_formula_is_found(monkeypatch, name, loss):
         spoil(out)
         return out
 
-    monkeypatch.setattr(two_layer_kernel, function, wrong)
+    monkeypatch.setattr(slot_gradient, function, wrong)
     with pytest.raises(VerificationError, match=r"update 1 does not verify: step 0"):
         distsgd.train(**SMALL, loss=loss)
 
 
 def test_a_slot_that_is_left_out_is_named(monkeypatch):
-    kernel = two_layer_kernel.TwoLayerKernel
+    kernel = slot_gradient.TwoLayerKernel
     real = kernel.gradients
 
     def wrong(self, weights, labels, out):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distsgd.core.model import LOSSES
-from distsgd.core.model.reference import two_layer_loss_and_gradient, with_bias
+from distsgd.core.model.reference import loss_and_gradient, with_bias
 from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError
 from distsgd.lecture.experiments.gradcheck import gradcheck
@@ -123,8 +123,8 @@ def test_one_full_batch_step_is_the_gradient_by_its_definition(loss: str, sample
     pixels = np.concatenate([part for part, _ in sample.train.batches()])
     features = with_bias((pixels - sample.pixel_mean) / 64.0)
     cut = 12 * 3073
-    _, *gradients = two_layer_loss_and_gradient(
-        before[:cut].reshape(12, -1), before[cut:].reshape(10, -1), features,
+    _, gradients = loss_and_gradient(
+        [before[:cut].reshape(12, -1), before[cut:].reshape(10, -1)], features,
         sample.train.labels, loss, 0.3,
     )  # fmt: skip
     serial = np.concatenate([gradient.reshape(-1) for gradient in gradients])

@@ -10,13 +10,14 @@ from distsgd.core.model.architecture import Architecture, Layer, initial_weights
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
 from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units, make_architecture
-from distsgd.core.model.slot_gradient import SlotLoss, fitting
+from distsgd.core.model.slot_gradient import Kernel, SlotLoss, fitting
 
 __all__ = [
     "LINEAR",
     "LOSSES",
     "MOST_HIDDEN",
     "Architecture",
+    "Kernel",
     "Layer",
     "Preprocessing",
     "SlotLoss",

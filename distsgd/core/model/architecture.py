@@ -1,8 +1,7 @@
-"""What every model has in common: layers of weights with a bias, in one flat padded vector.
+"""What all models share: layers of weights with a bias, in one flat padded vector.
 
-The flat parameters that a run starts from, and the mask of its L2 penalty.
-
-Loss and confusion matrix of parameters on any examples.
+Initial weights, the layout of parameters in memory and in checkpoints, the L2 penalty, and the
+loss and confusion matrix of a model on any examples.
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Protocol
 
 import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.losses import LOSSES, penalty
-from distsgd.core.model.slot_gradient import SlotLoss
+from distsgd.core.model.slot_gradient import Kernel, SlotLoss
 
 __all__ = [
     "Architecture",
-    "Kernel",
     "Layer",
     "decay_factors",
     "he_weights",
@@ -36,10 +33,10 @@ __all__ = [
 
 
 _WEIGHTS_STREAM = 0
-"""Names the stream of random bits behind the first W."""
+"""Random stream of the initial W of one layer."""
 
 _LAYERS_STREAM = 2
-"""Names the streams behind the first weights of several layers; 1 is that of the plan."""
+"""Random streams of the initial weights of several layers; stream 1 is the plan's."""
 
 
 def initial_weights(seed: int, classes: int, features: int, scale: float, dtype: str) -> Floats:
@@ -54,14 +51,14 @@ def initial_weights(seed: int, classes: int, features: int, scale: float, dtype:
 
 
 def he_weights(seed: int, layers: Sequence[tuple[int, int]], scale: float, dtype: str) -> Floats:
-    """Each layer randn * scale * sqrt(2 / inputs), with zero bias; flat and padded.
+    """randn * scale * sqrt(2 / inputs) for each layer, with zero bias; flat and padded.
 
-    With a scale of 1 and features of unit variance, the hidden units of max(0, W x) keep the
-    variance of their inputs, however many there are.
+    With a scale of 1 and features of unit variance, hidden units max(0, W x) keep the variance of
+    their inputs, for any number of inputs.
 
     Args:
         seed: of the run.
-        layers: (outputs, inputs) of each.
+        layers: (outputs, inputs) of each layer.
         scale: multiplies the standard deviations.
         dtype: "float32" or "float64".
 
@@ -101,48 +98,13 @@ def unpad(flat: Floats, classes: int, features: int) -> Floats:
     return np.ascontiguousarray(flat.reshape(classes, -1)[:, : features + 1])
 
 
-class Kernel(Protocol):
-    """Computes the gradients of a few slots at once, in buffers that are made once.
-
-    Attributes:
-        slots: how many slots of full size may be computed at once.
-    """
-
-    slots: int
-
-    def rows(self, slots: int, examples: int) -> Floats:
-        """Where the raw rows of the next slots belong, shape (slots, examples, columns)."""
-        ...
-
-    def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
-        """The gradient of one slot; see `gradients`.
-
-        Args:
-            weights: flat parameters.
-            pixels: shape (examples, features), uint8.
-            labels: shape (examples,).
-            out: shape (parameters,), overwritten.
-        """
-        ...
-
-    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
-        """Write the sums over each slot's examples of dL_i/dw, and return the slots' losses.
-
-        Args:
-            weights: flat parameters, shape (parameters,).
-            labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
-            out: shape (slots, parameters), overwritten.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Layer:
     """A matrix of weights, shape (outputs, inputs + 1), whose last column is the bias.
 
     Attributes:
-        outputs: its rows.
-        inputs: its columns before the bias.
+        outputs: rows.
+        inputs: columns before the bias.
     """
 
     outputs: int
@@ -150,22 +112,22 @@ class Layer:
 
     @property
     def columns(self) -> int:
-        """Columns with the bias and the padding."""
+        """Number of columns with the bias and the padding."""
         return padded_columns(self.inputs)
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Its shape in flat parameters."""
+        """Shape in flat parameters."""
         return self.outputs, self.columns
 
     @property
     def kept(self) -> tuple[int, int]:
-        """Its shape without padding, as in a checkpoint."""
+        """Shape without padding, as in a checkpoint."""
         return self.outputs, self.inputs + 1
 
 
 def _views(flat: Floats, shapes: Sequence[tuple[int, int]]) -> list[Floats]:
-    """The matrices of these shapes that lie one after another in a vector, as views."""
+    """Views of the matrices that are stored one after another in a vector."""
     ends = accumulate((rows * columns for rows, columns in shapes), initial=0)
     return [
         flat[low:high].reshape(shape)
@@ -174,20 +136,20 @@ def _views(flat: Floats, shapes: Sequence[tuple[int, int]]) -> list[Floats]:
 
 
 def _joined(parts: list[Floats]) -> Floats:
-    """One vector; no copy if there is only one part."""
+    """One vector of all parts; a single part is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class Architecture(ABC):
-    """A model without its parameters: what it is called, its layers, and what computes with it.
+    """A model without its parameters: its name, its layers, its kernel and its score function.
 
-    Parameters are computed with as one flat vector, in which each row of each layer is padded
-    (`arrays.padded_columns`), and kept in checkpoints without padding.
+    In memory, parameters are one flat vector in which each row of each layer is padded
+    (`arrays.padded_columns`). Checkpoints keep them without padding.
 
     Attributes:
         features: pixels of an example.
-        classes: how many classes there are.
+        classes: number of classes.
     """
 
     features: int
@@ -196,19 +158,19 @@ class Architecture(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As in the setting `model`."""
+        """The value of the setting `model`: "linear" or "mlp:HIDDEN"."""
 
     @property
     @abstractmethod
     def layers(self) -> tuple[Layer, ...]:
-        """From the pixels to the scores."""
+        """The layers from the pixels to the scores."""
 
     @abstractmethod
     def initial(self, seed: int, scale: float, dtype: str) -> Floats:
-        """The flat parameters that a run starts from.
+        """Initial flat parameters, shape (parameters,).
 
         Args:
-            seed: seed of the run.
+            seed: of the run.
             scale: the setting `init_scale`.
             dtype: "float32" or "float64".
         """
@@ -222,20 +184,20 @@ class Architecture(ABC):
         dtype: str,
         most: int | None = None,
     ) -> Kernel:
-        """What computes slot gradients; see `Kernel`.
+        """A kernel that computes slot gradients; see `Kernel`.
 
         Args:
             loss: "softmax" or "svm".
             preprocessing: from pixels to features.
             slot_size: examples of a slot.
             dtype: "float32" or "float64".
-            most: the most examples of all slots together, if that is known.
+            most: the examples of all slots together; None if unknown.
         """
 
     @property
     @abstractmethod
     def block(self) -> int:
-        """Rows that `score` computes at once; a multiple of it is a good number to give it."""
+        """Rows that `score` computes at once; multiples of it are efficient."""
 
     @abstractmethod
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
@@ -249,15 +211,12 @@ class Architecture(ABC):
 
     @cached_property
     def parameters(self) -> int:
-        """Length of the flat padded vector."""
+        """Length of the flat padded vector of parameters."""
         return sum(layer.outputs * layer.columns for layer in self.layers)
 
     @property
     def kept_shape(self) -> tuple[int, ...]:
-        """Shape of the parameters in a checkpoint.
-
-        That of W if there is one layer; else of one vector, with the layers one after another.
-        """
+        """Shape of the parameters in a checkpoint: of W for one layer, else of one vector."""
         if len(self.layers) == 1:
             return self.layers[0].kept
         return (sum(layer.outputs * (layer.inputs + 1) for layer in self.layers),)
@@ -266,13 +225,16 @@ class Architecture(ABC):
         """Each layer, shape (outputs, columns), as a view into flat padded parameters."""
         return _views(flat, [layer.padded for layer in self.layers])
 
+    def split_kept(self, kept: Floats) -> list[Floats]:
+        """Each layer, shape (outputs, inputs + 1), as a view into parameters of a checkpoint."""
+        return _views(kept.reshape(-1), [layer.kept for layer in self.layers])
+
     def pad(self, kept: Floats) -> Floats:
-        """Flat padded parameters from those of a checkpoint, shape `kept_shape`."""
-        parts = _views(kept.reshape(-1), [layer.kept for layer in self.layers])
-        return _joined([pad(part) for part in parts])
+        """Flat padded parameters from those of a checkpoint, of shape `kept_shape`."""
+        return _joined([pad(part) for part in self.split_kept(kept)])
 
     def unpad(self, flat: Floats) -> Floats:
-        """Parameters as they are kept in a checkpoint, shape `kept_shape`, C-contiguous."""
+        """Parameters as in a checkpoint, of shape `kept_shape`, C-contiguous."""
         parts = [
             unpad(part, layer.outputs, layer.inputs).reshape(-1)
             for layer, part in zip(self.layers, self.split(flat), strict=True)
@@ -295,7 +257,7 @@ class Architecture(ABC):
 
 
 _BLOCKS = 4
-"""How many blocks of rows to make features of at once."""
+"""Blocks of rows whose features are computed at once."""
 
 
 def measure(
@@ -308,7 +270,7 @@ def measure(
     """Loss and confusion matrix on batches of (pixels, labels).
 
     Args:
-        model: what the parameters are of.
+        model: of the parameters.
         weights: flat parameters, shape (parameters,).
         loss: "softmax" or "svm".
         preprocessing: from pixels to features.
@@ -328,8 +290,8 @@ def measure(
         for low in range(0, len(labels), rows):
             part, truth = pixels[low : low + rows], labels[low : low + rows]
             preprocessing.fill(part, features[: len(part)])
-            found = model.score(weights, features[: len(part)], scores[: len(part)])
-            np.add.at(confusion, (truth.astype(np.intp), found.argmax(axis=1)), 1)
-            total += float(LOSSES[loss](found, truth, np.empty_like(found)).sum(dtype=np.float64))
+            own = model.score(weights, features[: len(part)], scores[: len(part)])
+            np.add.at(confusion, (truth.astype(np.intp), own.argmax(axis=1)), 1)
+            total += float(LOSSES[loss](own, truth, np.empty_like(own)).sum(dtype=np.float64))
             examples += len(truth)
     return SlotLoss(total, int(np.trace(confusion)), examples), confusion

@@ -1,4 +1,4 @@
-"""The models: a linear classifier, and a network of two layers."""
+"""The models by name: a linear classifier, and a network of two layers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from functools import cache
 import numpy as np
 
 from distsgd.core.arrays import Floats, as_matrix, bias_column
-from distsgd.core.model.architecture import Architecture, Kernel, Layer, he_weights, initial_weights
+from distsgd.core.model.architecture import Architecture, Layer, he_weights, initial_weights
 from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.slot_gradient import SlotKernel, block_rows, score
-from distsgd.core.model.two_layer import TwoLayerKernel, relu
+from distsgd.core.model.slot_gradient import (
+    Kernel,
+    LinearKernel,
+    TwoLayerKernel,
+    block_rows,
+    relu,
+    score,
+)
 
 __all__ = ["LINEAR", "MOST_HIDDEN", "Linear", "TwoLayer", "hidden_units", "make_architecture"]
 
 LINEAR, _TWO_LAYER = "linear", "mlp"
 
 MOST_HIDDEN = 10_000
-"""Hidden units that a network may have: with more, its gradients alone would fill a machine."""
+"""Hidden units of a network at most: the gradients of more would not fit into memory."""
 
 _BLOCK = 64
 """Rows of a block of the scores of two layers."""
@@ -35,7 +41,7 @@ class Linear(Architecture):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """One."""
+        """W."""
         return (Layer(self.classes, self.features),)
 
     def initial(self, seed: int, scale: float, dtype: str) -> Floats:
@@ -50,8 +56,8 @@ class Linear(Architecture):
         dtype: str,
         most: int | None = None,
     ) -> Kernel:
-        """See `SlotKernel`."""
-        return SlotKernel(loss, self.classes, preprocessing, slot_size, dtype, most)
+        """See `LinearKernel`."""
+        return LinearKernel(loss, self.classes, preprocessing, slot_size, dtype, most)
 
     @property
     def block(self) -> int:
@@ -59,7 +65,7 @@ class Linear(Architecture):
         return block_rows(*self.layers[0].padded)
 
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
-        """See `distsgd.core.model.slot_gradient.score`."""
+        """See `slot_gradient.score`."""
         return score(as_matrix(weights, self.classes), features, out)
 
 
@@ -105,11 +111,11 @@ class TwoLayer(Architecture):
 
     @property
     def block(self) -> int:
-        """The same for any shape."""
+        """The same for all shapes."""
         return _BLOCK
 
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
-        """See `Architecture.score`; in blocks of rows, as in the linear score function."""
+        """See `Architecture.score`; in blocks of rows, as `slot_gradient.score`."""
         first, second = self.split(weights)
         inputs = np.zeros((_BLOCK, second.shape[1]), dtype=weights.dtype)
         inputs[:, bias_column(self.hidden)] = 1
@@ -122,10 +128,10 @@ class TwoLayer(Architecture):
 
 
 def hidden_units(name: str) -> int:
-    """Hidden units of the model called "linear" (none) or "mlp:HIDDEN".
+    """Hidden units of a model by its name: 0 of "linear", HIDDEN of "mlp:HIDDEN".
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: no model has that name.
     """
     if name == LINEAR:
         return 0
@@ -139,10 +145,15 @@ def hidden_units(name: str) -> int:
 
 @cache
 def make_architecture(name: str, features: int, classes: int) -> Architecture:
-    """The model of a name, for examples of so many pixels and so many classes.
+    """The model of a name.
+
+    Args:
+        name: "linear" or "mlp:HIDDEN".
+        features: pixels of an example.
+        classes: number of classes.
 
     Raises:
-        ValueError: there is no model of that name.
+        ValueError: no model has that name.
     """
     hidden = hidden_units(name)
     return TwoLayer(features, classes, hidden) if hidden else Linear(features, classes)

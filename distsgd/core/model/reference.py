@@ -1,26 +1,21 @@
-"""The formulas of the lecture in float64, written down plainly, and how far float32 may be off.
+"""The formulas in float64, written down plainly: what training is tested and verified against.
 
-It shares no code with what trains (`slot_gradient`, `losses`, `optimizers`, `schedules`), so
-that a mistake there is not made here too. Speed is no aim.
+`recompute` and `updated` share no code with training (`slot_gradient`, `losses`, `optimizers`,
+`schedules`), so that a mistake there is not repeated here. They also bound how far a correct
+float32 result can be off. The bounds are statistical: of k roundings of relative size u (half the
+distance from 1 to the next number), a sum collects about sqrt(k) u times the root mean square of
+its terms, and six times that is practically never reached (Higham and Mary 2019, "A new approach
+to probabilistic rounding error analysis", theorem 2.4, where the worst case k u is replaced by
+lambda sqrt(k) u).
 
-Bounds are statistical: of k roundings of relative size u (half of the distance from 1 to the next
-number), a sum collects about sqrt(k) u times the root mean square of its terms, and six times
-that is met by chance about never (Higham and Mary 2019, "A new approach to probabilistic rounding
-error analysis", theorem 2.4, where the worst case k u is replaced by lambda sqrt(k) u).
-
-Two layers in float64, written down plainly, and how far float32 may be off.
-
-As `distsgd.core.model.reference`, whose bounds these are, taken through the second layer: it
-shares no code with what trains.
-
-Two layers by their definition, in float64: loss and gradient, plainly written.
-
-h = max(0, W1 x), s = W2 (h, 1): the bias trick in both layers, so x ends in a 1. This is what the
-kernel is tested against, and what to use where neither speed nor bits matter.
+A network is a list of its layers' weights W, each of shape (outputs, inputs + 1): the input of a
+layer ends in a 1, so that the last column of W is the bias ("bias trick"). Between two layers
+stands h = max(0, a). A linear classifier is a network of one layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,22 +25,87 @@ from distsgd.core.arrays import Floats, Ints
 from distsgd.core.model.losses import LOSSES, penalty
 
 __all__ = [
+    "LAMBDA",
     "Recomputed",
+    "forward",
+    "loss_and_gradient",
     "recompute",
-    "recompute_two_layer",
     "rounding",
-    "two_layer_loss_and_gradient",
-    "two_layer_scores",
     "updated",
     "with_bias",
 ]
 
-
 Array = NDArray[np.float64]
 
 LAMBDA = 6.0
+"""Lambda of the statistical bounds."""
+
 BETA2 = 0.999
 EPSILON = 1e-8
+
+
+def with_bias(values: Floats) -> Floats:
+    """The rows with a 1 appended, float64: the input of a layer."""
+    return np.hstack([np.asarray(values, dtype=np.float64), np.ones((len(values), 1))])
+
+
+def forward(layers: Sequence[Floats], features: Floats) -> tuple[list[Floats], list[Floats]]:
+    """s = W_n (max(0, ... max(0, W_1 x) ...), 1) for every row x of the features.
+
+    Args:
+        layers: weights of each layer, shape (outputs, inputs + 1).
+        features: shape (examples, features + 1), the last column 1; see `with_bias`.
+
+    Returns:
+        the input of each layer, shape (examples, inputs + 1); and its outputs a = W h before
+        max(0, a), shape (examples, outputs), of which the last are the scores.
+    """
+    inputs: list[Floats] = [features]
+    outputs: list[Floats] = [features @ layers[0].T]
+    for weights in layers[1:]:
+        inputs.append(with_bias(np.maximum(0, outputs[-1])))
+        outputs.append(inputs[-1] @ weights.T)
+    return inputs, outputs
+
+
+def loss_and_gradient(
+    layers: Sequence[Floats],
+    features: Floats,
+    labels: Ints,
+    loss: str = "softmax",
+    regularization: float = 0.0,
+) -> tuple[float, list[Floats]]:
+    """Mean L_i + lambda sum W**2 without the biases, and its gradient for each layer.
+
+    With g = dL_i/ds of a layer's outputs s = W h, by the chain rule: dL_i/dW = g h',
+    dL_i/dh = W' g, and dL_i/da = dL_i/dh where a > 0 and 0 elsewhere for h = max(0, a), also at
+    a = 0 (a subgradient of the kink).
+
+    Args:
+        layers: weights of each layer, shape (outputs, inputs + 1).
+        features: shape (examples, features + 1), the last column 1; see `with_bias`.
+        labels: shape (examples,), integers below classes.
+        loss: "softmax" or "svm".
+        regularization: lambda.
+
+    Returns:
+        the loss; and the gradients, of the shapes of ``layers``, float64.
+
+    Source: CS231n notes, "Backpropagation, Intuitions".
+    """
+    inputs, outputs = forward(layers, features)
+    by_output = np.empty_like(outputs[-1])
+    losses = LOSSES[loss](outputs[-1], labels, by_output)
+    gradients: list[Floats] = []
+    for number in reversed(range(len(layers))):
+        weights = layers[number]
+        gradient = by_output.T @ inputs[number] / len(labels)
+        gradient[:, :-1] += 2 * regularization * weights[:, :-1]
+        gradients.insert(0, gradient)
+        if number:
+            by_output = np.where(outputs[number - 1] > 0, by_output @ weights[:, :-1], 0)
+    extra = sum(penalty(weights, weights.shape[1] - 1, regularization) for weights in layers)
+    return float(losses.mean() + extra), gradients
 
 
 def rounding(dtype: str) -> float:
@@ -55,15 +115,16 @@ def rounding(dtype: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """One slot's share of a gradient, and how far a good one may be from it.
+    """A slot's share of a gradient, and how far a correct one can be from it.
 
     Attributes:
         losses: L_i, shape (examples,).
-        loss_bound: for their sum.
+        loss_bound: for the sum of the losses.
         errors: dL_i/ds of the first layer's outputs s, shape (examples, outputs).
-        gradient: sum of dL_i/dW, shape (classes, features + 1); of more layers, one vector.
-        variance: square of the statistical bound on it, to be added over slots.
-        flips: bound from hinges that may fall to either side, to be added too.
+        gradient: sum of dL_i/dW, in the shape of a checkpoint: (classes, features + 1) for one
+            layer, else one vector of all layers.
+        variance: square of the statistical bound on the gradient, to be added over slots.
+        flips: bound on the effect of kinks that rounding may cross, to be added over slots.
     """
 
     losses: Array
@@ -74,8 +135,36 @@ class Recomputed:
     flips: Array
 
 
+@dataclass(frozen=True, eq=False)
+class _Input:
+    """The input h of a layer.
+
+    Attributes:
+        values: h with the bias, shape (examples, inputs + 1).
+        sizes: of the terms that a kernel adds up for a value, of the same shape.
+    """
+
+    values: Array
+    sizes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Hidden(_Input):
+    """h = max(0, a), computed by the layer below.
+
+    Attributes:
+        doubt: how far h can be off, of the shape of ``values``.
+        active: where a > 0, shape (examples, inputs).
+        near_kink: where rounding decides whether a > 0, of the same shape.
+    """
+
+    doubt: Array
+    active: NDArray[np.bool_]
+    near_kink: NDArray[np.bool_]
+
+
 def recompute(
-    weights: Array,
+    layers: Sequence[Array],
     pixels: Array,
     labels: NDArray[np.intp],
     mean: Array,
@@ -86,48 +175,88 @@ def recompute(
     """Losses and gradient of some examples.
 
     Args:
-        weights: W, shape (classes, features + 1).
+        layers: weights of each layer, shape (outputs, inputs + 1).
         pixels: shape (examples, features), from 0 to 255.
         labels: shape (examples,).
         mean: of each pixel, shape (features,).
         scale: what centred pixels are divided by.
         loss: "softmax" or "svm".
-        unit: unit roundoff of what is compared.
-    """  # fmt: skip
+        unit: unit roundoff of the result to be compared.
+    """
     count, features = pixels.shape
     ones = np.ones((count, 1))
-    x = np.hstack([(pixels - mean) / scale, ones])
-    # The kernel works on raw pixels and on the centre apart: its terms are larger than x.
-    size = np.hstack([(pixels + mean) / scale, ones])
-    scores = x @ weights.T
-    spread = np.sqrt((size**2) @ (weights**2).T)  # root of the sum of squares of the terms
-    at_most = np.abs(weights[:, :features] @ mean) / scale
-    # That of k = `features` additions; and of the two that the score is a difference of.
-    doubt = LAMBDA * unit * (np.sqrt(features) * spread + 2 * (at_most + np.abs(scores)) + 1)
-    losses, moved, errors, sway, flips = errors_of(scores, labels, doubt, loss, unit)
-    own = LAMBDA * unit * np.sqrt(count + 8.0)
-    variance = (sway**2).T @ x**2 + own**2 * ((errors**2).T @ size**2)
-    return Recomputed(
-        losses, float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum()),
-        errors, errors.T @ x, variance, flips.T @ np.abs(x),
-    )  # fmt: skip
+    # A kernel multiplies raw pixels and the centre separately: its terms are larger than x.
+    own = _Input(np.hstack([(pixels - mean) / scale, ones]),
+                 np.hstack([(pixels + mean) / scale, ones]))  # fmt: skip
+    centre = np.abs(layers[0][:, :features] @ mean) / scale
+    inputs: list[_Input] = []
+    for number, weights in enumerate(layers, 1):
+        inputs.append(own)
+        outputs = own.values @ weights.T
+        # The root of the sum of squares of the terms, of which there are about k = inputs.
+        spread = np.sqrt((own.sizes**2) @ (weights**2).T)
+        terms = np.sqrt(weights.shape[1] - 1) * spread + 2 * (centre + np.abs(outputs))
+        doubt = LAMBDA * unit * (terms + (number == len(layers)))
+        if isinstance(own, _Hidden):
+            doubt = own.doubt @ np.abs(weights).T + doubt
+        hidden = np.hstack([np.maximum(outputs, 0), ones])
+        own = _Hidden(hidden, hidden, np.hstack([doubt, np.zeros_like(ones)]),
+                      outputs > 0, np.abs(outputs) <= doubt)  # fmt: skip
+        centre = np.zeros(1)
+    losses, moved, errors, sway, flips = _errors_of(outputs, labels, doubt, loss, unit)
+    loss_bound = float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum())
+    parts: list[tuple[Array, Array, Array]] = []
+    for own, weights in zip(reversed(inputs), reversed(layers), strict=True):
+        parts.insert(0, _weight_gradient(own, errors, sway, flips, LAMBDA * unit))
+        if isinstance(own, _Hidden):
+            errors, sway, flips = _input_gradient(own, weights, errors, sway, flips, LAMBDA * unit)
+    whole = (
+        values[0] if len(values) == 1 else np.concatenate([part.reshape(-1) for part in values])
+        for values in zip(*parts, strict=True)
+    )
+    return Recomputed(losses, loss_bound, errors, *whole)
 
 
-def errors_of(
+def _weight_gradient(
+    own: _Input, errors: Array, sway: Array, flips: Array, unit: float
+) -> tuple[Array, Array, Array]:
+    """dL/dW of a layer, its variance, and its flips; see `Recomputed`."""
+    rounded = unit * np.sqrt(len(errors) + 8.0)
+    variance = (sway**2).T @ own.values**2 + rounded**2 * ((errors**2).T @ own.sizes**2)
+    if not isinstance(own, _Hidden):
+        return errors.T @ own.values, variance, flips.T @ np.abs(own.values)
+    # Errors of h are alike for many examples (that of the centre is), so they add up.
+    by_doubt = np.abs(errors).T @ own.doubt
+    return errors.T @ own.values, variance, flips.T @ (own.values + own.doubt) + by_doubt
+
+
+def _input_gradient(
+    own: _Hidden, weights: Array, errors: Array, sway: Array, flips: Array, unit: float
+) -> tuple[Array, Array, Array]:
+    """dL_i/da of the layer below, with h = max(0, a); its statistical bound, and its flips."""
+    inner = np.abs(weights[:, :-1])
+    by_input = errors @ weights[:, :-1]
+    sway = np.sqrt(sway**2 @ inner**2) + unit * np.sqrt(errors**2 @ inner**2) * 4
+    flips = flips @ inner
+    crossing = (np.abs(by_input) + sway + flips) * own.near_kink
+    return by_input * own.active, sway * own.active, flips * own.active + crossing
+
+
+def _errors_of(
     scores: Array, labels: NDArray[np.intp], doubt: Array, loss: str, unit: float
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Losses and dL_i/ds from scores, and how far they move if the scores do.
+    """Losses and dL_i/ds from scores, and how far they can be off if the scores are.
 
     Args:
         scores: shape (examples, classes).
         labels: shape (examples,).
         doubt: how far each score may be off.
         loss: "softmax" or "svm".
-        unit: unit roundoff of what is compared.
+        unit: unit roundoff of the result to be compared.
 
     Returns:
         losses, shape (examples,); how far they may be off; dL_i/ds, shape (examples, classes); a
-        statistical bound on it; and by how much hinges that may fall to either side change it.
+        statistical bound on it; and a bound on the effect of hinges that rounding may flip.
     """
     rows, most = np.arange(len(labels)), doubt.max(axis=1)
     errors, losses, hinges = _softmax(scores, labels) if loss == "softmax" else _svm(scores, labels)
@@ -176,17 +305,17 @@ def updated(
     momentum: float,
     number: int,
 ) -> tuple[Array, Array]:
-    """W after one update by its rule, and the size of what rounding errors are relative to.
+    """W after one update, and the magnitude that its rounding errors are relative to.
 
     Args:
         rule: name of the update rule.
         weights: W before.
         gradient: g, with the penalty.
-        size: of the terms that g is the sum of, added without their signs.
+        size: sum of the magnitudes of the terms of g.
         state: of the rule, before.
-        rate: eta.
+        rate: learning rate eta.
         momentum: mu.
-        number: t, from 1.
+        number: t of the update, from 1.
     """  # fmt: skip
     if rule == "sgd":
         return weights - rate * gradient, rate * size
@@ -206,131 +335,3 @@ def updated(
         return weights - rate * velocity, rate * large
     step = gradient + momentum * velocity  # nesterov
     return weights - rate * step, rate * (size + momentum * large)
-
-
-def recompute_two_layer(
-    w1: Array,
-    w2: Array,
-    pixels: Array,
-    labels: NDArray[np.intp],
-    mean: Array,
-    scale: float,
-    loss: str,
-    unit: float,
-) -> Recomputed:
-    """Losses and gradient of some examples through s = W2 (max(0, W1 x), 1).
-
-    Args:
-        w1: shape (hidden, features + 1).
-        w2: shape (classes, hidden + 1).
-        pixels: shape (examples, features), from 0 to 255.
-        labels: shape (examples,).
-        mean: of each pixel, shape (features,).
-        scale: what centred pixels are divided by.
-        loss: "softmax" or "svm".
-        unit: unit roundoff of what is compared.
-
-    Returns:
-        gradient, variance and flips as one vector each, W1 row by row and then W2; errors are
-        dL_i/da of a = W1 x, shape (examples, hidden).
-    """  # fmt: skip
-    count, features = pixels.shape
-    ones = np.ones((count, 1))
-    x = np.hstack([(pixels - mean) / scale, ones])
-    size = np.hstack([(pixels + mean) / scale, ones])  # of the kernel's terms; see `recompute`
-    a = x @ w1.T
-    centre = np.abs(w1[:, :features] @ mean) / scale
-    spread = np.sqrt((size**2) @ (w1**2).T)
-    doubt_a = LAMBDA * unit * (np.sqrt(features) * spread + 2 * (centre + np.abs(a)))
-    h = np.hstack([np.maximum(a, 0), ones])
-    doubt_h = np.hstack([doubt_a, np.zeros_like(ones)])
-    s = h @ w2.T
-    terms = np.sqrt(h**2 @ (w2**2).T)
-    rounded = LAMBDA * unit * (np.sqrt(h.shape[1]) * terms + 2 * np.abs(s) + 1)
-    doubt_s = doubt_h @ np.abs(w2).T + rounded
-    losses, moved, errors, sway, flips = errors_of(s, labels, doubt_s, loss, unit)
-
-    inner = np.abs(w2[:, :-1])
-    g = errors @ w2[:, :-1]
-    sway_g = np.sqrt(sway**2 @ inner**2) + LAMBDA * unit * np.sqrt(errors**2 @ inner**2) * 4
-    flips_g = flips @ inner
-    active = a > 0
-    d, sway_d, flips_d = g * active, sway_g * active, flips_g * active
-    flips_d += (np.abs(g) + sway_g + flips_g) * (np.abs(a) <= doubt_a)  # either side of the kink
-
-    own = LAMBDA * unit * np.sqrt(count + 8.0)
-    first = sway_d.T**2 @ x**2 + own**2 * (d.T**2 @ size**2)
-    second = sway.T**2 @ h**2 + own**2 * (errors.T**2 @ h**2)
-    # What is wrong with h is so for many examples alike (the centre is), so it adds up.
-    flips_second = flips.T @ (h + doubt_h) + np.abs(errors).T @ doubt_h
-    return Recomputed(
-        losses, float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum()),
-        d, _joined(d.T @ x, errors.T @ h), _joined(first, second),
-        _joined(flips_d.T @ np.abs(x), flips_second),
-    )  # fmt: skip
-
-
-def _joined(first: Array, second: Array) -> Array:
-    return np.concatenate([first.reshape(-1), second.reshape(-1)])
-
-
-def with_bias(values: Floats) -> Floats:
-    """Each row with a 1 at its end, as float64: the input of a layer ("bias trick")."""
-    return np.hstack([np.asarray(values, dtype=np.float64), np.ones((len(values), 1))])
-
-
-def two_layer_scores(w1: Floats, w2: Floats, features: Floats) -> Floats:
-    """s = W2 (max(0, W1 x), 1) for every row x of the features.
-
-    Args:
-        w1: shape (hidden, features + 1), the last column the bias.
-        w2: shape (classes, hidden + 1), the last column the bias.
-        features: shape (examples, features + 1), the last column being 1; see `with_bias`.
-
-    Returns:
-        shape (examples, classes), float64.
-    """
-    hidden = np.maximum(0, features @ w1.T)
-    scores: Floats = with_bias(hidden) @ w2.T
-    return scores
-
-
-def two_layer_loss_and_gradient(
-    w1: Floats,
-    w2: Floats,
-    features: Floats,
-    labels: Ints,
-    loss: str = "softmax",
-    regularization: float = 0.0,
-) -> tuple[float, Floats, Floats]:
-    """Mean L_i + lambda (sum W1**2 + sum W2**2), without the biases, and its two gradients.
-
-    With g = dL_i/ds of each example, by the chain rule: dL_i/dW2 = g (h, 1)', dL_i/dh = W2' g,
-    dL_i/da = dL_i/dh where a = W1 x > 0 and 0 elsewhere, also at a = 0 (a subgradient of the
-    kink), and dL_i/dW1 = (dL_i/da) x'.
-
-    Args:
-        w1: shape (hidden, features + 1), the last column the bias.
-        w2: shape (classes, hidden + 1), the last column the bias.
-        features: shape (examples, features + 1), the last column being 1; see `with_bias`.
-        labels: shape (examples,), integers below classes.
-        loss: "softmax" or "svm".
-        regularization: lambda.
-
-    Returns:
-        the loss, its gradient with respect to W1, and that with respect to W2, all in float64.
-
-    Source: CS231n notes, "Backpropagation, Intuitions".
-    """
-    before = features @ w1.T
-    hidden = with_bias(np.maximum(0, before))
-    scores = hidden @ w2.T
-    by_score = np.empty_like(scores)
-    losses = LOSSES[loss](scores, labels, by_score)
-    by_hidden = by_score @ w2[:, :-1]
-    by_before = np.where(before > 0, by_hidden, 0)
-    by_w1, by_w2 = by_before.T @ features / len(labels), by_score.T @ hidden / len(labels)
-    by_w1[:, :-1] += 2 * regularization * w1[:, :-1]
-    by_w2[:, :-1] += 2 * regularization * w2[:, :-1]
-    extra = sum(penalty(w, w.shape[1] - 1, regularization) for w in (w1, w2))
-    return float(losses.mean() + extra), by_w1, by_w2

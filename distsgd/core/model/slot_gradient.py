@@ -1,20 +1,45 @@
-"""The gradient of one slot: a pure function of W and of the slot's examples.
+"""The gradient of a slot: a pure function of the weights and of the slot's examples.
 
-The linear score function s = W x, in pieces of a fixed size.
+A kernel computes it in buffers that are made once. The features X are (R - c) / scale, with R the
+raw rows of pixels and c the centre (`Preprocessing`), and no pixel is ever centred or scaled:
+
+- forward, X W' = (R W' - c W') / scale;
+- backward, with G = dL_i/ds (one row an example) and H = G / scale, the chain rule through
+  s = W x gives dL/dW = G' X = H' R - h c', with h the sum of the rows of H. That is one product,
+  with c as one more row, of gradient -h.
+
+Every product is computed for one slot alone, in blocks that depend on shapes only, and everything
+else for one example alone. So a slot's bits do not depend on the slots computed with it.
+
+Scores and activations are stored class by class, shape (classes, examples), so that numpy's inner
+loop goes over examples.
+
+Source: CS231n notes, "Linear classification", "Optimization" and "Backpropagation, Intuitions".
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Floats, Ints, padded
+from distsgd.core.arrays import Bytes, Floats, Ints, padded, padded_columns
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.losses import LOSSES
 
-__all__ = ["SlotKernel", "SlotLoss", "block_columns", "block_rows", "fitting", "score"]
-
+__all__ = [
+    "Kernel",
+    "LinearKernel",
+    "SlotLoss",
+    "TwoLayerKernel",
+    "block_columns",
+    "block_rows",
+    "fitting",
+    "relu",
+    "score",
+]
 
 _SMALL_PRODUCT = 1_000_000
 """Multiplications up to which OpenBLAS uses its small-matrix kernels, which are twice as fast
@@ -41,8 +66,8 @@ def block_columns(rows: int, classes: int, columns: int) -> int:
 def score(weights: Floats, features: Floats, out: Floats) -> Floats:
     """s_i = W x_i for every row x_i of the features.
 
-    The product is cut into blocks of rows whose size depends on the shape of W alone, so the
-    scores of a slot have the same bits wherever and with whatever else they are computed.
+    The product is computed in blocks of rows whose size depends on the shape of W alone, so a
+    slot's scores have the same bits in every process and beside any other slots.
 
     Args:
         weights: W, shape (classes, columns).
@@ -59,12 +84,11 @@ def score(weights: Floats, features: Floats, out: Floats) -> Floats:
 
 
 _EXAMPLES = 256
-"""How many examples are worth computing at once: what is done for many costs few calls, and
-more than that would not stay in the cache."""
+"""Examples to compute at once: enough to save calls of numpy, few enough to stay in the cache."""
 
 
 class SlotLoss(NamedTuple):
-    """Loss and hits of some examples.
+    """Loss and correct predictions of some examples.
 
     Attributes:
         loss: sum of L_i, without regularisation.
@@ -78,11 +102,11 @@ class SlotLoss(NamedTuple):
 
 
 def fitting(slot_size: int, most: int | None) -> tuple[int, int]:
-    """How many slots to compute at once, and the most examples that one of them has.
+    """How many slots a kernel computes at once, and the examples that a slot has at most.
 
     Args:
-        slot_size: examples of a slot.
-        most: of all slots together; None if that is not known.
+        slot_size: examples of a full slot.
+        most: the examples of all slots together; None if unknown.
     """
     slots = max(1, _EXAMPLES // slot_size)
     if most is None:
@@ -90,28 +114,136 @@ def fitting(slot_size: int, most: int | None) -> tuple[int, int]:
     return min(slots, -(-most // slot_size)), min(slot_size, most)
 
 
-class SlotKernel:
-    """Slot gradients of the linear classifier, a few at once, in buffers that are made once.
+def layer_scores(weights: Floats, inputs: Floats, out: Floats) -> Floats:
+    """s = W h for each example.
 
-    The features X are (R - c) / scale, with R the raw rows and c the centre (`Preprocessing`).
-    So the scores are X W' = (R W' - c W') / scale. With G the gradients of the losses with
-    respect to the scores (one row an example) and H = G / scale, the chain rule through s = W x
-    gives dL/dW = G' X = H' R - h c', with h the sum of the rows of H: one product, to which c
-    is a row more, of gradient -h. No pixel is ever centred or scaled.
+    Args:
+        weights: W, shape (outputs, inputs).
+        inputs: h, shape (inputs, examples).
+        out: shape (outputs, examples), overwritten and returned.
+    """
+    return np.matmul(weights, inputs, out=out)
 
-    Products are a slot's own; the rest is done for each example by itself. So a slot's bits do
-    not depend on the slots that are computed with it.
+
+def relu(values: Floats) -> Floats:
+    """h = max(0, a), in place.
+
+    Source: Nair and Hinton 2010.
+    """
+    return np.maximum(values, 0, out=values)
+
+
+def weight_gradient(gradient: Floats, inputs: Floats, out: Floats) -> Floats:
+    """dL/dW = sum over examples of g h': the chain rule through s = W h.
+
+    Args:
+        gradient: g = dL_i/ds, shape (outputs, examples).
+        inputs: h, shape (examples, inputs).
+        out: shape (outputs, inputs), overwritten and returned.
+    """
+    return np.matmul(gradient, inputs, out=out)
+
+
+def input_gradient(weights: Floats, gradient: Floats, out: Floats) -> Floats:
+    """dL_i/dh = W' g: the chain rule through s = W h, for its input.
+
+    Args:
+        weights: W without the bias, shape (outputs, inputs).
+        gradient: g = dL_i/ds, shape (outputs, examples).
+        out: shape (inputs, examples), overwritten and returned.
+    """
+    return np.matmul(weights.T, gradient, out=out)
+
+
+def relu_gradient(hidden: Floats, gradient: Floats, active: NDArray[np.bool_]) -> Floats:
+    """dL_i/da = dL_i/dh where a > 0, else 0, in place: the chain rule through h = max(0, a).
+
+    At the kink, a = 0, the subgradient 0 is taken.
+
+    Args:
+        hidden: h; it is above 0 where a is.
+        gradient: dL_i/dh, of the same shape; overwritten with dL_i/da, and returned.
+        active: scratch of the same shape.
+    """
+    np.greater(hidden, 0, out=active)
+    return np.multiply(gradient, active, out=gradient)
+
+
+class Kernel(ABC):
+    """Computes the gradients of a few slots at once, in buffers that are made once.
 
     Args:
         loss: "softmax" or "svm".
-        classes: number of classes.
         preprocessing: from pixels to features.
-        slot_size: examples of a slot, which fixes the bits.
+        slot_size: examples of a full slot, which determines the bits.
         dtype: "float32" or "float64".
-        most: the most examples of all slots together, if that is known: buffers are no larger.
+        most: the examples of all slots together; None if unknown. Buffers are no larger.
 
     Attributes:
-        slots: how many slots of full size may be computed at once.
+        slots: how many full slots can be computed at once.
+    """
+
+    def __init__(
+        self, loss: str, preprocessing: Preprocessing, slot_size: int, dtype: str, most: int | None
+    ) -> None:
+        self._loss = LOSSES[loss]
+        self._features = preprocessing.features
+        self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
+        self._centre = preprocessing.centre(dtype)
+        self.slots, self._most = fitting(slot_size, most)
+        rows = preprocessing.raw_buffer(self.slots * (self._most + 1), dtype)
+        self._rows = rows.reshape(self.slots, self._most + 1, -1)
+        self._rows[:, 0] = self._centre
+
+    def rows(self, slots: int, examples: int) -> Floats:
+        """The buffer for the raw rows of the next slots, shape (slots, examples, columns).
+
+        Args:
+            slots: how many; 1 if they are shorter than a full slot.
+            examples: of each slot.
+        """
+        return self._rows[:slots, 1 : examples + 1]
+
+    def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
+        """Write the gradient of one slot, and return its loss; see `gradients`.
+
+        Args:
+            weights: flat parameters, shape (parameters,).
+            pixels: shape (examples, features), uint8.
+            labels: shape (examples,).
+            out: shape (parameters,), overwritten.
+        """
+        np.copyto(self.rows(1, len(labels))[0, :, : self._features], pixels)
+        return self.gradients(weights, labels[None], out[None])[0]
+
+    @abstractmethod
+    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+        """Write the sum over each slot's examples of dL_i/dw, and return the slots' losses.
+
+        Args:
+            weights: flat parameters, shape (parameters,).
+            labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
+            out: shape (slots, parameters), overwritten.
+        """
+
+    @abstractmethod
+    def products(self, weights: Floats, examples: int, out: Floats) -> None:
+        """Only the matrix products of one slot, on what the buffers hold.
+
+        For measuring how near they come to the machine's peak.
+
+        Args:
+            weights: flat parameters, shape (parameters,).
+            examples: of the slot.
+            out: shape (parameters,), overwritten.
+        """
+
+
+class LinearKernel(Kernel):
+    """Slot gradients of the linear classifier s = W x; arguments as for `Kernel`.
+
+    Args:
+        classes: rows of W.
     """
 
     def __init__(
@@ -123,51 +255,14 @@ class SlotKernel:
         dtype: str,
         most: int | None = None,
     ) -> None:
-        self._loss = LOSSES[loss]
-        self._features = preprocessing.features
-        self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
-        self._centre = preprocessing.centre(dtype)
-        self.slots, most = fitting(slot_size, most)
-        rows = preprocessing.raw_buffer(self.slots * (most + 1), dtype)
-        self._rows = rows.reshape(self.slots, most + 1, -1)
-        self._rows[:, 0] = self._centre
-        # Class by class, so that numpy goes over examples innermost.
-        self._scores = np.empty((classes, self.slots * most), dtype=dtype)
+        super().__init__(loss, preprocessing, slot_size, dtype, most)
+        self._scores = np.empty((classes, self.slots * self._most), dtype=dtype)
         self._gradient = np.empty_like(self._scores)
-        self._weighted = np.empty((classes, self.slots, most + 1), dtype=dtype)
+        self._weighted = np.empty((classes, self.slots, self._most + 1), dtype=dtype)
         self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
 
-    def rows(self, slots: int, examples: int) -> Floats:
-        """Where the raw rows of the next slots belong, shape (slots, examples, columns).
-
-        Args:
-            slots: how many; 1 if they are shorter than the others.
-            examples: of each slot.
-        """
-        return self._rows[:slots, 1 : examples + 1]
-
-    def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
-        """The gradient of one slot; see `gradients`.
-
-        Args:
-            weights: W, shape (classes, columns), or flat.
-            pixels: shape (examples, features), uint8.
-            labels: shape (examples,).
-            out: of the shape of ``weights``, overwritten.
-        """
-        np.copyto(self.rows(1, len(labels))[0, :, : self._features], pixels)
-        return self.gradients(weights, labels[None], out[None])[0]
-
     def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
-        """Write the sums over each slot's examples of dL_i/dW, and return the slots' losses.
-
-        Args:
-            weights: W, shape (classes, columns), or flat.
-            labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
-            out: shape (slots, classes, columns), or flat but for the slots; overwritten.
-
-        Source: CS231n notes, "Optimization", analytic gradient.
-        """
+        """See `Kernel.gradients`."""
         slots, examples = labels.shape
         weights = weights.reshape(len(self._scores), -1)
         out = out.reshape(slots, *weights.shape)
@@ -201,10 +296,105 @@ class SlotKernel:
             block = slice(low, low + self._block)
             np.matmul(left, right[:, block], out=out[:, block])
 
-    def products(self, weights: Floats, rows: int, out: Floats) -> None:
-        """Only the two products of `gradients` for one slot, on what its buffers hold.
+    def products(self, weights: Floats, examples: int, out: Floats) -> None:
+        """See `Kernel.products`."""
+        weights, out = (flat.reshape(len(self._scores), -1) for flat in (weights, out))
+        score(weights, self.rows(1, examples)[0], self._scores[:, :examples].T)
+        self._product(self._weighted[:, 0, : examples + 1], self._rows[0, : examples + 1], out)
 
-        For measuring how near they come to the peak of the machine.
-        """
-        score(weights, self.rows(1, rows)[0], self._scores[:, :rows].T)
-        self._product(self._weighted[:, 0, : rows + 1], self._rows[0, : rows + 1], out)
+
+class TwoLayerKernel(Kernel):
+    """Slot gradients of h = max(0, W1 x), s = W2 h, both with a bias; arguments as for `Kernel`.
+
+    Args:
+        hidden: units of the hidden layer, rows of W1.
+        classes: rows of W2.
+    """
+
+    def __init__(
+        self,
+        loss: str,
+        hidden: int,
+        classes: int,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> None:
+        super().__init__(loss, preprocessing, slot_size, dtype, most)
+        self._units, self._classes = hidden, classes
+        self._hidden = np.zeros((padded_columns(hidden), self._most), dtype=dtype)
+        self._hidden[hidden] = 1  # the bias
+        self._active = np.empty((hidden, self._most), dtype=np.bool_)
+        self._scores = np.empty((classes, self._most), dtype=dtype)
+        self._gradient = np.empty_like(self._scores)
+        self._weighted = np.empty((hidden, self._most + 1), dtype=dtype)
+
+    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+        """See `Kernel.gradients`."""
+        first, second = self._layers(weights)
+        centre = (first @ self._centre)[:, None]
+        return [
+            self._one(first, second, centre, slot, truth, *self._layers(out[slot]))
+            for slot, truth in enumerate(labels)
+        ]
+
+    def _one(
+        self,
+        first: Floats,
+        second: Floats,
+        centre: Floats,
+        slot: int,
+        labels: Ints,
+        first_out: Floats,
+        second_out: Floats,
+    ) -> SlotLoss:
+        """Loss and gradients of one slot."""
+        examples = len(labels)
+        inputs, scores = self._forward(first, second, centre, slot, examples)
+        gradient = self._gradient[:, :examples]
+        losses = self._loss(scores.T, labels, gradient.T)
+        weight_gradient(gradient, inputs.T, second_out)
+        self._backward(second, gradient, examples)
+        rows = self._rows[slot, : examples + 1]
+        weight_gradient(self._weighted[:, : examples + 1], rows, first_out)
+        hits = int(np.count_nonzero(scores.argmax(axis=0) == labels))
+        return SlotLoss(float(losses.sum(dtype=np.float64)), hits, examples)
+
+    def _forward(
+        self, first: Floats, second: Floats, centre: Floats, slot: int, examples: int
+    ) -> tuple[Floats, Floats]:
+        """Hidden units with the bias, (columns, examples), and scores, (classes, examples)."""
+        inputs = self._hidden[:, :examples]
+        hidden, scores = inputs[: self._units], self._scores[:, :examples]
+        layer_scores(first, self._rows[slot, 1 : examples + 1].T, hidden)
+        np.subtract(hidden, centre, out=hidden)
+        np.multiply(hidden, self._shrink, out=hidden)
+        relu(hidden)
+        return inputs, layer_scores(second, inputs, scores)
+
+    def _backward(self, second: Floats, gradient: Floats, examples: int) -> None:
+        """Fill `_weighted`, of which the gradient of the first layer is a product with rows."""
+        units = self._units
+        weighted = self._weighted[:, 1 : examples + 1]
+        input_gradient(second[:, :units], gradient, weighted)
+        relu_gradient(self._hidden[:units, :examples], weighted, self._active[:, :examples])
+        np.multiply(weighted, self._shrink, out=weighted)
+        np.negative(weighted.sum(axis=1), out=self._weighted[:, 0])
+
+    def _layers(self, flat: Floats) -> tuple[Floats, Floats]:
+        """Views of the layers in flat parameters; see `Architecture.split`."""
+        cut = self._units * len(self._centre)
+        return flat[:cut].reshape(self._units, -1), flat[cut:].reshape(self._classes, -1)
+
+    def products(self, weights: Floats, examples: int, out: Floats) -> None:
+        """See `Kernel.products`: the five products of one slot."""
+        first, second = self._layers(weights)
+        first_out, second_out = self._layers(out)
+        inputs, gradient = self._hidden[:, :examples], self._gradient[:, :examples]
+        rows = self._rows[0, : examples + 1]
+        layer_scores(first, rows[1:].T, inputs[: self._units])
+        layer_scores(second, inputs, self._scores[:, :examples])
+        weight_gradient(gradient, inputs.T, second_out)
+        input_gradient(second[:, : self._units], gradient, self._weighted[:, 1 : examples + 1])
+        weight_gradient(self._weighted[:, : examples + 1], rows, first_out)

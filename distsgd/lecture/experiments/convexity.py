@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES
-from distsgd.core.model.reference import two_layer_loss_and_gradient
+from distsgd.core.model.reference import loss_and_gradient
 from distsgd.data.dataset import open_dataset
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples
@@ -133,9 +133,7 @@ def _exchanged(examples: Examples, loss: str, rng: np.random.Generator) -> Segme
     w1 = rng.standard_normal((_HIDDEN, columns)) * np.sqrt(2 / columns)
     w2 = rng.standard_normal((classes, _HIDDEN + 1)) * np.sqrt(2 / _HIDDEN)
     for _ in range(30):
-        _, by_w1, by_w2 = two_layer_loss_and_gradient(
-            w1, w2, examples.features, examples.labels, loss
-        )
+        _, (by_w1, by_w2) = loss_and_gradient([w1, w2], examples.features, examples.labels, loss)
         w1, w2 = w1 - 0.01 * by_w1, w2 - 0.01 * by_w2
     order = np.r_[1:_HIDDEN, 0]
     other = w1[order], np.hstack([w2[:, :-1][:, order], w2[:, -1:]])
@@ -143,7 +141,7 @@ def _exchanged(examples: Examples, loss: str, rng: np.random.Generator) -> Segme
 
     def measure(flat: Floats) -> float:
         one, two = flat[:cut].reshape(w1.shape), flat[cut:].reshape(w2.shape)
-        return two_layer_loss_and_gradient(one, two, examples.features, examples.labels, loss)[0]
+        return loss_and_gradient([one, two], examples.features, examples.labels, loss)[0]
 
     ends = tuple(np.concatenate([a.reshape(-1), b.reshape(-1)]) for a, b in ((w1, w2), other))
     return _along("two layers", loss, (ends[0], ends[1]), measure)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
-from distsgd.core.model import LINEAR, LOSSES, Architecture, Preprocessing, make_architecture
-from distsgd.core.model.gradient_check import (
-    GradientCheck,
-    check_gradient,
-    check_two_layer_gradient,
-)
-from distsgd.core.model.models import TwoLayer
+from distsgd.core.arrays import Ints, padded_columns
+from distsgd.core.model import LINEAR, LOSSES, Architecture, hidden_units, make_architecture
+from distsgd.core.model.gradient_check import CASES, check_gradient, random_weights
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
@@ -26,16 +20,6 @@ __all__ = ["LIMIT", "GradcheckRow", "gradcheck"]
 
 LIMIT = 1e-6
 """Largest relative error that passes."""
-
-_WEIGHTS = {"small": (1e-4, 1e-3), "random": (1e-2, 1e-3), "extreme": (30.0, 5e-3)}
-"""Name -> standard deviation of W, and step of the differences. The extreme W gives scores of
-several thousand, where rounding asks for a longer step."""
-
-_TWO_LAYERS = {"small": (0.1, 1e-4), "random": (1.0, 3e-4), "extreme": (100.0, 1e-3)}
-"""The same for two layers: what multiplies the standard deviation of He et al. 2015."""
-
-_Images = tuple[Preprocessing, Bytes, Ints]
-"""Preprocessing, pixels and labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +92,18 @@ def gradcheck(
     images = (opened.preprocessing(pixel_scale), pixels, opened.train.labels[indices])
     rng = np.random.default_rng(seed)
     chosen = _chosen(kind, parameters, rng)
-    scales = _TWO_LAYERS if isinstance(kind, TwoLayer) else _WEIGHTS
     for name in [loss] if loss else LOSSES:
         for regularization in (0.0, 0.1):
-            for weights, (scale, h) in scales.items():
-                first = _first(kind, scale, rng)
+            for case in CASES:
+                weights, h = random_weights(kind, case, rng)
                 with one_blas_thread():
-                    found = _check(kind, first, name, images, regularization, chosen, h)
+                    checked = check_gradient(
+                        kind, weights, name, *images,
+                        regularization=regularization, parameters=chosen, h=h,
+                    )  # fmt: skip
                 yield GradcheckRow(
-                    loss=name, regularization=regularization, weights=weights, model=model,
-                    **vars(found),
+                    loss=name, regularization=regularization, weights=case, model=model,
+                    **vars(checked),
                 )  # fmt: skip
 
 
@@ -126,8 +112,12 @@ def _check_room(model: Architecture, examples: int) -> None:
     rows = 8 * 2 * examples * padded_columns(model.features)
     check_memory(f"--examples {examples}", rows, examples, lambda fits: f"--examples {fits}")
     weights = 8 * 6 * model.parameters  # with its gradient, and what draws and rounds them
-    hidden = model.hidden if isinstance(model, TwoLayer) else 1
-    check_memory(f"--model {model.name}", weights, hidden, lambda fits: f"--model mlp:{fits}")
+    check_memory(
+        f"--model {model.name}",
+        weights,
+        hidden_units(model.name) or 1,
+        lambda fits: f"--model mlp:{fits}",
+    )
 
 
 def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> Ints:
@@ -137,28 +127,3 @@ def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> I
     return np.concatenate([
         sum(sizes[:layer]) + rng.permutation(size)[:share] for layer, size in enumerate(sizes)
     ])  # fmt: skip
-
-
-def _first(model: Architecture, scale: float, rng: np.random.Generator) -> Floats:
-    """Random parameters, those of the biases too, in the shape in which they are kept."""
-    if not isinstance(model, TwoLayer):
-        return rng.standard_normal(model.kept_shape) * scale
-    return np.concatenate([
-        rng.standard_normal(outputs * columns) * scale * math.sqrt(2 / columns)
-        for outputs, columns in (layer.kept for layer in model.layers)
-    ])  # fmt: skip
-
-
-def _check(
-    model: Architecture, weights: Floats, loss: str, images: _Images, regularization: float,
-    parameters: Ints, h: float,
-) -> GradientCheck:  # fmt: skip
-    """See `check_gradient`."""
-    if isinstance(model, TwoLayer):
-        return check_two_layer_gradient(
-            model, weights, loss, *images,
-            regularization=regularization, parameters=parameters, h=h,
-        )  # fmt: skip
-    return check_gradient(
-        weights, loss, *images, regularization=regularization, parameters=parameters, h=h
-    )
