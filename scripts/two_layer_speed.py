@@ -79,7 +79,7 @@ def one_step(job: Job, first: np.ndarray) -> Callable[[], object]:
 
     def step() -> None:
         (grant,) = (decision for decision in decisions if isinstance(decision, Grant))
-        server.push(0, worker.answer((grant.lease, server.weights)))
+        server.push(0, worker.answer(grant.lease, server.weights))
         worker.get_ready(grant.lease)
         decisions[:] = server.pull(0)
 

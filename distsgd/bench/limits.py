@@ -19,7 +19,7 @@ from typing import Any
 from distsgd.bench.processes import WARM_UP, Found, Task, rate, serve, told
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.messages import Lease, Push
+from distsgd.core.messages import Lease, Message, Push
 from distsgd.core.model import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import open_dataset
@@ -28,7 +28,7 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Job
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Work
+from distsgd.transport.base import Reply
 from distsgd.transport.connections import SharedMemoryChannel
 from distsgd.transport.framing import Shape
 from distsgd.transport.port import Address, Port
@@ -55,12 +55,12 @@ class LeastServer:
         first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
         self._updater = job.replica(first)
         self._plan, self._parts = job.plan, shares(job.plan.most_slots, workers)
-        self._givers: dict[int, Callable[[Work | None], None]] = {}
-        self._pushes: dict[int, Push | None] = {}
+        self._givers: dict[int, Callable[[Reply | None], None]] = {}
+        self._messages: dict[int, Message | None] = {}
         self._step, self.images = 0, 0
 
     @contextmanager
-    def attached(self, worker: int, give: Callable[[Work | None], None]) -> Iterator[None]:
+    def attached(self, worker: int, give: Callable[[Reply | None], None]) -> Iterator[None]:
         """See `ServerPort.attached`."""
         self._givers[worker] = give
         yield
@@ -71,16 +71,17 @@ class LeastServer:
     def refused(self, where: str) -> None:
         """Nobody else comes."""
 
-    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """There are only workers that are attached."""
         raise ChannelClosed("only shared memory is measured")
 
-    def submit(self, worker: int, push: Push | None, size: int) -> None:
+    def submit(self, worker: int, message: Message | None, size: int) -> None:
         """Wait for all; add, apply, and give W to all."""
-        self._pushes[worker] = push
-        if len(self._pushes) < len(self._parts):
+        self._messages[worker] = message
+        if len(self._messages) < len(self._parts):
             return
-        rows = [push.gradients[0] for _, push in sorted(self._pushes.items()) if push is not None]
+        pushes = [self._messages[worker] for worker in sorted(self._messages)]
+        rows = [push.gradients[0] for push in pushes if isinstance(push, Push)]
         if rows:
             total = rows[0]
             for row in rows[1:]:
@@ -90,7 +91,7 @@ class LeastServer:
             self._step += 1
             if self._plan.ends_epoch(self._step):  # which may be short
                 self._step += 1
-        self._pushes.clear()
+        self._messages.clear()
         for number, part in enumerate(self._parts):
             lease = Lease(self._step, *part, self._updater.version)
             self._givers[number]((lease, self._updater.weights))
@@ -159,7 +160,7 @@ def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
             nonlocal step
             if plan.ends_epoch(step):
                 step += 1
-            push = worker.answer((Lease(step, 0, slots, 0), replica.weights))
+            push = worker.answer(Lease(step, 0, slots, 0), replica.weights)
             replica.apply(push.gradients[0], plan.batch_size, step)
             step += 1
             return plan.batch_size

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import SlotLoss
+from distsgd.core.plan import Plan
+from distsgd.core.reduction_tree import shares
 
 __all__ = [
-    "LIFE",
-    "REPORT",
+    "INCARNATION",
     "Applied",
     "Decision",
     "Dismiss",
@@ -18,30 +20,49 @@ __all__ = [
     "Dropped",
     "Grant",
     "Lease",
+    "Message",
+    "Piece",
     "Push",
+    "ResidualReport",
+    "ResidualRequest",
     "Update",
+    "incarnation_of",
+    "next_incarnation",
 ]
 
-LIFE = 1 << 32
-"""What is added to the serials of a worker that has been lost, when it comes back."""
+INCARNATION = 1 << 32
+"""Serials per incarnation of a worker: those of incarnation n start at n * INCARNATION."""
 
-REPORT = -2
-"""The step of a lease that asks for no gradient, but for the worker's residual."""
+
+def incarnation_of(serial: int) -> int:
+    """How often the worker had been lost when it was given the lease with this serial."""
+    return serial // INCARNATION
+
+
+def next_incarnation(serial: int) -> int:
+    """The first serial of the incarnation that follows."""
+    return (serial // INCARNATION + 1) * INCARNATION
+
+
+Piece = tuple[int, int, int]
+"""Step of the plan, first leaf, one past the last leaf; see `Lease`."""
 
 
 class Lease(NamedTuple):
-    """Slots that one worker has been asked to compute.
+    """The part of an update that one worker computes.
+
+    The leaves of an update's reduction tree are the slots of its minibatch; for a round of local
+    steps they are the replicas. `slots` says which slots of which minibatches a lease covers.
 
     Attributes:
-        step: the update they belong to, from 0 over the whole run.
-        first: first slot.
-        last: one past the last slot.
-        version: the version of W to compute them at (number of updates applied to it).
-        steps: how many steps of the plan it goes over; more than 1 for local steps.
-        shares: with local steps, each minibatch is cut into so many shares, and the lease is
-            for those from first to last.
-        serial: how many answers of its worker have been used before, since it joined; plus
-            `LIFE` for each time that it has been lost.
+        step: first step of the plan that it covers, from 0 over the whole run.
+        first: first leaf.
+        last: one past the last leaf.
+        version: version of W to compute at (number of updates applied to it).
+        steps: steps of the plan that it covers; more than 1 for local steps.
+        replicas: replicas of the round, for local steps; 0 where the leaves are slots.
+        serial: answers of this worker that were used before, in its current incarnation, plus
+            `INCARNATION` for each incarnation before.
     """
 
     step: int
@@ -49,13 +70,31 @@ class Lease(NamedTuple):
     last: int
     version: int
     steps: int = 1
-    shares: int = 0
+    replicas: int = 0
     serial: int = 0
+
+    @property
+    def piece(self) -> Piece:
+        """Step and leaves."""
+        return self[:3]
 
     @property
     def task(self) -> tuple[int, ...]:
         """All but the serial: a gradient does not depend on who computes it."""
         return self[:-1]
+
+    def slots(self, plan: Plan) -> Iterator[Piece]:
+        """The slots of each step: (step, first slot, one past the last).
+
+        A replica has no part in a minibatch with fewer slots than there are replicas before it.
+        """
+        if not self.replicas:
+            yield self.piece
+            return
+        for step in range(self.step, self.step + self.steps):
+            parts = shares(plan.slots(step), self.replicas)
+            for first, last in parts[self.first : self.last]:
+                yield step, first, last
 
 
 class Push(NamedTuple):
@@ -80,6 +119,32 @@ class Push(NamedTuple):
     def size(self) -> int:
         """Bytes of the gradients as they travel."""
         return self.gradients.nbytes if self.encoded is None else len(self.encoded)
+
+
+class ResidualRequest(NamedTuple):
+    """The server asks a worker for its residual (error feedback), before it gives more work.
+
+    Attributes:
+        serial: after how many answers, counted as in `Lease.serial`.
+    """
+
+    serial: int
+
+
+class ResidualReport(NamedTuple):
+    """The answer to a `ResidualRequest`.
+
+    Attributes:
+        serial: as in the request.
+        residual: flat and padded, shape (parameters,); all of it, whichever server asks.
+    """
+
+    serial: int
+    residual: Floats
+
+
+Message = Push | ResidualReport
+"""What a worker sends."""
 
 
 @dataclass(frozen=True)

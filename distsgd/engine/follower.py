@@ -16,12 +16,12 @@ from time import perf_counter
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Dismiss, Grant, Push
+from distsgd.core.messages import Dismiss, Grant, Message, Push
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.pending_replies import Outbox
 from distsgd.errors import RuntimeFailure
-from distsgd.transport.base import Work
+from distsgd.transport.base import Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["DecisionLog", "FollowerHost"]
@@ -51,11 +51,11 @@ class FollowerHost:
         self._received = 0
         self.trace = Trace(job.trace)
 
-    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """See `distsgd.transport.base.ServerPort.exchange`."""
         with self._changed:
             call = self._outbox.called(worker, keep=True)
-        self.submit(worker, push, size)
+        self.submit(worker, message, size)
         with self._changed:
             while (found := self._outbox.fetch(worker, call)) is None:
                 if self._failure is not None:
@@ -63,19 +63,19 @@ class FollowerHost:
                 self._changed.wait()
             return found[0]
 
-    def submit(self, worker: int, push: Push | None, size: int) -> None:
+    def submit(self, worker: int, message: Message | None, size: int) -> None:
         """See `distsgd.transport.base.ServerPort.submit`."""
         with self._changed:
-            if push is not None:
+            if isinstance(message, Push):
                 self.trace.start()
-                self._server.put(worker, push)
+                self._server.put(worker, message)
                 self.trace.lap("put")
                 self._received += size
                 self._changed.notify_all()
             self._outbox.ask(worker, perf_counter())
 
     def attached(
-        self, worker: int, give: Callable[[Work | None], None]
+        self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
         """See `distsgd.transport.base.ServerPort.attached`."""
         return self._outbox.attached(worker, give)

@@ -62,7 +62,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
             if isinstance(decision, Grant):
                 with np.errstate(all="ignore"):
                     worker.trace.start()
-                    push = worker.answer((decision.lease, server.weights))
+                    push = worker.answer(decision.lease, server.weights)
                     recorder.statistics.bytes_pushed += push.size
                     following += deliver(_WORKER, push)
                     worker.trace.lap("update")

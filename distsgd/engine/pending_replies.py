@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from distsgd.transport.base import Work
+from distsgd.core.messages import ResidualRequest
+from distsgd.transport.base import Reply, Work
 
 __all__ = ["Outbox"]
 
-Give = Callable[[Work | None], None]
+Give = Callable[[Reply | None], None]
 
 
 class Outbox:
@@ -19,19 +20,19 @@ class Outbox:
 
     Args:
         changed: the lock, notified when something has come for a worker that waits.
-        question: what a worker is asked before it gets work, if anything.
+        request: what a worker is asked before it gets work, if anything.
     """
 
     def __init__(
         self,
         changed: threading.Condition,
-        question: Callable[[int], Work | None] = lambda worker: None,
+        request: Callable[[int], ResidualRequest | None] = lambda worker: None,
     ) -> None:
-        self._changed, self._question = changed, question
+        self._changed, self._request = changed, request
         self._givers: dict[int, Give] = {}
         self._asking: dict[int, float] = {}
-        self._work: dict[int, Work | None] = {}
-        self._fetched: dict[int, Work | None] = {}
+        self._work: dict[int, Reply | None] = {}
+        self._fetched: dict[int, Reply | None] = {}
         self._calls: dict[int, int] = {}
         self._calling: set[int] = set()
         self.waited: dict[int, float] = {}
@@ -59,7 +60,7 @@ class Outbox:
 
     def put(self, worker: int, work: Work | None) -> None:
         """There is work for a worker; its W need not last."""
-        if worker in self._asking and worker in self._givers and self._question(worker) is None:
+        if worker in self._asking and worker in self._givers and self._request(worker) is None:
             self._give(worker, work)
             return
         self._work[worker] = None if work is None else (work[0], work[1].copy())
@@ -82,9 +83,9 @@ class Outbox:
     def flush(self, worker: int) -> None:
         """Give a worker that asks what there is for it."""
         if worker in self._asking:
-            question = self._question(worker)
-            if question is not None:
-                self._give(worker, question)
+            request = self._request(worker)
+            if request is not None:
+                self._give(worker, request)
             elif worker in self._work:
                 self._give(worker, self._work.pop(worker))
 
@@ -111,7 +112,7 @@ class Outbox:
         self._calling.add(worker)
         return self._calls[worker]
 
-    def fetch(self, worker: int, call: int) -> tuple[Work | None] | None:
+    def fetch(self, worker: int, call: int) -> tuple[Reply | None] | None:
         """What has come for a worker that is not attached, in a tuple; None if nothing has.
 
         A call after which there has been another is over, so that it takes nothing away.
@@ -123,7 +124,7 @@ class Outbox:
         self._calling.discard(worker)
         return (self._fetched.pop(worker),)
 
-    def _give(self, worker: int, work: Work | None) -> None:
+    def _give(self, worker: int, work: Reply | None) -> None:
         now = perf_counter()
         self._given[worker] = now
         waited = now - self._asking.pop(worker)

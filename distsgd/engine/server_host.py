@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import perf_counter
 
-from distsgd.core.messages import REPORT, Decision, Dismiss, Grant, Push
+from distsgd.core.messages import Decision, Dismiss, Grant, Message, Push, ResidualReport
 from distsgd.core.optim import shared_out
 from distsgd.core.server import Keep
 from distsgd.engine.events import (
@@ -28,7 +28,7 @@ from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.lease_times import LeaseTimes
 from distsgd.engine.pending_replies import Outbox
 from distsgd.engine.snapshots import HeldEvents, TimedSnapshots
-from distsgd.transport.base import Work
+from distsgd.transport.base import Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["ServerHost"]
@@ -60,8 +60,8 @@ class ServerHost:
         self._decided = threading.Condition(lock)  # followers
         self._news = threading.Condition(lock)  # the driver
         self._lock = lock
-        self._outbox = Outbox(self._answered, self._question)
         self._events = HeldEvents()
+        self._outbox = Outbox(self._answered, self._events.request)
         self._unrecorded: list[Decision] = []
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
@@ -79,21 +79,21 @@ class ServerHost:
             if self._server.finished:  # the run was killed between its last update and its end
                 self._end(self._recorder.ended())
 
-    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """A worker pushes and pulls; see `distsgd.transport.base.ServerPort.exchange`."""
         with self._lock:
             call = self._outbox.called(worker)
-        self.submit(worker, push, size)
+        self.submit(worker, message, size)
         with self._lock:
             while (found := self._outbox.fetch(worker, call)) is None:
                 self._answered.wait()
             return found[0]
 
-    def submit(self, worker: int, push: Push | None, size: int) -> None:
+    def submit(self, worker: int, message: Message | None, size: int) -> None:
         """See `distsgd.transport.base.ServerPort.submit`."""
         try:
             with self._lock:
-                self._submit(worker, push, size)
+                self._submit(worker, message, size)
         except Exception as error:
             with self._lock:
                 self._failure = error
@@ -101,25 +101,25 @@ class ServerHost:
             raise
 
     def attached(
-        self, worker: int, give: Callable[[Work | None], None]
+        self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
         """See `distsgd.transport.base.ServerPort.attached`."""
         return self._outbox.attached(worker, give)
 
-    def _submit(self, worker: int, push: Push | None, size: int) -> None:
+    def _submit(self, worker: int, message: Message | None, size: int) -> None:
         self._watch.run()
         self._gone.discard(worker)
         now = perf_counter()
         self.trace.start()
-        if push is None:
+        if message is None:
             self._outbox.ask(worker, now)
             self._carry_out(self._server.pull(worker))
-        elif push.lease.step == REPORT:
-            self._events.told(worker, push.gradients[0])
+        elif isinstance(message, ResidualReport):
+            self._events.reported(worker, message)
             self._news.notify_all()
             self._outbox.ask(worker, now)
         else:
-            self._take(worker, push, size, now)
+            self._take(worker, message, size, now)
         self._recorder.statistics.busy_seconds += perf_counter() - now
 
     def _take(self, worker: int, push: Push, size: int, now: float) -> None:
@@ -131,10 +131,6 @@ class ServerHost:
         self.trace.lap("add" if self._server.version == version else "update")
         if decisions:
             self._carry_out(decisions)
-
-    def _question(self, worker: int) -> Work | None:
-        lease = self._events.question(worker)
-        return None if lease is None else (lease, self._server.weights)
 
     def events(self, timeout: float) -> list[Event]:
         """What has happened since the last call.

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import REPORT, Lease
+from distsgd.core.messages import ResidualReport, ResidualRequest
 from distsgd.core.optim import Residual
 from distsgd.core.server import ParameterServer, SplitServer
 from distsgd.engine.events import Ended, EpochEnded, Event, Notice, Saved
@@ -111,21 +111,20 @@ class HeldEvents:
         self._wanting = any(held.wanted for held in self._events)
         return found
 
-    def question(self, worker: int) -> Lease | None:
-        """What a worker is asked next, if anything: a lease of step `REPORT`."""
+    def request(self, worker: int) -> ResidualRequest | None:
+        """What a worker is asked next, if anything."""
         if not self._wanting:
             return None
         for held in self._events:
             if worker in held.wanted:
-                serial = held.wanted[worker]
-                return Lease(REPORT, 0, 1, 0, serial=serial)
+                return ResidualRequest(held.wanted[worker])
         return None
 
-    def told(self, worker: int, residual: Floats) -> None:
-        """A worker's answer to its question."""
+    def reported(self, worker: int, report: ResidualReport) -> None:
+        """A worker has answered a request; an answer that nothing waits for is ignored."""
         for held in self._events:
-            if worker in held.wanted:
-                held.found[worker] = Residual(held.wanted.pop(worker), residual.copy())
+            if held.wanted.get(worker) == report.serial:
+                held.found[worker] = Residual(held.wanted.pop(worker), report.residual.copy())
                 return
 
     def lost(self, worker: int) -> None:

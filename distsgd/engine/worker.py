@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.messages import Lease, Message, Piece, Push, ResidualReport, ResidualRequest
 from distsgd.core.model import SlotLoss
 from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
-from distsgd.core.reduction_tree import Node, cover, shares, sum_node
+from distsgd.core.reduction_tree import Node, cover, sum_node
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.row_cache import open_rows
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
-from distsgd.transport.base import Channel, Work
+from distsgd.transport.base import Channel, Reply
 
 __all__ = ["Worker", "dataset_of", "work"]
 
@@ -34,10 +34,6 @@ def dataset_of(job: Job) -> Dataset:
         job.dataset or job.folder, folder=Path(job.folder), digest=job.digest,
         cache_limit=job.cache_limit, stream=bool(job.plan.shards), checked=job.found,
     )  # fmt: skip
-
-
-Place = tuple[int, int, int]
-"""Step, first slot, one past the last."""
 
 
 class Worker:
@@ -59,8 +55,8 @@ class Worker:
         self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
         self._order = EpochOrder(plan)
         self._window: tuple[int, int] | None = None
-        self._gathered: Place | None = None
-        self._expected: Place | None = None
+        self._gathered: Piece | None = None
+        self._expected: Piece | None = None
         self._last = Lease(-1, 0, 0, 0)
 
     def compute_in(self, buffer: Floats | None) -> None:
@@ -74,12 +70,11 @@ class Worker:
         That is the same piece of a later minibatch, as far on as this one was from the last. If
         that was wrong the time before, nothing is done.
         """
-        here = (lease.step, lease.first, lease.last)
-        lucky, plan = self._expected in (None, here), self._job.plan
+        lucky, plan = self._expected in (None, lease.piece), self._job.plan
         stride = min(max(1, lease.step - self._last.step), 64) if self._last.last else 1
         step = lease.step + stride
         self._last, self._expected = lease, (step, lease.first, lease.last)
-        if lease.shares or step >= plan.total_steps or lease.last > plan.slots(step):
+        if lease.replicas or step >= plan.total_steps or lease.last > plan.slots(step):
             self._expected = None
         elif lucky:
             indices = next(self._slot_examples(*self._expected))
@@ -87,22 +82,30 @@ class Worker:
             self._gathered = self._expected
             self.trace.lap("gather")
 
-    def answer(self, work: Work) -> Push:
-        """The push for a lease; its gradients are valid until the next call.
+    def answer(self, lease: Lease, flat: Floats) -> Push:
+        """Compute what a lease asks for; the gradients are valid until the next call.
+
+        Args:
+            lease: what to compute.
+            flat: flat W of the lease's version.
 
         Raises:
             RuntimeFailure: somebody has changed the number of BLAS threads meanwhile.
         """
-        if work[0].step == REPORT:
-            return self._report(work[0])
-        push = self._local_steps(*work) if work[0].shares else self._slots(*work)
+        push = self._local_steps(lease, flat) if lease.replicas else self._slots(lease, flat)
         check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push
 
-    def _report(self, lease: Lease) -> Push:
-        """The residual after as many answers as the lease says."""
+    def report(self, request: ResidualRequest) -> ResidualReport:
+        """The residual that the server asks for."""
         assert self.feedback is not None
-        return Push(lease, (), self.feedback.left(lease.serial)[None])
+        return ResidualReport(request.serial, self.feedback.left(request.serial))
+
+    def reply_to(self, reply: Reply) -> Message:
+        """The answer to what a server sends."""
+        if isinstance(reply, ResidualRequest):
+            return self.report(reply)
+        return self.answer(*reply)
 
     def _compressed(self, push: Push, feedback: ErrorFeedback) -> Push:
         """The same with all nodes in one, as the server will see it after decoding."""
@@ -115,7 +118,7 @@ class Worker:
 
     def _slots(self, lease: Lease, flat: Floats) -> Push:
         """The sums of the nodes of a lease."""
-        losses, nodes = self._sums(lease.step, lease.first, lease.last, flat)
+        losses, nodes = self._sums(*lease.piece, flat)
         places = [node.first - lease.first for node in nodes]
         # One node, as nearly always, needs no copy.
         sums = self._gradients[places] if len(places) > 1 else self._gradients[:1]
@@ -149,11 +152,7 @@ class Worker:
         """Steps of plain SGD on this replica's share of each minibatch of a round."""
         replica = self._job.replica(flat)
         losses: list[SlotLoss] = []
-        for step in range(lease.step, lease.step + lease.steps):
-            parts = shares(self._job.plan.slots(step), lease.shares)
-            if lease.first >= len(parts):
-                continue  # a short minibatch has fewer slots than there are replicas
-            first, last = parts[lease.first]
+        for step, first, last in lease.slots(self._job.plan):
             found, nodes = self._sums(step, first, last, replica.weights)
             total = self._gradients[0]
             for node in nodes[1:]:
@@ -191,19 +190,20 @@ class Worker:
 
 def work(worker: Worker, channel: Channel) -> int:
     """Answer leases until the server has no more; returns how many."""
-    count, push = 0, None
+    count = 0
+    message: Message | None = None
     worker.compute_in(channel.buffer)
     worker.trace.start()
     # A diverging W gives infinities, which the server finds; no warnings about them.
     with np.errstate(all="ignore"):
         while True:
-            channel.send(push)
+            channel.send(message)
             worker.trace.lap("push")
-            if push is not None and push.lease.step != REPORT:
-                worker.get_ready(push.lease)
+            if isinstance(message, Push):
+                worker.get_ready(message.lease)
             received = channel.receive()
             worker.trace.lap("wait")
             if received is None:
                 return count
-            push = worker.answer(received)
+            message = worker.reply_to(received)
             count += 1

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
-from distsgd.core.server import slots_of_lease
 from distsgd.errors import RunError
 from distsgd.runs.checkpoint import Place, checkpoint_path, read_place
 from distsgd.runs.journal import Record, check_head, find_head
@@ -105,8 +104,9 @@ def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
             for _, *piece in entry.requeued:
                 delayed.add(*piece)
             for _, lease in entry.contributions:
-                for slot in slots_of_lease(lease, plan):
-                    use(*slot)
+                for step, first, last in lease.slots(plan):
+                    for number in range(first, last):
+                        use(step, number)
     if head is not None:
         find_head(view.journal, head)
     whole_early = sum(n == plan.examples for n in ledger.open_examples(plan).values())

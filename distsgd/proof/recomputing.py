@@ -102,9 +102,9 @@ class Recomputer:
 
     def lease(self, worker: int, lease: Lease, read: Floats) -> tuple[Sum, list[Part]]:
         """What a worker should have answered to a lease."""
-        if lease.shares:
+        if lease.replicas:
             return self._replica(worker, lease, self.kept(read))
-        return self._slots(worker, lease.step, lease.first, lease.last, self.kept(read))
+        return self._slots(worker, *lease.piece, self.kept(read))
 
     def _slots(
         self, worker: int, step: int, first: int, last: int, weights: Array, doubt: float = 1.0
@@ -138,12 +138,7 @@ class Recomputer:
         """examples * (W as read - W after plain SGD on its share of each minibatch)."""
         weights, every, examples = start.copy(), [], 0
         bound = np.zeros_like(start)
-        for step in range(lease.step, lease.step + lease.steps):
-            slots = self._plan.slots(step)
-            of = min(slots, lease.shares)
-            if lease.first >= of:
-                continue
-            low, high = slots * lease.first // of, slots * (lease.first + 1) // of
+        for step, low, high in lease.slots(self._plan):
             # W has drifted by then, and kinks of hidden units with it.
             drift = 1.0 + (step - lease.step) * (len(self._model.layers) - 1)
             total, parts = self._slots(worker, step, low, high, weights, drift)

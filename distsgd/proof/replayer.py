@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import LIFE, Lease, Push
+from distsgd.core.messages import Lease, Push, incarnation_of
 from distsgd.core.optim import (
     ErrorFeedback,
     Residual,
@@ -19,7 +19,7 @@ from distsgd.core.optim import (
     Updater,
     make_optimizer,
     shared_out,
-    start_of_life,
+    start_of_incarnation,
 )
 from distsgd.core.reduction_tree import TreeSum
 from distsgd.core.server import Position, rebuilt
@@ -135,17 +135,17 @@ class Replayer:
         minibatch, number = rebuilt(record), record.version
         for worker, lease in record.contributions:
             push = self._answer(number, worker, lease, kept)
-            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
+            minibatch.leased[lease.piece] = worker, lease
             if not minibatch.take(worker, push, self._tree):
                 raise JournalError(number, "its contributions do not go together")
         _, _, examples = minibatch.loss()
-        update = self._updater.average if minibatch.shares else self._updater.apply
+        update = self._updater.average if minibatch.replicas else self._updater.apply
         update(minibatch.gradient(), examples, record.step)
 
     def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         if self._job.compress != "none":
             return self._compressed.answer(number, worker, lease, kept)
-        return self._worker.answer((lease, _weights(number, lease, kept)))
+        return self._worker.answer(lease, _weights(number, lease, kept))
 
     def _tree(self) -> TreeSum:
         return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
@@ -177,10 +177,10 @@ class _CompressedAnswers:
         """What is to come, whole."""
         for record in records:
             for worker, lease in record.contributions:
-                life = (worker, lease.serial // LIFE)
-                self._expected.setdefault(life, deque()).append((record.version, lease))
-        for life, leases in self._expected.items():
-            self._expected[life] = deque(sorted(leases, key=lambda entry: entry[1].serial))
+                incarnation = (worker, incarnation_of(lease.serial))
+                self._expected.setdefault(incarnation, deque()).append((record.version, lease))
+        for incarnation, leases in self._expected.items():
+            self._expected[incarnation] = deque(sorted(leases, key=lambda entry: entry[1].serial))
 
     def resumed(self, worker: Worker, workers: int) -> None:
         """From here on there are so many workers, who share the residuals of those before."""
@@ -191,30 +191,30 @@ class _CompressedAnswers:
     def residuals(self) -> dict[int, Residual]:
         """Of each worker, after the last of its answers that have been used."""
         found = dict(self._before)
-        for life in sorted(self._serials):  # of several lives of a worker the last counts
-            serial = self._serials[life]
-            values = self._feedback[life].left(serial).copy() if self._feeds_back else None
-            found[life[0]] = Residual(serial, values)
+        for incarnation in sorted(self._serials):  # the last one of a worker counts
+            serial = self._serials[incarnation]
+            values = self._feedback[incarnation].left(serial).copy() if self._feeds_back else None
+            found[incarnation[0]] = Residual(serial, values)
         return found
 
     def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         """The answer to a lease; those before it are computed first, and kept."""
-        expected = self._expected[worker, lease.serial // LIFE]
+        expected = self._expected[worker, incarnation_of(lease.serial)]
         while (worker, lease.serial) not in self._early:
             found, earlier = expected.popleft()
             self._early[worker, earlier.serial] = self._next(found, worker, earlier, kept)
         return self._early.pop((worker, lease.serial))
 
     def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
-        life = (worker, lease.serial // LIFE)
-        if life not in self._feedback:
-            self._feedback[life] = self._begun(
-                start_of_life(self._before.get(worker), lease.serial)
+        incarnation = (worker, incarnation_of(lease.serial))
+        if incarnation not in self._feedback:
+            self._feedback[incarnation] = self._begun(
+                start_of_incarnation(self._before.get(worker), lease.serial)
             )
-        self._worker.feedback = self._feedback[life]
-        self._serials[life] = lease.serial + 1
+        self._worker.feedback = self._feedback[incarnation]
+        self._serials[incarnation] = lease.serial + 1
         try:
-            return self._worker.answer((lease, _weights(number, lease, kept)))
+            return self._worker.answer(lease, _weights(number, lease, kept))
         except KeyError:
             raise JournalError(
                 number, f"an answer of worker {worker} is not here, and took part in its feedback"

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
+from distsgd.core.messages import Piece
 from distsgd.core.model import SlotLoss
 from distsgd.core.model.reference import LAMBDA, updated
+from distsgd.core.plan import Plan
 from distsgd.core.server import SampledUpdate
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import UpdateSampled
@@ -105,7 +107,7 @@ class Verifier:
 
     def _losses(self, sampled: SampledUpdate, parts: Sequence[Part]) -> None:
         """The losses of slots, the mean of them, and how many examples there were."""
-        update, sent = sampled.update, _by_worker_order(sampled, parts)
+        update, sent = sampled.update, _in_order_of_leases(sampled, self._job.plan)
         if len(sent) != len(parts):
             _differs(sampled, None, "the number of slots", len(parts), len(sent))
         for part, found in zip(parts, sent, strict=True):
@@ -154,7 +156,7 @@ class Verifier:
         update = sampled.update
         before, found = by.kept(sampled.before), by.kept(sampled.after)
         gradient = by.kept(sampled.total) / update.examples
-        if update.contributions[0][1].shares:
+        if update.contributions[0][1].replicas:
             wanted, size = before - gradient, np.abs(gradient)
         else:
             penalty = by.penalty(before)
@@ -175,26 +177,16 @@ class Verifier:
         self._used = max(self._used, float(ratio.flat[worst]))
 
 
-def _by_worker_order(sampled: SampledUpdate, parts: Sequence[Part]) -> list[SlotLoss]:
-    """The losses that pushes carried, which lie in the order of arrival, in the order of parts."""
-    counts: dict[tuple[int, int, int], int] = {}
-    leases = [lease for _, lease in sampled.update.contributions]
-    left = [(part.step, part.slot) for part in parts]
-    for lease in leases:
-        piece = (lease.step, lease.first, lease.last)
-        size = lease.last - lease.first
-        if lease.shares:  # its parts go on until another replica's begin
-            size = next((i for i in range(1, len(left)) if left[i] < left[i - 1]), len(left))
-        counts[piece], left = size, left[size:]
-    begins, low = {}, 0
+def _in_order_of_leases(sampled: SampledUpdate, plan: Plan) -> list[SlotLoss]:
+    """The losses that pushes carried, from the order of arrival into the order of the leases."""
+    leases = {lease.piece: lease for _, lease in sampled.update.contributions}
+    losses: dict[Piece, Sequence[SlotLoss]] = {}
+    low = 0
     for piece in sampled.arrived:
-        begins[piece] = low
-        low += counts[piece]
-    found: list[SlotLoss] = []
-    for lease in leases:
-        piece = (lease.step, lease.first, lease.last)
-        found += sampled.losses[begins[piece] : begins[piece] + counts[piece]]
-    return found
+        high = low + sum(last - first for _, first, last in leases[piece].slots(plan))
+        losses[piece] = sampled.losses[low:high]
+        low = high
+    return [loss for piece in leases for loss in losses[piece]]
 
 
 def _explained(off: Array, bound: Array, parts: Sequence[Part], by: Recomputer) -> Part | None:

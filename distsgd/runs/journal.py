@@ -9,7 +9,7 @@ it: if it was kept where the forger cannot write, that is found too. A record ha
     v   version of W after the update
     s   step of the plan that its learning rate belongs to
     c   contributions in the order in which they were added, each
-        [worker, step, first slot, one past the last, version read, steps, shares, serial]
+        [worker, step, first leaf, one past the last, version read, steps, replicas, serial]
     q   pieces put off to a later update, each
         [place in the reduction tree, step, first slot, one past the last]
     d   digest

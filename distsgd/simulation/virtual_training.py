@@ -16,7 +16,7 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Applied, Decision, Grant, Lease
 from distsgd.core.plan import Plan
-from distsgd.core.reduction_tree import cover, shares
+from distsgd.core.reduction_tree import cover
 from distsgd.engine.events import Ended, Event, Recorder
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
@@ -148,7 +148,7 @@ class Simulation:
         self._waited(grant.worker)
         member.lease = lease
         self._copies.hold(lease.version, self._server.weights)
-        nodes = 1 if lease.shares else len(cover(lease.first, lease.last, self._slots(lease)))
+        nodes = 1 if lease.replicas else len(cover(lease.first, lease.last, self._slots(lease)))
         compute = lease_examples(self._job.plan, lease) / fleet.speed
         seconds = (
             fleet.transfer(self._job.vector_bytes / self._job.servers)
@@ -169,7 +169,7 @@ class Simulation:
         assert lease is not None
         with np.errstate(all="ignore"):  # a diverging W gives infinities, which the server finds
             self._worker.feedback = self._feedback[worker]
-            push = self._worker.answer((lease, self._copies.of(lease.version)))
+            push = self._worker.answer(lease, self._copies.of(lease.version))
             self._recorder.statistics.bytes_pushed += push.size
             decisions = self._server.push(worker, push)
         self._copies.release(lease.version)
@@ -211,13 +211,7 @@ class Simulation:
 
 def lease_examples(plan: Plan, lease: Lease) -> int:
     """How many examples a lease is over; with local steps, all of its steps."""
-    total = 0
-    for step in range(lease.step, lease.step + lease.steps):
-        first, last = lease.first, lease.last
-        if lease.shares:
-            parts = shares(plan.slots(step), lease.shares)
-            if first >= len(parts):
-                continue  # a short minibatch has fewer slots than there are replicas
-            first, last = parts[first]
-        total += plan.slot(step, last - 1)[1] - plan.slot(step, first)[0]
-    return total
+    return sum(
+        plan.slot(step, last - 1)[1] - plan.slot(step, first)[0]
+        for step, first, last in lease.slots(plan)
+    )

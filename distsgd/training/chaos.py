@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.chaos import PROCESS_FAULTS, PUSH_FAULTS, Chaos, Fault, Strike
 from distsgd.core.plan import Plan
-from distsgd.core.server import slots_of_lease
 from distsgd.data.folder_files import remove_inside
 from distsgd.errors import UsageError
 from distsgd.proof.audit import audit
@@ -118,7 +117,7 @@ class ChaosWatch:
             if record.version > self._start
             for _, lease in record.contributions
         ]
-        slots = sum(len(list(slots_of_lease(lease, self._plan))) for lease in leases)
+        slots = sum(last - first for lease in leases for _, first, last in lease.slots(self._plan))
         return len(leases), slots
 
 

@@ -10,13 +10,16 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Lease, Push
+from distsgd.core.messages import Lease, Message, Push, ResidualRequest
 
-__all__ = ["Channel", "Decode", "InProcessChannel", "ServerPort", "Work"]
+__all__ = ["Channel", "Decode", "InProcessChannel", "Reply", "ServerPort", "Work"]
 
 
 Work = tuple[Lease, Floats]
 """A lease, and the flat W to compute it at, which the receiver must not write to."""
+
+Reply = Work | ResidualRequest
+"""What a server sends; None in its place ends the work."""
 
 
 Decode = Callable[[bytes, int], Floats]
@@ -32,19 +35,19 @@ class Channel(Protocol):
     buffer: Floats | None
     """Where the worker may compute its sums, shape (most_nodes, parameters), to save a copy."""
 
-    def send(self, push: Push | None) -> None:
-        """Push the answer to the last lease, if there was one, and ask for the next work.
+    def send(self, message: Message | None) -> None:
+        """Send the answer to what was received last, if anything was, and ask for the next work.
 
         Raises:
             ChannelClosed: the server has gone.
         """
         ...
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """Wait for the work that was asked for.
 
         Returns:
-            the work, or None when training is over.
+            the work, or a request that comes before it; None when training is over.
 
         Raises:
             ChannelClosed: the server has gone.
@@ -55,14 +58,14 @@ class Channel(Protocol):
 class ServerPort(Protocol):
     """What a transport needs of the server: the other end of a `Channel`."""
 
-    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """Take what a worker has sent, and wait for its next work.
 
         Called from as many threads as there are workers.
 
         Args:
             worker: its number.
-            push: see `Channel.send`.
+            message: see `Channel.send`.
             size: bytes that came for it.
 
         Returns:
@@ -70,12 +73,12 @@ class ServerPort(Protocol):
         """
         ...
 
-    def submit(self, worker: int, push: Push | None, size: int) -> None:
+    def submit(self, worker: int, message: Message | None, size: int) -> None:
         """As `exchange`, for a worker that is `attached`, without waiting."""
         ...
 
     def attached(
-        self, worker: int, give: Callable[[Work | None], None]
+        self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
         """While it lasts, the worker's work is given in this way by whoever has it."""
         ...
@@ -102,13 +105,14 @@ class InProcessChannel:
 
     def __init__(self, server: ServerPort, worker: int) -> None:
         self._server, self._worker = server, worker
-        self._push: Push | None = None
+        self._message: Message | None = None
 
-    def send(self, push: Push | None) -> None:
+    def send(self, message: Message | None) -> None:
         """See `Channel.send`."""
-        self._push = push
+        self._message = message
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """See `Channel.receive`."""
-        push = self._push
-        return self._server.exchange(self._worker, push, push.size if push else 0)
+        message = self._message
+        size = message.size if isinstance(message, Push) else 0
+        return self._server.exchange(self._worker, message, size)

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.messages import Lease, Message, Push, ResidualReport, ResidualRequest
 from distsgd.core.optim import Codec
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Channel, Work
+from distsgd.transport.base import Channel, Reply
 from distsgd.transport.framing import (
     FOLLOWER,
     Entry,
     Shape,
     read_log,
-    receive_work,
-    send_push,
+    receive_reply,
+    send_message,
     set_options,
 )
 from distsgd.transport.handshake import greet_server, secured
@@ -45,23 +45,23 @@ class _Connection:
         """Leave; the server notices."""
         self._connection.close()
 
-    def send(self, push: Push | None) -> None:
+    def send(self, message: Message | None) -> None:
         """See `Channel.send`."""
         try:
-            send_push(self._connection, push, self._shared)
+            send_message(self._connection, message, self._shared)
         except ChannelClosed:
             self.close()
             raise
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """See `Channel.receive`; W is valid until the next call."""
-        work = None
+        reply = None
         try:
-            work = receive_work(self._connection, self._weights, self._shared is not None)
+            reply = receive_reply(self._connection, self._weights, self._shared is not None)
         finally:
-            if work is None:
+            if reply is None:
                 self.close()
-        return work
+        return reply
 
 
 def follow(address: Address, follower: int, near: bool) -> Iterator[list[Entry]]:
@@ -193,16 +193,16 @@ class ShardedChannel:
         self.name = channels[0].name
         self._channels, self._ranges, self._codec = channels, ranges, codec
 
-    def send(self, push: Push | None) -> None:
+    def send(self, message: Message | None) -> None:
         """See `Channel.send`."""
         coordinator, *followers = self._channels
-        if push is not None and push.lease.step == REPORT:
-            coordinator.send(push)
+        if isinstance(message, ResidualReport):  # the coordinator alone asks for it
+            coordinator.send(message)
             return
         own, *others = self._ranges
         for channel, part in zip(followers, others, strict=True):
-            channel.send(None if push is None else self._cut(push, part))
-        coordinator.send(None if push is None else self._cut(push, own))
+            channel.send(None if message is None else self._cut(message, part))
+        coordinator.send(None if message is None else self._cut(message, own))
 
     def _cut(self, push: Push, part: slice) -> Push:
         """One server's range of a push."""
@@ -212,18 +212,19 @@ class ShardedChannel:
             encoded = self._codec.cut(encoded, part)
         return push._replace(gradients=gradients, encoded=encoded)
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """See `Channel.receive`."""
         coordinator, *followers = self._channels
-        work = coordinator.receive()
-        if work is not None and work[0].step == REPORT:
-            return work  # the coordinator's own question; the others have nothing to say
-        if work is None:
+        reply = coordinator.receive()
+        if isinstance(reply, ResidualRequest):
+            return reply
+        if reply is None:
             for channel in followers:
                 channel.receive()
             return None
-        rest = [self._part(channel, work[0]) for channel in followers]
-        return work[0], np.concatenate([work[1], *rest])
+        lease, weights = reply
+        rest = [self._part(channel, lease) for channel in followers]
+        return lease, np.concatenate([weights, *rest])
 
     def _part(self, channel: Channel, lease: Lease) -> Floats:
         """A follower's range of W, as of a lease.
@@ -231,8 +232,8 @@ class ShardedChannel:
         What comes first may be for another lease: that of a worker that died before it came, and
         whose place this one has taken.
         """
-        while (part := channel.receive()) is not None:
-            if part[0] == lease:
-                return part[1]
+        while (reply := channel.receive()) is not None:
+            if not isinstance(reply, ResidualRequest) and reply[0] == lease:
+                return reply[1]
             channel.send(None)
         raise ChannelClosed("a parameter server has no work where another has")

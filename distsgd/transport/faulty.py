@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.core.chaos import PUSH_FAULTS, Chaos, Fault
-from distsgd.core.messages import REPORT, Decision, Push
+from distsgd.core.messages import Decision, Message, Push
 from distsgd.data.folder_files import open_inside, read_inside
 from distsgd.data.system import pause
-from distsgd.transport.base import Channel, Work
+from distsgd.transport.base import Channel, Reply
 
 __all__ = ["Deliver", "FaultyChannel", "PushFaults", "Tally", "faulty_push", "read_tally"]
 
@@ -109,22 +109,22 @@ class FaultyChannel:
         self._inner, self._faults = inner, faults
         self._again: Push | None = None
 
-    def send(self, push: Push | None) -> None:
+    def send(self, message: Message | None) -> None:
         """See `Channel.send`."""
-        if push is None or push.lease.step == REPORT:
-            self._inner.send(push)
+        if not isinstance(message, Push):
+            self._inner.send(message)
             return
-        found = self._faults.befalling(push)
+        found = self._faults.befalling(message)
         if dropped := found.get("drop-push"):
             self._faults.sleep(dropped.seconds)
             self._inner.send(None)
             return
         if "dup-push" in found:
             # The server may add others to what it has been sent.
-            self._again = push._replace(gradients=push.gradients.copy())
-        self._inner.send(push)
+            self._again = message._replace(gradients=message.gradients.copy())
+        self._inner.send(message)
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """See `Channel.receive`; a push that is doubled goes out again after the first's answer.
 
         Not before: the two ends take turns, where they share memory.

@@ -24,23 +24,34 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import REPORT, Applied, Decision, Dismiss, Dropped, Grant, Lease, Push
+from distsgd.core.messages import (
+    Applied,
+    Decision,
+    Dismiss,
+    Dropped,
+    Grant,
+    Lease,
+    Message,
+    Push,
+    ResidualReport,
+    ResidualRequest,
+)
 from distsgd.core.model import SlotLoss
 from distsgd.core.server import Keep
 from distsgd.errors import ChannelClosed
-from distsgd.transport.base import Decode, Work
+from distsgd.transport.base import Decode, Reply
 
 __all__ = [
     "FOLLOWER",
     "Entry",
-    "PushReader",
+    "MessageReader",
     "Shape",
     "read_log",
     "receive",
-    "receive_work",
+    "receive_reply",
     "send",
-    "send_push",
-    "send_work",
+    "send_message",
+    "send_reply",
     "set_options",
     "write_log",
 ]
@@ -49,8 +60,8 @@ __all__ = [
 _PUSH = struct.Struct("<7qIII")
 _SIZES = struct.Struct("<III")  # the end of a push's header
 _LOSS = struct.Struct("<3d")
-_WORK = struct.Struct("<7q")
-_NOTHING = -1
+_REPLY = struct.Struct("<7q")
+_NOTHING, _RESIDUAL = -1, -2  # in the place of a lease's step: nothing, or about a residual
 _PLAIN = 0xFFFFFFFF  # in the place of a size: the sums themselves
 
 
@@ -113,21 +124,24 @@ def _bytes_of(array: Floats) -> memoryview:
     return np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(bytearray())
 
 
-def send_push(connection: socket.socket, push: Push | None, shared: Floats | None = None) -> None:
-    """Send a push, or the mere wish for work; the sums go into ``shared``, if that is given."""
-    if push is None:
+def send_message(
+    connection: socket.socket, message: Message | None, shared: Floats | None = None
+) -> None:
+    """Send a message, or the mere wish for work; sums go into ``shared``, if that is given."""
+    if message is None:
         send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         return
+    if isinstance(message, ResidualReport):
+        payload = message.residual.tobytes()
+        header = _PUSH.pack(_RESIDUAL, *(0,) * 5, message.serial, 0, 0, len(payload))
+        send(connection, header + payload)
+        return
+    push = message
     losses = b"".join([_LOSS.pack(one.loss, one.correct, one.examples) for one in push.losses])
-    payload, size = push.encoded, _PLAIN
-    if push.lease.step == REPORT:
-        payload = push.gradients.tobytes()  # all of W is reported, to a server of a range too
-    if payload is not None:
-        size = len(payload)
-    header = _PUSH.pack(*push.lease, len(push.losses), len(push.gradients), size)
-    words = header + losses
-    if payload is not None:
-        send(connection, words + payload)
+    size = _PLAIN if push.encoded is None else len(push.encoded)
+    words = _PUSH.pack(*push.lease, len(push.losses), len(push.gradients), size) + losses
+    if push.encoded is not None:
+        send(connection, words + push.encoded)
     elif shared is None:
         send(connection, words, _bytes_of(push.gradients))
     else:
@@ -136,28 +150,32 @@ def send_push(connection: socket.socket, push: Push | None, shared: Floats | Non
         send(connection, words)
 
 
-def send_work(connection: socket.socket, work: Work | None, *, shared: bool = False) -> None:
-    """Send a lease, with W if that is not shared, or the dismissal."""
-    if work is None:
-        send(connection, _WORK.pack(_NOTHING, *(0,) * 6))
+def send_reply(connection: socket.socket, reply: Reply | None, *, shared: bool = False) -> None:
+    """Send a lease, with W if that is not shared; a request; or the dismissal."""
+    if reply is None:
+        send(connection, _REPLY.pack(_NOTHING, *(0,) * 6))
+    elif isinstance(reply, ResidualRequest):
+        send(connection, _REPLY.pack(_RESIDUAL, *(0,) * 5, reply.serial))
     elif shared:
-        send(connection, _WORK.pack(*work[0]))
+        send(connection, _REPLY.pack(*reply[0]))
     else:
-        send(connection, _WORK.pack(*work[0]), _bytes_of(work[1]))
+        send(connection, _REPLY.pack(*reply[0]), _bytes_of(reply[1]))
 
 
-def receive_work(connection: socket.socket, weights: Floats, shared: bool) -> Work | None:
-    """Wait for a lease, with W in ``weights`` (it is there if that is shared), or dismissal."""
-    lease = _receive_struct(connection, _WORK)
+def receive_reply(connection: socket.socket, weights: Floats, shared: bool) -> Reply | None:
+    """Wait for a reply; the W of a lease is then in ``weights`` (it is there if it is shared)."""
+    lease = _receive_struct(connection, _REPLY)
     if lease[0] == _NOTHING:
         return None
+    if lease[0] == _RESIDUAL:
+        return ResidualRequest(lease[-1])
     if not shared:
         receive(connection, _bytes_of(weights))
     return Lease(*lease), weights
 
 
-class PushReader:
-    """Reads pushes into buffers that are made once.
+class MessageReader:
+    """Reads a worker's messages into buffers that are made once.
 
     Args:
         shape: how large they are.
@@ -173,8 +191,8 @@ class PushReader:
         self._sums = shared
         self._most = max(self._sums.nbytes, shape.whole * self._sums.itemsize)
 
-    def read(self, connection: socket.socket) -> tuple[Push | None, int]:
-        """The next push, valid until the following call, or None; and the bytes it took.
+    def read(self, connection: socket.socket) -> tuple[Message | None, int]:
+        """The next message, valid until the following call, or None; and the bytes it took.
 
         Raises:
             ChannelClosed: the peer has gone, or sends what cannot be.
@@ -183,11 +201,10 @@ class PushReader:
         receive(connection, memoryview(content))
         content.extend(bytes(self.length(content) - _PUSH.size))
         receive(connection, memoryview(content)[_PUSH.size :])
-        push, size = self.parse(content)
-        plain = push is not None and push.encoded is None and push.lease.step != REPORT
-        if push is not None and plain and not self._shared:
-            receive(connection, _bytes_of(push.gradients))
-        return push, size
+        message, size = self.parse(content)
+        if isinstance(message, Push) and message.encoded is None and not self._shared:
+            receive(connection, _bytes_of(message.gradients))
+        return message, size
 
     def length(self, content: bytes | bytearray) -> int:
         """How long a message is without sums that are sent plain, as far as can be told.
@@ -203,7 +220,7 @@ class PushReader:
             raise ChannelClosed("a message larger than any push")
         return int(_PUSH.size + slots * _LOSS.size + payload)
 
-    def parse(self, content: bytes | bytearray) -> tuple[Push | None, int]:
+    def parse(self, content: bytes | bytearray) -> tuple[Message | None, int]:
         """A whole message, and how many bytes it is with its sums; see `read`."""
         *fields, slots, nodes, size = _PUSH.unpack_from(content)
         if fields[0] == _NOTHING:
@@ -211,13 +228,14 @@ class PushReader:
         after = _PUSH.size + slots * _LOSS.size
         rows = _LOSS.iter_unpack(memoryview(content)[_PUSH.size : after])
         losses = tuple([SlotLoss(loss, int(hits), int(count)) for loss, hits, count in rows])
+        if fields[0] == _RESIDUAL:
+            residual = np.frombuffer(memoryview(content)[after:], self._dtype)
+            return ResidualReport(fields[-1], residual), len(content)
         lease = Lease(*fields)
         if size == _PLAIN:
             gradients = self._sums[:nodes]
             return Push(lease, losses, gradients), len(content) + gradients.nbytes
         payload = bytes(memoryview(content)[after:])
-        if lease.step == REPORT:
-            return Push(lease, losses, np.frombuffer(payload, self._dtype)[None]), len(content)
         return Push(lease, losses, self._decode(payload, nodes), payload), len(content)
 
 

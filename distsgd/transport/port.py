@@ -18,13 +18,13 @@ from functools import partial
 import numpy as np
 
 from distsgd.errors import ChannelClosed, UsageError
-from distsgd.transport.base import Decode, ServerPort, Work
+from distsgd.transport.base import Decode, ServerPort
 from distsgd.transport.framing import (
     FOLLOWER,
     Entry,
-    PushReader,
+    MessageReader,
     Shape,
-    send_work,
+    send_reply,
     set_options,
     write_log,
 )
@@ -203,15 +203,14 @@ class Port:
 
     def _stream(self, connection: socket.socket, worker: int) -> None:
         """Answer a worker whose gradients come over the connection."""
-        reader = PushReader(self._shape, self._decode)
-        work: Work | None
+        reader = MessageReader(self._shape, self._decode)
         while True:
-            push, size = reader.read(connection)
+            message, size = reader.read(connection)
             with np.errstate(all="ignore"):  # the server finds what is not finite
-                work = self._server.exchange(worker, push, size)
-            if work is None:
+                reply = self._server.exchange(worker, message, size)
+            if reply is None:
                 # It needs no more, also if it has gone, and another has come in its place.
                 with suppress(ChannelClosed):
-                    send_work(connection, work)
+                    send_reply(connection, reply)
                 return
-            send_work(connection, work)
+            send_reply(connection, reply)

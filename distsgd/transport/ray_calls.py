@@ -15,10 +15,10 @@ import numpy as np
 import ray
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Lease, Push
+from distsgd.core.messages import Lease, Message, Push, ResidualReport, ResidualRequest
 from distsgd.core.model import SlotLoss
 from distsgd.errors import ChannelClosed, DistsgdError
-from distsgd.transport.base import Decode, ServerPort, Work
+from distsgd.transport.base import Decode, Reply, ServerPort
 
 __all__ = ["RayChannel", "RayPort", "chunk_count"]
 
@@ -68,15 +68,19 @@ class RayPort:
         sizes = [len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks]
         size = sum(sizes) + len(pickle.dumps(meta))
         with np.errstate(all="ignore"):  # the server finds what is not finite
-            work = self._server.exchange(worker, self._unpack(meta, chunks), size)
-        if work is None:
+            reply = self._server.exchange(worker, self._unpack(meta, chunks), size)
+        if reply is None:
             return self._dismissal
-        lease, weights = work
+        if isinstance(reply, ResidualRequest):
+            return [reply, *self._dismissal[1:]]
+        lease, weights = reply
         return [tuple(lease), *_cut(weights)]
 
-    def _unpack(self, meta: Any, chunks: Sequence[Any]) -> Push | None:
+    def _unpack(self, meta: Any, chunks: Sequence[Any]) -> Message | None:
         if meta is None:
             return None
+        if isinstance(meta, ResidualRequest):
+            return ResidualReport(meta.serial, _joined(chunks))
         lease, losses, nodes = meta
         found = tuple(SlotLoss(*loss) for loss in losses)
         if isinstance(chunks[0], bytes):
@@ -102,20 +106,22 @@ class RayChannel:
         self._call: Any = None
         self._exchange = server.exchange.options(num_returns=1 + chunk_count(vector_bytes))
 
-    def send(self, push: Push | None) -> None:
+    def send(self, message: Message | None) -> None:
         """See `Channel.send`."""
-        if push is None:
-            self._call = self._exchange.remote(self._worker, self._incarnation, None)
-        else:
+        meta: Any = None
+        sent: list[Any] = []
+        if isinstance(message, ResidualReport):
+            meta, sent = ResidualRequest(message.serial), _cut(message.residual)
+        elif message is not None:
             meta = (
-                tuple(push.lease),
-                tuple((loss.loss, loss.correct, loss.examples) for loss in push.losses),
-                len(push.gradients),
+                tuple(message.lease),
+                tuple((loss.loss, loss.correct, loss.examples) for loss in message.losses),
+                len(message.gradients),
             )
-            sent = _sent(push)
-            self._call = self._exchange.remote(self._worker, self._incarnation, meta, *sent)
+            sent = _sent(message)
+        self._call = self._exchange.remote(self._worker, self._incarnation, meta, *sent)
 
-    def receive(self) -> Work | None:
+    def receive(self) -> Reply | None:
         """See `Channel.receive`."""
         try:
             answer = ray.get(self._call)
@@ -127,4 +133,6 @@ class RayChannel:
             raise ChannelClosed("the parameter server has gone") from None
         if answer[0] is None:
             return None
+        if isinstance(answer[0], ResidualRequest):
+            return answer[0]
         return Lease(*answer[0]), _joined(answer[1:])

@@ -26,9 +26,10 @@ from contextlib import ExitStack, suppress
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.core.messages import ResidualRequest
 from distsgd.errors import ChannelClosed
-from distsgd.transport.base import Decode, ServerPort, Work
-from distsgd.transport.framing import PushReader, Shape, send_work
+from distsgd.transport.base import Decode, Reply, ServerPort
+from distsgd.transport.framing import MessageReader, Shape, send_reply
 
 __all__ = ["NoSharedMemory", "SharedLoop", "SharedMemory"]
 
@@ -138,19 +139,19 @@ class _Guest:
     ) -> None:
         self.connection, self.worker = connection, worker
         self._memory = SharedMemory.offer(connection, shape)
-        self.reader = PushReader(shape, decode, self._memory.sums)
+        self.reader = MessageReader(shape, decode, self._memory.sums)
         self.content = b""
         self.dismissed = False
         connection.setblocking(False)
 
-    def give(self, work: Work | None) -> None:
+    def give(self, reply: Reply | None) -> None:
         """Write W, and say so. The message is short, and the last one has been read."""
-        if work is None:
+        if reply is None:
             self.dismissed = True
-        else:
-            self._memory.weights[...] = work[1]
+        elif not isinstance(reply, ResidualRequest):
+            self._memory.weights[...] = reply[1]
         with suppress(ChannelClosed):  # the loop notices
-            send_work(self.connection, work, shared=True)
+            send_reply(self.connection, reply, shared=True)
 
     def read(self) -> bool:
         """Take what has come; returns whether it is a whole message.
@@ -235,9 +236,9 @@ class SharedLoop:
         try:
             if not guest.read():
                 return
-            push, size = guest.reader.parse(guest.content)
+            message, size = guest.reader.parse(guest.content)
             guest.content = b""
-            self._server.submit(guest.worker, push, size)
+            self._server.submit(guest.worker, message, size)
         except Exception as error:  # of the server it is told to the driver by the server
             self._poll.unregister(number)
             del self._guests[number]

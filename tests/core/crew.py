@@ -3,7 +3,7 @@
 from crew_account import Account
 from slot_sets import piece_of
 
-from distsgd.core.messages import LIFE, Dropped
+from distsgd.core.messages import Dropped, next_incarnation
 
 
 class Crew(Account):
@@ -29,7 +29,7 @@ class Crew(Account):
         self.log.append(("lose", worker))
         if worker in self.workers:
             self.workers.remove(worker)
-            self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
+            self._serials[worker] = next_incarnation(self._serials[worker])
         self.waiting.pop(worker, None)
         self._give_up(worker)
         self._carry_out(self.server.lost(worker))

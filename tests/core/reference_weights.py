@@ -23,7 +23,7 @@ class Reference:
             leaves.insert(place, None)
         mean = add_in_pairs(leaves) * np.float32(1 / examples)
         weights = self.versions[-1].copy()
-        if leases[0].shares:
+        if leases[0].replicas:
             weights -= mean
         else:
             rate, number = self.toy.schedule().at(step), len(self.versions)
@@ -32,7 +32,7 @@ class Reference:
 
     def _leaves(self, lease):
         weights = self.versions[lease.version]
-        if lease.shares:
+        if lease.replicas:
             return self.toy.answer(lease, weights).gradients
         slots = range(lease.first, lease.last)
         return [self.toy.gradient(weights, lease.step, slot) for slot in slots]

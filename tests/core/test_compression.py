@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from distsgd.core.messages import LIFE
+from distsgd.core.messages import INCARNATION
 from distsgd.core.optim import CODECS, ErrorFeedback, make_codec
 
 CLASSES, SIZE = 10, 30_880
@@ -115,13 +115,13 @@ def test_who_comes_back_owes_nothing_and_old_debts_are_forgotten():
     out = np.empty(SIZE, np.float32)
     for serial in range(5):
         feedback.send(serial, random_vector(serial), out)
-    assert not feedback.left(LIFE).any()
+    assert not feedback.left(INCARNATION).any()
     assert feedback.left(2).any() and feedback.left(5).any()
     with pytest.raises(KeyError):
         feedback.left(1)
-    assert feedback.send(LIFE, random_vector(9), out) == make_codec("onebit", MATRICES).encode(
-        random_vector(9)
-    )
+    assert feedback.send(INCARNATION, random_vector(9), out) == make_codec(
+        "onebit", MATRICES
+    ).encode(random_vector(9))
 
 
 @pytest.mark.parametrize("spec", SPECS)

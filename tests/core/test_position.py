@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.core.messages import LIFE, Applied, Lease
+from distsgd.core.messages import INCARNATION, Applied, Lease
 from distsgd.core.plan import Plan
 from distsgd.core.server import Ledger
 from distsgd.core.server.consistency import make_policy
@@ -33,7 +33,7 @@ def updates_of(random: Random, mixed: bool) -> list[Applied]:
     updates = []
     for version, place in enumerate(chosen, 1):
         leases = [
-            Lease(step, slot, slot + 1, 0, serial=random.choice((0, LIFE)))
+            Lease(step, slot, slot + 1, 0, serial=random.choice((0, INCARNATION)))
             for step, slot in pieces[place]
         ]
         updates.append(an_update(version, [(random.randrange(3), lease) for lease in leases]))

@@ -67,7 +67,7 @@ class Toy:
 
     def answer(self, lease, weights):
         """What a worker pushes."""
-        if lease.shares:
+        if lease.replicas:
             after, losses = self.replica(lease, weights)
             examples = np.float32(sum(loss.examples for loss in losses))
             return Push(lease, tuple(losses), ((weights - after) * examples)[None])
@@ -108,11 +108,11 @@ class Toy:
 
 def shares_of(plan, lease):
     """Each step of a lease with its slots; a short step has none for the last replicas."""
-    if not lease.shares:
+    if not lease.replicas:
         return [(lease.step, range(lease.first, lease.last))]
     found = []
     for step in range(lease.step, lease.step + lease.steps):
-        parts = shares(plan.slots(step), lease.shares)
+        parts = shares(plan.slots(step), lease.replicas)
         if lease.first < len(parts):
             found.append((step, range(*parts[lease.first])))
     return found

@@ -13,7 +13,15 @@ import pytest
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import LIFE, REPORT, Applied, Decision, Grant, Lease
+from distsgd.core.messages import (
+    INCARNATION,
+    Applied,
+    Decision,
+    Grant,
+    Lease,
+    ResidualReport,
+    ResidualRequest,
+)
 from distsgd.core.model import initial_weights
 from distsgd.core.optim import ErrorFeedback, Residual, shared_out
 from distsgd.core.server import Ledger, Position
@@ -96,7 +104,7 @@ def test_another_number_of_workers_shares_them_out(sample: Dataset) -> None:
     shared = [job.feedback(start, worker, 2) for worker in range(3)]
     assert [feedback.left(0)[0] for feedback in shared if feedback] == [101, 1010, 0]
     known = shared_out(start.residuals or {}, 2)
-    assert [residual.serial for residual in known.values()] == [LIFE] * 4
+    assert [residual.serial for residual in known.values()] == [INCARNATION] * 4
     assert [residual.values is None for residual in known.values()] == [False, False, True, True]
 
 
@@ -106,9 +114,9 @@ def test_a_snapshot_waits_for_its_workers_but_not_for_ever() -> None:
     held.add(event, {0: 4, 1: 2}, 10.0)
     held.add(Progress(1, 0, 1.0, 0.1, 0.1, 1, 1.0), {}, 10.0)
     assert not held.ready(10.1) and held.take(10.1) == []
-    assert held.question(0) == Lease(REPORT, 0, 1, 0, serial=4) and held.question(2) is None
-    held.told(0, left)
-    assert held.question(0) is None and not held.ready(10.1)
+    assert held.request(0) == ResidualRequest(4) and held.request(2) is None
+    held.reported(0, ResidualReport(4, left))
+    assert held.request(0) is None and not held.ready(10.1)
     held.lost(1)
     (first,), (second,) = held.take(10.1), held.take(10.1)
     assert isinstance(first, EpochEnded) and first.snapshot.residuals is None
@@ -193,7 +201,7 @@ class Members:
     def _answer(self, worker: int) -> None:
         lease, weights = self._held.pop(worker)
         self._worker.feedback = self._feedback[worker]
-        push = self._worker.answer((lease, weights))
+        push = self._worker.answer(lease, weights)
         self._follow(self.server.push(worker, push))
         self._asking.append(worker)
 

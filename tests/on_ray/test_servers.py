@@ -58,9 +58,9 @@ def test_a_push_that_comes_twice_before_its_update_is_used_once(
         server.joined(number)
     (one,), (two,) = (server.pull(number) for number in (0, 1))
     assert isinstance(one, Grant) and isinstance(two, Grant)
-    push = worker.answer((one.lease, server.weights))
+    push = worker.answer(one.lease, server.weights)
     push = push._replace(gradients=push.gradients.copy())
     assert server.push(0, push) == []
     assert server.push(0, push) == [Dropped(0, one.lease)]
-    server.push(1, worker.answer((two.lease, server.weights)))
+    server.push(1, worker.answer(two.lease, server.weights))
     assert server.version == 1

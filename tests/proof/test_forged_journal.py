@@ -96,7 +96,7 @@ FORGERIES: dict[str, tuple[str, Forgery, str]] = {
     "a version to come": ("bsp", lease(4, 9), "-5 updates old"),
     "an old version": ("bsp", lease(4, 3), "1 updates old"),
     "10^9 local steps": ("bsp", lease(5, 10**9), "1000000000 steps"),
-    "10^9 shares": ("bsp", lease(6, 10**9), "1000000000 shares"),
+    "10^9 replicas": ("bsp", lease(6, 10**9), "1000000000 replicas"),
     "a number that is none": ("bsp", lease(3, "7"), "not a record"),
     "a fraction": ("bsp", lease(3, 7.0), "not a record"),
     "true": ("bsp", field("v", True, 0), "not a record"),

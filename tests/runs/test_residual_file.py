@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.messages import LIFE
+from distsgd.core.messages import INCARNATION
 from distsgd.core.optim import Residual, Residuals
 from distsgd.errors import RunError, StorageError
 from distsgd.runs.residual_file import read_residuals, remove_residuals, write_residuals
 
 VECTOR = np.array([1.5, -0.0, 1e-40, -7.0], dtype=np.float32)
-RESIDUALS = {0: Residual(7, VECTOR), 3: Residual(LIFE + 2, 2 * VECTOR), 5: Residual(LIFE, None)}
+RESIDUALS = {0: Residual(7, VECTOR), 3: Residual(INCARNATION + 2, 2 * VECTOR), 5: Residual(INCARNATION, None)}
 
 
 def written(folder: Path, residuals: Residuals = RESIDUALS, dtype: str = "float32") -> str:
@@ -35,7 +35,7 @@ def test_what_was_written_is_read(dtype: str, tmp_path: Path) -> None:
     }
     found = read_residuals(tmp_path, 12, written(tmp_path, vectors, dtype), dtype, 4)
     assert [(worker, row.serial) for worker, row in found.items()] == [
-        (0, 7), (3, LIFE + 2), (5, LIFE),
+        (0, 7), (3, INCARNATION + 2), (5, INCARNATION),
     ]  # fmt: skip
     for worker, (_, values) in found.items():
         wanted = vectors[worker].values
@@ -43,7 +43,7 @@ def test_what_was_written_is_read(dtype: str, tmp_path: Path) -> None:
 
 
 def test_only_residuals_of_fleets_without_values(tmp_path: Path) -> None:
-    alone = {2: Residual(LIFE, None)}
+    alone = {2: Residual(INCARNATION, None)}
     assert read_residuals(tmp_path, 12, written(tmp_path, alone), "float32", 4) == alone
 
 

@@ -74,7 +74,7 @@ def assert_exactly_once(job: Job, found: list[Applied]) -> None:
     for update in found:
         for _, lease in update.contributions:
             examples += lease_examples(plan, lease)
-            if not lease.shares:
+            if not lease.replicas:
                 seen.update((lease.step, slot) for slot in range(lease.first, lease.last))
     assert examples == plan.examples * plan.epochs
     if seen:

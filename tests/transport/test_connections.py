@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from support import PATIENCE
 
-from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.messages import Lease, Message, Push, ResidualReport
 from distsgd.core.model import SlotLoss
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Work
+from distsgd.transport.base import Reply
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel, connect_within_node
 from distsgd.transport.framing import _PUSH, Shape
 from distsgd.transport.handshake import Doorway, greet_server, greet_worker
@@ -35,27 +35,27 @@ class Recording:
     """A server that keeps what it is pushed, and answers with a half."""
 
     def __init__(self) -> None:
-        self.pushes: list[tuple[int, Push | None]] = []
+        self.messages: list[tuple[int, Message | None]] = []
         self.sizes: list[int] = []
         self.gone: list[int] = []
         self.strangers: list[str] = []
         self.noticed = threading.Event()
-        self._give: dict[int, Callable[[Work | None], None]] = {}
+        self._give: dict[int, Callable[[Reply | None], None]] = {}
 
-    def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         self.sizes.append(size)
-        self.pushes.append(
-            (worker, push._replace(gradients=push.gradients.copy()) if push else None)
-        )
-        if len(self.pushes) > 2:
+        if isinstance(message, Push):
+            message = message._replace(gradients=message.gradients.copy())
+        self.messages.append((worker, message))
+        if len(self.messages) > 2:
             return None
         return LEASE, np.full(SHAPE.parameters, 0.5)
 
-    def submit(self, worker: int, push: Push | None, size: int) -> None:
-        self._give[worker](self.exchange(worker, push, size))
+    def submit(self, worker: int, message: Message | None, size: int) -> None:
+        self._give[worker](self.exchange(worker, message, size))
 
     @contextmanager
-    def attached(self, worker: int, give: Callable[[Work | None], None]) -> Iterator[None]:
+    def attached(self, worker: int, give: Callable[[Reply | None], None]) -> Iterator[None]:
         self._give[worker] = give
         yield
 
@@ -85,7 +85,7 @@ def a_push() -> Push:
     return Push(LEASE, losses, np.random.default_rng(0).standard_normal((2, SHAPE.parameters)))
 
 
-def exchange(channel: SharedMemoryChannel | TcpChannel, push: Push | None) -> Work | None:
+def exchange(channel: SharedMemoryChannel | TcpChannel, push: Message | None) -> Reply | None:
     channel.send(push)
     return channel.receive()
 
@@ -97,7 +97,7 @@ def test_what_is_sent_arrives(kind: Channels, server: Recording, port: Port) -> 
     assert work is not None and work[0] == LEASE and (work[1] == 0.5).all()
     assert exchange(channel, push) is not None
     assert exchange(channel, push) is None
-    (first, nothing), (_, received), _ = server.pushes
+    (first, nothing), (_, received), _ = server.messages
     assert (first, nothing) == (4, None)
     assert received is not None
     assert (received.lease, received.losses) == (push.lease, push.losses)
@@ -112,7 +112,7 @@ def test_sums_that_are_computed_in_shared_memory_are_there(server: Recording, po
     assert channel.buffer is not None
     channel.buffer[:2] = push.gradients
     exchange(channel, push._replace(gradients=channel.buffer[:2]))
-    received = server.pushes[1][1]
+    received = server.messages[1][1]
     assert received is not None and np.array_equal(received.gradients, push.gradients)
     channel.close()
 
@@ -132,7 +132,7 @@ def test_a_system_without_shared_memory_is_served_by_tcp(
     channel = connect_within_node(port.address, 0, SHAPE)
     assert channel.name == "tcp"
     exchange(channel, None)
-    assert exchange(channel, a_push()) is not None and len(server.pushes) == 2
+    assert exchange(channel, a_push()) is not None and len(server.messages) == 2
     assert server.gone == [] == server.strangers
     channel.close()
 
@@ -143,7 +143,7 @@ def test_encoded_gradients(kind: Channels, encoded: bytes, server: Recording, po
     channel = kind(port.address, 0, SHAPE)
     exchange(channel, None)
     exchange(channel, a_push()._replace(encoded=encoded))
-    received = server.pushes[1][1]
+    received = server.messages[1][1]
     assert received is not None and received.encoded == encoded
     assert (received.gradients == len(encoded)).all()
     channel.close()
@@ -153,9 +153,10 @@ def test_encoded_gradients(kind: Channels, encoded: bytes, server: Recording, po
 def test_a_report_has_all_of_w(kind: Channels, server: Recording, port: Port) -> None:
     channel, left = kind(port.address, 0, SHAPE), np.arange(SHAPE.whole, dtype=np.float64)
     exchange(channel, None)
-    exchange(channel, Push(Lease(REPORT, 0, 1, 0), (), left[None]))
-    received = server.pushes[1][1]
-    assert received is not None and np.array_equal(received.gradients[0], left)
+    exchange(channel, ResidualReport(5, left))
+    received = server.messages[1][1]
+    assert isinstance(received, ResidualReport) and received.serial == 5
+    assert np.array_equal(received.residual, left)
     channel.close()
 
 
@@ -178,7 +179,7 @@ def test_strangers_are_refused(kind: Channels, noise: bytes, server: Recording, 
         with suppress(ConnectionError):  # a reset is a refusal too, silence is none
             assert len(stranger.recv(1000)) <= 32, "more than the random bytes of the greeting"
             assert stranger.recv(1) == b""
-    assert server.pushes == [] and server.gone == []
+    assert server.messages == [] and server.gone == []
 
 
 @BOTH
@@ -190,7 +191,7 @@ def test_a_wrong_token_is_refused_and_told_once(
             kind(replace(port.address, token=bytes(32)), 0, SHAPE)
     assert server.noticed.wait(PATIENCE)
     assert server.strangers == ["127.0.0.1" if kind is TcpChannel else "this node"]
-    assert server.pushes == []
+    assert server.messages == []
 
 
 def test_a_recorded_push_that_comes_again_is_refused(server: Recording, port: Port) -> None:
@@ -204,7 +205,7 @@ def test_a_recorded_push_that_comes_again_is_refused(server: Recording, port: Po
         exchange(channel, a_push())
         channel.close()
         thread.join(PATIENCE)
-    assert len(recorded) > SHAPE.parameters * 8 and len(server.pushes) == 2
+    assert len(recorded) > SHAPE.parameters * 8 and len(server.messages) == 2
     server.noticed.clear()
     for _ in range(2):
         with socket.create_connection(port.address.tcp) as stranger, suppress(OSError):
@@ -213,7 +214,7 @@ def test_a_recorded_push_that_comes_again_is_refused(server: Recording, port: Po
             while stranger.recv(1000):
                 pass
     assert server.noticed.wait(PATIENCE)
-    assert len(server.pushes) == 2 and server.strangers == ["127.0.0.1"]
+    assert len(server.messages) == 2 and server.strangers == ["127.0.0.1"]
 
 
 def listen_in(between: socket.socket, server: tuple[str, int], recorded: bytearray) -> None:
@@ -304,7 +305,7 @@ def test_an_impossible_size_ends_the_connection(
     channel = kind(port.address, 1, SHAPE)
     channel._connection.sendall(_PUSH.pack(0, 0, 1, 0, 1, 0, 0, 4_000_000_000, 1, 0))
     assert server.noticed.wait(PATIENCE)
-    assert server.pushes == []
+    assert server.messages == []
     channel.close()
 
 
@@ -339,7 +340,7 @@ def test_a_server_may_end_while_workers_come(kind: Channels, server: Recording) 
         assert not ending.is_alive()
         with pytest.raises(ChannelClosed):
             kind(port.address, 0, SHAPE)
-    assert server.pushes == [], "nobody has said anything"
+    assert server.messages == [], "nobody has said anything"
 
 
 def test_the_token_is_not_shown(port: Port) -> None:

@@ -15,7 +15,7 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import Chaos, Fault
-from distsgd.core.messages import REPORT, Lease, Push
+from distsgd.core.messages import Lease, Message, Push, ResidualReport
 from distsgd.core.model import SlotLoss, initial_weights
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, EpochEnded
@@ -34,13 +34,15 @@ class Noted:
     name, buffer = "noted", np.zeros((2, 3), np.float32)
 
     def __init__(self, answers: int) -> None:
-        self.sent: list[list[float] | None] = []
+        self.sent: list[object] = []
         self._answers = answers
 
-    def send(self, push: Push | None) -> None:
-        self.sent.append(None if push is None else push.gradients.reshape(-1).tolist())
-        if push is not None:
-            push.gradients[...] = -1
+    def send(self, message: Message | None) -> None:
+        if not isinstance(message, Push):
+            self.sent.append(message)
+            return
+        self.sent.append(message.gradients.reshape(-1).tolist())
+        message.gradients[...] = -1
 
     def receive(self) -> Work | None:
         self._answers -= 1
@@ -100,8 +102,9 @@ def test_wishes_and_reports_are_left_alone(tmp_path: Path) -> None:
     inner = Noted(9)
     faulty, _ = channel(inner, tmp_path / "t", Fault("drop-push", share=1, seconds=1))
     faulty.send(None)
-    faulty.send(a_push(REPORT))
-    assert inner.sent == [None, [1, 2, 3]]
+    report = ResidualReport(3, np.zeros(3, np.float32))
+    faulty.send(report)
+    assert inner.sent == [None, report]
     assert read_tally(tmp_path / "t")["answers"] == 0
     assert (faulty.name, faulty.buffer is inner.buffer) == ("noted", True)
 

@@ -9,12 +9,12 @@ from collections import deque
 import pytest
 from support import PATIENCE
 
-from distsgd.core.messages import LIFE, Applied, Dismiss, Diverged, Dropped, Grant, Lease
+from distsgd.core.messages import INCARNATION, Applied, Dismiss, Diverged, Dropped, Grant, Lease
 from distsgd.core.server import Keep
 from distsgd.errors import ChannelClosed
 from distsgd.transport.framing import Entry, read_log, write_log
 
-LEASE = Lease(step=3, first=1, last=4, version=2, steps=2, shares=5, serial=LIFE + 7)
+LEASE = Lease(step=3, first=1, last=4, version=2, steps=2, replicas=5, serial=INCARNATION + 7)
 UPDATE = Applied(
     3, 0, 4, 0.0, 0, 200, 0.0, ((0, LEASE), (2, Lease(3, 4, 5, 3))), ((1, 3, 0, 1),), False
 )

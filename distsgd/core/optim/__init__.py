@@ -9,7 +9,7 @@ from distsgd.core.optim.compression import (
     make_codec,
     share,
     shared_out,
-    start_of_life,
+    start_of_incarnation,
 )
 from distsgd.core.optim.optimizers import OPTIMIZERS, Optimizer, Updater, make_optimizer
 from distsgd.core.optim.schedules import SCHEDULES, Schedule
@@ -29,5 +29,5 @@ __all__ = [
     "make_optimizer",
     "share",
     "shared_out",
-    "start_of_life",
+    "start_of_incarnation",
 ]

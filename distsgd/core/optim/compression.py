@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import LIFE
+from distsgd.core.messages import INCARNATION, incarnation_of, next_incarnation
 
 __all__ = [
     "CODECS",
@@ -37,7 +37,7 @@ __all__ = [
     "make_codec",
     "share",
     "shared_out",
-    "start_of_life",
+    "start_of_incarnation",
 ]
 
 
@@ -246,7 +246,7 @@ class ErrorFeedback:
         Raises:
             KeyError: that is too long ago, or still to come.
         """
-        if serial not in self._left and serial % LIFE == 0:
+        if serial not in self._left and serial % INCARNATION == 0:
             return np.zeros_like(next(iter(self._left.values())))
         return self._left[serial]
 
@@ -296,8 +296,8 @@ def share(residuals: Residuals, worker: int, workers: int) -> Residual:
         workers: how many the new fleet has at its start.
     """
     serial = residuals[worker].serial if worker in residuals else 0
-    if serial % LIFE:
-        serial = (serial // LIFE + 1) * LIFE
+    if serial % INCARNATION:
+        serial = next_incarnation(serial)
     parts = [
         values
         for number, (_, values) in sorted(residuals.items())
@@ -317,14 +317,14 @@ def shared_out(residuals: Residuals, workers: int) -> dict[int, Residual]:
     return {worker: share(residuals, worker, workers) for worker in known}
 
 
-def start_of_life(known: Residual | None, serial: int) -> Residual:
+def start_of_incarnation(known: Residual | None, serial: int) -> Residual:
     """The residual with which the process started that answers a lease.
 
     Args:
         known: of its worker, before the lease.
         serial: of the lease.
     """
-    life = serial // LIFE
-    if known is not None and known.serial // LIFE == life:
+    incarnation = incarnation_of(serial)
+    if known is not None and incarnation_of(known.serial) == incarnation:
         return known
-    return Residual(life * LIFE, None)
+    return Residual(incarnation * INCARNATION, None)

@@ -5,7 +5,7 @@ parameters. `position` is how far a run has come, `consistency` when a worker ma
 """
 
 from distsgd.core.server.parameter_server import ParameterServer
-from distsgd.core.server.position import Ledger, Position, WorkQueue, slots_of_lease
+from distsgd.core.server.position import Ledger, Position, WorkQueue
 from distsgd.core.server.range_server import Keep, MergedState, RangeServer, SplitServer, rebuilt
 from distsgd.core.server.sampled_updates import SampledUpdate, UpdateSampler
 from distsgd.core.server.update_check import UpdateCheck
@@ -23,5 +23,4 @@ __all__ = [
     "UpdateSampler",
     "WorkQueue",
     "rebuilt",
-    "slots_of_lease",
 ]

@@ -7,14 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Lease, Push
+from distsgd.core.messages import Lease, Piece, Push
 from distsgd.core.model import SlotLoss
 from distsgd.core.reduction_tree import Node, TreeSum, cover
 
-__all__ = ["OpenMinibatch", "Piece", "exact_sum"]
-
-Piece = tuple[int, int, int]
-"""Step of the plan, first slot, one past the last slot: what one worker leases."""
+__all__ = ["OpenMinibatch", "exact_sum"]
 
 
 class OpenMinibatch:
@@ -26,7 +23,7 @@ class OpenMinibatch:
         step: step of the plan that its learning rate belongs to.
         pieces: what it is made of.
         steps: steps of the plan that each piece goes over (more than 1 for local steps).
-        shares: number of replicas that each of these steps is cut for, or 0.
+        replicas: number of replicas that each of these steps is cut for, or 0.
         last: whether it holds all that is left of its epoch.
     """
 
@@ -36,10 +33,10 @@ class OpenMinibatch:
         pieces: Sequence[Piece],
         *,
         steps: int = 1,
-        shares: int = 0,
+        replicas: int = 0,
         last: bool = False,
     ) -> None:
-        self.step, self.steps, self.shares, self.last = step, steps, shares, last
+        self.step, self.steps, self.replicas, self.last = step, steps, replicas, last
         self.pieces = list(pieces)
         self.free = deque(self.pieces)
         self.leased: dict[Piece, tuple[int, Lease]] = {}
@@ -72,13 +69,13 @@ class OpenMinibatch:
         if likely and self.pieces[place] in self.free:
             piece = self.pieces[place]
         self.free.remove(piece)
-        lease = Lease(*piece, version, self.steps, self.shares, serial)
+        lease = Lease(*piece, version, self.steps, self.replicas, serial)
         self.leased[piece] = worker, lease
         return lease
 
     def place(self, lease: Lease) -> int:
         """Which of its pieces a lease is for."""
-        return self.pieces.index((lease.step, lease.first, lease.last))
+        return self.pieces.index(lease.piece)
 
     def release(self, worker: int) -> None:
         """The pieces of a worker that has gone are free again, before the others."""
@@ -99,7 +96,7 @@ class OpenMinibatch:
             borrow: the gradients stay as they are until `settle`.
         """
         lease = push.lease
-        piece = (lease.step, lease.first, lease.last)
+        piece = lease.piece
         # Whoever answers a lease that stands: a gradient does not depend on who computed it.
         if piece not in self.leased:
             return False
@@ -121,7 +118,7 @@ class OpenMinibatch:
 
     def _fits(self, push: Push, nodes: int) -> bool:
         """Whether a push has as many losses and gradients as its lease asks for."""
-        losses_fit = len(push.losses) == push.lease.last - push.lease.first or self.shares > 0
+        losses_fit = len(push.losses) == push.lease.last - push.lease.first or self.replicas > 0
         return losses_fit and push.gradients.ndim == 2 and len(push.gradients) == nodes
 
     def _nodes(self, piece: Piece) -> tuple[Node, ...]:

@@ -11,7 +11,6 @@ from collections import Counter, deque
 
 from distsgd.core.arrays import Floats, finite
 from distsgd.core.messages import (
-    LIFE,
     Applied,
     Decision,
     Dismiss,
@@ -20,6 +19,8 @@ from distsgd.core.messages import (
     Grant,
     Lease,
     Push,
+    incarnation_of,
+    next_incarnation,
 )
 from distsgd.core.optim import Optimizer, Schedule, Updater
 from distsgd.core.plan import Plan
@@ -114,7 +115,9 @@ class ParameterServer:
             for worker, serial in self._used.items()
             if serial != before.get(worker, 0)
         }
-        lost = any(self._serials[worker] // LIFE > n // LIFE for worker, n in found.items())
+        lost = any(
+            incarnation_of(self._serials[worker]) > incarnation_of(n) for worker, n in found.items()
+        )
         early = any(
             lease.serial < found.get(worker, 0)
             for minibatch in self._open
@@ -189,7 +192,7 @@ class ParameterServer:
         """A worker has gone: its pieces are free again."""
         if worker in self._workers:
             self._workers.remove(worker)
-            self._serials[worker] = (self._serials[worker] // LIFE + 1) * LIFE
+            self._serials[worker] = next_incarnation(self._serials[worker])
         if worker in self._waiting:
             self._waiting.remove(worker)
         self._release(worker)
@@ -223,9 +226,8 @@ class ParameterServer:
             lender.settle()
 
     def _holder(self, lease: Lease) -> OpenMinibatch | None:
-        piece = (lease.step, lease.first, lease.last)
         for minibatch in self._open:
-            if piece in minibatch.leased:
+            if lease.piece in minibatch.leased:
                 return minibatch
         return None
 
@@ -311,7 +313,7 @@ class ParameterServer:
             return Diverged(step, loss / examples, updater.schedule.at(step))
         if self.sampler is not None:
             self.sampler.before(minibatch, gradient, updater)
-        apply = updater.average if minibatch.shares else updater.apply
+        apply = updater.average if minibatch.replicas else updater.apply
         rate = apply(gradient, examples, step)
         if not finite(updater.weights):
             self._stopping = True

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from distsgd.core.messages import LIFE, Lease, Update
+from distsgd.core.messages import Piece, Update, next_incarnation
 from distsgd.core.plan import Plan
-from distsgd.core.reduction_tree import shares
 from distsgd.core.server.consistency import Policy
-from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
+from distsgd.core.server.open_minibatch import OpenMinibatch
 
-__all__ = ["Ledger", "Position", "WorkQueue", "slots_of_lease"]
+__all__ = ["Ledger", "Position", "WorkQueue"]
 
 
 _MOST = 1 << 62
@@ -53,16 +52,6 @@ class Position:
         epochs, steps = divmod(min(version, plan.total_steps), plan.steps_per_epoch)
         seen = epochs * plan.examples + steps * plan.batch_size
         return cls(version, version, (), examples, examples_seen=seen)
-
-
-def slots_of_lease(lease: Lease, plan: Plan) -> Iterator[tuple[int, int]]:
-    """(step, slot) of every slot of a lease, local steps included."""
-    for step in range(lease.step, lease.step + lease.steps):
-        first, last = lease.first, lease.last
-        if lease.shares:
-            parts = shares(plan.slots(step), lease.shares)
-            first, last = parts[first] if first < len(parts) else (0, 0)
-        yield from ((step, slot) for slot in range(first, last))
 
 
 class Ledger:
@@ -107,15 +96,15 @@ class Ledger:
         here, slots = self._whole, 0
         for worker, lease in update.contributions:
             if lease.serial >= self._serials.get(worker, 0):
-                self._serials[worker] = (lease.serial // LIFE + 1) * LIFE
-            slots += lease.last - lease.first if lease.step == here and not lease.shares else 0
+                self._serials[worker] = next_incarnation(lease.serial)
+            slots += lease.last - lease.first if lease.step == here and not lease.replicas else 0
         if slots == plan.slots(here) and here not in self._begun:  # as nearly always in `bsp`
             self._whole += 1
             self._next = max(self._next, self._whole)
         else:
             for _, lease in update.contributions:
-                for step, slot in slots_of_lease(lease, plan):
-                    self._begun.setdefault(step, set()).add(slot)
+                for step, first, last in lease.slots(plan):
+                    self._begun.setdefault(step, set()).update(range(first, last))
                     self._next = max(self._next, step + 1)
         while self._begun and len(self._begun.get(self._whole, ())) == plan.slots(self._whole):
             del self._begun[self._whole]
@@ -266,9 +255,9 @@ class WorkQueue:
     def _cut(self, step: int, steps: int, workers: int) -> OpenMinibatch:
         plan = self._plan
         ranges = self._policy.pieces(plan.slots(step), workers)
-        shares = len(ranges) if self._policy.local else 0
+        replicas = len(ranges) if self._policy.local else 0
         pieces = [(step, *part) for part in ranges]
-        return OpenMinibatch(step, pieces, steps=steps, shares=shares)
+        return OpenMinibatch(step, pieces, steps=steps, replicas=replicas)
 
     def put_off(self, pieces: Iterable[Piece]) -> None:
         """Pieces that did not make their minibatch; they come first in the next."""

@@ -19,7 +19,7 @@ from distsgd.core.messages import Applied, Decision, Dropped, Lease, Push, Updat
 from distsgd.core.optim import Updater
 from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
+from distsgd.core.server.open_minibatch import OpenMinibatch
 from distsgd.core.server.parameter_server import ParameterServer
 
 __all__ = ["Keep", "MergedState", "RangeServer", "SplitServer", "rebuilt"]
@@ -29,11 +29,11 @@ _Key = tuple[int, ...]
 
 def rebuilt(update: Update) -> OpenMinibatch:
     """The minibatch of an update, with those pieces in their places that did not make it."""
-    pieces: list[Piece] = [(at.step, at.first, at.last) for _, at in update.contributions]
+    pieces = [lease.piece for _, lease in update.contributions]
     for place, step, first, last in sorted(update.requeued):
         pieces.insert(place, (step, first, last))
     lease = update.contributions[0][1]
-    return OpenMinibatch(update.step, pieces, steps=lease.steps, shares=lease.shares)
+    return OpenMinibatch(update.step, pieces, steps=lease.steps, replicas=lease.replicas)
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class RangeServer:
     def _apply(self, update: Applied) -> None:
         minibatch = rebuilt(update)
         for worker, lease in update.contributions:
-            minibatch.leased[lease.step, lease.first, lease.last] = worker, lease
+            minibatch.leased[lease.piece] = worker, lease
             minibatch.take(worker, self._pushes.pop(_key(worker, lease)), lambda: self._tree)
-        apply = self._updater.average if minibatch.shares else self._updater.apply
+        apply = self._updater.average if minibatch.replicas else self._updater.apply
         apply(minibatch.gradient(), update.examples, update.step)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distsgd.core.arrays import Floats
-from distsgd.core.messages import Applied
+from distsgd.core.messages import Applied, Piece
 from distsgd.core.model import SlotLoss
 from distsgd.core.optim import Updater
-from distsgd.core.server.open_minibatch import OpenMinibatch, Piece
+from distsgd.core.server.open_minibatch import OpenMinibatch
 
 __all__ = ["MOST_WAITING", "SampledUpdate", "UpdateSampler", "is_sampled"]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distsgd.core.messages import Lease, Update
+from distsgd.core.messages import Lease, Piece, Update
 from distsgd.core.plan import Plan
 from distsgd.core.server.consistency.base import Policy, Range
-from distsgd.core.server.open_minibatch import Piece
-from distsgd.core.server.position import Ledger, slots_of_lease
+from distsgd.core.server.position import Ledger
 
 __all__ = ["UpdateCheck"]
 
@@ -105,12 +104,12 @@ class UpdateCheck:
                 f"its pieces are not those of step {step}, each once: {_short(ranges)}"
             )
         steps = policy.steps(plan.steps_per_epoch - step % plan.steps_per_epoch)
-        shares = len(ranges) if policy.local else 0
+        replicas = len(ranges) if policy.local else 0
         for _, lease in update.contributions:
-            if (lease.step, lease.steps, lease.shares) != (step, steps, shares):
+            if (lease.step, lease.steps, lease.replicas) != (step, steps, replicas):
                 raise ValueError(
-                    f"it takes {lease.steps} steps from step {lease.step} on in {lease.shares} "
-                    f"shares, not {steps} from step {step} on in {shares}"
+                    f"it takes {lease.steps} steps from step {lease.step} on in {lease.replicas} "
+                    f"replicas, not {steps} from step {step} on in {replicas}"
                 )
 
     def _is_cut(self, slots: int, ranges: tuple[Range, ...]) -> bool:
@@ -143,7 +142,7 @@ class UpdateCheck:
         if not self._policy.enough(len(update.contributions), len(pieces), last):
             raise ValueError(f"it puts off {len(update.requeued)} of {len(pieces)} pieces")
         for _, lease in update.contributions:
-            if lease.steps != 1 or lease.shares:
+            if lease.steps != 1 or lease.replicas:
                 raise ValueError(f"{self._policy.name} has no local steps")
         self._put_off = tuple((step, first, last) for _, step, first, last in update.requeued)
 
@@ -180,10 +179,10 @@ class UpdateCheck:
         """Count the examples of the epochs that are not whole."""
         plan = self._plan
         for _, lease in update.contributions:
-            for step, slot in slots_of_lease(lease, plan):
-                low, high = plan.slot(step, slot)
+            for step, first, last in lease.slots(plan):
                 epoch = plan.epoch_of(step)
-                found = self._used.get(epoch, 0) + high - low
+                examples = plan.slot(step, last - 1)[1] - plan.slot(step, first)[0]
+                found = self._used.get(epoch, 0) + examples
                 self._used[epoch] = found
                 if found == plan.examples:
                     del self._used[epoch]
@@ -192,7 +191,7 @@ class UpdateCheck:
 def _pieces(update: Update) -> tuple[Piece, ...]:
     """What came and what was put off, in the order of their places in the reduction tree."""
     put_off = {place: (step, first, last) for place, step, first, last in update.requeued}
-    came = iter([(lease.step, lease.first, lease.last) for _, lease in update.contributions])
+    came = iter([lease.piece for _, lease in update.contributions])
     pieces: list[Piece] = []
     place = 0
     for _ in range(len(update.contributions) + len(update.requeued)):
