@@ -16,8 +16,8 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+from distsgd.bench.contenders import Contender, choose, grid, usual_contenders
 from distsgd.bench.environment import Measurement, busy_cores, environment
-from distsgd.bench.lineup import Contender, choose, grid, line_up
 from distsgd.bench.processes import Finished, parse_results, run_process
 from distsgd.bench.report import Report, judged, make_rows, markdown
 from distsgd.config.settings import choices
@@ -205,7 +205,7 @@ def run_benchmark(options: Options, tell: Callable[[str], None]) -> Report:
     """
     began = perf_counter()
     channels = choices("channel")
-    contenders = choose(options.only, line_up(channels), grid(channels))
+    contenders = choose(options.only, usual_contenders(channels), grid(channels))
     examples = read_manifest(find_dataset(options.dataset)).rows("train")
     reasons = {one.name: reason_to_skip(one, examples) for one in contenders}
     rounds, seconds = options.how_long()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distsgd.bench.contenders import IMAGES, Contender
 from distsgd.bench.environment import Measurement, ratio
-from distsgd.bench.lineup import IMAGES, Contender
 
 __all__ = [
     "BARS",

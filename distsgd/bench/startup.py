@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distsgd.bench.lineup import TARGET
+from distsgd.bench.contenders import TARGET
 from distsgd.bench.processes import Finished, Found, Task, run_process, serve, told
 from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure

@@ -105,7 +105,7 @@ def random_(
 
     Example: distsgd search random --dataset sample --attempts 200 --workers 0
     """
-    from distsgd.lecture.experiments.random_search import draw_random_search, random_search
+    from distsgd.lecture.experiments.search import draw_random_search, random_search
 
     checked(plot)
     found = random_search(
@@ -142,7 +142,7 @@ def local(
 
     Example: distsgd search local --dataset sample --tries 200 --workers 0
     """
-    from distsgd.lecture.experiments.local_search import draw_local_search, local_search
+    from distsgd.lecture.experiments.search import draw_local_search, local_search
 
     checked(plot)
     found = local_search(
@@ -187,7 +187,7 @@ def numeric(
 
     Example: distsgd gradient numeric --dataset sample --examples 100 --parameters 500 --workers 0
     """
-    from distsgd.lecture.experiments.gradient_numeric import draw_numeric_gradient, numeric_gradient
+    from distsgd.lecture.experiments.gradients import draw_numeric_gradient, numeric_gradient
 
     checked(plot)
     found = numeric_gradient(

@@ -306,7 +306,7 @@ def _read(
     given: dict[str, Any],
 ) -> tuple[Fleet, Callable[[dict[str, Any]], TrainConfig], Measuring]:
     """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
-    from distsgd.simulation.plots import check_plot
+    from distsgd.simulation.figures import check_plot
     from distsgd.simulation.probe import Measuring
     from distsgd.simulation.scenario import fleet_from, read_scenario, simulated_config
 
@@ -348,7 +348,7 @@ def _refuse_before_command(given: dict[str, Any], json: bool) -> None:
 
 def _draw(plot: Path | None, runs: list[Any]) -> None:
     if plot is not None:
-        from distsgd.simulation.plots import plot_curves
+        from distsgd.simulation.figures import plot_curves
 
         plot_curves(plot, runs)
         say(f"drew {plot}")

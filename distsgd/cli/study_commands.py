@@ -78,8 +78,8 @@ def hinges(
 
     Example: distsgd study hinges --plot hinges.png
     """
-    from distsgd.lecture.experiments.hinges import draw_hinges
-    from distsgd.lecture.experiments.hinges import hinges as take_apart
+    from distsgd.lecture.experiments.piecewise import draw_hinges
+    from distsgd.lecture.experiments.piecewise import hinges as take_apart
 
     checked(plot)
     found = take_apart(reals("--points", points), reals("--weights", weights))
@@ -122,7 +122,7 @@ def convexity(
 
     Example: distsgd study convexity --dataset sample --plot convexity.png
     """
-    from distsgd.lecture.experiments.convexity import check_convexity, draw_convexity
+    from distsgd.lecture.experiments.piecewise import check_convexity, draw_convexity
 
     checked(plot)
     found = check_convexity(dataset, examples=examples, segments=segments, seed=seed)
@@ -181,7 +181,7 @@ def formulas(
 
     Example: distsgd study formulas --dataset sample --plot formulas.png
     """
-    from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas
+    from distsgd.lecture.experiments.gradients import compare_formulas, draw_formulas
 
     checked(plot)
     found = compare_formulas(dataset, examples=examples, seed=seed)
@@ -212,7 +212,7 @@ def descent(
 
     Example: distsgd study descent --dataset sample --epochs 3 --plot descent.png
     """
-    from distsgd.lecture.experiments.compare_descents import compare_descents, draw_descents
+    from distsgd.lecture.experiments.compare_trainings import compare_descents, draw_descents
 
     checked(plot)
     found = compare_descents(dataset, loss=loss, epochs=epochs, workers=workers, seed=seed, say=say)
@@ -243,7 +243,7 @@ def copies(
 
     Example: distsgd study copies --dataset sample --originals 100 --times 50
     """
-    from distsgd.lecture.experiments.copies import compare_copies, draw_copies
+    from distsgd.lecture.experiments.minibatch_gradients import compare_copies, draw_copies
 
     checked(plot)
     found = compare_copies(dataset, originals=originals, times=times, seed=seed)
@@ -277,7 +277,10 @@ def noise(
 
     Example: distsgd study noise --dataset sample --sizes 16,64,256 --plot noise.png
     """
-    from distsgd.lecture.experiments.minibatch_noise import draw_minibatch_noise, minibatch_noise
+    from distsgd.lecture.experiments.minibatch_gradients import (
+        draw_minibatch_noise,
+        minibatch_noise,
+    )
 
     checked(plot)
     found = minibatch_noise(
@@ -317,7 +320,7 @@ def minibatch_size(
 
     Example: distsgd study minibatch-size --dataset sample --sizes 64,100,128 --epochs 1
     """
-    from distsgd.lecture.experiments.minibatch_size import compare_sizes, draw_sizes
+    from distsgd.lecture.experiments.compare_trainings import compare_sizes, draw_sizes
 
     checked(plot)
     found = compare_sizes(
@@ -352,7 +355,7 @@ def sampling(
 
     Example: distsgd study sampling --dataset sample --epochs 3 --plot sampling.png
     """
-    from distsgd.lecture.experiments.sampling import compare_samplings, draw_samplings
+    from distsgd.lecture.experiments.compare_trainings import compare_samplings, draw_samplings
 
     checked(plot)
     found = compare_samplings(

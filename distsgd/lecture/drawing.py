@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from distsgd.data.atomic import replace_file
 from distsgd.errors import storage_error
 from distsgd.lecture.plain.chain_rule import ChainRule, WorkedExample
-from distsgd.simulation.plots import check_plot
+from distsgd.simulation.figures import check_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from distsgd.bench.benchmark import in_processes, reason_to_skip
-from distsgd.bench.lineup import choose, grid, line_up
+from distsgd.bench.contenders import choose, grid, usual_contenders
 from distsgd.config.settings import TrainConfig, choices
 from distsgd.errors import UsageError
 
 CHANNELS = ("auto", "unix", "pigeon")
-USUAL = line_up(CHANNELS)
+USUAL = usual_contenders(CHANNELS)
 
 
 def names(only: str | None) -> list[str]:
@@ -23,12 +23,12 @@ def test_names_are_unique() -> None:
 
 def test_every_channel_of_the_settings_is_measured() -> None:
     assert "bsp-2-512-pigeon" in names(None)
-    real = line_up(choices("channel"))
+    real = usual_contenders(choices("channel"))
     assert {one.settings.get("channel") for one in real} >= set(choices("channel"))
 
 
 def test_what_is_told_to_ours_are_settings() -> None:
-    for one in [*line_up(choices("channel")), *grid(choices("channel"))]:
+    for one in [*usual_contenders(choices("channel")), *grid(choices("channel"))]:
         if one.module == "distsgd.bench.ours":
             settings = {key: value for key, value in one.settings.items() if key != "whole"}
             assert TrainConfig(**settings).batch_size == one.batch

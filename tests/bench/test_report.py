@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from distsgd.bench.contenders import choose, grid, usual_contenders
 from distsgd.bench.environment import Measurement, ratio
-from distsgd.bench.lineup import choose, grid, line_up
 from distsgd.bench.report import BARS, Bar, Report, judge, judged, make_rows, markdown, tables
 
 CHANNELS = ("auto", "unix")
@@ -32,7 +32,7 @@ def measured() -> dict[str, Measurement]:
 
 def report() -> Report:
     found = measured()
-    contenders = choose(NAMES, line_up(CHANNELS), [])
+    contenders = choose(NAMES, usual_contenders(CHANNELS), [])
     return Report(
         command="distsgd bench", dataset="cifar10", rounds=3, seconds=2.0,
         environment={"cpu": "Abacus 9", "torch": "not installed"}, others_busy=0.1,
@@ -69,7 +69,7 @@ def test_a_bar_that_was_not_measured_is_neither_met_nor_missed() -> None:
 
 
 def test_every_bar_is_of_contenders_that_are_measured() -> None:
-    there = {one.name for one in line_up(CHANNELS)}
+    there = {one.name for one in usual_contenders(CHANNELS)}
     assert {name for bar in BARS for name in (bar.of, bar.over) if name} <= there
 
 

@@ -12,8 +12,7 @@ from distsgd.lecture.drawing import svg_of
 from distsgd.lecture.experiments.landscape import draw_landscape, landscape
 from distsgd.lecture.experiments.landscape_directions import Path as Checkpoints
 from distsgd.lecture.experiments.landscape_directions import in_plane, principal_directions
-from distsgd.lecture.material import first_examples
-from distsgd.lecture.objective import loss_of
+from distsgd.lecture.material import first_examples, loss_of
 from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.training.training import train
 

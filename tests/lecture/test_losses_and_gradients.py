@@ -9,11 +9,16 @@ import pytest
 from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import draw_chain_rule, svg_of
-from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas
-from distsgd.lecture.experiments.convexity import check_convexity, draw_convexity, excess
-from distsgd.lecture.experiments.hinges import hinges, loss_at
+from distsgd.lecture.experiments.gradients import compare_formulas, draw_formulas
 from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
-from distsgd.lecture.objective import loss_and_gradient
+from distsgd.lecture.experiments.piecewise import (
+    check_convexity,
+    draw_convexity,
+    excess,
+    hinges,
+    loss_at,
+)
+from distsgd.lecture.material import loss_and_gradient
 from distsgd.lecture.plain.chain_rule import (
     EXAMPLE_GRADIENT,
     EXAMPLE_LOSS,
@@ -25,7 +30,7 @@ from distsgd.lecture.plain.chain_rule import (
     softmax_jacobian,
     worked_examples,
 )
-from distsgd.lecture.plain.numerical_gradient import central_gradient
+from distsgd.lecture.plain.loops import central_gradient
 
 
 def test_small_weights_lose_nine_and_ln_ten():

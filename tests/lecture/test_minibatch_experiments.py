@@ -6,20 +6,27 @@ import pytest
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.experiments.compare_descents import compare_descents, draw_descents
-from distsgd.lecture.experiments.copies import compare_copies, draw_copies, gradient_over_copies
-from distsgd.lecture.experiments.minibatch_noise import draw_minibatch_noise, minibatch_noise
-from distsgd.lecture.experiments.minibatch_size import compare_sizes, draw_sizes, is_power_of_two
-from distsgd.lecture.experiments.sampling import (
+from distsgd.lecture.experiments.compare_trainings import (
     NEVER_SEEN,
+    compare_descents,
     compare_samplings,
+    compare_sizes,
+    draw_descents,
     draw_samplings,
+    draw_sizes,
+    is_power_of_two,
     never_seen_share,
     write_sorted_dataset,
 )
-from distsgd.lecture.material import first_examples
-from distsgd.lecture.objective import gradient_of, loss_and_gradient, loss_of
-from distsgd.lecture.plain.descent import (
+from distsgd.lecture.experiments.minibatch_gradients import (
+    compare_copies,
+    draw_copies,
+    draw_minibatch_noise,
+    gradient_over_copies,
+    minibatch_noise,
+)
+from distsgd.lecture.material import first_examples, gradient_of, loss_and_gradient, loss_of
+from distsgd.lecture.plain.loops import (
     gradient_descent,
     minibatch_gradient_descent,
     stochastic_gradient_descent,
@@ -89,7 +96,7 @@ def test_copies_have_the_gradient_of_their_originals():
 
 def test_a_set_that_does_not_repeat_itself_evenly_has_another_gradient(few, monkeypatch):
     weights = np.random.default_rng(0).standard_normal(few.shape) * 1e-3
-    monkeypatch.setattr("distsgd.lecture.experiments.copies._CHUNK", 7)
+    monkeypatch.setattr("distsgd.lecture.experiments.minibatch_gradients._CHUNK", 7)
     many = gradient_over_copies(weights, few, 3, "svm")
     assert np.linalg.norm(many - gradient_of(weights, few, "svm")) <= 1e-12 * np.linalg.norm(many)
     features = np.concatenate([few.features, few.features[:1]])

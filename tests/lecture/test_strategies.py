@@ -5,23 +5,20 @@ import pytest
 
 from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
-from distsgd.lecture.experiments.gradient_numeric import draw_numeric_gradient, numeric_gradient
-from distsgd.lecture.experiments.local_search import (
+from distsgd.lecture.experiments.gradients import draw_numeric_gradient, numeric_gradient
+from distsgd.lecture.experiments.search import (
     direction,
     draw_local_search,
+    draw_random_search,
     first_weights,
     local_search,
     local_search_loop,
-)
-from distsgd.lecture.experiments.random_search import (
-    draw_random_search,
     random_search,
     random_weights,
 )
 from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
-from distsgd.lecture.material import first_examples
-from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces, gradient_of, loss_of
-from distsgd.lecture.plain.numerical_gradient import (
+from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, first_examples, gradient_of, loss_of
+from distsgd.lecture.plain.loops import (
     central_gradient,
     eval_numerical_gradient,
     partials,
@@ -161,7 +158,7 @@ def test_numerical_and_analytic_gradients_agree(loss):
 
 def test_a_wrong_gradient_would_be_seen(monkeypatch):
     monkeypatch.setattr(
-        "distsgd.lecture.experiments.gradient_numeric.gradient_of",
+        "distsgd.lecture.experiments.gradients.gradient_of",
         lambda *a: 1.001 * gradient_of(*a),
     )
     found = numeric_gradient("sample", examples=30, parameters=200, curve_parameters=5)

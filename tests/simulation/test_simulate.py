@@ -10,7 +10,7 @@ import pytest
 from support import image_format
 
 from distsgd.errors import DivergedError, UsageError
-from distsgd.simulation.plots import check_plot, plot_curves
+from distsgd.simulation.figures import check_plot, plot_curves
 from distsgd.simulation.probe import Measuring
 from distsgd.simulation.scenario import fleet_from, policy_settings, read_scenario, simulated_config
 from distsgd.simulation.simulate import compare, simulate

@@ -18,8 +18,7 @@ import numpy as np
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, first_examples
-from distsgd.lecture.objective import loss_of
+from distsgd.lecture.material import check_limit, first_examples, loss_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -30,8 +30,14 @@ from distsgd.lecture.experiments.landscape_directions import (
     in_plane,
     path_of,
 )
-from distsgd.lecture.material import Examples, check_examples, check_limit, check_loss
-from distsgd.lecture.objective import LOSS_OF_SCORES, gradient_of
+from distsgd.lecture.material import (
+    LOSS_OF_SCORES,
+    Examples,
+    check_examples,
+    check_limit,
+    check_loss,
+    gradient_of,
+)
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.opened_run import dataset_of_run
 from distsgd.training.measuring import conversion_for

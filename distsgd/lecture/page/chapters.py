@@ -16,20 +16,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.lecture.drawing import draw_chain_rule, new_figure
-from distsgd.lecture.experiments.compare_descents import compare_descents, draw_descents
-from distsgd.lecture.experiments.compare_formulas import compare_formulas, draw_formulas
-from distsgd.lecture.experiments.convexity import check_convexity, draw_convexity
-from distsgd.lecture.experiments.copies import compare_copies, draw_copies
+from distsgd.lecture.experiments.compare_trainings import (
+    compare_descents,
+    compare_samplings,
+    compare_sizes,
+    draw_descents,
+    draw_samplings,
+    draw_sizes,
+)
 from distsgd.lecture.experiments.gradcheck import gradcheck
-from distsgd.lecture.experiments.gradient_numeric import draw_numeric_gradient, numeric_gradient
-from distsgd.lecture.experiments.hinges import draw_hinges, hinges
+from distsgd.lecture.experiments.gradients import (
+    compare_formulas,
+    draw_formulas,
+    draw_numeric_gradient,
+    numeric_gradient,
+)
 from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
 from distsgd.lecture.experiments.landscape import draw_landscape, draw_lines, draw_planes, landscape
-from distsgd.lecture.experiments.local_search import draw_local_search, local_search
-from distsgd.lecture.experiments.minibatch_noise import draw_minibatch_noise, minibatch_noise
-from distsgd.lecture.experiments.minibatch_size import compare_sizes, draw_sizes
-from distsgd.lecture.experiments.random_search import draw_random_search, random_search
-from distsgd.lecture.experiments.sampling import compare_samplings, draw_samplings
+from distsgd.lecture.experiments.minibatch_gradients import (
+    compare_copies,
+    draw_copies,
+    draw_minibatch_noise,
+    minibatch_noise,
+)
+from distsgd.lecture.experiments.piecewise import (
+    check_convexity,
+    draw_convexity,
+    draw_hinges,
+    hinges,
+)
+from distsgd.lecture.experiments.search import (
+    draw_local_search,
+    draw_random_search,
+    local_search,
+    random_search,
+)
 from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
 from distsgd.lecture.material import Trained, train_for_study
 from distsgd.lecture.page.findings import (

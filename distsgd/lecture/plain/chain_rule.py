@@ -19,7 +19,7 @@ from math import exp
 import numpy as np
 
 from distsgd.core.arrays import Floats, Ints
-from distsgd.lecture.plain.numerical_gradient import central_gradient
+from distsgd.lecture.plain.loops import central_gradient
 
 __all__ = [
     "EXAMPLE_GRADIENT",

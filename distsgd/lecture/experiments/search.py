@@ -1,11 +1,11 @@
-"""Strategy 2, random local search: a step in a random direction, taken when the loss falls.
+"""Strategies 1 and 2: random search, and steps in random directions that are kept if they help.
 
-Scores are linear in W: those of W + step U are those of W plus step times those of U. So the
-workers compute the scores of directions, many at once, before it is known which steps are taken;
-who takes them needs to evaluate the loss only. `local_search_loop` is the loop as one writes it
-first, which decides the same.
+Scores are linear in W: those of W + step U are those of W plus step times those of U. So in local
+search, the workers compute the scores of many directions at once, before it is known which steps
+are taken; this process only evaluates the loss. `local_search_loop` is the plain loop, which
+decides the same.
 
-Source: CS231n notes, "Optimization", strategy 2.
+Source: CS231n notes, "Optimization", strategies 1 and 2.
 """
 
 from __future__ import annotations
@@ -21,22 +21,150 @@ from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import check_limit, check_loss
-from distsgd.lecture.objective import LOSS_OF_SCORES, Pieces, accuracy_of
+from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, accuracy_of, check_limit, check_loss
 from distsgd.on_ray.task_pool import task_pool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "LocalSearch", "direction", "draw_local_search", "first_weights", "local_search",
+    "LocalSearch",
+    "RandomSearch",
+    "direction",
+    "draw_local_search",
+    "draw_random_search",
+    "first_weights",
+    "local_search",
     "local_search_loop",
-]  # fmt: skip
+    "random_search",
+    "random_weights",
+]
+
+
+SCALE = 1e-4
+"""Standard deviation of W."""
+
+_STREAM = 20
+_ATTEMPTS_PER_TASK = 25
+"""Attempts of a task: enough columns for a fast matrix product."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """What was found.
+
+    Attributes:
+        loss: "svm" or "softmax".
+        examples: training examples each attempt was measured on.
+        losses: of the attempts, in order.
+        best_attempt: the first of those with the lowest loss, from 0.
+        best_loss: of it.
+        train_accuracy: of it.
+        test_accuracy: of it.
+    """
+
+    loss: str
+    examples: int
+    losses: tuple[float, ...]
+    best_attempt: int
+    best_loss: float
+    train_accuracy: float
+    test_accuracy: float
+
+
+def random_weights(seed: int, attempt: int, shape: tuple[int, ...]) -> Floats:
+    """W = randn(10, 3073) * 0.0001, another for each attempt, whoever makes it; float32."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _STREAM, attempt]))
+    return (rng.standard_normal(shape) * SCALE).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """The recipe of a task: the losses of a block of attempts."""
+
+    dataset: str
+    loss: str
+    seed: int
+    examples: int
+    attempts: int
+
+    def open(self) -> Callable[[int], Floats]:
+        dataset = open_dataset(self.dataset)
+        pieces = Pieces.of(dataset, "train", self.examples)
+        shape = len(dataset.manifest.classes), dataset.manifest.features + 1
+
+        def losses(block: int) -> Floats:
+            chosen = range(
+                block * _ATTEMPTS_PER_TASK, min((block + 1) * _ATTEMPTS_PER_TASK, self.attempts)
+            )
+            stack = np.stack([random_weights(self.seed, attempt, shape) for attempt in chosen])
+            return pieces.losses(stack, self.loss)
+
+        return losses
+
+
+def random_search(
+    dataset: str = "cifar10",
+    *,
+    attempts: int = 1_000,
+    loss: str = "svm",
+    examples: int | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, float], None] = lambda done, best: None,
+) -> RandomSearch:
+    """Try so many random W, and keep the best.
+
+    Args:
+        dataset: where the examples come from; pixels are centred, not scaled.
+        attempts: how many W.
+        loss: "svm" or "softmax".
+        examples: training examples to measure on; None for all.
+        workers: worker processes; the answer does not depend on them.
+        seed: of the attempts.
+        progress: told how many are done, and the lowest loss so far.
+
+    Raises:
+        UsageError: an argument cannot be used.
+    """
+    check_loss(loss)
+    check_limit("--attempts", attempts, 10_000_000)
+    opened = open_dataset(dataset)
+    rows = len(opened.train)
+    rows = rows if examples is None else check_limit("--examples", examples, rows)
+    opened.train.verify()
+    found: list[float] = []
+    recipe = _Attempts(dataset, loss, seed, rows, attempts)
+    with task_pool(workers) as pool:
+        for losses in pool.map(recipe, range(-(-attempts // _ATTEMPTS_PER_TASK))):
+            found += losses.tolist()
+            progress(len(found), min(found))
+    best = int(np.argmin(found))
+    shape = len(opened.manifest.classes), opened.manifest.features + 1
+    weights = random_weights(seed, best, shape)
+    return RandomSearch(
+        loss=loss, examples=rows, losses=tuple(found), best_attempt=best, best_loss=found[best],
+        train_accuracy=accuracy_of(weights, Pieces.of(opened, "train", rows)),
+        test_accuracy=accuracy_of(weights, Pieces.of(opened, "test")),
+    )  # fmt: skip
+
+
+def draw_random_search(found: RandomSearch) -> Figure:
+    """The loss of every attempt, and the best so far."""
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    numbers = np.arange(1, len(found.losses) + 1)
+    axes.plot(numbers, found.losses, ".", markersize=3, alpha=0.5, label="attempts")
+    axes.step(numbers, np.minimum.accumulate(found.losses), where="post", label="best so far")
+    axes.set(xlabel="attempt", ylabel=f"{found.loss} loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
 
 STEP = 1e-4
-SCALE = 1e-4
 _START, _DIRECTIONS = 21, 22
-_BLOCK = 5
+_DIRECTIONS_PER_TASK = 5
 """Directions of a task; their scores are what it returns: 10 MB for CIFAR-10."""
 _REFRESH = 100
 """Tries after which scores are computed from W again: rounding errors do not pile up."""
@@ -125,7 +253,9 @@ class _Directions:
         shape = len(dataset.manifest.classes), dataset.manifest.features + 1
 
         def scores(block: int) -> Floats:
-            chosen = range(block * _BLOCK, min((block + 1) * _BLOCK, self.tries))
+            chosen = range(
+                block * _DIRECTIONS_PER_TASK, min((block + 1) * _DIRECTIONS_PER_TASK, self.tries)
+            )
             stack = np.stack([direction(self.seed, number, shape) for number in chosen])
             return np.ascontiguousarray(pieces.scores(stack).transpose(1, 0, 2))
 
@@ -203,7 +333,7 @@ def local_search(
         pieces = Pieces.of(opened, "train", rows)
         walker = _Walker(pieces, first_weights(seed, shape, scale), loss, step)
         losses = [walker.best]
-        for block in pool.map(recipe, range(-(-tries // _BLOCK))):
+        for block in pool.map(recipe, range(-(-tries // _DIRECTIONS_PER_TASK))):
             for its_scores in block:
                 number = len(losses)
                 if walker.attempt(direction(seed, number - 1, shape), its_scores):

@@ -1,7 +1,4 @@
-"""The line-up: ours in its forms, one plain loop, the peers, and the floor of the machine.
-
-A contender: one thing that is measured; and which of them the user wants.
-"""
+"""What is measured: forms of distsgd, a plain numpy loop, peers, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = [
     "Contender",
     "choose",
     "grid",
-    "line_up",
+    "usual_contenders",
 ]
 
 
@@ -227,7 +224,7 @@ def _startup() -> list[Contender]:
     ]  # fmt: skip
 
 
-def line_up(channels: Sequence[str]) -> list[Contender]:
+def usual_contenders(channels: Sequence[str]) -> list[Contender]:
     """All that are measured in a round if nothing is said, in order.
 
     Args:
