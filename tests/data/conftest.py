@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.dataset import Dataset
 from distsgd.data.locations import SAMPLE, dataset_folder
 from distsgd.errors import DatasetError, SourceError
+from distsgd.training import train
 
 USERS_DATASET = dataset_folder("cifar10")
 """Looked at, never written; found before any test points the cache elsewhere."""
@@ -195,3 +196,17 @@ def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def here() -> Callable[..., str]:
+    """The bits of a training on the files themselves."""
+    known: dict[str, str] = {}
+
+    def bits(dataset: Path, **settings: object) -> str:
+        key = f"{dataset} {settings}"
+        if key not in known:
+            known[key] = train(dataset, workers=0, epochs=2, **settings).weights_sha256
+        return known[key]
+
+    return bits

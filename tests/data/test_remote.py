@@ -1,26 +1,23 @@
-"""Datasets that lie elsewhere: over S3 and HTTP, with troubles, within a bound, the same bits."""
+"""Datasets that lie elsewhere: over S3 and HTTP, within a bound, the same bits."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from data_support import sample_in_shards
-from object_store import KEY
-from store_process import SECRETS, StoreProcess, object_store
-from support import PATIENCE, Run, run_here
+from moto.core import enable_iam_authentication
+from s3_server import S3Server, s3_server
+from store_process import SECRETS
+from support import Run
 
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import http as pace
-from distsgd.data.remote import stores
 from distsgd.data.remote import stores as fetching
 from distsgd.data.remote.addresses import parse_uri
 from distsgd.data.remote.remote_folder import known_source
@@ -44,34 +41,21 @@ def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(buckets: Path) -> Iterator[StoreProcess]:
-    with object_store(buckets) as store:
-        yield store
+def running(buckets: Path) -> Iterator[S3Server]:
+    with s3_server() as server:
+        for path in ("open/many", "open/a sample", "data/sample"):
+            server.put(buckets / path, path)
+        yield server
 
 
 @pytest.fixture
-def store(running: StoreProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoreProcess:
-    """The store without troubles, our keys, and an empty cache."""
-    running.order()
+def store(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The store, our keys, and an empty cache."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DISTSGD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetching, "PAUSES", (0.01,) * 5)
     return running
-
-
-@pytest.fixture(scope="module")
-def here() -> Callable[..., str]:
-    """The bits of a training on the files themselves."""
-    known: dict[str, str] = {}
-
-    def bits(dataset: Path, **settings: object) -> str:
-        key = f"{dataset} {settings}"
-        if key not in known:
-            known[key] = train(dataset, workers=0, epochs=2, **settings).weights_sha256
-        return known[key]
-
-    return bits
 
 
 def bytes_here() -> int:
@@ -81,7 +65,7 @@ def bytes_here() -> int:
 
 
 def test_trained_evaluated_and_audited_where_it_lies(
-    store: StoreProcess, here: Callable[..., str], tmp_path: Path
+    store: S3Server, here: Callable[..., str], tmp_path: Path
 ) -> None:
     for uri in (
         store.s3("data/sample"),
@@ -99,127 +83,21 @@ def test_trained_evaluated_and_audited_where_it_lies(
         shutil.rmtree(tmp_path / "cache")
 
 
-@pytest.mark.ray
-def test_each_shard_is_fetched_once_by_several_workers(
-    store: StoreProcess, here: Callable[..., str], shared_ray: None
-) -> None:
-    result = train(store.open("a sample"), workers=3, epochs=2)
-    assert result.weights_sha256 == here(SAMPLE)
-    read = Counter[str]()
-    for _, path, size in store.log():
-        read[path] += size
-    assert set(read) == {f"/open/a sample/{name.name}" for name in SAMPLE.glob("*.*")}
-    for path, size in read.items():
-        if not path.endswith(MANIFEST):
-            assert size == (SAMPLE / Path(path).name).stat().st_size
-
-
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        {"status": 503, "times": 4, "path": "arrow"},
-        {"status": 500, "times": 2, "path": MANIFEST},
-        {"status": 503, "times": 3, "method": "HEAD"},
-        {"cut": 1_000_000, "times": 4, "path": "arrow"},
-        {"cut": 300_000, "times": 99, "path": "arrow"},
-        {"cut": 5_000, "times": 1, "path": MANIFEST},
-        {"wait": 0.5, "times": 3},
-    ],
-)
-@pytest.mark.parametrize("kind", ["s3", "http"])
-def test_trouble_that_passes(
-    store: StoreProcess, here: Callable[..., str], trouble: dict[str, object], kind: str
-) -> None:
-    store.order(trouble)
-    uri = store.s3("data/sample") if kind == "s3" else f"http://{store.address}/open/a%20sample"
-    assert train(uri, workers=0, epochs=2).weights_sha256 == here(SAMPLE)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "says"),
-    [
-        ({"status": 503, "times": 99, "path": "arrow"}, "6 tries"),
-        ({"status": 503, "times": 99, "path": MANIFEST}, "6 tries"),
-        ({"cut": 0, "times": 99, "path": "arrow"}, "6 tries"),
-        ({"status": 403, "times": 99, "path": "arrow"}, "arrow cannot be read"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["s3", "http"])
-def test_trouble_that_stays_is_told(
-    store: StoreProcess, trouble: dict[str, object], says: str, kind: str, tmp_path: Path
-) -> None:
-    store.order(trouble)
-    uri = store.s3("data/sample") if kind == "s3" else f"http://{store.address}/open/a%20sample"
-    with pytest.raises(SourceError, match=says) as caught:
-        train(uri, workers=0, epochs=2)
-    assert KEY not in str(caught.value) and "example" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*.part"))
-
-
-@pytest.fixture
-def dripping(store: StoreProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreProcess]:
-    """The store, and clocks for one that gives a byte at a time; what still reads ends with it."""
-    monkeypatch.setattr(stores, "_BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(pace, "_SLOW_SECONDS", 0.02)
-    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 0.05)
-    yield store
-    store.order()
-    assert not stores.reads_hang(PATIENCE)
-
-
-@pytest.mark.parametrize("path", ["arrow", MANIFEST])
-@pytest.mark.parametrize("kind", ["s3", "http"])
-def test_a_store_that_drips_is_named_and_given_up(
-    dripping: StoreProcess, kind: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    dripping.order({"drip": 0.01, "times": 99, "path": path})
-    uri = (
-        dripping.s3("data/sample") if kind == "s3" else f"http://{dripping.address}/open/a%20sample"
-    )
-    with pytest.raises(SourceError, match=r"6 tries: less than 64 KiB in 0\.05 s"):
-        train(uri, workers=0, epochs=2)
-    assert "is slow: less than 512 KiB in 0.02 s" in caplog.text
-
-
-@pytest.mark.parametrize("kind", ["s3", "http"])
-def test_when_a_shard_cannot_be_had_the_others_are_not_waited_for(
-    dripping: StoreProcess, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 2 * PATIENCE)
-    uri = dripping.s3("open/many") if kind == "s3" else f"http://{dripping.address}/open/many"
-    dripping.order(
-        {"drip": 0.01, "times": 2, "path": "arrow"}, {"status": 403, "times": 99, "path": "arrow"}
-    )
-    with pytest.raises(SourceError, match=r"arrow cannot be read.*(403|SLOW_DOWN)"):
-        train(uri, workers=0, epochs=2)
-
-
-def test_a_process_does_not_stay_for_a_read_that_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The interpreter would wait for it, as pyarrow does in its own exit."""
-    codes = []
-    monkeypatch.setattr(stores, "reads_hang", lambda: True)
-    monkeypatch.setattr(os, "_exit", codes.append)
-    code, _, errors = run_here(["train", "--dataset", "nowhere"], tmp_path, {})
-    assert codes == [code] == [1] and errors
-
-
-def test_what_lies_there_is_not_what_its_manifest_says(
-    store: StoreProcess, buckets: Path, tmp_path: Path
-) -> None:
-    folder = buckets / "data" / "altered"
-    shutil.copytree(SAMPLE, folder)
+def test_what_lies_there_is_not_what_its_manifest_says(store: S3Server, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLE, tmp_path / "altered"))
     shard = next(folder.glob("train*"))
     content = bytearray(shard.read_bytes())
     content[-1000] ^= 1
     shard.write_bytes(content)
+    store.put(folder, "data/altered")
     with pytest.raises(CorruptDataError, match=f"{shard.name} is not what the manifest says"):
         train(store.s3("data/altered"), workers=0)
     shard.write_bytes(content[:-1000])
+    store.put(folder, "data/altered")
     with pytest.raises(SourceError, match="bytes"):
         train(store.s3("data/altered"), workers=0)
     (folder / MANIFEST).write_text("{}")
+    store.put(folder, "data/altered")
     with pytest.raises(DatasetError, match="not a manifest"):
         train(store.s3("data/altered"), workers=0)
     assert shard.name not in {path.name for path in (tmp_path / "cache").glob("remote/*/*")}
@@ -237,7 +115,7 @@ def test_what_lies_there_is_not_what_its_manifest_says(
     ],
 )
 def test_addresses_that_cannot_be_used(
-    store: StoreProcess, uri: str, says: str, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, uri: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
     with pytest.raises((UsageError, SourceError), match=says) as caught:
@@ -252,8 +130,28 @@ def test_an_invalid_uri_is_refused_without_a_word_of_it(uri: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_only_the_right_key_opens_a_bucket(
+    store: S3Server, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every request is signed, and the store checks it."""
+    keys = store.keys_of_a_reader()
+    with enable_iam_authentication():
+        for wrong in ({"AWS_ACCESS_KEY_ID": "AKIAOTHER"}, {"AWS_SECRET_ACCESS_KEY": "other"}):
+            for name, value in {**keys, **wrong}.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(SourceError, match="ACCESS_DENIED") as caught:
+                train(store.s3("data/sample"), workers=0)
+            assert not any(value in str(caught.value) for value in keys.values())
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        found = train(store.s3("data/sample"), workers=0, epochs=2)
+        assert found.weights_sha256 == here(SAMPLE)
+    with pytest.raises(SourceError, match="answers 403"):
+        train(f"http://{store.address}/data/sample", workers=0)
+
+
 def test_the_endpoint_of_the_environment_is_used(
-    store: StoreProcess, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
     assert open_dataset("s3://data/sample").manifest == Dataset(SAMPLE).manifest
@@ -262,7 +160,7 @@ def test_the_endpoint_of_the_environment_is_used(
 
 @pytest.mark.parametrize("settings", [{}, {"model": "mlp:5"}, {"consistency": "local"}])
 def test_streamed_within_a_bound_the_bits_are_the_same(
-    store: StoreProcess, buckets: Path, here: Callable[..., str], settings: dict[str, str]
+    store: S3Server, buckets: Path, here: Callable[..., str], settings: dict[str, str]
 ) -> None:
     wanted = {**settings, "shuffle": "shard", "shuffle_window": 2}
     bound = 3  # MiB: the test shard and six of the training shards
@@ -277,7 +175,7 @@ def test_streamed_within_a_bound_the_bits_are_the_same(
 
 
 def test_a_simulation_streams_within_the_bound_too(
-    store: StoreProcess, buckets: Path, here: Callable[..., str]
+    store: S3Server, buckets: Path, here: Callable[..., str]
 ) -> None:
     wanted = {"shuffle": "shard", "shuffle_window": 2}
     few = Measuring(examples=100)
@@ -292,7 +190,7 @@ def test_a_simulation_streams_within_the_bound_too(
 
 @pytest.mark.ray
 def test_streamed_by_several_workers_and_gone_on_with(
-    store: StoreProcess, buckets: Path, here: Callable[..., str], shared_ray: None, tmp_path: Path
+    store: S3Server, buckets: Path, here: Callable[..., str], shared_ray: None, tmp_path: Path
 ) -> None:
     wanted = {"shuffle": "shard", "shuffle_window": 2}
     uri = store.open("many")
@@ -307,7 +205,7 @@ def test_streamed_by_several_workers_and_gone_on_with(
     assert ended.weights_sha256 == longer.weights_sha256
 
 
-def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd_here: Run) -> None:
+def test_looked_at_and_verified_where_it_lies(store: S3Server, distsgd_here: Run) -> None:
     for command in ("info", "verify"):
         done = distsgd_here("data", command, "--dataset", store.s3("data/sample"), "--json")
         assert done.returncode == 0, done.stderr
@@ -316,7 +214,7 @@ def test_looked_at_and_verified_where_it_lies(store: StoreProcess, distsgd_here:
 
 
 def test_a_bound_that_is_too_small_is_told_before_anything_is_fetched(
-    store: StoreProcess,
+    store: S3Server,
 ) -> None:
     with pytest.raises(UsageError, match=r"have to be on a node at once.*shuffle='shard'"):
         train(store.open("many"), workers=0, cache_size=2)
