@@ -25,7 +25,7 @@ from distsgd.runs.opened_run import open_run
 from distsgd.training.evaluation import evaluate
 from distsgd.training.training import resume, train
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "crash_runs.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "faults.py"
 
 
 def a_run(folder: Path, **settings: Any) -> str:
@@ -214,7 +214,7 @@ def test_of_very_many_epochs_those_with_a_checkpoint_are_shown() -> None:
 def test_some_crash_points() -> None:
     """See the script."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, "4", "--first", "100"], capture_output=True, text=True
+        [sys.executable, SCRIPT, "crash", "4", "--first", "100"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 of 4 hold" in done.stdout
+    assert "| all | 4 | 4 |" in done.stdout

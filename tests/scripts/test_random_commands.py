@@ -1,4 +1,4 @@
-"""Two dozen random command lines of `scripts/random_commands.py`, the same ones each time."""
+"""A dozen random command lines of `scripts/faults.py commands`, the same ones each time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from random_commands import Job, Outcome, faults, group_of
-from random_lines import Case, commands, listed
-from random_material import Material
+from harness.cases import group_of
+from harness.commands import Outcome, RandomCommand, faults
+from harness.lines import Case, commands, listed
+from harness.material import Material
 
 SEED, CASES = 5, 12
 
@@ -26,8 +27,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("number", range(CASES))
 def test_no_command_line_ends_in_a_fault(material: Path, tmp_path: Path, number: int) -> None:
-    verdict = Job(SEED, number, material, tmp_path, ray=0.0, strangers=False).run()
-    assert not verdict.faults, (verdict.line, verdict.outcome)
+    case = RandomCommand(SEED, number, material, tmp_path, ray=0.0, strangers=False)
+    verdict = case.run()
+    assert not verdict.faults, (verdict.line, verdict.output)
 
 
 def test_all_commands_are_known() -> None:

@@ -1,23 +1,20 @@
-"""Random command lines over the real commands, in odd environments; none may end in a fault.
-
-    python scripts/random_commands.py [N=2000] [--seed S] [--first K] [--jobs 2] [--ray SHARE]
+"""Play random command lines in odd environments; none may end in a fault.
 
 Commands, arguments and options are read from the command line's own tree, so that new ones are
 covered as they come. Values are drawn by kind: right ones, near misses, huge and odd numbers, texts
-with markup, control characters and bytes that are no UTF-8, files and folders that are missing,
-damaged, unreadable, or no files at all. So are the environment, the three streams, small limits,
+with markup, control characters and bytes that are not UTF-8, files and folders that are missing,
+damaged, unreadable, or not files at all. So are the environment, the three streams, small limits,
 the working folder, and a user that the system does not know. A case passes if
 
 - its exit code is one of 0, 1, 2, 130, 141, 143, or the signal of a limit that it was given;
 - it shows no traceback, no "fault of distsgd" and no warning of Python's;
 - it says in exactly one line, `error: ...`, why it ended with 1 or 2 (the parser's box counts);
-- with --json, its stdout is one JSON object, or, if it failed, nothing;
-- it ends: one that works for long is interrupted, one that stands still has failed;
-- files that were there before have their old content, and nothing of it is running afterwards.
+- with --json, its stdout is one JSON object, or nothing if it failed;
+- it ends: one that works for long is interrupted, one that stands still fails;
+- files that were there before keep their content, and none of its processes is left.
 
-A case depends on the seed and its number alone; `--first K` with `N` of 1 plays it again, and
-`--show` says what it is. Commands that would start Ray or a node are drawn as errors, except for a
-SHARE of the cases. Exit code 1 if a case failed. One second a case or less.
+Commands that would start Ray or a node are drawn as errors, except for a SHARE of the cases. A case
+takes a second of processor time or less.
 """
 
 from __future__ import annotations
@@ -25,10 +22,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import pty
-import re
 import resource
 import selectors
 import shutil
@@ -37,28 +32,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from random_lines import MARK, UNKNOWN_USER, Case, draw_case, variables
-from random_material import Material
+from harness.cases import Verdict, add_arguments, play
+from harness.judging import faults_of
+from harness.lines import MARK, UNKNOWN_USER, Case, draw_case, variables
+from harness.material import Material
+from harness.processes import computed, end_marked
 
 WORKED, WAITED, TO_STOP = 8.0, 60.0, 30.0
-"""Seconds of computing, or of anything, after which a case is interrupted; and then to end in."""
+"""Seconds of computing, and in all, after which a case is interrupted; and then to end in."""
 
 RAY_WORKED, RAY_WAITED = 40.0, 120.0
 
 EXPECTED = (0, 1, 2, 130, 141, 143)
-FAULT = re.compile(
-    r"fault of distsgd|Traceback \(most recent|Exception ignored|Fatal Python|Segmentation|OpenBLAS"
-    r"|\b[A-Z][A-Za-z]*Warning: "
-)
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MEMORY = 6 * 2**30
-"""Bytes of address space of a case that is given no smaller limit: a stopgap for the machine."""
+"""Bytes of address space of a case without a smaller limit, to protect the machine."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +71,11 @@ def program() -> list[str]:
 
 
 def run_case(case: Case) -> Outcome:
-    """Run it to its end, and look what it has left and changed."""
+    """Run it to its end, and see what it leaves and changes."""
     cwd = _working_folder(case)
     before = contents(case)
     ends, files = _open_streams(case)
-    begun = time.monotonic()
+    began = time.monotonic()
     process = subprocess.Popen(
         [*program(), *case.words], env=variables(case), cwd=cwd, stdin=files[0], stdout=files[1],
         stderr=files[2], start_new_session=True, preexec_fn=lambda: _become(case, cwd),
@@ -91,14 +83,14 @@ def run_case(case: Case) -> Outcome:
     for file in set(files.values()):
         os.close(file)
     reader = Reader(ends, {name for name, kind in case.streams.items() if kind == "early"})
-    interrupted, stood_still = _wait(case, process, reader, begun)
+    interrupted, stood_still = _wait(case, process, reader, began)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     code = None if process.poll() is None else process.returncode
     process.wait()
     reader.read_rest()
-    seconds = time.monotonic() - begun
-    left = _clear(case)
+    seconds = time.monotonic() - began
+    left = _end_processes(case)
     after = contents(case)
     changed = tuple(sorted(name for name, digest in before.items() if after.get(name) != digest))
     return Outcome(
@@ -214,7 +206,7 @@ class Reader:
 
 
 def _wait(
-    case: Case, process: subprocess.Popen[bytes], reader: Reader, begun: float
+    case: Case, process: subprocess.Popen[bytes], reader: Reader, began: float
 ) -> tuple[bool, bool]:
     """Until it ends, or did not when it was interrupted: whether it was, and why."""
     worked, waited = (RAY_WORKED, RAY_WAITED) if case.ray else (WORKED, WAITED)
@@ -223,9 +215,9 @@ def _wait(
         if not reader.read(0.05):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.05)
-        now, computed = time.monotonic(), _computed(process.pid)
-        if not interrupted and (computed > worked or now - begun > waited):
-            interrupted, stood_still = now, computed < 0.3 * worked and not case.ray
+        now, used = time.monotonic(), computed(process.pid)
+        if not interrupted and (used > worked or now - began > waited):
+            interrupted, stood_still = now, used < 0.3 * worked and not case.ray
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGINT)
         elif interrupted and now - interrupted > TO_STOP:
@@ -233,33 +225,9 @@ def _wait(
     return bool(interrupted), stood_still
 
 
-def _computed(pid: int) -> float:
-    """Seconds of processor time of a process and the children that it has waited for."""
-    with suppress(OSError, IndexError):
-        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, parts[11:15])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
-
-
-def _clear(case: Case) -> tuple[str, ...]:
-    """Command lines of processes of the case that have not ended; they are ended."""
-    until = time.monotonic() + (20 if case.ray else 3)
-    while (living := _living(case)) and time.monotonic() < until:
-        time.sleep(0.05)
-    for pid in living:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return tuple(living.values())
-
-
-def _living(case: Case) -> dict[int, str]:
-    mark = os.fsencode(f"{MARK}={case.folder}")
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-    return found
+def _end_processes(case: Case) -> tuple[str, ...]:
+    """End what the case has left running, and return the command lines."""
+    return end_marked(os.fsencode(f"{MARK}={case.folder}\0"), 20 if case.ray else 3)
 
 
 def contents(case: Case) -> dict[str, str]:
@@ -281,43 +249,24 @@ def _exempt(case: Case, path: Path) -> bool:
 
 
 def faults(case: Case, outcome: Outcome) -> list[str]:
-    """What is wrong with how a case ended; nothing, if it passes."""
+    """What is wrong with how a case ended; empty if it passes."""
+    code, text = outcome.code, "\n".join(outcome.output.values())
+    terminal = "terminal" in case.streams.values()
+    expected = {*EXPECTED} | ({-signal.SIGXFSZ} if "FSIZE" in case.limits else set())
     found = []
-    output = {stream: ANSI.sub("", text) for stream, text in outcome.output.items()}
-    text = "\n".join(output.values())
-    lines = [line.rstrip("\r") for line in text.splitlines()]
-    if outcome.code is None:
-        found.append("it does not end when it is interrupted")
-    elif outcome.stood_still:
+    if outcome.stood_still and code is not None:
         found.append("it stands still")
-    elif outcome.code not in EXPECTED and not _explained(case, outcome.code):
-        found.append(f"exit code {outcome.code}")
-    found += [line.strip() for line in lines if FAULT.search(line)][:1]
-    errors = [line for line in lines if line.startswith("error: ")]
-    if outcome.code in (1, 2) and (2 in output or "terminal" in case.streams.values()):
-        parser = outcome.code == 2 and not errors and ("Usage: " in text or 1 not in outcome.output)
-        if len(errors) + parser != 1 and not outcome.interrupted:
-            found.append(f"{len(errors)} error lines with exit code {outcome.code}: {_last(lines)}")
-    raw = [line for whole in outcome.output.values() for line in whole.splitlines()]
-    for line in raw:
-        if line.startswith("error: ") and not line.rstrip("\r").replace("\udcff", "").isprintable():
-            found.append(f"control characters in an error: {line!r}")
-    if case.json and 1 in output and "terminal" not in case.streams.values():
-        found += _json_faults(case, outcome, output[1])
-    if case.streams.get(1) == "full" and outcome.code == 0:
+        expected.add(code)
+    found += faults_of(
+        code, text, expected=expected, allowed="\udcff", usage_is_read=1 in outcome.output,
+        reason_is_read=(2 in outcome.output or terminal) and not outcome.interrupted,
+    )  # fmt: skip
+    if case.json and 1 in outcome.output and not terminal:
+        found += _json_faults(case, outcome, outcome.output[1])
+    if case.streams.get(1) == "full" and code == 0:
         found.append("its answer could not be written, and it says nothing")
-    found += [f"{_kind_of(Path(name), case)} was changed" for name in outcome.changed[:1]]
-    found += [f"still running: {line}" for line in outcome.left[:1]]
-    return found
-
-
-def _explained(case: Case, code: int) -> bool:
-    """Whether a limit of the case ends a process by this signal."""
-    return code == -signal.SIGXFSZ and "FSIZE" in case.limits
-
-
-def _last(lines: list[str]) -> str:
-    return next((line for line in reversed(lines) if line.strip()), "nothing is said")
+    found += [f"{Path(name).relative_to(case.folder)} was changed" for name in outcome.changed[:1]]
+    return found + [f"still running: {line}" for line in outcome.left[:1]]
 
 
 def _json_faults(case: Case, outcome: Outcome, text: str) -> list[str]:
@@ -330,51 +279,12 @@ def _json_faults(case: Case, outcome: Outcome, text: str) -> list[str]:
     return [] if whole or outcome.code == 2 else ["stdout is not one JSON object"]
 
 
-def _kind_of(path: Path, case: Case) -> str:
-    return str(path.relative_to(case.folder))
-
-
-def group_of(fault: str) -> str:
-    """Equal for faults that differ in numbers, names and paths alone."""
-    short = re.sub(r"(/[^\s:,']+)+", "PATH", fault)
-    short = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", short)
-    return re.sub(r"[0-9a-f]{8,}|[-+]?\d+([.,]\d+)*", "N", short)[:160]
-
-
 # ---------------------------------------------------------------- all of them
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A case, how it ended, and what is wrong with that."""
-
-    number: int
-    line: str
-    outcome: Outcome
-    faults: tuple[str, ...]
-    computed: float  # seconds of processor time
-
-    def show(self) -> None:
-        """Print the case and its streams."""
-        print(f"{self.number}: {self.line}")
-        for stream, text in self.outcome.output.items():
-            print(f"--- {stream}\n{text!r}" if "\x1b" in text else f"--- {stream}\n{text}")
-        print(f"--- exit code {self.outcome.code}, {self.outcome.seconds:.1f} s", flush=True)
-
-    def record(self) -> str:
-        """As a line of JSON."""
-        lines = "\n".join(self.outcome.output.values()).splitlines()
-        content = {
-            "number": self.number, "line": self.line, "code": self.outcome.code,
-            "answer": _last(lines), "faults": self.faults, "computed": round(self.computed, 2),
-            "seconds": round(self.outcome.seconds, 2), "interrupted": self.outcome.interrupted,
-        }  # fmt: skip
-        return json.dumps(content) + "\n"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process of this script needs to know to run a case."""
+class RandomCommand:
+    """Everything that a process of the pool needs to play a command line."""
 
     seed: int
     number: int
@@ -382,12 +292,11 @@ class Job:
     folder: Path
     ray: float  # the share of cases that may start Ray
     strangers: bool  # whether some are run by a user that the system does not know
-    show: bool = False
 
     def run(self) -> Verdict:
         """Draw, run and judge; an error of this script is a fault of the case."""
         folder, before = self.folder / f"case-{self.number}", _computed_by_children()
-        line, outcome, found = "", Outcome(None, {}, 0.0), []
+        line, outcome = "", Outcome(None, {}, 0.0)
         try:
             material = Material(self.material)
             case = draw_case(self.seed, self.number, material, folder, self.ray, self.strangers)
@@ -398,11 +307,13 @@ class Job:
             found = [f"this script: {error!r}"]
         finally:
             _remove(folder)
-        computed = _computed_by_children() - before
-        verdict = Verdict(self.number, line, outcome, tuple(found), computed)
-        if self.show:
-            verdict.show()
-        return verdict
+        output = [f"--- {stream}\n{text}" for stream, text in outcome.output.items()]
+        code = "no end" if outcome.code is None else f"exit {outcome.code}"
+        return Verdict(
+            number=self.number, line=line, faults=tuple(found), counts=Counter([code]),
+            seconds=outcome.seconds, computed=_computed_by_children() - before,
+            output="\n".join([*output, f"--- {code}"]).replace("\x1b", "\\x1b"),
+        )  # fmt: skip
 
 
 def _computed_by_children() -> float:
@@ -427,26 +338,12 @@ def reachable_to_others() -> bool:
     return True
 
 
-def play(jobs: Iterable[Job], processes: int) -> Iterator[Verdict]:
-    """Verdicts as they come."""
-    if processes == 1:
-        yield from (job.run() for job in jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(Job.run, jobs)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("cases", type=int, nargs="?", default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser, cases=2000, processes=2)
     parser.add_argument("--ray", type=float, default=0.0, metavar="SHARE")
-    parser.add_argument("--show", action="store_true", help="print each case and what it printed")
-    parser.add_argument("--log", type=Path, help="write each verdict into this file, as JSON lines")
-    given = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def main(given: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="random-commands-"))
     folder.chmod(0o755)
     strangers = os.geteuid() == 0 and reachable_to_others()
@@ -455,37 +352,7 @@ def main() -> int:
     try:
         material = Material(folder / "material")
         material.make()
-        numbers = range(given.first, given.first + given.cases)
-        same = (material.folder, folder, given.ray, strangers, given.show)
-        jobs = [Job(given.seed, number, *same) for number in numbers]
-        return report(play(jobs, min(given.jobs, len(jobs))), given)
+        same = (material.folder, folder, given.ray, strangers)
+        return play(lambda n: RandomCommand(given.seed, n, *same), given)
     finally:
         _remove(folder)
-
-
-def report(verdicts: Iterator[Verdict], given: argparse.Namespace) -> int:
-    """Print failures as they come, and then by group; 1 if there are any."""
-    groups: dict[str, list[Verdict]] = defaultdict(list)
-    codes: Counter[int | None] = Counter()
-    begun = time.monotonic()
-    log = given.log.open("w", buffering=1) if given.log else None
-    for verdict in verdicts:
-        codes[verdict.outcome.code] += 1
-        if log:
-            log.write(verdict.record())
-        if verdict.faults:
-            groups[group_of(verdict.faults[0])].append(verdict)
-            print(f"{verdict.number}: {verdict.faults[0]}\n    {verdict.line}", flush=True)
-    share = f" --ray {given.ray}" if given.ray else ""
-    for name, found in sorted(groups.items(), key=lambda item: -len(item[1])):
-        again = f"1 --seed {given.seed} --first {found[0].number}{share} --show"
-        print(f"\n{len(found)} times: {name}\n  python scripts/random_commands.py {again}")
-    failed = sum(map(len, groups.values()))
-    shown = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items(), key=str))
-    seconds = time.monotonic() - begun
-    print(f"\n{codes.total() - failed} of {codes.total()} pass in {seconds:.0f} s; codes {shown}")
-    return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Draws random command lines and what they meet, for `random_commands.py`.
+"""Draws random command lines and what they meet, for `faults.py commands`.
 
 Commands, arguments and options are read from the command line's own tree.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from random_material import Material
+from harness.material import Material
 
 MARK = "RANDOM_COMMANDS_CASE"
 """In the environment of a case's processes: its folder."""

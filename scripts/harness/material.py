@@ -1,4 +1,4 @@
-"""Files as users have them, sound and odd, for `random_commands.py`."""
+"""Files as users have them, sound and odd, for `faults.py commands`."""
 
 from __future__ import annotations
 

@@ -1,22 +1,19 @@
-"""Hostile run folders, datasets and sources, played to every command that reads them.
+"""Play hostile run folders, datasets and sources to every command that reads them.
 
-    python scripts/hostile_folders.py [N=1000] [--seed S] [--first K] [--jobs 2] [--show]
-
-A case is one folder, drawn by `scripts/hostile_material.py` from sound ones: links, pipes, devices,
-sockets and folders in place of files, values of any kind in files whose digests hold, journals that
-were chained anew, archives and shards that unpack to gigabytes or claim to, addresses of a
-listener. It is made anew for each command, and passes if each of them
+A case is one folder, drawn from sound ones by `harness/harm.py`: links, pipes, devices, sockets and
+folders in place of files, values of any kind in files whose digests hold, journals that are chained
+anew, archives and shards that unpack to gigabytes or claim to, addresses of a listener. It is made
+anew for each command, and passes if each of them
 
 - exits with 0, 1 or 2, without a traceback, a "fault of distsgd" or a signal, and says in exactly
   one line why it ended with 1 or 2; it never blames the memory of the machine;
-- takes at most 5 s of processor time and 500 MB of memory. A training that goes on with such a run
-  may take longer, if SIGTERM ends it;
+- takes at most 5 s of processor time and 500 MB of memory. A training that continues such a run may
+  take longer, if SIGTERM ends it;
 - leaves what lies outside the folder as it was: content, modes and times;
-- connects to nothing: the addresses are of a listener on loopback.
+- connects to nothing: the addresses are those of a listener on loopback.
 
 Commands run in children of a process that has imported distsgd, so that start-up does not count. A
-case depends on the seed and its number alone; `--first K` with `N` of 1 plays it again, and
-`--show` says what was done and what each command printed. Exit code 1 if a case failed.
+case takes four seconds of processor time.
 """
 
 from __future__ import annotations
@@ -35,19 +32,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from hostile_material import COMMANDS, Hostile
-from random_commands import ANSI, FAULT, group_of
+from harness.cases import Verdict, add_arguments, play
+from harness.harm import COMMANDS, Hostile
+from harness.judging import errors_in, faults_of, plain_lines
+from harness.processes import computed
 
 SECONDS, MEGABYTES = 5.0, 500
 WAITED, TO_STOP = 60.0, 20.0
-"""Seconds that a command may stand still, and then, or when it worked too long, has to end in."""
+"""Seconds in all after which a command is asked to end; and then to end in."""
 
 ADDRESS_SPACE = 3 * 2**30
 BLAMES_MEMORY = re.compile(r"too little memory|annot allocate memory")
@@ -100,7 +98,7 @@ def run_command(words: list[str], folder: Path) -> Outcome:
         _become_command(words, folder, write)
     os.close(write)
     os.set_blocking(read, False)
-    output, begun, stopped = b"", time.monotonic(), 0.0
+    output, began, stopped = b"", time.monotonic(), 0.0
     while True:
         with suppress(BlockingIOError):
             output = (output + os.read(read, 1 << 20))[-1_000_000:]
@@ -108,7 +106,7 @@ def run_command(words: list[str], folder: Path) -> Outcome:
         if done:
             break
         now = time.monotonic()
-        if not stopped and (now - begun > WAITED or _computed(pid) > 2 * SECONDS):
+        if not stopped and (now - began > WAITED or computed(pid) > 2 * SECONDS):
             stopped = now
             os.kill(pid, signal.SIGTERM)
         if stopped and now - stopped > TO_STOP:
@@ -124,7 +122,7 @@ def run_command(words: list[str], folder: Path) -> Outcome:
     code = os.waitstatus_to_exitcode(status)
     unstoppable = stopped and code == -signal.SIGKILL
     return Outcome(
-        None if unstoppable else code, ANSI.sub("", output.decode("utf-8", "surrogateescape")),
+        None if unstoppable else code, output.decode("utf-8", "surrogateescape"),
         used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, bool(stopped),
     )  # fmt: skip
 
@@ -179,13 +177,6 @@ def _become_command(words: list[str], folder: Path, write: int) -> None:
         os._exit(code)
 
 
-def _computed(pid: int) -> float:
-    with suppress(OSError, IndexError):
-        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, parts[11:13])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
-
-
 # ---------------------------------------------------------------- what must not change
 
 
@@ -222,40 +213,26 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A case, what was done to its folder, and what is wrong with how commands took it."""
-
-    number: int
-    said: tuple[str, ...]
-    faults: tuple[str, ...]
-    codes: tuple[int | None, ...]
-    computed: float
-    megabytes: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process of this script needs to know to play a case."""
+class HostileFolder:
+    """Everything that a process of the pool needs to play a folder."""
 
     seed: int
     number: int
     material: Path
     folder: Path
-    show: bool
 
     def run(self) -> Verdict:
         """Make the folder anew for each command, and judge."""
-        found: list[str] = []
-        codes: list[int | None] = []
-        computed, megabytes, said, kind = 0.0, 0, list[str](), "run"
-        at = 0
+        found, output, outcomes = list[str](), list[str](), list[Outcome]()
+        harm, kind, at = list[str](), "run", 0
         while at < len(COMMANDS[kind]):
             folder = self.folder / f"case-{self.number}-{at}"
+            words = [COMMANDS[kind][at]]
             try:
                 listener = _listener()
                 random = Random(f"{self.seed} {self.number}")
                 case = Hostile(random, folder, self.material, listener.port, [])
-                kind, said = case.draw(), case.said
+                kind, harm = case.draw(), case.said
                 words = self._words(COMMANDS[kind][at], case, kind)
                 before, calls = state_of(case.outside), listener.calls
                 outcome = run_command(words, folder)
@@ -266,20 +243,24 @@ class Job:
                 time.sleep(0.001)
                 if listener.calls != calls:
                     wrong.append("it connected to an address of the folder")
-                if self.show:
-                    print(
-                        f"$ distsgd {' '.join(words)}\n{outcome.text}--- {outcome.code}, "
-                        f"{outcome.computed:.1f} s, {outcome.megabytes} MB\n", flush=True,
-                    )  # fmt: skip
             except Exception as error:
                 wrong, outcome = [f"this script: {error!r}"], Outcome(None, "", 0, 0, False)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            found += [f"{COMMANDS[kind][at]}: {fault}" for fault in wrong]
-            codes.append(outcome.code)
-            computed, megabytes = max(computed, outcome.computed), max(megabytes, outcome.megabytes)
+            found += [f"{COMMANDS[kind][at]}: {fault:.300}" for fault in wrong]
+            outcomes.append(outcome)
+            output.append(f"$ distsgd {' '.join(words)}\n{outcome.text}--- {outcome}\n")
             at += 1
-        return Verdict(self.number, tuple(said), tuple(found), tuple(codes), computed, megabytes)
+        return Verdict(
+            number=self.number,
+            line="; ".join(harm),
+            faults=tuple(found),
+            counts=Counter(f"exit {one.code}" for one in outcomes),
+            rows=(kind,),
+            computed=max(one.computed for one in outcomes),
+            megabytes=max(one.megabytes for one in outcomes),
+            output="\n".join(output).replace("\x1b", "\\x1b"),
+        )
 
     def _words(self, line: str, case: Hostile, kind: str) -> list[str]:
         places = {
@@ -303,35 +284,18 @@ def _listener() -> Listener:
 
 
 def faults(words: list[str], outcome: Outcome) -> list[str]:
-    """What is wrong with how a command ended; nothing, if it passes."""
-    found = []
-    lines = [line.rstrip("\r") for line in outcome.text.splitlines()]
-    trained = words[0] in TRAINS and outcome.stopped and outcome.code in (130, 143, 0, -15)
-    if outcome.code is None:
-        found.append("it ignores SIGTERM")
-    elif outcome.code not in (0, 1, 2) and not trained and not outcome.stopped:
-        found.append(f"exit code {outcome.code}: {lines[-1] if lines else ''}")
+    """What is wrong with how a command ended; empty if it passes."""
+    code = outcome.code
+    trained = words[0] in TRAINS and outcome.stopped and code in (130, 143, 0, -15)
+    expected = {0, 1, 2} | ({code or 0} if trained or outcome.stopped else set())
+    found = faults_of(code, outcome.text, expected=expected)
     if (outcome.computed > SECONDS or outcome.stopped) and not trained:
         found.append(f"it takes {outcome.computed:.0f} s" + (" and stands still" * outcome.stopped))
     if outcome.megabytes > MEGABYTES:
         found.append(f"it takes {outcome.megabytes} MB")
-    found += [line.strip() for line in lines if FAULT.search(line)][:1]
-    errors = [line for line in lines if line.startswith("error: ")]
-    if outcome.code in (1, 2) and len(errors) != 1 and "Usage: " not in outcome.text:
-        found.append(f"{len(errors)} error lines: {lines[-1] if lines else 'nothing'}")
+    errors = errors_in(plain_lines(outcome.text))
     found += [f"a line of {len(line)} characters" for line in errors if len(line) > 2000][:1]
-    found += [f"control characters: {line!r:.100}" for line in errors if not line.isprintable()][:1]
-    found += [line for line in errors if BLAMES_MEMORY.search(line)][:1]
-    return found
-
-
-def play(jobs: list[Job], processes: int) -> Iterator[Verdict]:
-    """Verdicts as they come."""
-    if processes == 1:
-        yield from (job.run() for job in jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes, _prepare) as pool:
-        yield from pool.imap_unordered(Job.run, jobs)
+    return found + [line for line in errors if BLAMES_MEMORY.search(line)][:1]
 
 
 def _prepare() -> None:
@@ -343,56 +307,18 @@ def _prepare() -> None:
     import distsgd.data.importing.import_dataset  # noqa: F401
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("cases", type=int, nargs="?", default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--show", action="store_true", help="print what each command printed")
-    given = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser, cases=1000, processes=2)
+
+
+def main(given: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+    sound = folder / "material"
     try:
-        (folder / "material").mkdir()
-        made = multiprocessing.get_context("spawn").Process(
-            target=material, args=(folder / "material",)
-        )
-        made.start()
-        made.join()
-        _prepare()
-        numbers = range(given.first, given.first + given.cases)
-        jobs = [Job(given.seed, n, folder / "material", folder, given.show) for n in numbers]
-        return report(play(jobs, min(given.jobs, len(jobs))), given.seed)
+        sound.mkdir()
+        making = multiprocessing.get_context("spawn").Process(target=material, args=(sound,))
+        making.start()
+        making.join()
+        return play(lambda n: HostileFolder(given.seed, n, sound, folder), given, _prepare)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def report(verdicts: Iterator[Verdict], seed: int) -> int:
-    """Print failures as they come, and then by group; 1 if there are any."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    codes: Counter[int | None] = Counter()
-    begun, played, failed, computed, megabytes = time.monotonic(), 0, 0, 0.0, 0
-    for verdict in verdicts:
-        played += 1
-        codes.update(verdict.codes)
-        computed, megabytes = max(computed, verdict.computed), max(megabytes, verdict.megabytes)
-        if verdict.faults:
-            failed += 1
-            print(f"{verdict.number}: {'; '.join(verdict.said)}", flush=True)
-        for fault in verdict.faults:
-            groups[group_of(fault)].append(verdict.number)
-            print(f"    {fault:.300}", flush=True)
-    for name, found in sorted(groups.items(), key=lambda item: -len(item[1])):
-        again = f"1 --seed {seed} --first {found[0]} --show"
-        print(f"\n{len(found)} times: {name}\n  python scripts/hostile_folders.py {again}")
-    shown = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items(), key=str))
-    print(
-        f"\n{played - failed} of {played} pass in {time.monotonic() - begun:.0f} s; "
-        f"{codes.total()} commands, at most {computed:.1f} s and {megabytes} MB; codes {shown}"
-    )
-    return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
