@@ -23,11 +23,11 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from distsgd.training.reporter import Reporter
 from tables import Table
 
 from distsgd.engine.events import Progress
 from distsgd.training import train
+from distsgd.training.results import Reporter
 from harness.processes import descendants, end, start
 
 DISTURBANCES = (

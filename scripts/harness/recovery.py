@@ -30,7 +30,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from distsgd.training.reporter import Reporter
 from tables import Table
 
 from distsgd.config.jobs import first_weights, make_job
@@ -43,6 +42,7 @@ from distsgd.proof.recovery import find_tail
 from distsgd.proof.replayer import records_of
 from distsgd.runs.opened_run import open_run
 from distsgd.training import train
+from distsgd.training.results import Reporter
 from harness.processes import ENDLESS, descendants, end, start, wait_for
 
 WINDOW = 3.0
