@@ -1,1 +1,1 @@
-"""The sub-commands of `scripts/faults.py`, on one harness: cases, processes, judgements."""
+"""What the scripts share: the sub-commands of `faults.py` on one harness, and tables."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tables import Table
+from harness.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)

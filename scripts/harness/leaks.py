@@ -23,12 +23,11 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from tables import Table
-
 from distsgd.engine.events import Progress
 from distsgd.training import train
 from distsgd.training.results import Reporter
 from harness.processes import descendants, end, start
+from harness.tables import Table
 
 DISTURBANCES = (
     ("ray::WorkerProc", signal.SIGKILL),

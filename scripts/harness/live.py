@@ -23,8 +23,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tables import Table
-
 from distsgd.errors import DistsgdError
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
@@ -32,6 +30,7 @@ from distsgd.runs.checkpoint import checkpoint_versions
 from distsgd.runs.folder import RunFolder
 from distsgd.training.evaluation import evaluate
 from harness.processes import ENDLESS, Failure, result, start
+from harness.tables import Table
 
 SECONDS = 30.0
 """Of one training with all its resumes; twice as many on Ray."""

@@ -30,8 +30,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from tables import Table
-
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import open_dataset
@@ -44,6 +42,7 @@ from distsgd.runs.opened_run import open_run
 from distsgd.training import train
 from distsgd.training.results import Reporter
 from harness.processes import ENDLESS, descendants, end, start, wait_for
+from harness.tables import Table
 
 WINDOW = 3.0
 WORKER, SERVER = "ray::WorkerProc", "ray::ServerProc"
