@@ -1,8 +1,8 @@
 """Trainings on a cluster of several real nodes on this machine; run in a process of its own.
 
-python cluster_runs.py SCENARIO FOLDER
+python cluster_runs.py FOLDER
 
-A cluster takes ten seconds to start, so that several trainings share one.
+A cluster takes ten seconds to start, so that all trainings share one.
 """
 
 from __future__ import annotations
@@ -25,23 +25,34 @@ HERE = {"node_ip_address": "127.0.0.1"}
 
 
 class Nodes:
-    """A cluster whose head has so many CPUs, and at most one node more."""
+    """A cluster whose head has no CPU, one node that stays, and one that comes and goes."""
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self) -> None:
         # Ray would put a handler of its own there, and that from a thread.
         ray._private.utils.set_sigterm_handler = lambda handler: None
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={**HERE, "num_cpus": cpus, "include_dashboard": False},
+            head_node_args={**HERE, "num_cpus": 0, "include_dashboard": False},
         )
-        self._node: Any = None
+        self._stays: Any = None
+        self._comes: Any = None
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
 
+    def stay(self, cpus: int) -> None:
+        """Have a node with so many CPUs, and no other."""
+        for node in (self._stays, self._comes):
+            if node is not None:
+                self._cluster.remove_node(node, allow_graceful=False)
+        self._comes = None
+        self._stays = self._cluster.add_node(**HERE, num_cpus=cpus)
+        self.wait_for(cpus)
+
     def join(self, cpus: int) -> None:
-        self._node = self._cluster.add_node(**HERE, num_cpus=cpus)
+        self._comes = self._cluster.add_node(**HERE, num_cpus=cpus)
 
     def leave(self) -> None:
-        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._cluster.remove_node(self._comes, allow_graceful=False)
+        self._comes = None
 
     def wait_for(self, cpus: int) -> None:
         """Until Ray knows of so many CPUs."""
@@ -50,15 +61,6 @@ class Nodes:
     def end(self) -> None:
         ray.shutdown()
         self._cluster.shutdown()
-
-
-def grows_and_shrinks(folder: Path) -> None:
-    nodes = Nodes(2)
-    too_few(nodes, folder / "few" / "run")
-    nodes.leave()
-    nodes.wait_for(2)
-    follow(nodes, folder / "follow" / "run")
-    nodes.end()
 
 
 def too_few(nodes: Nodes, run: Path) -> None:
@@ -87,9 +89,8 @@ def follow(nodes: Nodes, run: Path) -> None:
     check_bits(run)
 
 
-def comes_and_goes(folder: Path) -> None:
+def comes_and_goes(nodes: Nodes, run: Path) -> None:
     """Nobody is there; one comes; it goes with its node; another comes."""
-    nodes, run = Nodes(1), folder / "run"
     steered = Steered(
         run,
         (said("no worker is there"), lambda: nodes.join(1)),
@@ -98,25 +99,35 @@ def comes_and_goes(folder: Path) -> None:
         (updates(20), stop),
     )
     train_until_stopped(steered, workers=1)
-    nodes.end()
     check_bits(run)
 
 
-def is_empty(folder: Path) -> None:
+def is_empty(nodes: Nodes, run: Path) -> None:
     """There is no room for a server, then none for a worker; then there is."""
-    nodes, run = Nodes(0), folder / "run"
     with pytest.raises(RuntimeFailure, match="no server could be placed for 2 s"):
-        train(**SLOW, workers=1, epochs=3, run_dir=folder / "none" / "run", wait_seconds=2)
-    nodes.join(1)
-    nodes.wait_for(1)
+        train(**SLOW, workers=1, epochs=3, run_dir=run.with_name("none"), wait_seconds=2)
+    nodes.stay(1)
     with pytest.raises(RuntimeFailure, match="no worker has come for 10 s") as caught:
         train(**SLOW, workers=1, epochs=3, run_dir=run, wait_seconds=10)  # a server takes some
     assert f"`distsgd resume {run}`" in str(caught.value)
     nodes.join(1)
     assert resume(run).status == "finished"
-    nodes.end()
+    nodes.leave()
+    nodes.wait_for(1)
     check_bits(run)
 
 
+def main(folder: Path) -> None:
+    nodes = Nodes()
+    is_empty(nodes, folder / "empty" / "run")
+    comes_and_goes(nodes, folder / "comes" / "run")
+    nodes.stay(2)
+    too_few(nodes, folder / "few" / "run")
+    nodes.leave()
+    nodes.wait_for(2)
+    follow(nodes, folder / "follow" / "run")
+    nodes.end()
+
+
 if __name__ == "__main__":
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,19 +28,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(possible()), reason=str(p
 
 NOBODY = 65_534
 NOT_ALWAYS = {"ray::IDLE", "ray::JobSupervisor"}
-EPOCHS = 200
+SHORT, LONG = 30, 200
+"""Epochs of a training that is let be, and of one that is disturbed on its way."""
 SPREAD = (
     "--servers", "2", "--placement", "spread",
     "--shuffle", "shard", "--cache-size", "7", "--set", "shuffle_window=1",
 )  # fmt: skip
-SETTINGS = ("--epochs", str(EPOCHS), "--json")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def settings(epochs: int) -> tuple[str, ...]:
+    return "--epochs", str(epochs), "--json"
+
+
+@cache
+def undisturbed(epochs: int) -> str:
     """The bits of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    return train("sample", workers=0, epochs=EPOCHS, run_dir=folder / "run").weights_sha256
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        return train("sample", workers=0, epochs=epochs, run_dir=run).weights_sha256
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +96,16 @@ def updates(run: Path) -> int:
     return journal.stat().st_size if journal.exists() else 0
 
 
-def test_one_training_on_three_hosts(cluster: list[Host], undisturbed: str) -> None:
+def test_one_training_on_three_hosts(cluster: list[Host]) -> None:
     first, second, third, _ = cluster
     status = first.distsgd("cluster", "status", "--json")
     nodes = json.loads(status.stdout)["nodes"]
     assert [node["address"] for node in nodes] == [first.ip, second.ip, third.ip]
     assert nodes[0]["head"] and all(node["state"] == "alive" for node in nodes)
-    done = first.distsgd("train", "--address", "auto", "--workers", "4", *SETTINGS)
+    done = first.distsgd("train", "--address", "auto", "--workers", "4", *settings(SHORT))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["weights_sha256"] == undisturbed and result["channel"] == "shm+tcp"
+    assert result["weights_sha256"] == undisturbed(SHORT) and result["channel"] == "shm+tcp"
     (told,) = [row for row in done.stderr.splitlines() if row.startswith("server on")]
     assert told.startswith(f"server on {first.ip}; ")
     assert all(f"on {host.ip} by " in told for host in (first, second, third))
@@ -173,10 +180,11 @@ print(len(ports))
 """
 
 
-def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: str) -> None:
+def test_noise_at_every_port_disturbs_nothing(cluster: list[Host]) -> None:
     first, _, _, stranger = cluster
     run = first.folder / "noisy"
-    begun = first.start("train", "--address", "auto", "--workers", "3", *SETTINGS, "--run-dir", run)
+    begun = first.start("train", "--address", "auto", "--workers", "3", *settings(LONG),
+                        "--run-dir", run)  # fmt: skip
     wait_for(lambda: updates(run) > 2_000)
     shown = subprocess.run(
         ["ip", "netns", "exec", first.name, "ss", "-Hltn"], capture_output=True, text=True
@@ -195,7 +203,7 @@ def test_noise_at_every_port_disturbs_nothing(cluster: list[Host], undisturbed: 
     assert done.stdout.strip() == str(len(ports)), done.stderr
     out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
-    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
+    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed(LONG)
     assert out.count(f"refused: a connection from {stranger.ip} without") == 1
 
 
@@ -211,16 +219,16 @@ def test_a_host_without_the_dataset_is_named(cluster: list[Host]) -> None:
         (second.folder / "away").rename(data)
 
 
-def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: str) -> None:
+def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host]) -> None:
     """And within a bound, by servers that are spread over the hosts."""
     first, second, third, _ = cluster
     shutil.copytree(SAMPLE, first.folder / "buckets" / "data" / "set")
     into = ["ip", "netns", "exec", first.name]
     with object_store(first.folder / "buckets", first.ip, into) as store:
-        for settings in ((), SPREAD):
+        for more in ((), SPREAD):
             store.order({"status": 503, "times": 3, "path": "arrow"})
             done = first.distsgd(
-                "train", "--address", "auto", "--workers", "4", *SETTINGS, *settings,
+                "train", "--address", "auto", "--workers", "4", *settings(SHORT), *more,
                 "--dataset", store.s3("data/set"), **SECRETS,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
@@ -228,11 +236,11 @@ def test_data_over_s3_is_fetched_once_a_host(cluster: list[Host], undisturbed: s
             for who, path, size in store.log():
                 read[who, Path(path).name] += size
             bits = json.loads(done.stdout)["weights_sha256"]
-            if settings:
-                alone = train("sample", workers=0, epochs=EPOCHS, shuffle="shard", shuffle_window=1)
+            if more:
+                alone = train("sample", workers=0, epochs=SHORT, shuffle="shard", shuffle_window=1)
                 assert bits == alone.weights_sha256 and "servers on " in done.stderr
                 continue  # all of it is in the caches by now
-            assert bits == undisturbed
+            assert bits == undisturbed(SHORT)
             for host in (first, second, third):
                 for shard in SAMPLE.glob("train*"):
                     assert read[host.ip, shard.name] == shard.stat().st_size
@@ -262,12 +270,12 @@ def test_a_slow_link_is_seen_in_the_report(cluster: list[Host], tmp_path: Path) 
         second.fast()
 
 
-def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturbed: str) -> None:
+def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host]) -> None:
     """The last test: of the cluster, only the head is left as it was."""
     first, second, third, fourth = cluster
     run = first.folder / "disturbed"
     begun = first.start(
-        "train", "--address", "auto", "--workers", "auto", *SETTINGS, "--run-dir", run
+        "train", "--address", "auto", "--workers", "auto", *settings(LONG), "--run-dir", run
     )
     wait_for(lambda: updates(run) > 20_000)
     second.kill()
@@ -278,7 +286,7 @@ def test_a_host_dies_one_is_cut_off_and_one_joins(cluster: list[Host], undisturb
     assert wait_for(lambda: updates(run) > size + 1_000) < 40  # Ray itself: after 65 s
     out, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 0, out
-    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed
+    assert json.loads((run / "report.json").read_text())["weights_sha256"] == undisturbed(LONG)
     done = first.distsgd("audit", run)
     assert done.returncode == 0 and "holds" in done.stdout
     wait_for(lambda: alive(first) == [first.ip])

@@ -83,7 +83,7 @@ def test_the_answers_are_the_same_for_any_number_of_workers(shared_ray):
         lambda workers: local_search("sample", tries=40, examples=500, workers=workers),
         lambda workers: step_sizes("sample", workers=workers),
     ):
-        assert call(0) == call(1) == call(3)
+        assert call(0) == call(2)
     found = [
         numeric_gradient("sample", examples=40, parameters=1100, curve_parameters=5, workers=n)
         for n in (0, 2)

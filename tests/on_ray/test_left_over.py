@@ -66,7 +66,7 @@ def test_going_on_from_a_snapshot_gives_the_same_bits(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("policy", "channel"), [("bsp", "shm"), ("bsp", "ray"), ("ssp", "shm")])
+@pytest.mark.parametrize(("policy", "channel"), [("bsp", "ray"), ("ssp", "shm")])
 def test_each_worker_tells_what_it_has_left(
     policy: str, channel: str, sample: Dataset, shared_ray: None
 ) -> None:

@@ -205,15 +205,3 @@ def test_the_callers_ray_shows_the_output_of_its_workers_afterwards() -> None:
         assert stdout_deduplicator.skip_re.search("anything")
         assert stderr_deduplicator.skip_re.search("anything")
     assert (stdout_deduplicator.skip_re, stderr_deduplicator.skip_re) == before
-
-
-@pytest.mark.ray
-def test_a_folder_full_of_shadows(tmp_path: Path) -> None:
-    """Neither workers nor servers nor the guard import what lies where the user stands."""
-    for name in ("distsgd", "numpy", "queue", "ray", "random", "socket"):
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is a shadow')")
-    command = [sys.executable, "-P", "-m", "distsgd", "train", "--dataset", "sample"]
-    done = subprocess.run(
-        [*command, "--workers", "2", "--epochs", "1"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr

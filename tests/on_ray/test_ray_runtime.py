@@ -75,21 +75,6 @@ def process_id(actor: Any) -> int:
     return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
 
 
-def test_a_killed_worker_changes_no_bit(
-    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, start = a_job(sample)
-    ids = ProcessIds(monkeypatch)
-    events = ray_runtime.train_on_ray(job, start, 3, never)
-    next(event for event in events if isinstance(event, Progress) and event.step >= 10)
-    os.kill(ids.workers[1], signal.SIGKILL)
-    ended = last(events)
-    undisturbed = in_peace(job, start)
-    assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
-    assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
-    assert ended.examples_seen == undisturbed.examples_seen == 15_000
-
-
 def test_when_all_workers_die_others_take_their_places(
     sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,15 +126,6 @@ def test_a_sole_worker_that_hangs_is_replaced_and_ended(
     with pytest.raises(ProcessLookupError):
         os.kill(ids.workers[0], 0)
     same_as_undisturbed(job, start, rest[-1])
-
-
-def test_so_are_all_of_them(
-    sample: Dataset, shared_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, start, ids, events = begun(sample, monkeypatch, 2)
-    for pid in ids.workers:
-        os.kill(pid, signal.SIGSTOP)
-    same_as_undisturbed(job, start, last(events))
 
 
 def test_a_worker_killed_before_all_are_connected_is_replaced(

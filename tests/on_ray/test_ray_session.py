@@ -285,14 +285,21 @@ def test_a_temporary_folder_in_which_no_socket_fits_is_not_used(
 
 
 @pytest.mark.ray
-def test_ray_starts_under_a_temporary_folder_in_which_its_sockets_just_fit(
-    temporary: Path, distsgd: Run
+def test_ray_starts_where_its_sockets_just_fit_and_beside_files_named_like_modules(
+    temporary: Path, tmp_path: Path
 ) -> None:
+    """Neither workers nor servers nor the guard import what lies where the user stands."""
     chosen = temporary / ("x" * (_MOST_BYTES - len(f"{temporary}/")))
     chosen.mkdir()
-    done = distsgd("train", "--dataset", "sample", "--workers", 1, "--epochs", 1,
-                   env={"TMPDIR": str(chosen)})  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for name in ("distsgd", "numpy", "queue", "ray", "random", "socket"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is a shadow')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "distsgd", "train", "--dataset", "sample", "--workers", "2",
+         "--epochs", "1"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(chosen)}, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:

@@ -31,7 +31,7 @@ def sha_of(workers: int, **settings: object) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("workers", "servers"), [(1, 2), (2, 3), (4, 1)])
+@pytest.mark.parametrize(("workers", "servers"), [(2, 3), (4, 1)])
 def test_ray_gives_the_bits_of_one_process(workers: int, servers: int, shared_ray: None) -> None:
     """A few fleets; the simulation has them all, with the same server and workers."""
     result = train("sample", workers=workers, epochs=2, servers=servers, optimizer="adam")
@@ -59,7 +59,6 @@ def test_and_several_servers_in_one_process(servers: int) -> None:
         ("shm", {"loss": "svm", "batch_size": 333, "slot_size": 17}),
         ("tcp", {"batch_size": 100, "sampling": "random", "optimizer": "nesterov"}),
         ("ray", {"batch_size": 1500, "sampling": "sequential", "optimizer": "momentum"}),
-        ("shm", {"batch_size": 64, "dtype": "float64"}),
     ],
 )
 def test_and_so_on_every_channel_with_odd_slots_and_other_settings(
@@ -109,11 +108,9 @@ def test_threads_give_the_same_bits(sample: Dataset) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("loss", LOSSES)
-def test_distributed_gradient_is_the_serial_one(
-    loss: str, shared_ray: None, sample: Dataset
-) -> None:
+def test_distributed_gradient_is_the_serial_one(shared_ray: None, sample: Dataset) -> None:
     """One full-batch step of rate 1 moves W by minus the gradient."""
+    loss = "softmax"
     result = train(
         "sample", loss, workers=3, batch_size=1500, epochs=1, slot_size=77, dtype="float64",
         learning_rate=1.0, schedule="constant", regularization=0.3, init_scale=1e-2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import wait_for
 
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.task_pool import task_pool
@@ -77,7 +78,7 @@ class TestOnRay:
         yield
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
-    @pytest.mark.parametrize("workers", [0, 1, 3])
+    @pytest.mark.parametrize("workers", [0, 3])
     def test_results_come_in_the_order_of_the_tasks(self, workers):
         with task_pool(workers) as pool:
             assert list(pool.map(Squares(), range(40))) == [i**2 for i in range(40)]
@@ -106,12 +107,10 @@ class TestOnRay:
             list(pool.map(DiesOnce(str(tmp_path), 100), range(20)))
 
     def test_the_workers_are_gone_when_nobody_wants_more(self, tmp_path):
+        import ray
+
         with task_pool(2) as pool:
             results = pool.map(WhoOpened(str(tmp_path)), range(1000))
             next(results)
             results.close()
-            # All 8 CPUs are free again: otherwise these 8 would wait for ever.
-        with task_pool(8) as pool:
-            folder = tmp_path / "next"
-            folder.mkdir()
-            assert len(list(pool.map(WhoOpened(str(folder)), range(8)))) == 8
+            wait_for(lambda: ray.available_resources().get("CPU") == 8)

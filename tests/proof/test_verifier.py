@@ -114,7 +114,7 @@ def test_what_a_worker_process_computes_wrongly_is_found(distsgd, tmp_path, priv
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("consistency", ["bsp", "ssp", "local"])
+@pytest.mark.parametrize("consistency", ["ssp", "local"])
 def test_a_sound_run_on_ray_verifies(shared_ray, consistency):
     result = distsgd.train(
         "sample", workers=2, epochs=2, verify=1.0, consistency=consistency,
