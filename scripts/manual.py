@@ -24,7 +24,7 @@ from distsgd.config.settings import (
     TWO_LAYER_LEARNING_RATES,
     TrainConfig,
 )
-from distsgd.runs.checkpoint import GOES_ON_WITH
+from distsgd.runs.checkpoint import RESUMABLE_SETTINGS
 
 TOP = Path(__file__).resolve().parents[1]
 DOCS = TOP / "distsgd" / "docs"
@@ -46,7 +46,9 @@ def settings() -> str:
         name = field.name
         flag = f"`--{name.replace('_', '-')}`" if name in flags else "`--set`"
         rows.append((
-            f"`{name}`{' *' if name in GOES_ON_WITH else ''}", flag, default(name, field.default),
+            f"`{name}`{' *' if name in RESUMABLE_SETTINGS else ''}",
+            flag,
+            default(name, field.default),
             " ".join(meanings[name].split()).removesuffix("."),
         ))  # fmt: skip
     return table(("setting", "flag", "default", "meaning"), rows)

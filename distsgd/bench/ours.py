@@ -20,8 +20,8 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Connected, Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure
+from distsgd.training.preparation import train_with
 from distsgd.training.results import Reporter
-from distsgd.training.training import train_with
 
 __all__ = ["Window", "main", "measure"]
 

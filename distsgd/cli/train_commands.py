@@ -137,7 +137,7 @@ def train(
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.config.sources import config_from
-    from distsgd.training.training import train_with
+    from distsgd.training.preparation import train_with
 
     flags = {
         "dataset": dataset, "model": model, "loss": loss, "workers": workers,
@@ -182,7 +182,7 @@ def resume(
     """
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
-    from distsgd.training.training import resume_with
+    from distsgd.training.preparation import resume_with
 
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
     stop, reporter = StopSignals(), make_reporter(json)

@@ -1,1 +1,1 @@
-"""Audit, replay, recovery and verification: what the journal of a run proves."""
+"""Audit, replay and verification: what the journal of a run proves."""

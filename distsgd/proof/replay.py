@@ -7,7 +7,6 @@ from pathlib import Path
 
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import JournalError
-from distsgd.proof.recovery import residuals_of
 from distsgd.proof.replayer import Replayer, records_of, start_of
 from distsgd.runs.checkpoint import checkpoint_path, read_if_kept, weights_sha256
 from distsgd.runs.folder import other_kernels
@@ -62,8 +61,7 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
     folder, first = opened.folder, view.base
     entries = [entry for entry, _ in checked_lines(opened, view)[1]]
     config = first.place.config(opened.origin) if first.place else opened.origin
-    residuals = residuals_of(opened, first)
-    replayer = Replayer(config, opened.dataset, start_of(first, residuals))
+    replayer = Replayer(config, opened.dataset, start_of(first, opened.residuals(first)))
     checked, found, before = 0, first.weights, first.version
     for version, weights in replayer.versions(entries):
         found = first.architecture.unpad(weights)

@@ -22,7 +22,7 @@ from distsgd.core.optim import (
     start_of_incarnation,
 )
 from distsgd.core.reduction_tree import TreeSum
-from distsgd.core.server import Position, rebuilt
+from distsgd.core.server import rebuilt
 from distsgd.data.dataset import Dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
@@ -114,12 +114,12 @@ class Replayer:
                 del kept[version]
         yield self._updater.version, self._updater.weights
 
-    def snapshot(self, position: Position) -> Snapshot:
-        """All that training goes on from at a position, after all of `versions` has been taken."""
+    def snapshot(self) -> Snapshot:
+        """The server after the last update, once `versions` is exhausted."""
         updater = self._updater
         state = {name: array.copy() for name, array in updater.optimizer.state.items()}
         residuals = self._compressed.residuals()
-        return Snapshot(updater.version, updater.weights.copy(), state, residuals, position)
+        return Snapshot(updater.version, updater.weights.copy(), state, residuals)
 
     def _resumed(self, entry: Resumed) -> None:
         """The schedule may be another from here on, and the residuals were shared out."""

@@ -12,42 +12,42 @@ some from its whole length, more where W moves fast; what goes on with a run nee
 """
 
 from __future__ import annotations
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-from distsgd.core.server import Ledger
-from distsgd.config.settings import TrainConfig
-from distsgd.runs.journal import Mark, Resumed
+
 import hashlib
 import io
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
 import numpy as np
-from distsgd.core.model import Architecture
+
+from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.model import Preprocessing
-from distsgd.core.model import LOSSES
-from distsgd.core.model import LINEAR, make_architecture
+from distsgd.core.model import LINEAR, LOSSES, Architecture, Preprocessing, make_architecture
+from distsgd.core.server import Ledger
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
-from distsgd.data.text_files import is_printable
-from distsgd.data.text_files import parse_json
+from distsgd.data.text_files import is_printable, parse_json
 from distsgd.errors import RunError, in_short, machine_trouble, storage_error
-from distsgd.runs.array_archive import ArrayArchive
 from distsgd.on_ray.capacity import free_memory
-from collections.abc import Sequence
+from distsgd.runs.array_archive import ArrayArchive
+from distsgd.runs.journal import Mark, Resumed
 
-__all__ = ["GOES_ON_WITH", "Model", "Place", "checkpoint_path", "checkpoint_versions", "latest_checkpoint", "read_checkpoint", "read_if_kept", "read_newest", "read_place", "remove_checkpoints", "resumed_settings", "shaped", "superfluous", "wanted", "weights_sha256", "write_checkpoint"]
+__all__ = [
+    "RESUMABLE_SETTINGS", "Model", "Place", "checkpoint_path", "checkpoint_versions",
+    "latest_checkpoint", "read_checkpoint", "read_if_kept", "read_newest", "read_place",
+    "remove_checkpoints", "resumed_settings", "shaped", "superfluous", "wanted", "weights_sha256",
+    "write_checkpoint",
+]  # fmt: skip
 
 
-GOES_ON_WITH = ("workers", "servers", "channel", "epochs")
+RESUMABLE_SETTINGS = ("workers", "servers", "channel", "epochs")
 """The settings that may be others where a run is gone on with."""
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Place:
     Attributes:
         mark: the place in the journal.
         ledger: which slots have been applied, as JSON; see `distsgd.core.server.position.Ledger`.
-        settings: those of `GOES_ON_WITH`, as they were.
+        settings: those of `RESUMABLE_SETTINGS`, as they were.
         usable: whether all that later updates read is in the checkpoint or comes after it.
         fleet: most workers that the fleet has had since the run began or was gone on with; None
             for those of ``settings``.
@@ -84,7 +84,7 @@ class Place:
         counts = [mark.offset, mark.lines, content.get("fleet") or 0]
         if any(type(n) is not int or not 0 <= n < _MOST for n in counts):
             raise ValueError("its place in the journal is none")
-        if set(content["settings"]) != set(GOES_ON_WITH) or type(mark.digest) is not str:
+        if set(content["settings"]) != set(RESUMABLE_SETTINGS) or type(mark.digest) is not str:
             raise ValueError("its settings are not those that a run goes on with")
         place = cls(**{**content, "mark": mark})
         Ledger.from_json(place.ledger)

@@ -12,6 +12,7 @@ Which kernels have multiplied the matrices of a run: its bits are theirs, see `e
 """
 
 from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -27,22 +28,37 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from distsgd.config.settings import TrainConfig
 from distsgd.core.model import LINEAR
-from distsgd.data.folder_files import SMALL, names_inside, read_inside, remove_inside, replace_inside
+from distsgd.data.folder_files import (
+    SMALL,
+    names_inside,
+    read_inside,
+    remove_inside,
+    replace_inside,
+    stat_inside,
+)
 from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.data.lock_file import LockFile, is_locked
 from distsgd.data.system import pause
 from distsgd.data.text_files import parse_json
-from distsgd.errors import RunError, StorageError, UsageError, in_short, machine_trouble, storage_error
-from distsgd.config.settings import TrainConfig
-from distsgd.spelling import Spelling, written
-from distsgd.engine.blas import blas_kernel
-from distsgd.version import __version__
-from distsgd.data.folder_files import stat_inside
-from distsgd.errors import RunError, StorageError
 from distsgd.engine.blas import SAME_BLAS, blas_kernel
+from distsgd.errors import (
+    RunError,
+    StorageError,
+    UsageError,
+    in_short,
+    machine_trouble,
+    storage_error,
+)
+from distsgd.spelling import Spelling, written
+from distsgd.version import __version__
 
-__all__ = ["RunFolder", "WantedWorkers", "add_kernel", "create_run", "find_run", "forget_wanted", "handle", "kernels_of", "list_runs", "other_kernels", "runs_home", "want_workers",]
+__all__ = [
+    "RunFolder", "WantedWorkers", "add_kernel", "clean_up", "create_run", "find_run", "handle",
+    "kernels_of", "list_runs", "note_kernel", "other_kernels", "runs_home", "want_workers",
+]  # fmt: skip
 
 
 _LOCK = ".running"
@@ -120,15 +136,6 @@ class RunFolder:
         if found.st_mode & stat.S_IWOTH:
             return f"every user may write to {self.path}, and change it while it trains"
         return ""
-
-    def sweep(self) -> None:
-        """Remove what a process that was killed while it wrote has left beside its files."""
-        for folder in (self.path, self.checkpoints):
-            with suppress(OSError):
-                for name in names_inside(folder, below=self.path):
-                    if name.startswith(".") and name.endswith(".tmp"):
-                        with suppress(OSError):
-                            remove_inside(folder / name, below=self.path)
 
     def release(self) -> None:
         """The run is no longer running."""
@@ -370,11 +377,6 @@ def want_workers(run: RunFolder, workers: int) -> None:
     run.write(_WORKERS_FILE, {"workers": workers})
 
 
-def forget_wanted(run: RunFolder) -> None:
-    """Forget the word that was left for a run before it is gone on with."""
-    run.remove(_WORKERS_FILE)
-
-
 class WantedWorkers:
     """What the process that trains reads of it.
 
@@ -428,11 +430,33 @@ def add_kernel(run: RunFolder, kernel: str) -> None:
 
 
 def other_kernels(run: RunFolder) -> str:
-    """What there is to say if not all of the run was computed as it is here."""
+    """A remark if parts of a run were computed by other kernels than this machine's, else ""."""
     known, here = kernels_of(run), blas_kernel()
     if set(known) <= {here}:
         return ""
     return (
         f"the run was computed by {' and '.join(known)}, and this machine has {here}, which rounds "
-        f"otherwise; {SAME_BLAS}"
+        f"differently; {SAME_BLAS}"
     )
+
+
+def note_kernel(run: RunFolder) -> str:
+    """Remember the kernel of this machine; returns the remark of `other_kernels`.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
+    if remark := other_kernels(run):
+        add_kernel(run, blas_kernel())
+    return remark
+
+
+def clean_up(run: RunFolder) -> None:
+    """Remove what earlier processes left for no one: unfinished files, a request for workers."""
+    for folder in (run.path, run.checkpoints):
+        with suppress(OSError):
+            for name in names_inside(folder, below=run.path):
+                if name.startswith(".") and name.endswith(".tmp"):
+                    with suppress(OSError):
+                        remove_inside(folder / name, below=run.path)
+    run.remove(_WORKERS_FILE)

@@ -41,24 +41,25 @@ A journal may grow, or lose its beginning, while it is read: read its beginning 
 """
 
 from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
 from distsgd.core.messages import Applied, Lease
 from distsgd.data.folder_files import reader_inside, replace_inside
-from distsgd.errors import storage_error
+from distsgd.errors import JournalError, UsageError, machine_trouble, storage_error
 from distsgd.runs.line_file import LineFile
-import os
-from collections.abc import Iterator
-from typing import Any, BinaryIO
-from distsgd.core.messages import Lease
-from distsgd.data.folder_files import reader_inside
-from distsgd.errors import JournalError, UsageError, machine_trouble
 
-__all__ = ["Entry", "JOURNAL", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized", "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal", "resumptions", "whole_journal",]
+__all__ = [
+    "JOURNAL", "Entry", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized",
+    "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal", "resumptions",
+    "whole_journal",
+]  # fmt: skip
 
 
 JOURNAL = "journal.jsonl"

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from distsgd.config.jobs import make_job
-from distsgd.runs.opened_run import OpenedRun
-from distsgd.core.plan import Plan
-from distsgd.core.server import Ledger
-from distsgd.core.server import UpdateCheck
-from distsgd.errors import JournalError, RunError, UsageError
-from distsgd.runs.checkpoint import Model
 from distsgd.config.settings import TrainConfig
+from distsgd.core.plan import Plan
+from distsgd.core.server import Ledger, UpdateCheck
+from distsgd.errors import JournalError, RunError, UsageError
+from distsgd.runs.checkpoint import Model, Place, resumed_settings
 from distsgd.runs.journal import Entry, Mark, Record, Resized
-from distsgd.runs.checkpoint import Place, resumed_settings
+from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["Beginning", "JournalCheck", "beginning_of"]
 

@@ -8,23 +8,26 @@ Source: "Trace Event Format"; complete events (ph "X") with times in microsecond
 """
 
 from __future__ import annotations
+
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from distsgd.data.atomic import replace_file
 from distsgd.data.folder_files import reader_inside
-from distsgd.errors import RunError, machine_trouble
+from distsgd.engine.events import Track
+from distsgd.errors import RunError, UsageError, machine_trouble, storage_error
 from distsgd.runs.checkpoint import checkpoint_versions
 from distsgd.runs.line_file import LineFile
-from collections.abc import Sequence
-from distsgd.data.atomic import replace_file
-from distsgd.errors import UsageError, storage_error
-from distsgd.engine.events import Track
 
-__all__ = ["Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows", "read_metrics", "seconds_of_steps", "write_trace_file"]
+__all__ = [
+    "Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows", "read_metrics",
+    "seconds_of_steps", "write_trace_file",
+]  # fmt: skip
 
 
 _LONGEST = 1 << 16

@@ -1,4 +1,4 @@
-"""An open run: its folder, settings, dataset and journal."""
+"""A run folder opened: its settings, dataset, journal and checkpoints behind one object."""
 
 from __future__ import annotations
 
@@ -6,49 +6,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
+from distsgd.core.optim import Residuals
 from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
-from distsgd.errors import JournalError, RunError, UsageError
+from distsgd.engine.job import Job
+from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
-from distsgd.runs.folder import RunFolder, find_run
+from distsgd.runs.folder import RunFolder, create_run, find_run
 from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
+from distsgd.runs.residual_file import read_residuals
 
-__all__ = ["OpenedRun", "check_room", "dataset_of_run", "open_run"]
-
-
-_MIB = 2**20
-
-
-def check_room(config: TrainConfig, dataset: Dataset) -> None:
-    """See whether the cache is large enough for what has to be in it at once.
-
-    Raises:
-        UsageError: it is not, or the settings want all of a dataset that is streamed.
-    """
-    train, test = ([entry.size for entry in dataset.manifest.shards(s)] for s in ("train", "test"))
-    if dataset.streamed and config.verify:
-        raise UsageError(
-            f"{config.spelling.setting('verify')} does not go with {config.given('shuffle')} of a "
-            "remote dataset: it needs all of it",
-            f"Give {config.spelling.given('shuffle', 'global')}, or verify with a copy of the "
-            "dataset here",
-        )
-    if not config.cache_limit:
-        return
-    if not dataset.streamed:
-        needed = sum(train) + sum(test)
-        hint = f"or give {config.spelling.given('shuffle', 'shard')}, which needs a few shards"
-    else:
-        # Two windows: the end of one and the beginning of the next.
-        most = sorted(train, reverse=True)[: 2 * config.shuffle_window]
-        needed = sum(most) + sum(test)
-        hint = f"or mix fewer shards: {config.spelling.given('shuffle_window', 1)}"
-    if needed > config.cache_limit:
-        raise UsageError(
-            f"{config.given('cache_size')} is not enough: {-(-needed // _MIB)} MiB have to be on a "
-            "node at once",
-            f"Raise it, {hint}",
-        )
+__all__ = ["OpenedRun", "dataset_of_run", "new_run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -57,22 +26,34 @@ class OpenedRun:
 
     Attributes:
         folder: its folder.
-        origin: the settings that it began with.
-        dataset: what it is trained on.
+        origin: the settings it started with.
+        dataset: the dataset it is trained on.
     """
 
     folder: RunFolder
     origin: TrainConfig
     dataset: Dataset
 
+    def job(self, config: TrainConfig) -> Job:
+        """The job that settings describe on the dataset of this run."""
+        return make_job(config, self.dataset)
+
     @property
     def first(self) -> str:
-        """The first digest of its journal."""
+        """The digest before the first line of its journal.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
         settings = self.folder.read("config.json")["settings"]
         return first_digest(settings, self.dataset.manifest.digest)
 
     def journal(self) -> Journal:
-        """All of its journal, as it is now; see `whole_journal`."""
+        """Its whole journal, as it is now.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
         return whole_journal(self.folder.path, self.first)
 
     def entries(self, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
@@ -92,11 +73,11 @@ class OpenedRun:
                 continue
 
     def base(self, begin: Mark) -> Model:
-        """The checkpoint that a journal begins with: the first, or where the rest was dropped.
+        """The checkpoint where a journal begins: the first, or where earlier lines were dropped.
 
         Raises:
             RunError: it is missing or damaged.
-            JournalError: the journal belongs to no checkpoint.
+            JournalError: there is no checkpoint where the journal begins.
         """
         if not begin.lines:
             path = checkpoint_path(self.folder.checkpoints, 0)
@@ -108,22 +89,55 @@ class OpenedRun:
                 return model
         raise JournalError(begin.lines, "there is no checkpoint where the journal begins")
 
+    def residuals(self, model: Model) -> Residuals:
+        """The residuals of error feedback that belong to a checkpoint; none without feedback.
+
+        Raises:
+            RunError: they are missing or damaged.
+        """
+        config = self.origin
+        if model.version == 0 or config.compress == "none" or not config.error_feedback:
+            return {}
+        if model.residuals is None or model.place is None:
+            raise RunError(
+                f"the checkpoint of update {model.version} has no residuals", "Train again"
+            )
+        return read_residuals(
+            self.folder.checkpoints, model.version, model.residuals, config.dtype,
+            model.architecture.parameters,
+        )  # fmt: skip
+
+
+def new_run(
+    path: Path | None, config: TrainConfig, dataset: Dataset, chaos: str | None = None
+) -> OpenedRun:
+    """Make a run folder that is marked as running; see `create_run` for arguments and errors."""
+    manifest = dataset.manifest
+    identity = {
+        "name": manifest.name,
+        "folder": str(dataset.folder.resolve()),
+        "digest": manifest.digest,
+        "train": manifest.rows("train"),
+        "test": manifest.rows("test"),
+    }
+    return OpenedRun(create_run(path, config, identity, chaos), config, dataset)
+
 
 def open_run(run: str | Path) -> OpenedRun:
     """A run, its settings, and the dataset it was trained on.
 
     Raises:
-        RunError: the run or its dataset cannot be found, or is another than it was.
+        RunError: the run or its dataset cannot be found, or the dataset has changed.
     """
     folder = find_run(run)
     return OpenedRun(folder, folder.settings(), dataset_of_run(folder))
 
 
 def dataset_of_run(folder: RunFolder) -> Dataset:
-    """The very dataset that a run was trained on: where it was, or else by its name.
+    """The dataset that a run was trained on: where it was, or else by its name.
 
     Raises:
-        RunError: there is only another one by now, or config.json is damaged.
+        RunError: there is only a different one now, or config.json is damaged.
         DatasetError: there is none.
         SourceError: it lies at an address that this user has never given.
     """
@@ -141,6 +155,6 @@ def dataset_of_run(folder: RunFolder) -> Dataset:
     except OtherDataset as error:
         raise RunError(
             f"{error.folder} is no longer the dataset that the run was trained on",
-            "Put the old one back; `distsgd evaluate` measures the run on the new one with "
-            f"--dataset {config.dataset}",
+            "Put the old one back, or evaluate the run on the new one: `distsgd evaluate "
+            f"--dataset {config.dataset}`",
         ) from None

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
-from distsgd.runs.opened_run import OpenedRun
 from distsgd.core.server import Ledger
 from distsgd.errors import JournalError, RunError
-from distsgd.runs.checkpoint import Model, checkpoint_versions, latest_checkpoint
-from distsgd.runs.journal import Entry, Mark
-from distsgd.runs.journal import Journal
-from distsgd.runs.checkpoint import Place
+from distsgd.runs.checkpoint import Model, Place, checkpoint_versions, latest_checkpoint
+from distsgd.runs.journal import Entry, Journal, Mark
+from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
+from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["RunView", "checked_lines", "proven"]
 

@@ -19,7 +19,6 @@ from distsgd.engine.events import Ended, Updated
 from distsgd.engine.job import Snapshot
 from distsgd.errors import DivergedError, UsageError
 from distsgd.runs.checkpoint import weights_sha256
-from distsgd.runs.opened_run import check_room
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring, Probe
 from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult, summary
@@ -178,7 +177,6 @@ def simulate_with(
 
 def _opened(config: TrainConfig) -> Dataset:
     dataset = open_dataset(config.dataset, cache_limit=config.cache_limit, stream=config.streams)
-    check_room(config, dataset)
     dataset.verify()
     return dataset
 

@@ -1,6 +1,6 @@
-"""What a training under chaos has suffered, and what that has cost.
+"""Chaos: faults caused on purpose while training, and what they cost.
 
-What a user writes after --chaos: "kill-worker:every=50,drop-push:p=0.01,seed=7".
+A request is a text such as "kill-worker:every=50,drop-push:p=0.01,seed=7".
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.chaos import PROCESS_FAULTS, PUSH_FAULTS, Chaos, Fault, Strike
-from distsgd.core.plan import Plan
 from distsgd.data.folder_files import remove_inside
+from distsgd.engine.events import Ended, Event, Updated
+from distsgd.engine.job import Job
 from distsgd.errors import UsageError
 from distsgd.proof.audit import audit
-from distsgd.proof.replayer import records_of
+from distsgd.runs.journal import Record
 from distsgd.runs.line_file import LineFile
-from distsgd.runs.opened_run import OpenedRun
+from distsgd.spelling import spelling
+from distsgd.training.hooks import Context, Hook
 from distsgd.training.results import ChaosReport
 from distsgd.transport.faulty import read_tally
 
@@ -35,86 +38,90 @@ _STALL = 0.5
 second."""
 
 
-class ChaosWatch:
-    """Keeps ``chaos.jsonl`` in the run folder: what was asked for, and each strike.
+class ChaosWatch(Hook):
+    """Causes the faults that were asked for, and keeps ``chaos.jsonl``: the request, each strike.
 
-    The settings do not tell of it, so a run that is resumed or repeated is left in peace.
+    The faults are no setting of the run, so a resume or a repetition causes none.
 
     Args:
         chaos: the faults.
-        run: the run.
-        plan: its plan.
-        version: updates that there are already.
     """
 
-    def __init__(self, chaos: Chaos, run: OpenedRun, plan: Plan, version: int) -> None:
-        self.chaos, self._run, self._plan, self._start = chaos, run, plan, version
-        folder = run.folder.path
-        self.tally = folder / "chaos.tally"
-        remove_inside(self.tally)
-        self._log = LineFile(folder / "chaos.jsonl")
-        self._log.write({"chaos": chaos.text, "seed": chaos.seed, "after": version})
-        self._log.flush()
+    def __init__(self, chaos: Chaos) -> None:
+        self._chaos = chaos
         self._struck: Counter[str] = Counter()
         self._stalled, self._last = 0.0, 0.0
         self._tallied: dict[str, int] = {}
         self._havoc: Havoc | None = None
 
-    def havoc(self) -> Havoc:
-        """Who carries out the strikes at processes: one for all generations of them."""
+    def open(self, job: Job, context: Context) -> Job:
+        """Start the log; faults of pushes go with the job."""
+        chaos, folder = self._chaos, context.run.folder.path
+        self._run, self._plan, self._start = context.run, job.plan, context.version
+        self._tally = folder / "chaos.tally"
+        remove_inside(self._tally)
+        self._log = LineFile(folder / "chaos.jsonl")
+        self._log.write({"chaos": chaos.text, "seed": chaos.seed, "after": self._start})
+        self._log.flush()
+        return replace(job, chaos=chaos, tally=str(self._tally))
+
+    def process_faults(self) -> Havoc:
+        """Kills and stops: one object for all generations of processes."""
         from distsgd.on_ray.chaos_kills import Havoc
 
         if self._havoc is None:
-            self._havoc = Havoc(self.chaos, self._start, self.struck)
+            self._havoc = Havoc(self._chaos, self._start, self._strike)
         return self._havoc
 
-    def struck(self, strike: Strike, process: str) -> None:
+    def _strike(self, strike: Strike, process: str) -> None:
         """A process was struck."""
         name = strike.fault.name
         self._struck[name] += 1
         self._log.write({"fault": name, "due": strike.version, "process": process})
         self._log.flush()
 
-    def updated(self) -> None:
-        """An update has come."""
+    def event(self, event: Event) -> None:
+        """Measure how long no update comes."""
+        if not isinstance(event, Updated):
+            return
         now = time.perf_counter()
         if self._last and now - self._last > _STALL:
             self._stalled += now - self._last
         self._last = now
 
     def close(self) -> None:
-        """Close the files; all workers are gone."""
+        """Close the files."""
         self._log.close()
-        self._tallied = read_tally(self.tally)
-        remove_inside(self.tally)
+        self._tallied = read_tally(self._tally)
+        remove_inside(self._tally)
 
-    def report(self) -> ChaosReport:
-        """Audit the run, after `close`, and add up.
+    def result(self, ended: Ended) -> dict[str, Any]:
+        """The report of the faults, if the journal passes its audit.
 
         Raises:
-            JournalError: the journal does not hold.
+            JournalError: it does not.
         """
         audited = audit(self._run.folder.path)
         answers, slots = self._applied()
         pushes = {name: self._tallied[name] for name in PUSH_FAULTS}
         every = {**self._struck, **pushes}
-        return ChaosReport(
-            asked=self.chaos.text,
-            seed=self.chaos.seed,
-            faults={fault.name: every.get(fault.name, 0) for fault in self.chaos.faults},
+        report = ChaosReport(
+            asked=self._chaos.text,
+            seed=self._chaos.seed,
+            faults={fault.name: every.get(fault.name, 0) for fault in self._chaos.faults},
             stalled_seconds=self._stalled,
             answers_in_vain=self._tallied["answers"] - answers,
             slots_in_vain=self._tallied["slots"] - slots,
             audited_updates=audited.updates,
         )
+        return {"chaos": report}
 
     def _applied(self) -> tuple[int, int]:
-        """Answers that the updates since the start were made of, and their slots."""
-        entries = [entry for entry, _ in self._run.journal().entries()]
+        """Answers that the updates of this session were made of, and the slots in them."""
         leases = [
             lease
-            for record in records_of(entries)
-            if record.version > self._start
+            for record, _ in self._run.journal().entries()
+            if isinstance(record, Record) and record.version > self._start
             for _, lease in record.contributions
         ]
         slots = sum(last - first for lease in leases for _, first, last in lease.slots(self._plan))
@@ -161,16 +168,18 @@ def chaos_from(text: str, seed: int, workers: int) -> Chaos:
             raise _refused(piece, "the seed is given twice", "Give it once")
         if faults and faults[-1].name in PROCESS_FAULTS and not workers:
             raise _refused(
-                piece, "--workers 0 trains in one process, which has no workers or servers",
-                f"Give --workers 1 or more; {', '.join(PUSH_FAULTS)} go without",
-            )  # fmt: skip
+                piece,
+                f"{spelling().given('workers', 0)} trains in one process, which has no workers or "
+                "servers",
+                f"Give 1 worker or more; {', '.join(PUSH_FAULTS)} need none",
+            )
     if not faults:
         raise _refused(text, "no fault is asked for", _known())
     return Chaos(tuple(faults), seeds[0] if seeds else seed, text)
 
 
 def _refused(piece: str, why: str, hint: str) -> UsageError:
-    return UsageError(f"--chaos: '{piece}': {why}", hint)
+    return UsageError(f"{spelling().setting('chaos')}: '{piece}': {why}", hint)
 
 
 def _known() -> str:

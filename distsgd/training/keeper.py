@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.chaos import Chaos
 from distsgd.core.messages import Applied
 from distsgd.core.optim import Residuals, shared_out
-from distsgd.core.plan import Plan
-from distsgd.core.server import Ledger
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RunError, StorageError
-from distsgd.proof.recovery import find_tail
 from distsgd.runs.checkpoint import (
-    GOES_ON_WITH,
     Model,
     Place,
     checkpoint_path,
@@ -34,94 +28,14 @@ from distsgd.runs.checkpoint import (
     wanted,
     write_checkpoint,
 )
-from distsgd.runs.folder import RunFolder
-from distsgd.runs.journal import JournalWriter, Mark, Resized, Resumed
+from distsgd.runs.journal import Mark
 from distsgd.runs.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.runs.residual_file import remove_residuals, write_residuals
-from distsgd.training.interrupts import Stop
+from distsgd.training.logbook import Logbook, Start
 from distsgd.training.results import EpochRow, Reporter
 
-__all__ = ["Keeper", "Logbook", "Task"]
-
-
-class Logbook:
-    """The journal of a run that is training.
-
-    Args:
-        folder: the run folder.
-        end: where its journal ends.
-        ledger: what has been applied until there.
-        config: the settings from here on.
-        plan: the slots of each step.
-    """
-
-    def __init__(
-        self, folder: RunFolder, end: Mark, ledger: Ledger, config: TrainConfig, plan: Plan
-    ) -> None:
-        self._ledger, self._config, self._plan = ledger, config, plan
-        self._journal = JournalWriter(folder.path, end)
-        self._workers = self._fleet = max(1, config.workers)  # now, and the most since it began
-        self.flush, self.drop_before = self._journal.flush, self._journal.drop_before
-        self.close, self.is_lost = self._journal.close, self._journal.is_lost
-
-    @property
-    def version(self) -> int:
-        """Updates in the journal."""
-        return self._ledger.version
-
-    @property
-    def head(self) -> str:
-        """Digest of the last line of the journal."""
-        return self._journal.head
-
-    def add(self, update: Applied) -> None:
-        """The next update.
-
-        Raises:
-            StorageError: the disk is full; the update is kept until it has room.
-        """
-        self._ledger.add(self._plan, update)
-        self._journal.add(update)
-
-    def new_fleet(self, config: TrainConfig) -> None:
-        """Another fleet is to go on; the settings are these from here on."""
-        self._config = config
-
-    def gone_on(self) -> None:
-        """The run is gone on with, from its last update."""
-        config = self._config
-        self._workers = self._fleet = max(1, config.workers)
-        entry = Resumed(self.version, config.epochs, config.workers, config.servers, config.channel)
-        try:
-            self._journal.resumed(entry)
-        except StorageError:
-            return  # it is kept, and who writes next hears of it
-
-    def resized(self, workers: int) -> None:
-        """The fleet is to have so many workers from here on."""
-        if workers == self._workers:
-            return
-        self._workers, self._fleet = workers, max(self._fleet, workers)
-        with suppress(StorageError):  # as above
-            self._journal.resized(Resized(workers))
-
-    def place(self, usable: bool) -> Place:
-        """Where the run stands now.
-
-        Args:
-            usable: see `Place`.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
-        return Place(
-            mark=self._journal.mark(),
-            ledger=self._ledger.to_json(),
-            settings={name: getattr(self._config, name) for name in GOES_ON_WITH},
-            usable=usable,
-            fleet=self._fleet,
-        )
+__all__ = ["Keeper"]
 
 
 _LOOK_SECONDS = 1.0
@@ -134,25 +48,6 @@ _FEW_EPOCHS, _EVERY_SECONDS = 60, 0.5
 """Epochs that have a checkpoint each; and seconds after which a later one has one in any case."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a session is to do.
-
-    Attributes:
-        config: the settings, as they are from here on.
-        run: the run.
-        trace: a file for a timeline, if one is wanted.
-        chaos: faults that are to come, if any.
-        address: of the Ray cluster to train on; None for a Ray of our own.
-    """
-
-    config: TrainConfig
-    run: OpenedRun
-    trace: Path | None = None
-    chaos: Chaos | None = None
-    address: str | None = None
-
-
 class Keeper:
     """Writes the run folder while training goes on.
 
@@ -161,19 +56,23 @@ class Keeper:
     checkpoint and the last have to be written.
 
     Args:
-        task: what is trained.
+        run: the run.
+        config: the settings of this session.
         job: the same for the runtime.
-        logbook: where updates are written.
-        reporter: told of trouble.
+        start: where the session starts.
+        reporter: notified of trouble.
     """
 
-    def __init__(self, task: Task, job: Job, logbook: Logbook, reporter: Reporter) -> None:
-        self._task, self._job, self._logbook, self._reporter = task, job, logbook, reporter
-        self._folder = task.run.folder.checkpoints
-        self._metrics = MetricsWriter(task.run.folder.path / "metrics.jsonl")
+    def __init__(
+        self, run: OpenedRun, config: TrainConfig, job: Job, start: Start, reporter: Reporter
+    ) -> None:
+        self._run, self._config, self._job, self._reporter = run, config, job, reporter
+        self._logbook = Logbook(run, start, config)
+        self._folder = run.folder.checkpoints
+        self._metrics = MetricsWriter(run.folder.path / "metrics.jsonl")
         self._saved, self._told = -1, False
         self._lost, self._next_look = False, 0.0
-        self._best: Best = best_epoch(task.run.folder.path) or (-1.0, 0.0, 0)
+        self._best: Best = best_epoch(run.folder.path) or (-1.0, 0.0, 0)
         self._best_saved = self._best[2]
         self._epochs = (0, 0)  # how many have ended, and W's version at the end of the last
         self._not_saved: Snapshot | None = None  # of the end of an epoch
@@ -246,7 +145,7 @@ class Keeper:
             epoch: how many have ended.
         """
         late = monotonic() >= self._saved_at + _EVERY_SECONDS
-        keep = self._task.config.keep_checkpoints
+        keep = self._config.keep_checkpoints
         if not (late or epoch <= _FEW_EPOCHS or wanted(epoch, keep)):
             self._not_saved = snapshot
             return
@@ -310,7 +209,7 @@ class Keeper:
             StorageError: it cannot be written.
         """
         known = checkpoint_path(self._folder, snapshot.version).exists()
-        residuals = shared_out(snapshot.residuals or {}, max(1, self._task.config.workers))
+        residuals = shared_out(snapshot.residuals or {}, max(1, self._config.workers))
         self.save(
             replace(snapshot, residuals=residuals), passing=snapshot.version > 0 and not known
         )
@@ -327,28 +226,24 @@ class Keeper:
         else:
             self._if_there_is_room(partial(self.save, snapshot, passing=passing))
 
-    def new_fleet(self, config: TrainConfig) -> None:
-        """Another fleet is to go on; the settings are these from here on."""
-        self._task = replace(self._task, config=config)
-        self._logbook.new_fleet(config)
+    def resumed(self, config: TrainConfig) -> None:
+        """The run resumes after its last update, with these settings."""
+        self._config = config
+        self._logbook.resumed(config)
 
-    def recovered(self, stop: Stop) -> Snapshot:
-        """The server after the last update of the journal, from which the run goes on.
+    def flush(self) -> None:
+        """Hand the journal to the system.
 
         Raises:
-            Stopped: a stop was asked for before it was computed; the run folder is as it was.
+            StorageError: the disk is full.
         """
         self._logbook.flush()
-        found = find_tail(self._task.run, self._reporter.notice)
-        start = found.recovered(self._task.run, stop).snapshot
-        self._logbook.gone_on()
-        return start
 
     def _tidy(self) -> None:
         """Remove the checkpoints, and the beginning of the journal, that are not to be kept."""
         usable = sorted(self._marks)[-_USABLE:]
         self._marks = {version: self._marks[version] for version in usable}
-        if len(usable) == _USABLE and self._task.config.journal == "bounded":
+        if len(usable) == _USABLE and self._config.journal == "bounded":
             begin = self._marks[usable[0]]
             if begin.offset > self._begin:  # first the journal, so that it always has its beginning
                 if not self._if_there_is_room(partial(self._logbook.drop_before, begin)):
@@ -367,7 +262,7 @@ class Keeper:
 
     def _superfluous(self, usable: set[int]) -> set[int]:
         """The versions of checkpoints that are not to be kept."""
-        config, epochs = self._task.config, self._epochs
+        config, epochs = self._config, self._epochs
         if config.journal == "bounded" and len(usable) < _USABLE:
             return set()  # the journal may begin with any of them
         found = set(self._passing) if len(usable) == _USABLE else set()
@@ -392,7 +287,7 @@ class Keeper:
 
     def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
         """A snapshot as it is kept."""
-        job, manifest = self._job, self._task.run.dataset.manifest
+        job, manifest = self._job, self._run.dataset.manifest
         return Model(
             model=job.model,
             weights=job.architecture.unpad(snapshot.weights),
@@ -416,7 +311,7 @@ class Keeper:
         self._lost = lost
 
     def _loss(self) -> StorageError:
-        folder = self._task.run.folder.path
+        folder = self._run.folder.path
         what = "its journal" if folder.is_dir() else "the run folder"
         return StorageError(
             f"{folder}: {what} has been deleted or moved, and nothing more of this run is kept",

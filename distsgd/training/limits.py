@@ -226,6 +226,34 @@ def what_fits(sizes: Sizes, fits: Callable[[Sizes], bool]) -> tuple[str, int] | 
     return name, low
 
 
+def _check_cache(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises UsageError if the cache of a node is too small, or a stream cannot be verified."""
+    train, test = ([entry.size for entry in dataset.manifest.shards(s)] for s in ("train", "test"))
+    if dataset.streamed and config.verify:
+        raise UsageError(
+            f"{config.spelling.setting('verify')} does not go with {config.given('shuffle')} of a "
+            "remote dataset: it needs all of it",
+            f"Give {config.spelling.given('shuffle', 'global')}, or verify with a copy of the "
+            "dataset here",
+        )
+    if not config.cache_limit:
+        return
+    if not dataset.streamed:
+        needed = sum(train) + sum(test)
+        hint = f"or give {config.spelling.given('shuffle', 'shard')}, which needs a few shards"
+    else:
+        # Two windows: the end of one and the beginning of the next.
+        most = sorted(train, reverse=True)[: 2 * config.shuffle_window]
+        needed = sum(most) + sum(test)
+        hint = f"or mix fewer shards: {config.spelling.given('shuffle_window', 1)}"
+    if needed > config.cache_limit:
+        raise UsageError(
+            f"{config.given('cache_size')} is not enough: {-(-needed // _MIB)} MiB have to be on a "
+            "node at once",
+            f"Raise it, {hint}",
+        )
+
+
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""
 
@@ -241,6 +269,7 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
     Raises:
         UsageError: they do not; says what would do.
     """
+    _check_cache(config, dataset)
     examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(
@@ -331,17 +360,28 @@ def size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{-(-count // 2**20)} MiB"
 
 
-def check_fleet(config: TrainConfig, *, elsewhere: bool = False) -> None:
-    """See that there is room for the workers and servers.
+def check_fleet(config: TrainConfig, address: str | None = None) -> None:
+    """See that there is room for the workers and servers, or a cluster at an address.
+
+    On a cluster that is yet to be joined, workers that find no room wait for nodes that join.
 
     Args:
         config: the settings.
-        elsewhere: whether they run on a cluster that is yet to be joined: there, workers that find
-            no room wait for nodes that join.
+        address: of a Ray cluster to train on; None for this machine, or a Ray connected to.
 
     Raises:
         UsageError: there is none; says what would do.
     """
-    if config.workers and not elsewhere:
-        few, many = sorted(("workers", "servers"), key=lambda name: int(getattr(config, name)))
-        check_processes(getattr(config, many), getattr(config, few), config.given(many))
+    if address is None:
+        if config.workers:
+            few, many = sorted(("workers", "servers"), key=lambda name: int(getattr(config, name)))
+            check_processes(getattr(config, many), getattr(config, few), config.given(many))
+        return
+    if config.workers == 0:
+        raise UsageError(
+            f"{config.spelling.setting('address')} does not go with {config.given('workers')}",
+            "Give 1 worker or more",
+        )
+    from distsgd.cluster.connection import check_cluster
+
+    check_cluster(address)

@@ -1,13 +1,14 @@
-"""One training from its first update to its last: the runtime's events become a run folder."""
+"""One session of training: the events of the processes become a run folder and a result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-from distsgd.config.jobs import make_job
+from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import (
     Connected,
     Ended,
@@ -18,30 +19,25 @@ from distsgd.engine.events import (
     Saved,
     Statistics,
     Updated,
-    UpdateSampled,
 )
 from distsgd.engine.job import Snapshot
-from distsgd.errors import (
-    DivergedError,
-    RunError,
-    RuntimeFailure,
-    ServerLost,
-    StorageError,
-    VerificationError,
-)
-from distsgd.on_ray.capacity import FollowedRoom
-from distsgd.proof.recovery import Stopped
-from distsgd.proof.verifier import Verifier
+from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, StorageError
 from distsgd.runs.checkpoint import Model, weights_sha256
-from distsgd.runs.folder import WantedWorkers, add_kernel
-from distsgd.runs.metrics import write_trace_file
-from distsgd.training.chaos import ChaosWatch
+from distsgd.runs.folder import add_kernel
+from distsgd.runs.opened_run import OpenedRun
+from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
-from distsgd.training.keeper import Keeper, Logbook, Task
+from distsgd.training.keeper import Keeper
+from distsgd.training.logbook import Start
 from distsgd.training.measuring import Background, Measured, measure_split
+from distsgd.training.processes import NeedsRestart, Processes
+from distsgd.training.recovery import Stopped, find_tail
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 
-__all__ = ["Session"]
+if TYPE_CHECKING:
+    from distsgd.on_ray.chaos_kills import Havoc
+
+__all__ = ["Session", "Task"]
 
 _MOST_LOSSES = 3
 """Servers that may die one after the other without an update between."""
@@ -50,53 +46,49 @@ _MEASURING_SECONDS = 1.0
 """For how long epochs that have ended are still measured once a stop has been asked for."""
 
 
-class _Resized(Exception):
-    """The user, or the cluster, wants another number of workers, and they have residuals."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a session does.
 
-    def __init__(self, workers: int) -> None:
-        self.workers, self.problem = workers, f"{workers} workers from here on"
-        super().__init__(self.problem)
+    Attributes:
+        config: the settings of this session.
+        run: the run.
+        resumes: whether the run resumes, rather than starts.
+        address: of the Ray cluster to train on; None for a Ray of our own.
+        hooks: features that take part.
+    """
+
+    config: TrainConfig
+    run: OpenedRun
+    resumes: bool = False
+    address: str | None = None
+    hooks: Sequence[Hook] = ()
 
 
 class Session:
-    """Follows the events of the runtime and keeps the run folder.
+    """Follows the events of the processes and keeps the run folder.
 
     Args:
         task: what to do.
-        start: where to begin.
-        logbook: where updates are written.
-        reporter: told how training goes.
+        start: where to start.
+        reporter: notified of progress.
         stop: asked whether to end early.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        start: Snapshot,
-        logbook: Logbook,
-        reporter: Reporter,
-        stop: Stop,
-    ) -> None:
-        self._task, self._config = task, task.config
+    def __init__(self, task: Task, start: Start, reporter: Reporter, stop: Stop) -> None:
+        self._task, self._config, self._hooks = task, task.config, task.hooks
         self._dataset, self._run = task.run.dataset, task.run.folder
-        self._start, self._reporter, self._stop = start, reporter, stop
-        self._job = replace(
-            make_job(task.config, self._dataset),
-            policy=task.run.origin.policy(),  # the number of replicas is that of the beginning
-            trace=task.trace is not None,
-        )
-        self._keeper = Keeper(task, self._job, logbook, reporter)
+        self._start, self._reporter, self._stop = start.snapshot, reporter, stop
+        # The number of replicas is that of the start of the run.
+        self._job = replace(task.run.job(task.config), policy=task.run.origin.policy())
+        self._keeper = Keeper(task.run, task.config, self._job, start, reporter)
         self._background = Background()
-        self._watch: ChaosWatch | None = None
-        if task.chaos is not None:
-            self._watch = ChaosWatch(task.chaos, task.run, self._job.plan, start.version)
-            self._job = replace(self._job, chaos=task.chaos, tally=str(self._watch.tally))
-        self._verifier = Verifier(task.config, self._dataset, self._job)
-        self._channel = "inline" if self._in_one_process(start) else "none"
-        self._said, config = WantedWorkers(self._run), task.config
-        self._wanted = FollowedRoom(self._said, config.servers, config.elastic)
-        self._seconds = self._seconds_before = self._keeper.seconds_before(_examples(start))
-        self._began, self._connected = 0.0, False  # when steps began
+        self._processes = Processes(task.config, self._run, task.address, self._keeper.resized)
+        in_one_process = self._processes.in_one_process(self._job, self._start)
+        self._channel = "inline" if in_one_process else "none"
+        self._seconds = self._keeper.seconds_before(_examples(self._start))
+        self._seconds_before = self._seconds
+        self._began, self._connected = 0.0, False  # when steps started
         self._last_seconds = 0.0  # of steps, by the last generation of processes
         self._losses = 0
         self._stopped: float | None = None  # when a stop was first seen
@@ -105,60 +97,49 @@ class Session:
         """Train to the end, or until asked to stop.
 
         Args:
-            began: when the user's command began, by `time.perf_counter`.
+            began: when the user's command started, by `time.perf_counter`.
         """
         with ExitStack() as stack:
-            for opened in (self._keeper, self._background, self._watch):
-                if opened is not None:
-                    stack.callback(opened.close)
+            stack.callback(self._keeper.close)
+            stack.callback(self._background.close)
+            if self._task.resumes:
+                self._keeper.resumed(self._config)
+            context = Context(self._task.run, self._start.version, self._keeper.try_to_save)
+            for hook in self._hooks:
+                self._job = hook.open(self._job, context)
+                stack.callback(hook.close)
             self._keeper.start(self._start)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
-            stack.enter_context(self._processes())
+            stack.enter_context(self._processes.session(self._job, self._start))
             self._began = time.perf_counter()
             ended = self._until_the_end()
         self._reporter.ended()
-        if self._task.trace is not None:
-            write_trace_file(self._task.trace, ended.tracks)
+        for hook in self._hooks:
+            hook.ended(ended)
         result = self._result(ended, began)
         self._run.write("report.json", asdict(result))
         return result
 
-    def _processes(self) -> AbstractContextManager[None]:
-        """One Ray for all that happens, also when a server dies."""
-        if self._in_one_process(self._start):
-            return nullcontext()
-        if self._task.address is not None:
-            from distsgd.cluster.connection import joined_cluster
-
-            return joined_cluster(self._task.address)
-        from distsgd.on_ray.session import ray_session
-
-        return ray_session(cpus=self._config.workers + self._config.servers)
-
     def _until_the_end(self) -> Ended:
-        """Follow the events; when a server dies, go on from where the journal ends."""
+        """Follow the events; after the death of a server, restart from where the journal ends."""
         start, version = self._start, -1
         while True:
-            events = self._events(start)
+            events = self._processes.events(self._job, start, self._stop, self._process_faults)
             try:
                 return self._follow(events, _examples(start))
-            except (ServerLost, _Resized) as error:
-                if isinstance(error, _Resized):
+            except (ServerLost, NeedsRestart) as error:
+                if isinstance(error, NeedsRestart):
                     self._config = replace(self._config, workers=error.workers)
-                    self._keeper.new_fleet(self._config)
                 else:
                     self._losses = self._losses + 1 if start.version == version else 0
                     if self._losses == _MOST_LOSSES:
                         raise
                     version = start.version
                 try:
-                    start = self._keeper.recovered(self._stop)
+                    start = self._recovered()
                 except Stopped as stopped:
                     return self._stopped_at(stopped.start, error.problem)
-                self._seconds = max(self._seconds, self._keeper.seconds_before(_examples(start)))
-                self._said.again()
-                self._verifier.went_back()
-                self._reporter.notice(f"{error.problem}; going on after update {start.version}")
+                self._reporter.notice(f"{error.problem}; resuming after update {start.version}")
             except RuntimeFailure as error:
                 named = f"`distsgd resume {self._run.path}`"
                 hint = error.hint.replace("`distsgd resume`", named)
@@ -166,46 +147,33 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
 
+    def _process_faults(self) -> Havoc | None:
+        return next(filter(None, (hook.process_faults() for hook in self._hooks)), None)
+
+    def _recovered(self) -> Snapshot:
+        """The server after the last update of the journal, from which the next processes start.
+
+        Raises:
+            Stopped: a stop was asked for before it was computed; the run folder is as it was.
+        """
+        self._keeper.flush()
+        tail = find_tail(self._task.run, self._reporter.notice)
+        start = tail.start(self._task.run, self._stop).snapshot
+        self._keeper.resumed(self._config)
+        self._seconds = max(self._seconds, self._keeper.seconds_before(_examples(start)))
+        self._processes.restart(self._config.workers)
+        for hook in self._hooks:
+            hook.restarted()
+        return start
+
     def _stopped_at(self, start: Snapshot, problem: str) -> Ended:
         """The end of a session that was stopped before W was recovered, with W of a checkpoint."""
         self._reporter.notice(
-            f"{problem}; stopped while its updates were computed anew: W is that after "
-            f"update {start.version}, and a resume goes on after the last update"
+            f"{problem}; stopped while its updates were recomputed: W is that after "
+            f"update {start.version}, and a resume continues after the last update"
         )
         seen = _examples(start)
         return Ended(start, self._seconds, seen, False, Statistics())
-
-    def _in_one_process(self, start: Snapshot) -> bool:
-        """Whether no Ray is needed: so it was wished, or nothing is left to do."""
-        position = start.position
-        left = position is None or position.holes or position.step < self._job.plan.total_steps
-        return self._config.workers == 0 or not left
-
-    def _events(self, start: Snapshot) -> Iterator[Event]:
-        if self._in_one_process(start):
-            from distsgd.engine.inline import train_inline
-
-            return train_inline(self._job, start, self._stop)
-        from distsgd.on_ray.driver import train_on_ray
-
-        config, watch = self._config, self._watch
-        return train_on_ray(
-            self._job, start, config.workers, self._stop, config.channel, self._workers_wanted,
-            config.wait_seconds, watch.havoc() if watch else None,
-        )  # fmt: skip
-
-    def _workers_wanted(self) -> int | None:
-        """How many workers, if that may have changed; the journal has it before they come.
-
-        Raises:
-            _Resized: they are to share residuals out among them, so all are started anew.
-        """
-        wanted = self._wanted()
-        if wanted and self._job.has_residuals and wanted != self._config.workers:
-            raise _Resized(wanted)
-        if wanted is not None:
-            self._keeper.resized(wanted)
-        return wanted
 
     def _follow(self, events: Iterator[Event], seen: int) -> Ended:
         """Follow events to the last.
@@ -229,10 +197,6 @@ class Session:
                         add_kernel(self._run, event.kernel)
             elif isinstance(event, Updated):
                 self._keeper.updated(event.update)
-                if self._watch is not None:
-                    self._watch.updated()
-            elif isinstance(event, UpdateSampled):
-                self._verify(event)
             elif isinstance(event, Progress):
                 self._seconds = before + event.seconds
                 self._progress(
@@ -253,17 +217,9 @@ class Session:
                         examples_seen=seen + event.examples_seen,
                     )
                 )  # fmt: skip
-        raise RunError("training ended without a last word", "This is a fault; please report it")
-
-    def _verify(self, event: UpdateSampled) -> None:
-        """Recompute an update; if that does not hold, W of before it is kept."""
-        try:
-            self._background.run(lambda: self._verifier.check(event))
-        except VerificationError:
-            sampled = event.sampled
-            before = Snapshot(sampled.update.version - 1, sampled.before, sampled.state)
-            self._keeper.try_to_save(before)
-            raise
+            for hook in self._hooks:
+                hook.event(event)
+        raise RunError("training ended without its last event", "This is a bug; please report it")
 
     def _progress(self, event: Progress) -> None:
         self._keeper.progress(event)
@@ -347,8 +303,7 @@ class Session:
             examples_per_second=self._rate(ended.examples_seen, ended.seconds),
             weights_sha256=weights_sha256(model.weights),
             journal_head=self._keeper.head,
-            chaos=self._watch.report() if self._watch is not None else None,
-            verified=(self._verifier.summary(ended.statistics.let_pass) if config.verify else None),
+            **{name: value for hook in self._hooks for name, value in hook.result(ended).items()},
         )
 
 

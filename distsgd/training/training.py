@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.config.jobs import first_weights, make_job
-from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
-from distsgd.core.chaos import Chaos
-from distsgd.core.server import Ledger
-from distsgd.data.dataset import Dataset, open_dataset
-from distsgd.data.system import no_standard_descriptors
-from distsgd.engine.blas import blas_kernel, one_blas_thread
-from distsgd.engine.job import Snapshot
-from distsgd.errors import (
-    DistsgdError,
-    DivergedError,
-    RunError,
-    TrainingInterrupted,
-    UsageError,
-    in_short,
-)
+from distsgd.errors import RunError, UsageError
 from distsgd.on_ray.capacity import check_processes
-from distsgd.proof.recovery import find_tail, settings_to_go_on
-from distsgd.runs.folder import (
-    RunFolder,
-    add_kernel,
-    create_run,
-    find_run,
-    forget_wanted,
-    handle,
-    other_kernels,
-    want_workers,
-)
-from distsgd.runs.journal import Mark
-from distsgd.runs.metrics import check_trace_file
-from distsgd.runs.opened_run import OpenedRun, check_room, open_run
+from distsgd.runs.folder import find_run, handle, want_workers
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
-from distsgd.training.chaos import chaos_from
-from distsgd.training.interrupts import NEVER, FirstCtrlC, Stopping
-from distsgd.training.keeper import Logbook, Task
-from distsgd.training.limits import check_fleet, check_sizes
-from distsgd.training.results import Reporter, TrainResult, result_from
-from distsgd.training.session import Session
+from distsgd.training.interrupts import FirstCtrlC
+from distsgd.training.preparation import resume_with, train_with
+from distsgd.training.results import Reporter, TrainResult
 
-__all__ = ["resume", "resume_with", "scale", "train", "train_with"]
+__all__ = ["resume", "scale", "train"]
 
 _FAULTS, _HEAD = "kill-worker:every=50", "10.0.0.1:6379"
 
@@ -110,84 +76,6 @@ def train(
     return result
 
 
-@no_standard_descriptors()
-def train_with(
-    config: TrainConfig,
-    run_dir: Path | None,
-    reporter: Reporter,
-    trace: Path | None = None,
-    chaos: str | None = None,
-    address: str | None = None,
-    stopping: Stopping = NEVER,
-    began: float | None = None,
-) -> TrainResult:
-    """See `train`; takes the settings as one object, and what may end the training early.
-
-    Args:
-        config: the settings.
-        run_dir: as for `train`, like the next four.
-        reporter: told how training goes.
-        trace: a file for a timeline.
-        chaos: faults that are to come.
-        address: of a Ray cluster.
-        stopping: what may end the training early.
-        began: when the command began, by `time.perf_counter`; None for now.
-
-    Returns:
-        the result, also of a training that was stopped: its status is then "interrupted".
-    """
-    began = time.perf_counter() if began is None else began
-    check_fleet(config, elsewhere=address is not None)
-    _check_address(address, config)
-    faults = _faults(chaos, config)
-    if trace is not None:
-        check_trace_file(trace)
-    with one_blas_thread(check_at_end=False):  # each update checks
-        dataset = open_dataset(
-            config.dataset, cache_limit=config.cache_limit, stream=config.streams
-        )
-        check_room(config, dataset)
-        check_sizes(config, dataset, elsewhere=address is not None)
-        dataset.verify()  # before anything is made
-        if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
-            reporter.notice(
-                f"a minibatch has all {config.batch_size} training examples, so an epoch is one "
-                "update; a smaller --batch-size makes more of it"
-            )
-        with stopping as stop:
-            run = OpenedRun(create_run(run_dir, config, _identity(dataset), chaos), config, dataset)
-
-            def session() -> Session:
-                job = make_job(config, dataset)
-                first = first_weights(config, job)
-                logbook = Logbook(run.folder, Mark(run.first), Ledger(), config, job.plan)
-                task = Task(config=config, run=run, trace=trace, chaos=faults, address=address)
-                return Session(task, Snapshot(0, first, {}), logbook, reporter, stop)
-
-            return _carried_out(session, run.folder, began)
-
-
-def _carried_out(session: Callable[[], Session], run: RunFolder, began: float) -> TrainResult:
-    """The result; whatever happens, the run folder tells of it.
-
-    Raises:
-        TrainingInterrupted: instead of another KeyboardInterrupt.
-    """
-    try:
-        return session().run(began)
-    except KeyboardInterrupt as error:
-        with suppress(DistsgdError):
-            run.write("report.json", {"status": "interrupted", "problem": "it was ended at once"})
-        raise TrainingInterrupted(str(run.path), None) from error
-    except BaseException as error:
-        status = "diverged" if isinstance(error, DivergedError) else "failed"
-        with suppress(DistsgdError):  # the disk may not take it
-            run.write("report.json", {"status": status, "problem": str(error)})
-        raise
-    finally:
-        run.release()
-
-
 def resume(
     run: str | Path,
     *,
@@ -227,72 +115,6 @@ def resume(
     return result
 
 
-@no_standard_descriptors()
-def resume_with(
-    run: str | Path,
-    given: dict[str, Any],
-    reporter: Reporter,
-    chaos: str | None = None,
-    address: str | None = None,
-    stopping: Stopping = NEVER,
-    began: float | None = None,
-) -> TrainResult:
-    """See `resume`; takes the new settings by name, and the rest as `train_with`."""
-    began = time.perf_counter() if began is None else began
-    with one_blas_thread(check_at_end=False):
-        opened = open_run(run)
-        folder, dataset = opened.folder, opened.dataset
-        _check_not_running(folder)
-        folder.hold()
-        try:
-            folder.sweep()
-            forget_wanted(folder)
-            tail = find_tail(opened, reporter.notice)
-            config = settings_to_go_on(tail.settings, given)
-            faults = _faults(chaos, config)
-            check_fleet(config, elsewhere=address is not None)
-            check_sizes(config, dataset, elsewhere=address is not None)
-            _check_address(address, config)
-            ended = folder.report().get("status")
-            if ended == "finished" and config.epochs == tail.settings.epochs:
-                reporter.notice(f"{folder.path} has finished already; --epochs makes it longer")
-                folder.release()
-                return _reported(folder)
-            dataset.verify()
-            if others := folder.others():
-                reporter.notice(others)
-            if other := other_kernels(folder):
-                reporter.notice(other)
-                add_kernel(folder, blas_kernel())
-            found = tail.recovered(opened)
-        except BaseException:
-            folder.release()
-            raise
-
-        with stopping as stop:
-
-            def session() -> Session:
-                logbook = Logbook(
-                    folder, tail.end, found.ledger, config, make_job(config, dataset).plan
-                )
-                folder.remove("report.json")
-                logbook.gone_on()
-                task = Task(config=config, run=opened, chaos=faults, address=address)
-                return Session(task, found.snapshot, logbook, reporter, stop)
-
-            return _carried_out(session, folder, began)
-
-
-def _reported(folder: RunFolder) -> TrainResult:
-    """What came out of a run that has finished."""
-    try:
-        return result_from(folder.read("report.json"))
-    except TypeError as error:
-        raise RunError(
-            f"{folder.path / 'report.json'} is damaged: {in_short(error)}", "Remove it"
-        ) from None
-
-
 def scale(run: str | Path, workers: int) -> None:
     """Give a run that is training another number of workers, without a restart.
 
@@ -318,40 +140,3 @@ def scale(run: str | Path, workers: int) -> None:
         )
     check_processes(workers, folder.settings().servers, spelling().given("workers", workers))
     want_workers(folder, workers)
-
-
-def _faults(chaos: str | None, config: TrainConfig) -> Chaos | None:
-    return None if chaos is None else chaos_from(chaos, config.seed, config.workers)
-
-
-def _check_address(address: str | None, config: TrainConfig) -> None:
-    """Before anything is made: whether there is a cluster, and a use for it."""
-    if address is None:
-        return
-    if config.workers == 0:
-        raise UsageError(
-            f"{spelling().setting('address')} does not go with {config.given('workers')}",
-            "Give 1 worker or more",
-        )
-    from distsgd.cluster.connection import check_cluster
-
-    check_cluster(address)
-
-
-def _check_not_running(folder: RunFolder) -> None:
-    status = folder.status()
-    if status == "running":
-        raise RunError(f"{folder.path} is running", "Wait for its end, or stop it first")
-    if status == "diverged":
-        raise RunError(f"{folder.path} has diverged", "Train again with a smaller learning rate")
-
-
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    manifest = dataset.manifest
-    return {
-        "name": manifest.name,
-        "folder": str(dataset.folder.resolve()),
-        "digest": manifest.digest,
-        "train": manifest.rows("train"),
-        "test": manifest.rows("test"),
-    }

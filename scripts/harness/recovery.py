@@ -36,10 +36,10 @@ from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Snapshot
-from distsgd.proof.recovery import find_tail
 from distsgd.proof.replayer import records_of
 from distsgd.runs.opened_run import open_run
 from distsgd.training import train
+from distsgd.training.recovery import find_tail
 from distsgd.training.results import Reporter
 from harness.processes import ENDLESS, descendants, end, start, wait_for
 from harness.tables import Table
@@ -192,7 +192,7 @@ def resume_seconds(run: Path) -> tuple[float, float, int, int]:
         began, processor = time.perf_counter(), time.process_time()
         opened = open_run(run)
         tail = find_tail(opened, print)
-        found = tail.recovered(opened)
+        found = tail.start(opened)
         took, busy = time.perf_counter() - began, time.process_time() - processor
     recomputed = sum(record.version > tail.model.version for record in records_of(tail.entries))
     return took, busy, recomputed, found.snapshot.version

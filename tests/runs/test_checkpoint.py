@@ -12,7 +12,13 @@ import pytest
 
 from distsgd.core.model import Preprocessing
 from distsgd.errors import RunError, StorageError
-from distsgd.runs.checkpoint import Model, latest_checkpoint, read_checkpoint, weights_sha256, write_checkpoint
+from distsgd.runs.checkpoint import (
+    Model,
+    latest_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+    write_checkpoint,
+)
 
 
 def a_model(version: int = 3) -> Model:

@@ -7,15 +7,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import Run
 
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset, open_dataset
-from distsgd.data.locations import REMOTE_SOURCE, SAMPLE
 from distsgd.data.find import find_dataset
+from distsgd.data.locations import REMOTE_SOURCE, SAMPLE
 from distsgd.data.remote import stores as fetching
 from distsgd.data.remote.addresses import check_known, parse_uri, remember
 from distsgd.errors import SourceError
@@ -262,9 +261,7 @@ def test_an_address_is_known_once_it_was_given(
     ):
         with pytest.raises(SourceError):
             check_known(parse_uri(other.format(host=host)))
-    check_known(
-        parse_uri(f"s3://bucket/another?scheme=http&endpoint_override={host}")
-    )
+    check_known(parse_uri(f"s3://bucket/another?scheme=http&endpoint_override={host}"))
     assert connections() == 0
 
 

@@ -18,7 +18,11 @@ from distsgd.errors import RunError, StorageError
 from distsgd.runs.residual_file import read_residuals, remove_residuals, write_residuals
 
 VECTOR = np.array([1.5, -0.0, 1e-40, -7.0], dtype=np.float32)
-RESIDUALS = {0: Residual(7, VECTOR), 3: Residual(INCARNATION + 2, 2 * VECTOR), 5: Residual(INCARNATION, None)}
+RESIDUALS = {
+    0: Residual(7, VECTOR),
+    3: Residual(INCARNATION + 2, 2 * VECTOR),
+    5: Residual(INCARNATION, None),
+}
 
 
 def written(folder: Path, residuals: Residuals = RESIDUALS, dtype: str = "float32") -> str:

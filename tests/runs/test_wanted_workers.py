@@ -1,13 +1,12 @@
 from pathlib import Path
 
-from distsgd.runs.folder import RunFolder
-from distsgd.runs.folder import WantedWorkers, forget_wanted, want_workers
+from distsgd.runs.folder import RunFolder, WantedWorkers, clean_up, want_workers
 
 
 def test_each_word_is_told_once(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     want_workers(run, 7)
-    forget_wanted(run)  # of an earlier session
+    clean_up(run)  # of an earlier session
     wanted = WantedWorkers(run)
     assert wanted() is None
     want_workers(run, 4)

@@ -1,4 +1,4 @@
-"""What may follow --chaos, and what is said of what may not."""
+"""Requests for chaos, and the errors of those that cannot be used."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_a_seed_of_its_own_and_the_same_fault_twice() -> None:
 def test_errors_name_the_bad_piece(text: str, piece: str, word: str) -> None:
     with pytest.raises(UsageError) as found:
         chaos_from(text, seed=0, workers=2)
-    assert f"--chaos: '{piece}': " in str(found.value)
+    assert f"chaos: '{piece}': " in str(found.value)
     assert word in str(found.value)
 
 
 @pytest.mark.parametrize("name", PROCESS_FAULTS)
 def test_one_process_has_nobody_to_kill(name: str) -> None:
     text = f"delay:p=0.1:for=1ms,{name}:at=5{':for=1s' if name == 'stop-worker' else ''}"
-    with pytest.raises(UsageError, match=f"'{name}:at=5.*--workers 0 trains in one process"):
+    with pytest.raises(UsageError, match=f"'{name}:at=5.*workers=0 trains in one process"):
         chaos_from(text, seed=0, workers=0)
     assert chaos_from(text, seed=0, workers=1)
 

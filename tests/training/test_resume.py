@@ -16,13 +16,13 @@ import pytest
 from distsgd.engine.events import Progress
 from distsgd.errors import JournalError, RunError, UsageError
 from distsgd.proof.audit import audit
-from distsgd.proof.recovery import find_tail
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions
 from distsgd.runs.folder import RunFolder
 from distsgd.runs.metrics import MetricsWriter, best_epoch, epoch_rows, seconds_of_steps
 from distsgd.runs.opened_run import open_run
 from distsgd.training.evaluation import evaluate
+from distsgd.training.recovery import find_tail
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import resume, scale, train
 

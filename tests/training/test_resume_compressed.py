@@ -16,7 +16,6 @@ from distsgd.engine.events import Event, Progress, Updated
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RunError, ServerLost
 from distsgd.proof.audit import audit
-from distsgd.proof.recovery import Stopped, find_tail
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import (
     checkpoint_path,
@@ -25,6 +24,7 @@ from distsgd.runs.checkpoint import (
     write_checkpoint,
 )
 from distsgd.runs.opened_run import open_run
+from distsgd.training.recovery import Stopped, find_tail
 from distsgd.training.results import Reporter
 from distsgd.training.training import resume, train
 
@@ -122,7 +122,7 @@ def test_without_its_residuals_a_checkpoint_is_passed_over(
     reporter = Listening()
     assert resume(run, reporter=reporter).weights_sha256 == sha_of("onebit", "bsp")
     (told,) = reporter.heard
-    assert "residuals-000000024" in told and "after update 0 are computed anew" in told
+    assert "residuals-000000024" in told and "after update 0 are recomputed" in told
 
 
 def test_without_the_newest_residuals_the_older_checkpoint_is_used(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_stop_ends_a_recovery_at_once(tmp_path: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*"))
     asked = list[int]()
     with pytest.raises(Stopped) as stopped:
-        find_tail(open_run(run)).recovered(open_run(run), lambda: bool(asked.append(1)) or True)
+        find_tail(open_run(run)).start(open_run(run), lambda: bool(asked.append(1)) or True)
     assert len(asked) == 1 and stopped.value.start.version == 24
     assert sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
 
@@ -203,7 +203,7 @@ def test_a_session_that_is_stopped_in_its_recovery_loses_nothing(
     """As by Ctrl-C just after the server has died."""
     from distsgd.config.sources import config_from
     from distsgd.training.interrupts import Stop
-    from distsgd.training.training import train_with
+    from distsgd.training.preparation import train_with
 
     class Dead(Stop):
         def __call__(self) -> bool:
@@ -229,5 +229,5 @@ def test_a_session_that_is_stopped_in_its_recovery_loses_nothing(
         )
         result = train_with(config, tmp_path / "run", reporter, stopping=nullcontext(Dead()))
     assert (result.status, result.steps, result.examples_seen) == ("interrupted", 24, 3000)
-    assert "computed anew" in reporter.heard[-1]
+    assert "recomputed" in reporter.heard[-1]
     assert resume(tmp_path / "run").weights_sha256 == wanted

@@ -16,13 +16,13 @@ from support import Run
 from distsgd.cli.runs_commands import _checkpoints, _shown
 from distsgd.errors import JournalError, RunError
 from distsgd.proof.audit import audit
-from distsgd.proof.recovery import find_tail
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import checkpoint_versions, read_checkpoint, write_checkpoint
 from distsgd.runs.folder import RunFolder
 from distsgd.runs.journal import JOURNAL, JournalWriter, Mark, first_digest, read_journal
 from distsgd.runs.opened_run import open_run
 from distsgd.training.evaluation import evaluate
+from distsgd.training.recovery import find_tail
 from distsgd.training.training import resume, train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "faults.py"
@@ -148,7 +148,7 @@ def test_and_so_where_workers_do_not_wait(
             (run / "checkpoints" / f"step-{version:09d}.npz").unlink()
     found = find_tail(open_run(run))
     assert 0 < found.model.version < updates
-    assert found.recovered(open_run(run)).snapshot.version == updates
+    assert found.start(open_run(run)).snapshot.version == updates
     assert sha == resume(run).weights_sha256
 
 

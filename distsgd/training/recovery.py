@@ -1,4 +1,4 @@
-"""Where a run that was cut short goes on: the newest checkpoint that will do, and its journal."""
+"""Where a session starts: a new run, or the newest usable checkpoint and the journal after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distsgd.config.jobs import make_job
+from distsgd.config.jobs import first_weights
 from distsgd.config.settings import TrainConfig, as_type
 from distsgd.config.sources import AUTO, with_room
 from distsgd.core.messages import Lease
@@ -19,23 +19,16 @@ from distsgd.runs.checkpoint import Model
 from distsgd.runs.journal import Entry, Mark, MarkMissing
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
-from distsgd.runs.residual_file import read_residuals
 from distsgd.spelling import spelling
+from distsgd.training.logbook import Start
 
-__all__ = ["Recovered", "Stopped", "Tail", "find_tail", "residuals_of", "settings_to_go_on"]
+__all__ = ["Stopped", "Tail", "find_tail", "first_start", "resumed_config"]
 
 
-@dataclass(frozen=True)
-class Recovered:
-    """A run after the last update of its journal.
-
-    Attributes:
-        snapshot: the server.
-        ledger: what has been applied.
-    """
-
-    snapshot: Snapshot
-    ledger: Ledger
+def first_start(run: OpenedRun) -> Start:
+    """The start of a new run: W as it is initialised, and an empty journal."""
+    first = first_weights(run.origin, run.job(run.origin))
+    return Start(Snapshot(0, first, {}), Ledger(), Mark(run.first))
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,8 @@ class Tail:
     end: Mark
     residuals: Residuals
 
-    def recovered(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Recovered:
-        """The server after the last update: none is lost.
+    def start(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Start:
+        """The state after the last update, which recomputes the updates after the checkpoint.
 
         Args:
             run: the run.
@@ -69,21 +62,21 @@ class Tail:
 
         Raises:
             Stopped: it says so.
-            JournalError: an update cannot be made anew.
+            JournalError: an update cannot be recomputed.
         """
-        start = start_of(self.model, self.residuals)
-        replayer = Replayer(self.begin.config, run.dataset, start)
+        replayer = Replayer(self.begin.config, run.dataset, start_of(self.model, self.residuals))
         for _ in replayer.versions(self.entries):
             if stop():
-                job, ledger = make_job(self.begin.config, run.dataset), self.begin.ledger
-                raise Stopped(replace(start, position=ledger.position(job.plan, job.policy)))
-        job = make_job(self.settings, run.dataset)
+                job, ledger = run.job(self.begin.config), self.begin.ledger
+                model = start_of(self.model, self.residuals)
+                raise Stopped(replace(model, position=ledger.position(job.plan, job.policy)))
+        job = run.job(self.settings)
         position = self.ledger.position(job.plan, job.policy)
-        return Recovered(replayer.snapshot(position), self.ledger)
+        return Start(replace(replayer.snapshot(), position=position), self.ledger, self.end)
 
 
 class Stopped(Exception):
-    """A stop was asked for while a run was computed anew from a checkpoint.
+    """A stop was asked for while the updates after a checkpoint were recomputed.
 
     Attributes:
         start: the server at that checkpoint.
@@ -108,14 +101,14 @@ def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None)
     problem, without = "it has no checkpoint that can be read", ""
     for model in run.checkpoints():
         try:
-            residuals = residuals_of(run, model)
+            residuals = run.residuals(model)
         except RunError as error:
             problem = without = without or error.problem
             continue
         tail = _tail(run, model, residuals)
         if tail is not None and _will_do(tail):
             if without:
-                notice(f"{without}; all updates after update {model.version} are computed anew")
+                notice(f"{without}; all updates after update {model.version} are recomputed")
             return tail
         problem = without or "its checkpoints and its journal do not go together"
     raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
@@ -143,23 +136,6 @@ def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
     )
 
 
-def residuals_of(run: OpenedRun, model: Model) -> Residuals:
-    """The residuals that belong to a checkpoint of a run; none if its answers have no feedback.
-
-    Raises:
-        RunError: they are missing or damaged.
-    """
-    config = run.origin
-    if model.version == 0 or config.compress == "none" or not config.error_feedback:
-        return {}
-    if model.residuals is None or model.place is None:
-        raise RunError(f"the checkpoint of update {model.version} has no residuals", "Train again")
-    return read_residuals(
-        run.folder.checkpoints, model.version, model.residuals, config.dtype,
-        model.architecture.parameters,
-    )  # fmt: skip
-
-
 def _will_do(tail: Tail) -> bool:
     """Whether all later updates can be made from a checkpoint.
 
@@ -182,7 +158,7 @@ def _came_before(tail: Tail, worker: int, lease: Lease) -> bool:
     return lease.serial < known
 
 
-def settings_to_go_on(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+def resumed_config(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """The settings of a run with those that are to be others from here on.
 
     Args:

@@ -1,0 +1,160 @@
+"""From settings, or from a run folder, to a session: everything is checked before it starts."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from distsgd.config.settings import TrainConfig
+from distsgd.data.dataset import open_dataset
+from distsgd.data.system import no_standard_descriptors
+from distsgd.engine.blas import one_blas_thread
+from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, in_short
+from distsgd.runs.folder import RunFolder, clean_up, note_kernel
+from distsgd.runs.opened_run import new_run, open_run
+from distsgd.training.features import features_of
+from distsgd.training.interrupts import NEVER, Stop, Stopping
+from distsgd.training.limits import check_fleet, check_sizes
+from distsgd.training.logbook import Start
+from distsgd.training.recovery import find_tail, first_start, resumed_config
+from distsgd.training.results import Reporter, TrainResult, result_from
+from distsgd.training.session import Session, Task
+
+__all__ = ["resume_with", "train_with"]
+
+
+@no_standard_descriptors()
+def train_with(
+    config: TrainConfig,
+    run_dir: Path | None,
+    reporter: Reporter,
+    trace: Path | None = None,
+    chaos: str | None = None,
+    address: str | None = None,
+    stopping: Stopping = NEVER,
+    began: float | None = None,
+) -> TrainResult:
+    """Train with settings as one object; see `distsgd.training.training.train`.
+
+    Args:
+        config: the settings.
+        run_dir: as for `train`, like the next four.
+        reporter: notified of progress.
+        trace: a file for a timeline.
+        chaos: faults to cause.
+        address: of a Ray cluster.
+        stopping: what may end the training early.
+        began: when the command started, by `time.perf_counter`; None for now.
+
+    Returns:
+        the result, also of a training that was stopped: its status is then "interrupted".
+    """
+    began = time.perf_counter() if began is None else began
+    check_fleet(config, address)
+    hooks = features_of(config, trace, chaos)
+    with one_blas_thread(check_at_end=False):  # each update checks
+        dataset = open_dataset(
+            config.dataset, cache_limit=config.cache_limit, stream=config.streams
+        )
+        check_sizes(config, dataset, elsewhere=address is not None)
+        dataset.verify()  # before anything is made
+        if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
+            smaller = config.spelling.setting("batch_size")
+            reporter.notice(
+                f"a minibatch has all {config.batch_size} training examples, so an epoch is one "
+                f"update; a smaller {smaller} makes more of it"
+            )
+        with stopping as stop:
+            run = new_run(run_dir, config, dataset, chaos)
+            task = Task(config=config, run=run, address=address, hooks=hooks)
+            return _trained(task, None, reporter, stop, began)
+
+
+@no_standard_descriptors()
+def resume_with(
+    run: str | Path,
+    given: dict[str, Any],
+    reporter: Reporter,
+    chaos: str | None = None,
+    address: str | None = None,
+    stopping: Stopping = NEVER,
+    began: float | None = None,
+) -> TrainResult:
+    """Resume with new settings by name; see `distsgd.training.training.resume` and `train_with`."""
+    began = time.perf_counter() if began is None else began
+    with one_blas_thread(check_at_end=False):
+        opened = open_run(run)
+        folder, dataset = opened.folder, opened.dataset
+        _check_not_running(folder)
+        folder.hold()
+        try:
+            clean_up(folder)
+            tail = find_tail(opened, reporter.notice)
+            config = resumed_config(tail.settings, given)
+            hooks = features_of(config, chaos=chaos)
+            check_fleet(config, address)
+            check_sizes(config, dataset, elsewhere=address is not None)
+            ended = folder.report().get("status")
+            if ended == "finished" and config.epochs == tail.settings.epochs:
+                longer = config.spelling.setting("epochs")
+                reporter.notice(f"{folder.path} has finished already; {longer} makes it longer")
+                folder.release()
+                return _reported(folder)
+            dataset.verify()
+            for remark in filter(None, (folder.others(), note_kernel(folder))):
+                reporter.notice(remark)
+            start = tail.start(opened)
+        except BaseException:
+            folder.release()
+            raise
+        with stopping as stop:
+            task = Task(config=config, run=opened, resumes=True, address=address, hooks=hooks)
+            return _trained(task, start, reporter, stop, began)
+
+
+def _trained(
+    task: Task, start: Start | None, reporter: Reporter, stop: Stop, began: float
+) -> TrainResult:
+    """The result of a session; whatever happens, the report in the run folder says how it ended.
+
+    Raises:
+        TrainingInterrupted: instead of another KeyboardInterrupt.
+    """
+    run = task.run.folder
+    try:
+        if start is None:
+            start = first_start(task.run)
+        else:
+            run.remove("report.json")
+        return Session(task, start, reporter, stop).run(began)
+    except KeyboardInterrupt as error:
+        with suppress(DistsgdError):
+            run.write("report.json", {"status": "interrupted", "problem": "it was ended at once"})
+        raise TrainingInterrupted(str(run.path), None) from error
+    except BaseException as error:
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        with suppress(DistsgdError):  # the disk may not take it
+            run.write("report.json", {"status": status, "problem": str(error)})
+        raise
+    finally:
+        run.release()
+
+
+def _reported(folder: RunFolder) -> TrainResult:
+    """The result of a run that has finished."""
+    try:
+        return result_from(folder.read("report.json"))
+    except TypeError as error:
+        raise RunError(
+            f"{folder.path / 'report.json'} is damaged: {in_short(error)}", "Remove it"
+        ) from None
+
+
+def _check_not_running(folder: RunFolder) -> None:
+    status = folder.status()
+    if status == "running":
+        raise RunError(f"{folder.path} is running", "Wait for its end, or stop it first")
+    if status == "diverged":
+        raise RunError(f"{folder.path} has diverged", "Train again with a smaller learning rate")
