@@ -27,8 +27,8 @@ from typer.main import get_command
 
 import distsgd
 import distsgd.errors
+from distsgd.cli.app import app
 from distsgd.cli.docs_commands import TOPICS, anchor, html_page, page
-from distsgd.cli.main import app
 from distsgd.cli.simulate_commands import simulate
 from distsgd.simulation.scenario import fleet_from
 

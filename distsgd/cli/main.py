@@ -1,4 +1,4 @@
-"""The commands, and what becomes of errors."""
+"""Runs the command line: errors become one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -10,25 +10,10 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from distsgd.cli import (
-    bench_commands,
-    cluster_commands,
-    data_commands,
-    docs_commands,
-    job_commands,
-    lecture_commands,
-    model_commands,
-    proof_commands,
-    runs_commands,
-    simulate_commands,
-    study_commands,
-    train_commands,
-)
-from distsgd.cli.output import say, show
+from distsgd.cli.app import app
+from distsgd.cli.output import say
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import (
@@ -39,60 +24,14 @@ from distsgd.errors import (
     unreadable_module,
 )
 from distsgd.spelling import written
-from distsgd.version import __version__
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="distsgd",
-    help="Distributed minibatch SGD on Ray: exact, and the same bits for any number of workers.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        show(f"distsgd {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors (anywhere on the line).")
-    ] = False,
-) -> None:
-    """Global options. --debug is taken off the line by `main`."""
-    if isinstance(context.obj, CommandLine):
-        context.obj.root = context.command
-
-
-train_commands.add_to(app)
-model_commands.add_to(app)
-proof_commands.add_to(app)
-simulate_commands.add_to(app)
-bench_commands.add_to(app)
-app.add_typer(data_commands.app, name="data")
-app.add_typer(runs_commands.app, name="runs")
-app.add_typer(cluster_commands.app, name="cluster")
-job_commands.add_to(app)
-lecture_commands.add_to(app)
-app.add_typer(study_commands.app, name="study")
-docs_commands.add_to(app)
-
+__all__ = ["main"]
 
 _OPEN_FILES = 4096
 
 
 def _raise_limit_of_open_files() -> None:
-    """As far as the system lets us: the usual 256 or 1024 are few for workers, shards and Ray."""
+    """The usual 256 or 1024 are too few for workers, shards and Ray."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -121,7 +60,7 @@ def _leave_hanging_reads(code: object) -> None:
 
 def _run() -> None:
     logging.getLogger("distsgd").addHandler(_Notices())
-    # Of Pillow; what it takes for too large is refused, or decoded at a part of its size.
+    # From Pillow: images that it finds too large are refused, or decoded at reduced size.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     _raise_limit_of_open_files()
@@ -144,7 +83,7 @@ def _run() -> None:
 
 
 class _Notices(logging.Handler):
-    """What the package logs, such as that a shard is fetched again, as lines on stderr."""
+    """Shows log messages of the package, such as a shard that is fetched again, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one message."""
@@ -152,12 +91,12 @@ class _Notices(logging.Handler):
 
 
 def _is_about_usage(error: Exception) -> bool:
-    """Whether typer has found fault with the command line; its classes are not public."""
+    """Whether typer could not parse the command line; its error classes are not public."""
     return hasattr(error, "format_message")
 
 
 def _without_folder(error: DistsgdError) -> str:
-    """What to add to an error of a command that stands in a folder that has been deleted."""
+    """An addition to an error if the working folder has been deleted."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -167,7 +106,7 @@ def _without_folder(error: DistsgdError) -> str:
 
 
 def _report(error: Exception) -> int:
-    """Say in one line what went wrong; the exit code."""
+    """Print one line about an error; returns the exit code."""
     if _is_about_usage(error):
         return _report_usage(error)
     error = resource_error(error) or unreadable_module(error) or error
@@ -182,8 +121,8 @@ def _report(error: Exception) -> int:
         return error.exit_code
     first = (str(error).splitlines() or [""])[0]
     say(
-        f"error: this is a fault of distsgd: {type(error).__name__}: {first}. "
-        "Run it again with --debug and report what it shows."
+        f"error: this is a bug in distsgd: {type(error).__name__}: {first}. "
+        "Run it again with --debug and report the traceback."
     )
     return 1
 

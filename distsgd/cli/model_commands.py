@@ -15,7 +15,8 @@ from distsgd.errors import UsageError
 __all__ = ["add_to"]
 
 Best = Annotated[
-    bool, typer.Option("--best", help="The epoch that was best on the test set, not the newest.")
+    bool,
+    typer.Option("--best", help="Use the epoch with the best test accuracy, not the newest."),
 ]
 
 
@@ -23,13 +24,15 @@ def evaluate(
     run: Run,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Another than its own; columns and classes are matched by name."),
+        typer.Option(help="Another dataset; columns and classes are matched by name."),
     ] = None,
-    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    split: Annotated[str, typer.Option(help="Examples to measure: test or train.")] = "test",
     best: Best = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure the newest checkpoint of a run.
+    """Measure the loss and accuracy of a run on its test or training set.
+
+    The newest checkpoint counts, or with --best that of the best epoch.
 
     Example: distsgd evaluate latest --split train
     """
@@ -42,11 +45,11 @@ def evaluate(
         print_json(found)
         return
     print_pairs([
-        ("run", found.run_dir),
-        ("step", count(found.step) + (", and the run goes on" if found.running else "")),
-        ("examples", f"{count(found.examples)} ({found.split}, {found.dataset})"),
         ("accuracy", percent(found.accuracy)),
         ("loss", f"{found.loss:.4f}"),
+        ("examples", f"{count(found.examples)} ({found.split}, {found.dataset})"),
+        ("run", found.run_dir),
+        ("step", count(found.step) + (" (still running)" if found.running else "")),
         ("weights", f"sha256 {found.weights_sha256}"),
     ])  # fmt: skip
     print_table(
@@ -60,14 +63,14 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files of any format and size; for columns, CSV or Parquet files."
+            help="Image files of any format and size; or CSV or Parquet files for tables."
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     best: Best = False,
     json: JsonFlag = False,
 ) -> None:
-    """Classify images, or rows of a file, with the newest checkpoint of a run.
+    """Classify images, or rows of a CSV or Parquet file, with the newest checkpoint of a run.
 
     Example: distsgd predict latest photo.jpg
     """

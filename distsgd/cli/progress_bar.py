@@ -1,4 +1,4 @@
-"""Progress of one long piece of work."""
+"""A progress bar for one long operation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar:
-    """A progress bar on stderr; on no terminal, nothing.
+    """A progress bar on stderr; shows nothing where stderr is no terminal.
 
     Args:
-        rows: whether rows are counted, and not bytes.
+        rows: count rows instead of bytes.
     """
 
     def __init__(self, rows: bool = False) -> None:
@@ -42,11 +42,11 @@ class ProgressBar:
         return self
 
     def update(self, what: str, done: int, total: int) -> None:
-        """How much is done of how much (0: unknown)."""
+        """Show that ``done`` of ``total`` is done (0: unknown)."""
         self._bar.update(self._task, description=visible(what), completed=done, total=total or None)
 
     def say(self, text: str) -> None:
-        """A new stage."""
+        """Start a new stage of unknown length; elsewhere than on a terminal, print its name."""
         self._bar.update(self._task, description=visible(text), completed=0, total=None)
         if not self._live:
             say(text)

@@ -19,17 +19,17 @@ def audit(
     run: Run = "latest",
     head: Annotated[
         str | None,
-        typer.Option(help="Digest that must be in the journal: a head that was kept elsewhere."),
+        typer.Option(help="A journal digest that you kept elsewhere; the journal must contain it."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show from the journal that each example of each epoch was applied exactly once.
+    """Check the journal: each example of each epoch was applied exactly once.
 
-    Exit code 1, and the first record that is wrong, when the journal does not hold: a digest, or
-    a step, slot, version, worker or resumption that the plan of the run does not have, or that its
-    checkpoints and report contradict. None of these has a key, so a run folder that was forged
-    with care is found by --head alone. Gradients are not computed: `distsgd replay` does that.
-    A run may be training: then its journal is checked as far as it has come.
+    Exit code 1, with the first wrong record, if the journal is invalid: a digest does not match,
+    or a step, slot, version, worker or resumption contradicts the plan, the checkpoints or the
+    report. Digests have no key, so only --head detects a run folder that was forged with care.
+    Gradients are not recomputed; `distsgd replay` does that. The journal of a run in training is
+    checked up to its last update.
 
     Example: distsgd audit latest
     """
@@ -40,33 +40,33 @@ def audit(
     if json:
         print_json({"holds": True, **vars(found)})
         return
+    until = f" up to update {count(found.updates)}" if found.running else ""
+    kept = "" if head is None else f" and contains the digest {head}"
+    show(f"the journal holds{until}{kept}")
     print_pairs([
         ("run", found.run_dir),
         *_running(found.running),
         ("updates", count(found.updates)),
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
-        ("epochs", f"{found.epochs} whole" + ("" if found.complete else ", and a part")),
+        ("epochs", f"{found.epochs} complete" + ("" if found.complete else ", and part of one")),
         ("oldest gradient", f"{found.largest_gradient_age} updates"),
-        ("checkpoints", f"{count(found.checkpoints)} tell the same of the journal"),
+        ("checkpoints", f"{count(found.checkpoints)} agree with the journal"),
         ("head", found.head),
     ])  # fmt: skip
     print_table(
-        ("class", "examples applied", "examples put off"),
+        ("class", "examples applied", "examples deferred"),
         [
             (name, count(applied), count(found.class_delays[name]))
             for name, applied in found.class_examples.items()
         ],
     )
-    until = f" up to update {count(found.updates)}" if found.running else ""
-    kept = "" if head is None else f", and has the digest {head}"
-    show(f"the journal holds{until}{kept}")
 
 
 def replay(run: Run = "latest", json: JsonFlag = False) -> None:
-    """Compute a run anew, serially, from its journal, and compare every bit of its checkpoints.
+    """Recompute a run serially from its journal, and compare every bit of its checkpoints.
 
-    Exit code 1, and the first record that is wrong, when they differ.
+    Exit code 1, with the first wrong record, if they differ.
 
     Example: distsgd replay latest
     """
@@ -77,6 +77,7 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
     if json:
         print_json({"same_bits": True, **vars(found)})
         return
+    show("the replay has the same bits")
     print_pairs([
         ("run", found.run_dir),
         *_running(found.running),
@@ -88,19 +89,19 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
 
 
 def _running(running: bool) -> list[tuple[str, str]]:
-    """That a run goes on meanwhile."""
-    return [("status", "running; this is how far it has come")] if running else []
+    """A line for a run that is training."""
+    return [("status", "still running; checked up to its last update")] if running else []
 
 
 def _beginning(update: int) -> list[tuple[str, str]]:
-    """What is told of a journal whose beginning was dropped."""
-    words = f"after update {count(update)}; of what was before, the checkpoint there tells"
+    """A line for a journal whose earlier lines were dropped."""
+    words = f"after update {count(update)}, with the checkpoint there; earlier lines were dropped"
     return [("journal begins", words)] if update else []
 
 
 @contextmanager
 def _telling(claim: str, json: bool) -> Iterator[None]:
-    """With --json, a journal that is wrong is told on stdout too."""
+    """With --json, an invalid journal is also reported on stdout."""
     try:
         yield
     except JournalError as error:

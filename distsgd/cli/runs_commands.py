@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,15 +11,15 @@ from distsgd.cli.settings import Run
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at the runs there are.", no_args_is_help=True)
+app = typer.Typer(help="List and inspect runs.", no_args_is_help=True)
 
 _MOST_ROWS = 1000
-"""Epochs that are shown, whether or not they have a checkpoint."""
+"""Up to this number, all epochs are shown, with or without a checkpoint."""
 
 
 @app.command(name="list")
 def list_(json: JsonFlag = False) -> None:
-    """List the runs, oldest first: by name, or by path if they lie elsewhere than usual.
+    """List all runs, oldest first: by name, or by path for those outside the usual folder.
 
     Example: distsgd runs list
     """
@@ -77,9 +77,12 @@ def _summary(run: Any) -> dict[str, Any]:
 @app.command(name="show")
 def show_(
     run: Run = "latest",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every setting, and the versions of packages.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Show one run: settings, versions, epochs, outcome.
+    """Show one run: its result, its epochs, and the settings that differ from the defaults.
 
     Of more than 1,000 epochs the table has those with a checkpoint; --json has all.
 
@@ -92,7 +95,7 @@ def show_(
 
     found = find_run(run)
     config = found.read("config.json")
-    found.settings()  # refuses what holds none
+    found.settings()  # refuses a file that holds none
     status, report = found.status(), found.report()
     metrics = found.path / "metrics.jsonl"
     epochs = epoch_rows(metrics) if metrics.exists() else []
@@ -107,23 +110,12 @@ def show_(
     print_pairs([
         ("run", str(found.path)),
         ("status", status),
+        *_result(report),
+        *_best_pair(_best(best, epochs)),
+        ("checkpoints", _checkpoints(saved, epochs)),
         ("created", str(config.get("created"))),
-        *((name, str(value)) for name, value in settings.items()),
-        *((name, str(value)) for name, value in config.get("versions", {}).items()),
         *(("resumed", _resumed(entry)) for entry in again),
     ])  # fmt: skip
-    if "problem" in report:
-        print_pairs([("problem", str(report["problem"]))])
-    if "weights_sha256" in report:
-        print_pairs([
-            ("test accuracy", percent(report["test_accuracy"])),
-            ("throughput", f"{count(report['examples_per_second'])} images/s"),
-            ("weights", f"sha256 {report['weights_sha256']}"),
-        ])  # fmt: skip
-    print_pairs([("checkpoints", _checkpoints(saved, epochs))])
-    if (row := _best(best, epochs)) is not None:
-        share = percent(row["test_accuracy"])
-        print_pairs([("best", f"epoch {row['epoch']} (update {row['version']}), test {share}")])
     print_table(
         ("epoch", "train loss", "train", "test", "seconds"),
         [
@@ -132,10 +124,53 @@ def show_(
             for row in _shown(saved, epochs)
         ],
     )  # fmt: skip
+    listed = settings if all_ else _not_default(settings)
+    show("settings:" if all_ else "settings that differ from the defaults (--all shows every one):")
+    print_pairs((name, str(value)) for name, value in listed.items())
+    if all_:
+        show("versions:")
+        print_pairs((name, str(value)) for name, value in config.get("versions", {}).items())
+
+
+def _result(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the report of a run says, once there is one."""
+    lines = [("problem", str(report["problem"]))] if "problem" in report else []
+    if "weights_sha256" in report:
+        lines += [
+            ("test accuracy", percent(report["test_accuracy"])),
+            ("training loss", f"{report['train_loss']:.4f}"),
+            ("throughput", f"{count(report['examples_per_second'])} images/s"),
+            ("weights", f"sha256 {report['weights_sha256']}"),
+        ]
+    return lines
+
+
+def _best_pair(row: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The epoch with the largest test accuracy, if one has ended."""
+    if row is None:
+        return []
+    share = percent(row["test_accuracy"])
+    return [("best epoch", f"{row['epoch']} (update {row['version']}), test {share}")]
+
+
+_DECIDE = ("model", "loss", "optimizer", "scale_lr", "consistency")
+"""Settings that decide the defaults of others, such as the learning rate."""
+
+
+def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings whose values differ from the defaults."""
+    from dataclasses import asdict
+
+    from distsgd.config.settings import TrainConfig
+
+    deciding = {name: settings[name] for name in _DECIDE if name in settings}
+    usual = asdict(TrainConfig(**deciding))
+    usual.update({name: getattr(TrainConfig, name) for name in deciding})
+    return {name: value for name, value in settings.items() if value != usual.get(name)}
 
 
 def _shown(saved: list[int], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of the table: all, or of very many those that have a checkpoint."""
+    """The epochs of the table: all, or if there are very many, those with a checkpoint."""
     if len(epochs) <= _MOST_ROWS:
         return epochs
     there = set(saved)
@@ -149,13 +184,13 @@ def _best(best: Any, epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _checkpoints(saved: list[int], epochs: list[dict[str, Any]]) -> str:
-    """How many there are, and of how many epochs there is none (any more)."""
+    """How many checkpoints there are, and how many epochs have none."""
     gone = len({row.get("version") for row in epochs} - set(saved))
     return f"{count(len(saved))}" + (f"; none of {count(gone)} other epochs" if gone else "")
 
 
 def _resumed(entry: Any) -> str:
-    """With what a run was gone on with."""
+    """The update after which a run resumed, and its settings from there on."""
     fleet = [f"workers {entry.workers}", f"epochs {entry.epochs}"]
     if entry.servers is not None:
         fleet += [f"servers {entry.servers}", f"channel {entry.channel}"]

@@ -1,4 +1,4 @@
-"""What `distsgd train` shows while it trains."""
+"""The progress of `distsgd train` and `resume`: live on a terminal, one line an epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _title(config: TrainConfig) -> str:
 
 
 class _PlainReporter(Reporter):
-    """One plain line an epoch."""
+    """One plain line for each epoch."""
 
     def __init__(self, to_stderr: bool) -> None:
         self._print = say if to_stderr else show
@@ -57,7 +57,7 @@ class _PlainReporter(Reporter):
 
 
 class _LiveReporter(Reporter):
-    """An epoch table above a line that shows the step, the loss, the speed, the time left."""
+    """A table of epochs above a progress bar with step, loss, speed and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -84,7 +84,7 @@ class _LiveReporter(Reporter):
             self._bar.start()
 
     def _show_bar(self) -> None:
-        """Ray has started: steps follow."""
+        """Replace the spinner by the bar: Ray has started, and steps follow."""
         self._starting.stop()
         self._bar.start()
 

@@ -7,7 +7,7 @@ damaged, unreadable, or not files at all. So are the environment, the three stre
 the working folder, and a user that the system does not know. A case passes if
 
 - its exit code is one of 0, 1, 2, 130, 141, 143, or the signal of a limit that it was given;
-- it shows no traceback, no "fault of distsgd" and no warning of Python's;
+- it shows no traceback, no "bug in distsgd" and no warning of Python's;
 - it says in exactly one line, `error: ...`, why it ended with 1 or 2 (the parser's box counts);
 - with --json, its stdout is one JSON object, or nothing if it failed;
 - it ends: one that works for long is interrupted, one that stands still fails;

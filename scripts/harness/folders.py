@@ -5,7 +5,7 @@ folders in place of files, values of any kind in files whose digests hold, journ
 anew, archives and shards that unpack to gigabytes or claim to, addresses of a listener. It is made
 anew for each command, and passes if each of them
 
-- exits with 0, 1 or 2, without a traceback, a "fault of distsgd" or a signal, and says in exactly
+- exits with 0, 1 or 2, without a traceback, a "bug in distsgd" or a signal, and says in exactly
   one line why it ended with 1 or 2; it never blames the memory of the machine;
 - takes at most 5 s of processor time and 500 MB of memory. A training that continues such a run may
   take longer, if SIGTERM ends it;

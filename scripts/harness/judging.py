@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 FAULT = re.compile(
-    r"fault of distsgd|Traceback \(most recent|Exception ignored|Fatal Python|Segmentation|OpenBLAS"
+    r"bug in distsgd|Traceback \(most recent|Exception ignored|Fatal Python|Segmentation|OpenBLAS"
     r"|\b[A-Z][A-Za-z]*Warning: "
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -72,7 +72,7 @@ def commands() -> list[Command]:
     """All commands, as the command line has them."""
     import typer
 
-    from distsgd.cli.main import app
+    from distsgd.cli.app import app
 
     return list(_walk(typer.main.get_command(app), ()))
 

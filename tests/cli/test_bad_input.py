@@ -33,7 +33,7 @@ def distsgd(distsgd_here: Run) -> Run:
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
-    assert "fault of distsgd" not in done.stderr
+    assert "bug in distsgd" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for word in words:
         assert word in line

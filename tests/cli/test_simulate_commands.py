@@ -82,7 +82,7 @@ def test_what_cannot_be_used(
 ) -> None:
     done = distsgd(*arguments)
     assert done.returncode == (2 if words else 1), (done.stdout, done.stderr)
-    assert done.stdout == "" and "fault of distsgd" not in done.stderr
+    assert done.stdout == "" and "bug in distsgd" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert all(word in line for word in words or ("--rejoin",))
 

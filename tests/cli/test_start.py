@@ -27,7 +27,7 @@ def run(*command, env=None, cwd=None, **more):
         command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd,
         env=env or os.environ, stdin=subprocess.DEVNULL, **more,
     )  # fmt: skip
-    assert "Traceback" not in done.stderr and "fault of distsgd" not in done.stderr
+    assert "Traceback" not in done.stderr and "bug in distsgd" not in done.stderr
     return done
 
 
@@ -115,7 +115,7 @@ def test_a_user_without_a_home_that_can_be_written(
     for name in HOMES:
         monkeypatch.delenv(name, raising=False)
     done = distsgd_here(*arguments, env={"HOME": home} if home else {})
-    assert "Traceback" not in done.stderr and "fault of distsgd" not in done.stderr
+    assert "Traceback" not in done.stderr and "bug in distsgd" not in done.stderr
     assert done.returncode == (1 if problem else 0) or (home is None and problem == "~/run")
     if problem:
         (line,) = done.stderr.splitlines()

@@ -24,7 +24,7 @@ import typer
 import yaml
 from support import PATIENCE, wait_for
 
-from distsgd.cli.main import app
+from distsgd.cli.app import app
 from distsgd.data.locations import SAMPLE
 
 TOP = Path(__file__).parents[2]

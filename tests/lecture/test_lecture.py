@@ -10,7 +10,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from distsgd.cli.main import app
+from distsgd.cli.app import app
 from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import StorageError, UsageError
 from distsgd.lecture.drawing import formula_svg

@@ -19,7 +19,7 @@ import pytest
 from damages import DAMAGES, flip_bits
 from typer.testing import CliRunner
 
-from distsgd.cli.main import app
+from distsgd.cli.app import app
 from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.shards import write_dataset
 from distsgd.errors import DistsgdError, RunError

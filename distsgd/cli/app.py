@@ -1,0 +1,74 @@
+"""The command line as one Typer application."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from distsgd.cli import (
+    bench_commands,
+    cluster_commands,
+    data_commands,
+    docs_commands,
+    job_commands,
+    lecture_commands,
+    model_commands,
+    proof_commands,
+    runs_commands,
+    simulate_commands,
+    study_commands,
+    train_commands,
+)
+from distsgd.cli.output import show
+from distsgd.cli.settings import CommandLine
+from distsgd.version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="distsgd",
+    help="Distributed minibatch SGD on Ray: exact, and the same bits for any number of workers.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        show(f"distsgd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Global options. `distsgd.cli.main` removes --debug from the line before it is parsed."""
+    if isinstance(context.obj, CommandLine):
+        context.obj.root = context.command
+
+
+train_commands.add_to(app)
+model_commands.add_to(app)
+proof_commands.add_to(app)
+simulate_commands.add_to(app)
+bench_commands.add_to(app)
+app.add_typer(data_commands.app, name="data")
+app.add_typer(runs_commands.app, name="runs")
+app.add_typer(cluster_commands.app, name="cluster")
+job_commands.add_to(app)
+lecture_commands.add_to(app)
+app.add_typer(study_commands.app, name="study")
+docs_commands.add_to(app)
