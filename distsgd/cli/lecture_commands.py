@@ -1,8 +1,7 @@
-"""``distsgd lecture``: all of it, on one page.
+"""``distsgd lecture``, and its larger experiments.
 
-``distsgd search random|local``, ``gradient numeric`` and ``stepsize``: the three strategies.
-
-``distsgd landscape``: the loss along a line, or over a plane.
+``distsgd search random|local``, ``gradient numeric`` and ``stepsize`` are the lecture's three
+strategies; ``landscape`` computes the loss along a line or over a plane.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from distsgd.cli.study_options import (
     DatasetFlag,
     ExamplesFlag,
     LossFlag,
-    PlotFlag,
     SeedFlag,
+    Steps,
     WorkersFlag,
-    checked,
-    drawn,
+    experiment,
     reals,
 )
 
@@ -39,21 +37,19 @@ __all__ = ["add_to"]
 
 
 def lecture(
-    quick: Annotated[bool, typer.Option("--quick", help="In a minute and a half.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder to write the page into.")] = Path("lecture"),
-    lang: Annotated[str, typer.Option(help="en or ko.")] = "en",
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this chapter; may be given several times.")
-    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Take a minute and a half.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("lecture"),
+    lang: Annotated[str, typer.Option(help="Language: en or ko.")] = "en",
+    only: Annotated[list[str] | None, typer.Option(help="Only this chapter; repeatable.")] = None,
     dataset: DatasetFlag = "cifar10",
     workers: WorkersFlag = 2,
     seed: SeedFlag = 0,
     json: JsonFlag = False,
 ) -> None:
-    """The whole lecture, computed now: every number checked, every figure drawn, on one page.
+    """Compute the whole lecture on one page: check every number, draw every figure.
 
-    Writes OUT/lecture-LANG.html, which needs no network. Exits with 1 if a number is not what it
-    should be. Numbers that are of CIFAR-10 are checked on CIFAR-10 only.
+    Writes OUT/lecture-LANG.html, which needs no network. Exits with 1 if a number is wrong. Numbers
+    that hold for CIFAR-10 are checked on CIFAR-10 only.
 
     Example: distsgd lecture --quick --dataset sample --workers 0
     """
@@ -82,40 +78,35 @@ def lecture(
             ("page", str(path)),
         ])  # fmt: skip
     if found.failed:
-        say(f"{found.failed} numbers are not what they should be: see {path}")
+        say(f"{found.failed} numbers are wrong: see {path}")
         raise typer.Exit(1)
 
 
-search = typer.Typer(no_args_is_help=True, help="Look for W without a gradient.")
-gradient = typer.Typer(no_args_is_help=True, help="The gradient by small differences.")
+search = typer.Typer(no_args_is_help=True, help="Search for W without a gradient.")
+gradient = typer.Typer(no_args_is_help=True, help="Compute the gradient by differences.")
 
 
 @search.command("random")
+@experiment
 def random_(
-    attempts: Annotated[int, typer.Option(help="How many W to try.")] = 1_000,
+    attempts: Annotated[int, typer.Option(help="Random W to try.")] = 1_000,
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "svm",
     examples: ExamplesFlag = None,
     workers: WorkersFlag = 2,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Strategy 1: try random W and keep the best; the same answer for any number of workers.
+) -> Steps:
+    """Strategy 1: try random W and keep the best.
 
     Example: distsgd search random --dataset sample --attempts 200 --workers 0
     """
-    from distsgd.lecture.experiments.search import draw_random_search, random_search
+    from distsgd.lecture.experiments import draw_random_search, random_search
 
-    checked(plot)
     found = random_search(
         dataset, attempts=attempts, loss=loss, examples=examples, workers=workers, seed=seed,
         progress=lambda done, best: say(f"{done:,} attempts, best loss {best:.4f}"),
     )  # fmt: skip
-    drawn(plot, draw_random_search, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_random_search
     print_pairs([
         ("attempts", f"{count(len(found.losses))}, each on {count(found.examples)} examples"),
         ("losses", f"{min(found.losses):.4f} to {max(found.losses):.4f}"),
@@ -126,34 +117,29 @@ def random_(
 
 
 @search.command()
+@experiment
 def local(
-    tries: Annotated[int, typer.Option(help="How many steps to try.")] = 1_000,
+    tries: Annotated[int, typer.Option(help="Steps to try.")] = 1_000,
     step: Annotated[float, typer.Option(help="Length of a step, for each entry of W.")] = 1e-4,
-    scale: Annotated[float, typer.Option(help="Standard deviation of the first W.")] = 1e-4,
+    scale: Annotated[float, typer.Option(help="Standard deviation of the initial W.")] = 1e-4,
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "svm",
     examples: ExamplesFlag = None,
     workers: WorkersFlag = 2,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Strategy 2: steps in random directions, each taken when the loss falls.
+) -> Steps:
+    """Strategy 2: take steps in random directions if the loss falls.
 
     Example: distsgd search local --dataset sample --tries 200 --workers 0
     """
-    from distsgd.lecture.experiments.search import draw_local_search, local_search
+    from distsgd.lecture.experiments import draw_local_search, local_search
 
-    checked(plot)
     found = local_search(
         dataset, tries=tries, step=step, scale=scale, loss=loss, examples=examples,
         workers=workers, seed=seed,
         progress=lambda done, best: say(f"{done:,} tries, loss {best:.4f}"),
     )  # fmt: skip
-    drawn(plot, draw_local_search, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_local_search
     print_pairs([
         ("tries", f"{count(len(found.losses) - 1)}, {count(len(found.taken))} of them taken"),
         ("loss", f"{found.losses[0]:.4f}, then {found.losses[-1]:.4f}"),
@@ -163,42 +149,37 @@ def local(
 
 
 @gradient.command()
+@experiment
 def numeric(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "svm",
-    examples: Annotated[int, typer.Option(help="That the loss is a mean over.")] = 500,
-    h: Annotated[float, typer.Option("--h", help="Length of the step.")] = 1e-5,
+    examples: Annotated[int, typer.Option(help="Training examples of the mean loss.")] = 500,
+    h: Annotated[float, typer.Option("--h", help="Step of the differences.")] = 1e-5,
     steps: Annotated[
-        str, typer.Option(help="h for the curve of the error, with commas between.")
+        str, typer.Option(help="Values of h for the error curve, comma-separated.")
     ] = "1e-1,1e-2,1e-3,1e-4,1e-5,1e-6,1e-7,1e-8,1e-9,1e-10,1e-11,1e-12",
     parameters: Annotated[
-        int | None, typer.Option(help="Only the first so many entries of W. (default: all)")
+        int | None, typer.Option(help="Only the first entries of W, this many. (default: all)")
     ] = None,
     workers: WorkersFlag = 2,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
+) -> Steps:
     """Strategy 3 without calculus: 30,731 evaluations of the loss for one gradient.
 
-    One-sided and central differences of every entry of W, spread over the workers, beside the
-    analytic gradient; then the error as a function of h. Entries with a kink of the SVM loss
-    within h get a shorter step, and are counted.
+    Compares one-sided and central differences of every entry of W, spread over the workers, with
+    the analytic gradient, and shows the error as a function of h. Entries with a kink of the SVM
+    loss within h use a shorter step and are counted.
 
     Example: distsgd gradient numeric --dataset sample --examples 100 --parameters 500 --workers 0
     """
-    from distsgd.lecture.experiments.gradients import draw_numeric_gradient, numeric_gradient
+    from distsgd.lecture.experiments import draw_numeric_gradient, numeric_gradient
 
-    checked(plot)
     found = numeric_gradient(
         dataset, loss=loss, examples=examples, h=h, steps=reals("--steps", steps),
         parameters=parameters, workers=workers, seed=seed,
         progress=lambda done, total: say(f"{done:,} of {total:,} entries"),
     )  # fmt: skip
-    drawn(plot, draw_numeric_gradient, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_numeric_gradient
     print_table(
         ("differences", "entries", "evaluations", "relative error", "of an entry",
          "shorter steps", "seconds"),
@@ -219,33 +200,28 @@ def numeric(
     show(f"the analytic gradient takes {1000 * found.analytic_seconds:.1f} ms")
 
 
+@experiment
 def stepsize(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "svm",
     steps: Annotated[
-        str, typer.Option(help="Step sizes, with commas between.")
+        str, typer.Option(help="Step sizes, comma-separated.")
     ] = "1e-10,1e-9,1e-8,1e-7,1e-6,1e-5,1e-4,1e-3,1e-2,1e-1",
     examples: ExamplesFlag = None,
     workers: WorkersFlag = 0,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """The effect of the step size: the loss after one step of each size.
+) -> Steps:
+    """Show the effect of the step size: the loss after one step of each size.
 
     Example: distsgd stepsize --dataset sample --plot steps.png
     """
-    from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
+    from distsgd.lecture.experiments import draw_step_sizes, step_sizes
 
-    checked(plot)
     found = step_sizes(
         dataset, loss=loss, steps=reals("--steps", steps), examples=examples, workers=workers,
         seed=seed,
     )  # fmt: skip
-    drawn(plot, lambda one: draw_step_sizes([one]), found)
-    if json:
-        print_json(found)
-        return
+    yield found, lambda one: draw_step_sizes([one])
     print_table(
         ("step size", "loss"),
         [(f"{step:g}", f"{after:.6g}") for step, after in
@@ -254,10 +230,11 @@ def stepsize(
     ratios = ", ".join("-" if isnan(one) else f"{one:.4g}" for one in found.last_ratios)
     show(
         f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}",
-        f"the three largest steps give {ratios} times the loss of the step before",
+        f"each of the three largest steps multiplies the previous step's loss by {ratios}",
     )
 
 
+@experiment
 def landscape(
     dataset: Annotated[
         str | None, typer.Option(help="cifar10, sample, or a folder. (default: the run's; cifar10)")
@@ -266,19 +243,19 @@ def landscape(
         str | None, typer.Option(help="softmax or svm. (default: the run's; svm)")
     ] = None,
     run: Annotated[
-        str | None, typer.Option(help="Around the last W of this run, with its path.")
+        str | None, typer.Option(help="Centre on the final W of this run, and show its path.")
     ] = None,
     along: Annotated[
         list[str] | None,
         typer.Option(
-            help="A direction: random:SEED, weights, gradient, run:RUN, pca1 or pca2 (of --run). "
-            "Once for a line, twice for a plane."
+            help="A direction: random:SEED, weights, gradient, run:RUN, pca1 or pca2 (of --run); "
+            "once for a line, twice for a plane."
         ),
     ] = None,
-    points: Annotated[int, typer.Option(help="Along each direction.")] = 41,
+    points: Annotated[int, typer.Option(help="Points along each direction.")] = 41,
     extent: Annotated[
         float | None,
-        typer.Option(help="From -extent to extent. (default: 10, or what the path takes)"),
+        typer.Option(help="Range: from -extent to extent. (default: 10, or that of the path)"),
     ] = None,
     examples: Annotated[
         int | None, typer.Option(help="Training examples to measure on. (default: 2,000)")
@@ -292,28 +269,22 @@ def landscape(
     ] = None,
     workers: WorkersFlag = 2,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """The loss around W: L(W + a W1) along a line, L(W + a W1 + b W2) over a plane.
+) -> Steps:
+    """Compute the loss around W: L(W + a W1) along a line, L(W + a W1 + b W2) over a plane.
 
-    Directions have length 1. With --run, the plane is the one that its path goes along most.
+    Directions have length 1. With --run, the plane is that of the path's principal components.
 
     Example: distsgd landscape --dataset sample --workers 0 --plot plane.png
     """
-    from distsgd.lecture.experiments.landscape import draw_landscape
-    from distsgd.lecture.experiments.landscape import landscape as compute
+    from distsgd.lecture.experiments import draw_landscape
+    from distsgd.lecture.experiments import landscape as compute
 
-    checked(plot)
     found = compute(
         dataset, loss=loss, run=run, along=along or (), points=points, extent=extent,
         examples=examples, example=example, scale=scale, regularization=regularization,
         workers=workers, seed=seed,
     )  # fmt: skip
-    drawn(plot, draw_landscape, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_landscape
     highest = max(max(row) for row in found.losses)
     pairs = [
         ("around", found.around),
@@ -328,12 +299,8 @@ def landscape(
     pairs.append(("lowest", f"{found.lowest:.6g} at a = {a:g}, b = {b:g}"))
     pairs.append(("highest", f"{highest:.6g}"))
     if found.path_share is not None:
-        pairs.append(
-            (
-                "path",
-                f"{len(found.path)} checkpoints, {percent(found.path_share)} of it in the plane",
-            )
-        )
+        share = percent(found.path_share)
+        pairs.append(("path", f"{len(found.path)} checkpoints, {share} of it in the plane"))
     if len(found.b) == 1 and found.loss == "svm" and found.examples == 1:
         pairs.append(("kinks", count(found.kinks)))
     print_pairs(pairs)

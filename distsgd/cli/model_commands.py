@@ -106,8 +106,8 @@ def gradcheck(
 
     Example: distsgd gradcheck --model mlp:20
     """
-    from distsgd.lecture.experiments.gradcheck import LIMIT
-    from distsgd.lecture.experiments.gradcheck import gradcheck as check
+    from distsgd.lecture.experiments import LIMIT
+    from distsgd.lecture.experiments import gradcheck as check
 
     rows = list(check(
         loss, model=model, dataset=dataset, examples=examples, parameters=parameters, seed=seed

@@ -1,8 +1,7 @@
 """``distsgd study``: the smaller experiments of the lecture, one command each.
 
-``distsgd study loss|hinges|convexity|chain-rule|formulas``: losses and their gradients.
-
-``distsgd study descent|copies|noise|minibatch-size|sampling``: all about minibatches.
+`loss`, `hinges`, `convexity`, `chain-rule` and `formulas` are about losses and their gradients;
+`descent`, `copies`, `noise`, `minibatch-size` and `sampling` about minibatches.
 """
 
 from __future__ import annotations
@@ -12,50 +11,43 @@ from typing import Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_table, say, show
+from distsgd.cli.output import count, percent, print_table, say, show
 from distsgd.cli.study_options import (
     DatasetFlag,
     ExamplesFlag,
     LossFlag,
-    PlotFlag,
     SeedFlag,
+    Steps,
     WorkersFlag,
-    checked,
-    drawn,
-    numbers,
+    experiment,
+    integers,
     reals,
 )
 
 __all__ = ["app"]
 
 
-app = typer.Typer(no_args_is_help=True, help="The lecture's experiments, one by one.")
+app = typer.Typer(no_args_is_help=True, help="Run one of the lecture's smaller experiments.")
 
-ImagesFlag = Annotated[int, typer.Option("--examples", help="Training images to look at.")]
+ImagesFlag = Annotated[int, typer.Option("--examples", help="Training images to use.")]
 
 
 def loss(
     dataset: DatasetFlag = "cifar10",
     examples: ImagesFlag = 1_000,
     scales: Annotated[
-        str, typer.Option(help="Standard deviations of W, with commas between.")
+        str, typer.Option(help="Standard deviations of W, comma-separated.")
     ] = "1e-6,1e-5,1e-4,1e-3,1e-2",
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Scores and losses of random W: 9 and ln 10 as long as W is small.
+) -> Steps:
+    """Show the scores and losses of random W: 9 and ln 10 while W is small.
 
     Example: distsgd study loss --dataset sample --plot loss.png
     """
-    from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
+    from distsgd.lecture.experiments import draw_initial_loss, initial_loss
 
-    checked(plot)
     found = initial_loss(dataset, examples=examples, scales=reals("--scales", scales), seed=seed)
-    drawn(plot, draw_initial_loss, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_initial_loss
     print_table(
         ("standard deviation of W", "of the scores", "SVM loss", "softmax loss"),
         [
@@ -68,25 +60,19 @@ def loss(
 
 def hinges(
     points: Annotated[
-        str, typer.Option(help="x of the classes 0, 1 and 2, with commas between.")
+        str, typer.Option(help="x of the classes 0, 1 and 2, comma-separated.")
     ] = "1,-0.5,2",
-    weights: Annotated[str, typer.Option(help="w1 and w2, with a comma between.")] = "0.5,-1",
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """The SVM loss of three points is piecewise linear: its terms, its kinks, the subgradient.
+    weights: Annotated[str, typer.Option(help="w1 and w2, comma-separated.")] = "0.5,-1",
+) -> Steps:
+    """Show that the SVM loss of three points is piecewise linear: its terms and its kinks.
 
     Example: distsgd study hinges --plot hinges.png
     """
-    from distsgd.lecture.experiments.piecewise import draw_hinges
-    from distsgd.lecture.experiments.piecewise import hinges as take_apart
+    from distsgd.lecture.experiments import draw_hinges
+    from distsgd.lecture.experiments import hinges as take_apart
 
-    checked(plot)
     found = take_apart(reals("--points", points), reals("--weights", weights))
-    drawn(plot, draw_hinges, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_hinges
     print_table(
         ("term", "slope", "at w0 = 0", "kink at w0"),
         [
@@ -105,8 +91,8 @@ def hinges(
     )  # fmt: skip
     show(
         f"the lowest loss is at w0 = {found.lowest:g}",
-        f"the sum of the terms is at most {found.terms_difference:.1e} off the loss, and slopes at "
-        f"most {found.slopes_difference:.1e} off differences",
+        f"largest error of the sum of the terms: {found.terms_difference:.1e}; of the slopes, "
+        f"against differences: {found.slopes_difference:.1e}",
     )
 
 
@@ -115,45 +101,35 @@ def convexity(
     examples: ImagesFlag = 200,
     segments: Annotated[int, typer.Option(help="Random segments for each loss.")] = 50,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """The losses are convex in W, along every segment; those of two layers are not.
+) -> Steps:
+    """Check that the losses are convex in W, and those of two layers are not.
 
     Example: distsgd study convexity --dataset sample --plot convexity.png
     """
-    from distsgd.lecture.experiments.piecewise import check_convexity, draw_convexity
+    from distsgd.lecture.experiments import check_convexity, draw_convexity
 
-    checked(plot)
     found = check_convexity(dataset, examples=examples, segments=segments, seed=seed)
-    drawn(plot, draw_convexity, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_convexity
     print_table(
-        ("model", "loss", "most above the chord"),
+        ("model", "loss", "largest excess over the chord"),
         [(one.model, one.loss, f"{one.excess:.1e}") for one in found.shown],
     )
     show(
-        f"linear: of {2 * found.segments} segments, at most {found.worst_linear:.1e}",
-        f"two layers: for each loss, a segment with {found.least_two_layers:.4g} or more",
+        f"linear: at most {found.worst_linear:.1e} on {2 * found.segments} segments",
+        f"two layers: at least {found.least_two_layers:.4g} on one segment for each loss",
     )
 
 
-def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:
-    """The chain rule worked through: numbers, several paths, vectors and their Jacobian.
+def chain_rule() -> Steps:
+    """Work through the chain rule: numbers, several paths, vectors and their Jacobian.
 
     Example: distsgd study chain-rule --plot graphs.png
     """
     from distsgd.lecture.drawing import draw_chain_rule
     from distsgd.lecture.plain.chain_rule import worked_examples
 
-    checked(plot)
     found = worked_examples()
-    drawn(plot, draw_chain_rule, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_chain_rule
     for example in found.examples:
         print_table(
             ("", "value", "gradient", "by differences"),
@@ -165,8 +141,8 @@ def chain_rule(plot: PlotFlag = None, json: JsonFlag = False) -> None:
             title=f"{example.name}: {example.formula}",
         )  # fmt: skip
     show(
-        f"at most {found.largest_difference:.1e} off differences; through softmax, at most "
-        f"{found.softmax_difference:.1e} off p - 1(j = y)"
+        f"largest error against differences: {found.largest_difference:.1e}; of the gradient "
+        f"through softmax against p - 1(j = y): {found.softmax_difference:.1e}"
     )
 
 
@@ -174,23 +150,17 @@ def formulas(
     dataset: DatasetFlag = "cifar10",
     examples: ImagesFlag = 20,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Each formula of the gradient beside the fast code of training, and beside differences.
+) -> Steps:
+    """Compare each formula of the gradient with training's fast code and with differences.
 
     Example: distsgd study formulas --dataset sample --plot formulas.png
     """
-    from distsgd.lecture.experiments.gradients import compare_formulas, draw_formulas
+    from distsgd.lecture.experiments import compare_formulas, draw_formulas
 
-    checked(plot)
     found = compare_formulas(dataset, examples=examples, seed=seed)
-    drawn(plot, draw_formulas, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_formulas
     print_table(
-        ("loss", "images", "dL_i/dW off training's", "their mean", "dL_i/ds off differences"),
+        ("loss", "images", "error of dL_i/dW", "of their mean", "of dL_i/ds"),
         [
             (row.loss, count(row.examples), f"{row.of_an_example:.1e}", f"{row.of_the_mean:.1e}",
              f"{row.numerical:.1e}")
@@ -202,24 +172,18 @@ def formulas(
 def descent(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "softmax",
-    epochs: Annotated[int, typer.Option(help="Passes over the training set for each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set, for each.")] = 5,
     workers: WorkersFlag = 0,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Gradient descent, minibatches of 256, single examples: the same service, side by side.
+) -> Steps:
+    """Compare gradient descent, minibatches of 256, and single examples.
 
     Example: distsgd study descent --dataset sample --epochs 3 --plot descent.png
     """
-    from distsgd.lecture.experiments.compare_trainings import compare_descents, draw_descents
+    from distsgd.lecture.experiments import compare_descents, draw_descents
 
-    checked(plot)
     found = compare_descents(dataset, loss=loss, epochs=epochs, workers=workers, seed=seed, say=say)
-    drawn(plot, draw_descents, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_descents
     print_table(
         ("examples a step", "learning rate", "steps", "seconds", "images/s", "test accuracy"),
         [
@@ -233,24 +197,18 @@ def descent(
 
 def copies(
     dataset: DatasetFlag = "cifar10",
-    originals: Annotated[int, typer.Option(help="Different images.")] = 1_000,
-    times: Annotated[int, typer.Option(help="How often each occurs.")] = 1_200,
+    originals: Annotated[int, typer.Option(help="Distinct images.")] = 1_000,
+    times: Annotated[int, typer.Option(help="Copies of each image.")] = 1_200,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """The gradient over 1.2 million images that are copies of 1,000 is that over the 1,000.
+) -> Steps:
+    """Show that the gradient over 1,200 copies of 1,000 images is that over the 1,000.
 
     Example: distsgd study copies --dataset sample --originals 100 --times 50
     """
-    from distsgd.lecture.experiments.minibatch_gradients import compare_copies, draw_copies
+    from distsgd.lecture.experiments import compare_copies, draw_copies
 
-    checked(plot)
     found = compare_copies(dataset, originals=originals, times=times, seed=seed)
-    drawn(plot, draw_copies, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_copies
     print_table(
         ("loss", "relative difference", f"all {found.examples:,}", f"the {found.originals:,}"),
         [
@@ -265,32 +223,23 @@ def noise(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "softmax",
     sizes: Annotated[
-        str, typer.Option(help="Minibatches, with commas between.")
+        str, typer.Option(help="Sizes of minibatches, comma-separated.")
     ] = "16,32,64,128,256,512,1024",
     draws: Annotated[int, typer.Option(help="Minibatches of each size.")] = 100,
     examples: ExamplesFlag = None,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """How near a minibatch's gradient comes to the full one: cosine and variance.
+) -> Steps:
+    """Measure how near a minibatch's gradient is to the full one: cosine and variance.
 
     Example: distsgd study noise --dataset sample --sizes 16,64,256 --plot noise.png
     """
-    from distsgd.lecture.experiments.minibatch_gradients import (
-        draw_minibatch_noise,
-        minibatch_noise,
-    )
+    from distsgd.lecture.experiments import draw_minibatch_noise, minibatch_noise
 
-    checked(plot)
     found = minibatch_noise(
-        dataset, loss=loss, sizes=numbers("--sizes", sizes), draws=draws, examples=examples,
+        dataset, loss=loss, sizes=integers("--sizes", sizes), draws=draws, examples=examples,
         seed=seed,
     )  # fmt: skip
-    drawn(plot, draw_minibatch_noise, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_minibatch_noise
     print_table(
         ("minibatch", "cosine", "spread", "variance / |g|²", "expected"),
         [
@@ -300,37 +249,31 @@ def noise(
         ],
     )  # fmt: skip
     ratio = "-" if isnan(found.variance_ratio) else f"{found.variance_ratio:.4g}"
-    show(f"variance over what is expected, in the mean: {ratio}")
+    show(f"mean ratio of the variance to the expected variance: {ratio}")
 
 
 def minibatch_size(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "softmax",
     sizes: Annotated[
-        str, typer.Option(help="Minibatches, with commas between.")
+        str, typer.Option(help="Sizes of minibatches, comma-separated.")
     ] = "16,32,64,100,128,200,256,512,1024",
-    epochs: Annotated[int, typer.Option(help="Of each run.")] = 3,
-    repeats: Annotated[int, typer.Option(help="Runs of each size, taking turns.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set, for each run.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Runs of each size, interleaved.")] = 2,
     workers: WorkersFlag = 0,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Throughput and accuracy of powers of two and of their neighbours.
+) -> Steps:
+    """Measure throughput and accuracy of powers of two and their neighbours.
 
     Example: distsgd study minibatch-size --dataset sample --sizes 64,100,128 --epochs 1
     """
-    from distsgd.lecture.experiments.compare_trainings import compare_sizes, draw_sizes
+    from distsgd.lecture.experiments import compare_sizes, draw_sizes
 
-    checked(plot)
     found = compare_sizes(
-        dataset, loss=loss, sizes=numbers("--sizes", sizes), epochs=epochs, repeats=repeats,
+        dataset, loss=loss, sizes=integers("--sizes", sizes), epochs=epochs, repeats=repeats,
         workers=workers, seed=seed, say=say,
     )  # fmt: skip
-    drawn(plot, draw_sizes, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_sizes
     print_table(
         ("minibatch", "steps", "images/s", "test accuracy", "with a scaled learning rate"),
         [
@@ -344,28 +287,22 @@ def minibatch_size(
 def sampling(
     dataset: DatasetFlag = "cifar10",
     loss: LossFlag = "softmax",
-    epochs: Annotated[int, typer.Option(help="Of each run.")] = 5,
-    batch_size: Annotated[int, typer.Option(help="Of each run.")] = 256,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set, for each run.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Examples of a minibatch.")] = 256,
     workers: WorkersFlag = 0,
     seed: SeedFlag = 0,
-    plot: PlotFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """How minibatches are chosen: in order (also sorted by class), at random, shuffled.
+) -> Steps:
+    """Compare ways to choose minibatches: in order, sorted by class, random, shuffled.
 
     Example: distsgd study sampling --dataset sample --epochs 3 --plot sampling.png
     """
-    from distsgd.lecture.experiments.compare_trainings import compare_samplings, draw_samplings
+    from distsgd.lecture.experiments import compare_samplings, draw_samplings
 
-    checked(plot)
     found = compare_samplings(
         dataset, loss=loss, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed,
         say=say,
     )  # fmt: skip
-    drawn(plot, draw_samplings, found)
-    if json:
-        print_json(found)
-        return
+    yield found, draw_samplings
     print_table(
         ("minibatches", "never seen", "most often", "after epoch 1", f"after {found.epochs}"),
         [
@@ -380,4 +317,4 @@ for command in (
     loss, hinges, convexity, chain_rule, formulas,
     descent, copies, noise, minibatch_size, sampling,
 ):  # fmt: skip
-    app.command()(command)
+    app.command()(experiment(command))

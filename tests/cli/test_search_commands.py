@@ -48,7 +48,7 @@ def test_bad_input_is_refused(distsgd, arguments, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("stepsize", "--examples", "2", "--seed", "20"), "steps give -, -, - times"),
+        (("stepsize", "--examples", "2", "--seed", "20"), "loss by -, -, -"),
         (("gradient", "numeric", "--examples", "1", "--parameters", "5", "--workers", "0"), "5"),
     ],
 )

@@ -64,4 +64,4 @@ def test_a_batch_size_of_full_is_that_of_all_examples(distsgd, sample):
 def test_noise_of_all_examples_at_once_is_none(distsgd, sizes, ratio):
     done = distsgd("study", "noise", "--sizes", sizes, "--draws", "2", "--dataset", "sample")
     assert done.returncode == 0, done.stderr
-    assert f"in the mean: {ratio}" in done.stdout
+    assert f"expected variance: {ratio}" in done.stdout

@@ -9,15 +9,16 @@ import pytest
 from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import draw_chain_rule, svg_of
-from distsgd.lecture.experiments.gradients import compare_formulas, draw_formulas
-from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
-from distsgd.lecture.experiments.piecewise import (
+from distsgd.lecture.experiments import (
     check_convexity,
+    compare_formulas,
     draw_convexity,
-    excess,
+    draw_formulas,
+    draw_initial_loss,
     hinges,
-    loss_at,
+    initial_loss,
 )
+from distsgd.lecture.experiments.piecewise import excess, loss_at
 from distsgd.lecture.material import loss_and_gradient
 from distsgd.lecture.plain.chain_rule import (
     EXAMPLE_GRADIENT,

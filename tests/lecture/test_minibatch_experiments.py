@@ -6,25 +6,25 @@ import pytest
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.experiments.compare_trainings import (
-    NEVER_SEEN,
+from distsgd.lecture.experiments import (
+    compare_copies,
     compare_descents,
     compare_samplings,
     compare_sizes,
+    draw_copies,
     draw_descents,
+    draw_minibatch_noise,
     draw_samplings,
     draw_sizes,
+    minibatch_noise,
+)
+from distsgd.lecture.experiments.compare_trainings import (
+    NEVER_SEEN,
     is_power_of_two,
     never_seen_share,
     write_sorted_dataset,
 )
-from distsgd.lecture.experiments.minibatch_gradients import (
-    compare_copies,
-    draw_copies,
-    draw_minibatch_noise,
-    gradient_over_copies,
-    minibatch_noise,
-)
+from distsgd.lecture.experiments.minibatch_gradients import gradient_over_copies
 from distsgd.lecture.material import first_examples, gradient_of, loss_and_gradient, loss_of
 from distsgd.lecture.plain.loops import (
     gradient_descent,

@@ -5,18 +5,22 @@ import pytest
 
 from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
-from distsgd.lecture.experiments.gradients import draw_numeric_gradient, numeric_gradient
+from distsgd.lecture.experiments import (
+    draw_local_search,
+    draw_numeric_gradient,
+    draw_random_search,
+    draw_step_sizes,
+    local_search,
+    numeric_gradient,
+    random_search,
+    step_sizes,
+)
 from distsgd.lecture.experiments.search import (
     direction,
-    draw_local_search,
-    draw_random_search,
     first_weights,
-    local_search,
     local_search_loop,
-    random_search,
     random_weights,
 )
-from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
 from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, first_examples, gradient_of, loss_of
 from distsgd.lecture.plain.loops import (
     central_gradient,

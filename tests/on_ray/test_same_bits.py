@@ -18,7 +18,7 @@ from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.job import Snapshot
 from distsgd.engine.server_host import ServerHost
 from distsgd.engine.worker import Worker, work
-from distsgd.lecture.experiments.gradcheck import gradcheck
+from distsgd.lecture.experiments import gradcheck
 from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint, weights_sha256
 from distsgd.simulation.fleet import Fleet, Jitter
 from distsgd.simulation.simulate import simulate

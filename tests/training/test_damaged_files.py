@@ -23,7 +23,7 @@ from distsgd.cli.app import app
 from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.shards import write_dataset
 from distsgd.errors import DistsgdError, RunError
-from distsgd.lecture.experiments.gradcheck import gradcheck
+from distsgd.lecture.experiments import gradcheck
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import read_checkpoint, weights_sha256

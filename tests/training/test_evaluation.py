@@ -18,7 +18,7 @@ from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import Manifest, Shard
 from distsgd.errors import RunError, UsageError
-from distsgd.lecture.experiments.landscape import landscape
+from distsgd.lecture.experiments import landscape
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
 from distsgd.simulation.simulate import simulate

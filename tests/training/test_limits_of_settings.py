@@ -19,10 +19,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.lecture.experiments.gradcheck import gradcheck
-from distsgd.lecture.experiments.landscape import landscape
-from distsgd.lecture.experiments.piecewise import check_convexity
-from distsgd.lecture.experiments.step_size import step_sizes
+from distsgd.lecture.experiments import check_convexity, gradcheck, landscape, step_sizes
 from distsgd.on_ray import capacity as room
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.folder import RunFolder

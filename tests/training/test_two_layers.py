@@ -15,7 +15,7 @@ from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import loss_and_gradient, with_bias
 from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError
-from distsgd.lecture.experiments.gradcheck import gradcheck
+from distsgd.lecture.experiments import gradcheck
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
 from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint, weights_sha256

@@ -16,42 +16,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.lecture.drawing import draw_chain_rule, new_figure
-from distsgd.lecture.experiments.compare_trainings import (
+from distsgd.lecture.experiments import (
+    check_convexity,
+    compare_copies,
     compare_descents,
+    compare_formulas,
     compare_samplings,
     compare_sizes,
+    draw_convexity,
+    draw_copies,
     draw_descents,
+    draw_formulas,
+    draw_hinges,
+    draw_initial_loss,
+    draw_landscape,
+    draw_lines,
+    draw_local_search,
+    draw_minibatch_noise,
+    draw_numeric_gradient,
+    draw_planes,
+    draw_random_search,
     draw_samplings,
     draw_sizes,
-)
-from distsgd.lecture.experiments.gradcheck import gradcheck
-from distsgd.lecture.experiments.gradients import (
-    compare_formulas,
-    draw_formulas,
-    draw_numeric_gradient,
-    numeric_gradient,
-)
-from distsgd.lecture.experiments.initial_loss import draw_initial_loss, initial_loss
-from distsgd.lecture.experiments.landscape import draw_landscape, draw_lines, draw_planes, landscape
-from distsgd.lecture.experiments.minibatch_gradients import (
-    compare_copies,
-    draw_copies,
-    draw_minibatch_noise,
-    minibatch_noise,
-)
-from distsgd.lecture.experiments.piecewise import (
-    check_convexity,
-    draw_convexity,
-    draw_hinges,
+    draw_step_sizes,
+    gradcheck,
     hinges,
-)
-from distsgd.lecture.experiments.search import (
-    draw_local_search,
-    draw_random_search,
+    initial_loss,
+    landscape,
     local_search,
+    minibatch_noise,
+    numeric_gradient,
     random_search,
+    step_sizes,
 )
-from distsgd.lecture.experiments.step_size import draw_step_sizes, step_sizes
 from distsgd.lecture.material import Trained, train_for_study
 from distsgd.lecture.page.findings import (
     Check,
