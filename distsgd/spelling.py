@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-__all__ = ["ARGUMENT", "FLAG", "SET", "Spelling", "spelling", "written"]
+__all__ = ["ARGUMENT", "FLAG", "SET", "Spelling", "spelled", "spelling", "written"]
 
 FLAG, SET, ARGUMENT = "a flag", "--set", "an argument"
 """Where a setting may come from, beside files."""
@@ -77,6 +77,11 @@ _current: ContextVar[Callable[[], Spelling]] = ContextVar("spelling", default=la
 def spelling() -> Spelling:
     """How settings are written now; in Python, unless `written` says otherwise."""
     return _current.get()()
+
+
+def spelled(name: str) -> str:
+    """A setting as it is written now; see `Spelling.setting`."""
+    return spelling().setting(name)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.system import python_module
 from distsgd.errors import UsageError, storage_error
+from distsgd.spelling import spelled
 
 __all__ = [
     "Options",
@@ -170,11 +171,12 @@ class Options:
     def __post_init__(self) -> None:
         if self.rounds is not None and not 1 <= self.rounds <= _MOST_ROUNDS:
             raise UsageError(
-                f"--rounds cannot be {self.rounds}", f"Give a whole number from 1 to {_MOST_ROUNDS}"
+                f"{spelled('rounds')} cannot be {self.rounds}",
+                f"Give a whole number from 1 to {_MOST_ROUNDS}",
             )
         if self.seconds is not None and not 0.1 <= self.seconds <= 60:
             raise UsageError(
-                f"--seconds cannot be {self.seconds:g}", "Give a number from 0.1 to 60"
+                f"{spelled('seconds')} cannot be {self.seconds:g}", "Give a number from 0.1 to 60"
             )
 
     def how_long(self) -> tuple[int, float]:
@@ -237,9 +239,11 @@ def check_output(path: Path) -> None:
         UsageError: says why.
     """
     if path.suffix != ".md":
-        raise UsageError(f"--output {path} is no markdown file", "Give a name that ends in .md")
+        raise UsageError(
+            f"{spelled('output')} {path} is no markdown file", "Give a name that ends in .md"
+        )
     if not path.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {path.parent}", "Make it first")
+        raise UsageError(f"{spelled('output')}: there is no folder {path.parent}", "Make it first")
 
 
 def write_markdown(path: Path, report: Report) -> None:

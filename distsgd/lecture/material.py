@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distsgd.core.model import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.data.split import Split
 from distsgd.errors import UsageError
+from distsgd.spelling import spelled, spelling
 from distsgd.training.limits import check_memory
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import train
@@ -43,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Some examples as the lecture writes them.
+    """Examples as the lecture writes them.
 
     Attributes:
         features: X, shape (examples, features + 1); the last column is 1 (bias trick).
@@ -64,27 +66,33 @@ class Examples:
         return self.classes, self.features.shape[1]
 
 
-def check_limit(flag: str, value: int, most: int, least: int = 1) -> int:
-    """See that a number of examples, attempts or the like can be used.
+def check_limit(name: str, value: int, most: int, least: int = 1) -> int:
+    """Return a number of examples, attempts or the like if it is in range.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        most: the largest that is allowed.
+        least: the smallest that is allowed.
 
     Raises:
-        UsageError: it is not from ``least`` to ``most``; names the flag.
+        UsageError: it is out of range.
     """
     if not least <= value <= most:
-        raise UsageError(
-            f"{flag} cannot be {value}", f"Give a whole number from {least} to {most:,}"
-        )
+        hint = f"Give a whole number from {least} to {most:,}"
+        raise UsageError(f"{spelled(name)} cannot be {value}", hint)
     return value
 
 
 def check_examples(rows: int, features: int, dtype: str = "float64") -> None:
-    """See that memory holds so many examples as features, once more on the way, and as pixels.
+    """Check that memory holds the examples: twice as features, once as pixels.
 
     Raises:
         UsageError: it does not; says how many fit.
     """
     needed = rows * (features + 1) * (2 * np.dtype(dtype).itemsize + 1)
-    check_memory(f"--examples {rows}", needed, rows, lambda fits: f"--examples {fits}")
+    given = partial(spelling().given, "examples")
+    check_memory(given(rows), needed, rows, given)
 
 
 def first_examples(
@@ -110,7 +118,7 @@ def first_examples(
         UsageError: the split has fewer than ``limit`` examples, or memory does not hold them.
     """
     part = dataset.train if split == "train" else dataset.test
-    rows = len(part) if limit is None else check_limit("--examples", limit, len(part))
+    rows = len(part) if limit is None else check_limit("examples", limit, len(part))
     check_examples(rows, dataset.manifest.features, dtype)
     pixels = np.empty((rows, dataset.manifest.features), dtype=np.uint8)
     part.gather(np.arange(rows), pixels)
@@ -125,21 +133,21 @@ def first_examples(
 
 
 def check_loss(loss: str) -> None:
-    """See that there is such a loss.
+    """Check the name of a loss.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no loss has that name.
     """
     if loss not in LOSSES:
-        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
+        raise UsageError(f"{spelled('loss')} cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What an experiment keeps of a run.
+    """A finished training.
 
     Attributes:
-        result: at the end.
+        result: of the run.
         epochs: one row for each epoch.
     """
 
@@ -156,7 +164,7 @@ class _Listener(Reporter):
 
 
 def train_for_study(dataset: str | Path, **settings: Any) -> Trained:
-    """Train as `distsgd.train` does, in a folder that is removed afterwards."""
+    """Train as `distsgd.train`, in a temporary run folder."""
     listener = _Listener()
     with tempfile.TemporaryDirectory(prefix="distsgd-study-") as folder:
         result = train(dataset, run_dir=Path(folder, "run"), reporter=listener, **settings)
@@ -229,7 +237,7 @@ LOSS_OF_SCORES = {"svm": svm_losses, "softmax": softmax_losses}
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The examples of a split, a piece after the other, centred and in float32.
+    """The examples of a split in pieces, centred, float32.
 
     Attributes:
         split: where they come from.
@@ -252,7 +260,7 @@ class Pieces:
         return -(-self.limit // PIECE)
 
     def piece(self, number: int) -> tuple[Floats, Ints]:
-        """X, shape (examples, features + 1), and y; X lies in a buffer of its own."""
+        """X, shape (examples, features + 1), in a new buffer; and y, shape (examples,)."""
         low, high = number * PIECE, min((number + 1) * PIECE, self.limit)
         pixels: Bytes = np.empty((high - low, len(self.mean)), dtype=np.uint8)
         self.split.gather(np.arange(low, high), pixels)

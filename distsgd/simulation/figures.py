@@ -9,6 +9,7 @@ from pathlib import Path
 from distsgd.data.atomic import replace_file
 from distsgd.errors import UsageError, storage_error
 from distsgd.simulation.results import SimulationResult
+from distsgd.spelling import spelled
 
 __all__ = ["check_plot", "plot_curves"]
 
@@ -23,9 +24,13 @@ def check_plot(path: Path) -> None:
         ModuleNotFoundError: matplotlib is missing.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--plot cannot be {path}", "Give a file that ends in .png or .svg")
+        raise UsageError(
+            f"{spelled('plot')} cannot be {path}", "Give a file that ends in .png or .svg"
+        )
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot: there is no folder {path.absolute().parent}", "Make it first")
+        raise UsageError(
+            f"{spelled('plot')}: there is no folder {path.absolute().parent}", "Make it first"
+        )
     import matplotlib.figure  # noqa: F401
 
 

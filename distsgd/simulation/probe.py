@@ -14,6 +14,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.data.split import Split
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError
+from distsgd.spelling import spelled
 
 __all__ = ["Measuring", "Probe"]
 
@@ -40,13 +41,15 @@ class Measuring:
         for name in ("every", "examples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--measure-{name} cannot be {value}", "Give 1 or more")
+                raise UsageError(
+                    f"{spelled(f'measure_{name}')} cannot be {value}", "Give 1 or more"
+                )
         loss, accuracy = self.target_loss, self.target_accuracy
         if loss is not None and not (math.isfinite(loss) and loss > 0):
-            raise UsageError(f"--target-loss cannot be {loss}", "Give a number above 0")
+            raise UsageError(f"{spelled('target_loss')} cannot be {loss}", "Give a number above 0")
         if accuracy is not None and not 0 < accuracy <= 1:
             raise UsageError(
-                f"--target-accuracy cannot be {accuracy}",
+                f"{spelled('target_accuracy')} cannot be {accuracy}",
                 "Give a share above 0 and up to 1, such as 0.4",
             )
 

@@ -18,6 +18,7 @@ from distsgd.core.server.consistency import POLICIES
 from distsgd.data.text_files import read_text
 from distsgd.errors import UsageError
 from distsgd.simulation.fleet import Fleet, Jitter
+from distsgd.spelling import spelled
 
 __all__ = ["fleet_from", "policy_name", "policy_settings", "read_scenario", "simulated_config"]
 
@@ -34,9 +35,9 @@ MOST_SIMULATED = 10_000
 """Workers of a simulated fleet: each has a W and a gradient of its own."""
 
 
-def refuse(flag: str, value: object, hint: str) -> UsageError:
-    """The error of a flag whose value cannot be used."""
-    return UsageError(f"--{flag} cannot be {value}", hint)
+def refuse(name: str, value: object, hint: str) -> UsageError:
+    """The error of an argument that is not allowed."""
+    return UsageError(f"{spelled(name)} cannot be {value}", hint)
 
 
 def parts_of(value: Any) -> list[str]:
@@ -52,7 +53,7 @@ def _number(text: Any) -> float:
     return number
 
 
-def _least(flag: str, low: float, *, inclusive: bool, unit: str) -> Callable[[Any], float]:
+def _least(name: str, low: float, *, inclusive: bool, unit: str) -> Callable[[Any], float]:
     def parse(value: Any) -> float:
         try:
             number = _number(value)
@@ -60,7 +61,7 @@ def _least(flag: str, low: float, *, inclusive: bool, unit: str) -> Callable[[An
                 raise ValueError
         except (TypeError, ValueError):
             words = f"{low:g} or more" if inclusive else f"above {low:g}"
-            raise refuse(flag, value, f"Give a number of {unit}, {words}") from None
+            raise refuse(name, value, f"Give a number of {unit}, {words}") from None
         return number
 
     return parse
@@ -78,7 +79,7 @@ def _workers(value: Any) -> int:
 
 
 def _pairs(
-    flag: str, separator: str, hint: str, fits: Callable[[int, float], bool]
+    name: str, separator: str, hint: str, fits: Callable[[int, float], bool]
 ) -> Callable[[Any], tuple[tuple[int, float], ...]]:
     """Reads a list of pairs, each a whole number and a number, such as 1:4 or 3@0.25."""
 
@@ -91,15 +92,15 @@ def _pairs(
                 if not fits(*pair):
                     raise ValueError
             except ValueError:
-                raise refuse(flag, text, hint) from None
+                raise refuse(name, text, hint) from None
             pairs.append(pair)
         return tuple(pairs)
 
     return parse
 
 
-def _moments(flag: str) -> Callable[[Any], tuple[tuple[int, float], ...]]:
-    return _pairs(flag, "@", _MOMENT, lambda worker, time: min(worker, time) >= 0)
+def _moments(name: str) -> Callable[[Any], tuple[tuple[int, float], ...]]:
+    return _pairs(name, "@", _MOMENT, lambda worker, time: min(worker, time) >= 0)
 
 
 def _jitter(value: Any) -> Jitter:
@@ -142,7 +143,7 @@ def fleet_from(given: dict[str, Any]) -> Fleet:
             second), ``fail`` and ``rejoin`` ("WORKER@SECONDS,..." or a list of such).
 
     Raises:
-        UsageError: one of them cannot be used; names its flag and what is allowed.
+        UsageError: one of them cannot be used; names its name and what is allowed.
     """
     fleet = Fleet(**{
         _PARSERS[name][0]: _PARSERS[name][1](value)
@@ -151,8 +152,8 @@ def fleet_from(given: dict[str, Any]) -> Fleet:
     slow = sum(count for count, _ in fleet.slow)
     if slow > fleet.workers:
         raise UsageError(
-            f"--slow is about {slow} workers, but --workers is {fleet.workers}",
-            "Name no more workers than there are",
+            f"{spelled('slow')} names {slow} workers, and {spelled('workers')} is {fleet.workers}",
+            "Slow down at most all workers",
         )
     _check_moments(fleet)
     return fleet
@@ -163,17 +164,17 @@ def _check_moments(fleet: Fleet) -> None:
     moments = [(worker, time, "fail") for worker, time in fleet.failures]
     moments += [(worker, time, "rejoin") for worker, time in fleet.rejoins]
     last: dict[int, tuple[str, float]] = {}
-    for worker, time, flag in sorted(moments, key=lambda moment: moment[1]):
+    for worker, time, name in sorted(moments, key=lambda moment: moment[1]):
         if worker >= fleet.workers:
-            raise refuse(flag, f"{worker}@{time:g}", f"Give a worker from 0 to {fleet.workers - 1}")
+            raise refuse(name, f"{worker}@{time:g}", f"Give a worker from 0 to {fleet.workers - 1}")
         before, when = last.get(worker, ("rejoin", -1.0))
-        if before == flag or when == time:
-            there = "is there" if flag == "rejoin" else "has failed"
+        if before == name or when == time:
+            there = "is there" if name == "rejoin" else "has failed"
             raise UsageError(
-                f"--{flag} {worker}@{time:g}: worker {worker} {there} already",
+                f"{spelled(name)} {worker}@{time:g}: worker {worker} {there} already",
                 "A worker fails and rejoins by turns, each later than the one before",
             )
-        last[worker] = flag, time
+        last[worker] = name, time
 
 
 def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -185,22 +186,29 @@ def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         content = tomllib.loads(read_text(path))
     except FileNotFoundError:
-        raise UsageError(f"--scenario: there is no file {path}", "Check the path") from None
+        raise UsageError(
+            f"{spelled('scenario')}: there is no file {path}", "Check the path"
+        ) from None
     except OSError as error:
-        raise UsageError(f"--scenario: {path} cannot be read: {error.strerror}") from None
+        raise UsageError(
+            f"{spelled('scenario')}: {path} cannot be read: {error.strerror}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"--scenario: {path} is not valid: {error}", 'Write lines such as: slow = "1:4"'
+            f"{spelled('scenario')}: {path} is not valid: {error}",
+            'Write lines such as: slow = "1:4"',
         ) from None
     settings = content.pop("train", {})
     for name in content:
         if name not in _PARSERS:
             near = difflib.get_close_matches(name, _PARSERS, 1, 0.4)
             hint = f"Did you mean {near[0]}" if near else f"There are: {', '.join(_PARSERS)}"
-            raise UsageError(f"--scenario {path}: there is no '{name}'", hint + "; settings of "
-                             "training go into a table [train]")  # fmt: skip
+            hint += "; settings of training go into a table [train]"
+            raise UsageError(f"{spelled('scenario')} {path}: there is no '{name}'", hint)
     if not isinstance(settings, dict):
-        raise UsageError(f"--scenario {path}: train is not a table", "Write [train] on a line")
+        raise UsageError(
+            f"{spelled('scenario')} {path}: train is not a table", "Write [train] on a line"
+        )
     return content, settings
 
 
@@ -208,9 +216,10 @@ _NUMBERS = {"ssp": "staleness", "backup": "backup", "local": "local_steps"}
 """Policy -> the setting that is its number."""
 
 _NOT_SIMULATED = {
-    "workers": "Say how many are simulated with --workers, or at the top of the scenario",
-    "channel": "Say how fast it is with --latency and --bandwidth",
+    "workers": "The number of simulated workers belongs at the top of the scenario",
+    "channel": "Describe the channel by latency and bandwidth",
 }
+"""Settings of `train` that a simulation does not have -> what to do instead."""
 
 
 def policy_name(config: TrainConfig) -> str:
@@ -237,7 +246,7 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
         if colon and takes:
             settings[takes] = int(number)
         if any(text == other for other, _ in found):
-            raise UsageError(f"--policies names {text} twice", "Name each policy once")
+            raise UsageError(f"{spelled('policies')} names {text} twice", "Name each policy once")
         found.append((text, settings))
     return found
 
@@ -248,13 +257,13 @@ def simulated_config(
     assignments: list[str] | None,
     policy: dict[str, Any] | None = None,
 ) -> TrainConfig:
-    """The settings of a simulated training; flags and --set go over those of the scenario.
+    """The settings of a simulated training; arguments override those of the scenario.
 
     Args:
         file: the table ``[train]`` of a scenario.
         flags: settings by name; None means not given.
         assignments: texts of the form "name=value".
-        policy: those of one of the policies that are compared; they go over flags.
+        policy: those of one of the policies that are compared; they override ``given``.
 
     Raises:
         UsageError: a setting is unknown, cannot be used, or is not simulated.
@@ -267,5 +276,5 @@ def simulated_config(
         if name in {*kept, *named}:
             raise UsageError(f"{name} is no setting of a simulated training", hint)
     origins = dict.fromkeys(set(kept) - set(given), "[train] of the scenario")
-    origins.update(dict.fromkeys(policy or {}, "--policies"))
+    origins.update(dict.fromkeys(policy or {}, spelled("policies")))
     return config_from({**kept, **given}, None, assignments, origins)

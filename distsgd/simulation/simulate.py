@@ -24,6 +24,7 @@ from distsgd.simulation.probe import Measuring, Probe
 from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult, summary
 from distsgd.simulation.scenario import policy_name, policy_settings
 from distsgd.simulation.virtual_training import Simulation
+from distsgd.spelling import spelled
 from distsgd.training.interrupts import NEVER, Stopping
 from distsgd.training.limits import check_sizes
 
@@ -233,7 +234,7 @@ def compare_with(
         progress: told policy and seed before each training.
     """
     if seeds < 1:
-        raise UsageError(f"--seeds cannot be {seeds}", "Give 1 or more")
+        raise UsageError(f"{spelled('seeds')} cannot be {seeds}", "Give 1 or more")
     first = next(iter(configs.values()))
     numbers = list(range(first.seed, first.seed + seeds))
     runs: dict[str, list[SimulationResult]] = {}

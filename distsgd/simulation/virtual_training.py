@@ -22,6 +22,7 @@ from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 from distsgd.errors import RuntimeFailure
 from distsgd.simulation.fleet import Fleet, SharedWeights, VirtualClock
+from distsgd.spelling import spelled
 
 __all__ = ["Simulation", "lease_examples"]
 
@@ -118,7 +119,7 @@ class Simulation:
         raise RuntimeFailure(
             f"all simulated workers have failed by {self._clock.now:g} s, after "
             f"{self._server.version} updates",
-            "Let one come back with --rejoin WORKER@SECONDS, or fail fewer",
+            f"Let one come back with {spelled('rejoin')} WORKER@SECONDS, or fail fewer",
         )
 
     def presence(self) -> list[float]:

@@ -206,9 +206,9 @@ def test_words_are_data_of_the_package():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(UsageError, match="--only cannot be dessert"):
+    with pytest.raises(UsageError, match="only cannot be dessert"):
         give_lecture(Options(dataset="sample", workers=0), only=["dessert"])
-    with pytest.raises(UsageError, match="--lang cannot be fr"):
+    with pytest.raises(UsageError, match="lang cannot be fr"):
         page_path(tmp_path, "fr")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):

@@ -136,12 +136,12 @@ def test_formulas_on_real_images():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: initial_loss("sample", scales=()), "--scales"),
-        (lambda: initial_loss("sample", examples=0), "--examples cannot be 0"),
-        (lambda: hinges((0.0, 0.0, 0.0)), "--points"),
-        (lambda: hinges(weights=(1.0,)), "--weights"),
-        (lambda: check_convexity("sample", segments=0), "--segments cannot be 0"),
-        (lambda: compare_formulas("sample", examples=10_000), "--examples cannot be 10000"),
+        (lambda: initial_loss("sample", scales=()), "scales"),
+        (lambda: initial_loss("sample", examples=0), "examples cannot be 0"),
+        (lambda: hinges((0.0, 0.0, 0.0)), "points"),
+        (lambda: hinges(weights=(1.0,)), "weights"),
+        (lambda: check_convexity("sample", segments=0), "segments cannot be 0"),
+        (lambda: compare_formulas("sample", examples=10_000), "examples cannot be 10000"),
     ],
 )
 def test_bad_input(call, says):

@@ -25,9 +25,9 @@ def test_raw_examples_are_pixels(sample):
 
 @pytest.mark.parametrize("limit", [0, -1, 10**9])
 def test_more_examples_than_there_are_is_refused(sample, limit):
-    with pytest.raises(UsageError, match=f"--examples cannot be {limit}"):
+    with pytest.raises(UsageError, match=f"examples cannot be {limit}"):
         first_examples(sample, "train", limit)
 
 
 def test_a_limit_within_its_bounds_is_given_back():
-    assert check_limit("--tries", 3, 3) == 3
+    assert check_limit("tries", 3, 3) == 3

@@ -81,25 +81,25 @@ def test_divergence_is_an_error_alone_and_a_count_in_a_comparison() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"workers": 0}, "--workers cannot be 0"),
-        ({"speed": "0"}, "--speed cannot be 0.*above 0"),
-        ({"speed": "fast"}, "--speed cannot be fast"),
-        ({"latency": "-1"}, "--latency cannot be -1.*0 or more"),
-        ({"bandwidth": "nan"}, "--bandwidth"),
-        ({"slow": "1"}, "--slow cannot be 1.*COUNT:FACTOR"),
-        ({"slow": "0:2"}, "--slow"),
-        ({"slow": "1:0"}, "--slow"),
-        ({"slow": "9:2"}, "--slow is about 9 workers, but --workers is 8"),
-        ({"jitter": "normal:1"}, "--jitter cannot be normal:1.*pareto:ALPHA"),
-        ({"jitter": "pareto"}, "--jitter"),
-        ({"jitter": "pareto:0"}, "--jitter"),
-        ({"jitter": "pause:2:3"}, "--jitter"),
-        ({"fail": "1"}, "--fail cannot be 1.*WORKER@SECONDS"),
-        ({"fail": "8@1"}, "--fail cannot be 8@1.*0 to 7"),
-        ({"fail": "1@1,1@2"}, "--fail 1@2: worker 1 has failed already"),
-        ({"rejoin": "1@1"}, "--rejoin 1@1: worker 1 is there already"),
+        ({"workers": 0}, "workers cannot be 0"),
+        ({"speed": "0"}, "speed cannot be 0.*above 0"),
+        ({"speed": "fast"}, "speed cannot be fast"),
+        ({"latency": "-1"}, "latency cannot be -1.*0 or more"),
+        ({"bandwidth": "nan"}, "bandwidth"),
+        ({"slow": "1"}, "slow cannot be 1.*COUNT:FACTOR"),
+        ({"slow": "0:2"}, "slow"),
+        ({"slow": "1:0"}, "slow"),
+        ({"slow": "9:2"}, "slow names 9 workers, and workers is 8"),
+        ({"jitter": "normal:1"}, "jitter cannot be normal:1.*pareto:ALPHA"),
+        ({"jitter": "pareto"}, "jitter"),
+        ({"jitter": "pareto:0"}, "jitter"),
+        ({"jitter": "pause:2:3"}, "jitter"),
+        ({"fail": "1"}, "fail cannot be 1.*WORKER@SECONDS"),
+        ({"fail": "8@1"}, "fail cannot be 8@1.*0 to 7"),
+        ({"fail": "1@1,1@2"}, "fail 1@2: worker 1 has failed already"),
+        ({"rejoin": "1@1"}, "rejoin 1@1: worker 1 is there already"),
         ({"fail": "1@1", "rejoin": "1@1"}, "by turns"),
-        ({"fail": "1@-1"}, "--fail"),
+        ({"fail": "1@-1"}, "fail"),
     ],
 )
 def test_expressions_that_cannot_be_used(given: dict[str, Any], words: str) -> None:
@@ -109,17 +109,17 @@ def test_expressions_that_cannot_be_used(given: dict[str, Any], words: str) -> N
 
 @pytest.mark.parametrize("text", ["", "bsp,", "asp:3", "ssp:x", "ssp:-1", "sync", "asp,asp"])
 def test_policies_that_cannot_be_used(text: str) -> None:
-    with pytest.raises(UsageError, match="--policies"):
+    with pytest.raises(UsageError, match="policies"):
         policy_settings(text)
 
 
 @pytest.mark.parametrize(
     ("measuring", "words"),
     [
-        ({"every": 0}, "--measure-every"),
-        ({"examples": 0}, "--measure-examples"),
-        ({"target_loss": -1.0}, "--target-loss"),
-        ({"target_accuracy": 40.0}, "--target-accuracy.*such as 0.4"),
+        ({"every": 0}, "measure_every"),
+        ({"examples": 0}, "measure_examples"),
+        ({"target_loss": -1.0}, "target_loss"),
+        ({"target_accuracy": 40.0}, "target_accuracy.*such as 0.4"),
     ],
 )
 def test_targets_that_cannot_be_used(measuring: dict[str, Any], words: str) -> None:
@@ -133,7 +133,7 @@ def test_settings_that_are_not_simulated() -> None:
             simulated_config({}, {"dataset": "sample"}, [f"{name}={value}"])
     with pytest.raises(UsageError, match="batch_size=1501"):
         simulate("sample", batch_size=1501)
-    with pytest.raises(UsageError, match="--seeds"):
+    with pytest.raises(UsageError, match="seeds"):
         compare("bsp", "sample", seeds=0)
 
 

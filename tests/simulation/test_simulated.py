@@ -172,7 +172,7 @@ def test_stopping_keeps_what_was_applied(sample: Dataset) -> None:
 
 
 def test_when_all_have_failed_it_says_so(sample: Dataset) -> None:
-    with pytest.raises(RuntimeFailure, match=r"all simulated workers have failed.*--rejoin"):
+    with pytest.raises(RuntimeFailure, match=r"all simulated workers have failed.*rejoin"):
         run(job_of(sample), fleet_from({"workers": 2, "fail": "0@0.001,1@0.0012"}))
 
 

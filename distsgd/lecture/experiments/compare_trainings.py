@@ -26,7 +26,8 @@ from distsgd.data.shards import write_dataset
 from distsgd.data.split import Split
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Trained, check_limit, train_for_study
+from distsgd.lecture.material import Trained, check_limit, check_loss, train_for_study
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,13 +140,12 @@ def compare_descents(
     Raises:
         UsageError: an argument cannot be used.
     """
-    if loss not in _RATES:
-        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(_RATES)}")
-    check_limit("--epochs", epochs, 10_000)
+    check_loss(loss)
+    check_limit("epochs", epochs, 10_000)
     examples = len(open_dataset(dataset).train)
     found = []
     for wanted in batch_sizes:
-        size = examples if wanted == "full" else check_limit("--sizes", int(wanted), examples)
+        size = examples if wanted == "full" else check_limit("sizes", int(wanted), examples)
         say(f"minibatches of {size:,}: {epochs * -(-examples // size):,} steps")
         found.append(_descend(dataset, loss, epochs, workers, seed, str(wanted), size))
     return Descents(loss=loss, epochs=epochs, workers=workers, descents=tuple(found))
@@ -261,11 +261,11 @@ def compare_sizes(
     """
     examples = len(open_dataset(dataset).train)
     if not sizes:
-        raise UsageError("--sizes is empty", "Give sizes of minibatches, as 16,64,256")
-    check_limit("--epochs", epochs, 10_000)
-    check_limit("--repeats", repeats, 1_000, least=2)
+        raise UsageError(f"{spelled('sizes')} is empty", "Give sizes of minibatches, as 16,64,256")
+    check_limit("epochs", epochs, 10_000)
+    check_limit("repeats", repeats, 1_000, least=2)
     for size in sizes:
-        check_limit("--sizes", size, examples)
+        check_limit("sizes", size, examples)
     runs: dict[int, list[Trained]] = {size: [] for size in sizes}
     for repeat in range(repeats):
         for size in sizes:
@@ -409,8 +409,8 @@ def compare_samplings(
         UsageError: an argument cannot be used, or a minibatch is larger than the set.
     """
     opened = open_dataset(dataset)
-    check_limit("--epochs", epochs, 10_000)
-    check_limit("--batch-size", batch_size, len(opened.train))
+    check_limit("epochs", epochs, 10_000)
+    check_limit("batch_size", batch_size, len(opened.train))
     rows = []
     with tempfile.TemporaryDirectory(prefix="distsgd-sorted-") as folder:
         write_sorted_dataset(opened, Path(folder))

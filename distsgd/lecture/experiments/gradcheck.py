@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from distsgd.core.model.gradient_check import CASES, check_gradient, random_weig
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
+from distsgd.lecture.material import check_loss
+from distsgd.spelling import spelled, spelling
 from distsgd.training.limits import check_memory
 
 __all__ = ["LIMIT", "GradcheckRow", "gradcheck"]
@@ -32,8 +35,8 @@ class GradcheckRow:
         weights: "small", "random" or "extreme".
         model: "linear" or "mlp:HIDDEN".
         largest_relative_error: over the parameters that were compared.
-        compared: how many were compared.
-        skipped: how many were left out, a kink being too near.
+        compared: parameters that were compared.
+        skipped: parameters that were skipped because a kink is too near.
     """
 
     loss: str
@@ -64,26 +67,28 @@ def gradcheck(
     Args:
         loss: "softmax" or "svm"; None for both.
         model: "linear" or "mlp:HIDDEN".
-        dataset: where the images come from.
-        examples: how many of its first training images.
-        parameters: how many entries of W, chosen at random; all of them if it has fewer. With two
-            layers, half of them from each.
-        seed: seed of W and of the choice.
+        dataset: name, folder or URI of the images.
+        examples: number of training images, from the first.
+        parameters: entries of W to check, chosen at random, equally many of each layer; all of
+            them if there are fewer.
+        seed: of W and of the choice.
 
     Raises:
         UsageError: an argument cannot be used.
     """
-    if loss is not None and loss not in LOSSES:
-        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
-    pixel_scale = TrainConfig(model=model).pixel_scale  # refuses a model that there is not
+    if loss is not None:
+        check_loss(loss)
+    pixel_scale = TrainConfig(model=model).pixel_scale  # refuses an unknown model
     opened = open_dataset(dataset)
     for name, value, most in (
         ("examples", examples, len(opened.train)), ("parameters", parameters, 10**9),
     ):  # fmt: skip
         if not 1 <= value <= most:
-            raise UsageError(f"--{name} cannot be {value}", f"Give a number from 1 to {most}")
+            raise UsageError(
+                f"{spelled(name)} cannot be {value}", f"Give a number from 1 to {most}"
+            )
     if seed < 0:
-        raise UsageError(f"--seed cannot be {seed}", "Give a whole number, 0 or more")
+        raise UsageError(f"{spelled('seed')} cannot be {seed}", "Give a whole number, 0 or more")
     kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
     _check_room(kind, examples)
     indices = np.arange(examples)
@@ -108,20 +113,18 @@ def gradcheck(
 
 
 def _check_room(model: Architecture, examples: int) -> None:
-    """Raises UsageError if memory does not hold the examples and the model, in float64."""
+    """Raise UsageError if memory cannot hold the examples and the model in float64."""
     rows = 8 * 2 * examples * padded_columns(model.features)
-    check_memory(f"--examples {examples}", rows, examples, lambda fits: f"--examples {fits}")
-    weights = 8 * 6 * model.parameters  # with its gradient, and what draws and rounds them
-    check_memory(
-        f"--model {model.name}",
-        weights,
-        hidden_units(model.name) or 1,
-        lambda fits: f"--model mlp:{fits}",
-    )
+    given = partial(spelling().given, "examples")
+    check_memory(given(examples), rows, examples, given)
+    weights = 8 * 6 * model.parameters  # with the gradient, random numbers and copies
+    given = partial(spelling().given, "model")
+    hidden = hidden_units(model.name) or 1
+    check_memory(given(model.name), weights, hidden, lambda fits: given(f"mlp:{fits}"))
 
 
 def _chosen(model: Architecture, parameters: int, rng: np.random.Generator) -> Ints:
-    """Positions of entries of the parameters as they are kept, as many of each layer."""
+    """Flat positions in parameters of a checkpoint, equally many of each layer."""
     sizes = [layer.kept[0] * layer.kept[1] for layer in model.layers]
     share = -(-parameters // len(sizes))
     return np.concatenate([

@@ -43,6 +43,7 @@ from distsgd.lecture.plain.chain_rule import (
 )
 from distsgd.lecture.plain.loops import central_gradient, partials, steps_without_kinks
 from distsgd.on_ray.task_pool import task_pool
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -211,9 +212,9 @@ def numeric_gradient(
     check_loss(loss)
     _check_steps(h, steps)
     opened = open_dataset(dataset)
-    check_limit("--examples", examples, len(opened.train))
+    check_limit("examples", examples, len(opened.train))
     every = len(opened.manifest.classes) * (opened.manifest.features + 1)
-    count = every if parameters is None else check_limit("--parameters", parameters, every)
+    count = every if parameters is None else check_limit("parameters", parameters, every)
     setting, weights = _setting(dataset, examples, seed)
     began = time.perf_counter()
     analytic = gradient_of(weights, setting, loss).reshape(-1)
@@ -253,7 +254,7 @@ def numeric_gradient(
 
 def _check_steps(h: float, steps: Sequence[float]) -> None:
     if not len(steps):
-        raise UsageError("--steps is empty", "Give steps h, as 1e-3,1e-5,1e-7")
+        raise UsageError(f"{spelled('steps')} is empty", "Give steps h, as 1e-3,1e-5,1e-7")
     for step in (h, *steps):
         if not 0 < step < 1e3:
             raise UsageError(f"a step h cannot be {step:g}", "Give numbers above 0, as 1e-5")
@@ -358,7 +359,7 @@ def compare_formulas(dataset: str = "cifar10", *, examples: int = 20, seed: int 
         UsageError: an argument cannot be used.
     """
     opened = open_dataset(dataset)
-    check_limit("--examples", examples, len(opened.train))
+    check_limit("examples", examples, len(opened.train))
     found = first_examples(opened, "train", examples, scale=64.0)
     weights = np.random.default_rng(seed).standard_normal(found.shape) * 1e-2
     rows = tuple(_formula_row(weights, found, loss) for loss in sorted(LOSSES, reverse=True))

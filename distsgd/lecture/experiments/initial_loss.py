@@ -19,6 +19,7 @@ from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import check_limit, first_examples, loss_of
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,9 +85,9 @@ def initial_loss(
         UsageError: an argument cannot be used.
     """
     if not len(scales) or not all(0 < scale < 1e3 for scale in scales):
-        raise UsageError("--scales must be numbers above 0", "As 1e-6,1e-4,1e-2")
+        raise UsageError(f"{spelled('scales')} must be numbers above 0", "As 1e-6,1e-4,1e-2")
     opened = open_dataset(dataset)
-    check_limit("--examples", examples, len(opened.train))
+    check_limit("examples", examples, len(opened.train))
     found = first_examples(opened, "train", examples)
     unit = np.random.default_rng(seed).standard_normal(found.shape)
     rows = tuple(

@@ -40,6 +40,7 @@ from distsgd.lecture.material import (
 )
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.opened_run import dataset_of_run
+from distsgd.spelling import spelled
 from distsgd.training.measuring import conversion_for
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def scene_of(
     check_loss(found["loss"])
     if not 0 <= found["regularization"] <= LARGEST:
         words = f"Give a number from 0 to {LARGEST:g}"
-        raise UsageError(f"--regularization cannot be {regularization}", words)
+        raise UsageError(f"{spelled('regularization')} cannot be {regularization}", words)
     return Scene(**found)
 
 
@@ -150,7 +151,7 @@ def middle(scene: Scene, opened: Dataset, scale: float, seed: int) -> Floats:
     if scene.path is None:
         if not 0 <= scale <= LARGEST:
             words = f"Give a number from 0 to {LARGEST:g}"
-            raise UsageError(f"--scale cannot be {scale:g}", words)
+            raise UsageError(f"{spelled('scale')} cannot be {scale:g}", words)
         shape = len(opened.manifest.classes), opened.manifest.features + 1
         return np.random.default_rng(seed).standard_normal(shape) * scale
     weights: Floats = scene.path.weights[-1]
@@ -167,9 +168,9 @@ def view_of(scene: Scene, opened: Dataset, examples: int | None, example: int | 
     if example is None:
         few = min(_EXAMPLES, len(opened.train))
         wanted = few if examples is None else examples
-        low, high = 0, check_limit("--examples", wanted, len(opened.train))
+        low, high = 0, check_limit("examples", wanted, len(opened.train))
     else:
-        low = check_limit("--example", example, len(opened.train) - 1, least=0)
+        low = check_limit("example", example, len(opened.train) - 1, least=0)
         high = low + 1
     mean = opened.pixel_mean if model is None else model.preprocessing.mean
     conversion = conversion_for(model, opened) if model is not None else None
@@ -300,10 +301,12 @@ def landscape(
         RunError: see `path_of`.
     """
     if not 2 <= points <= 1_001:
-        raise UsageError(f"--points cannot be {points}", "Give a whole number from 2 to 1,001")
+        raise UsageError(
+            f"{spelled('points')} cannot be {points}", "Give a whole number from 2 to 1,001"
+        )
     if extent is not None and not 0 < extent <= LARGEST:
         words = f"Give a number above 0, up to {LARGEST:g}"
-        raise UsageError(f"--extent cannot be {extent:g}", words)
+        raise UsageError(f"{spelled('extent')} cannot be {extent:g}", words)
     scene = scene_of(run, dataset, loss, regularization)
     opened = open_dataset(scene.dataset)
     view = view_of(scene, opened, examples, example)

@@ -16,11 +16,11 @@ from distsgd.core.model import LINEAR
 from distsgd.errors import RunError, UsageError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_if_kept
 from distsgd.runs.folder import RunFolder, find_run
+from distsgd.spelling import spelled
 
 __all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_directions"]
 
 PRINCIPAL = ("pca1", "pca2")
-_ALLOWED = "random:SEED, weights, gradient, run:RUN" + "; with --run also " + ", ".join(PRINCIPAL)
 _PARALLEL = 1e-6
 _MOST_POINTS = 200
 """Checkpoints of a path that are read: each is held in memory."""
@@ -52,7 +52,7 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
     if model != LINEAR:
         raise RunError(
             f"{folder.path} is a run of {model}; landscapes are of a linear score function",
-            "Give a run of --model linear",
+            "Give a run of a linear model",
         )
     versions = _some(checkpoint_versions(folder.checkpoints))
     kept = (read_if_kept(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions)
@@ -84,7 +84,7 @@ def principal_directions(path: Path) -> tuple[Floats, tuple[float, ...]]:
     if len(path.versions) < 3:
         raise RunError(
             f"a plane through the path of a run needs 3 checkpoints; it has {len(path.versions)}",
-            "Train it for more epochs, or give directions with --along",
+            f"Train it for more epochs, or give directions with {spelled('along')}",
         )
     steps = (path.weights - path.weights[-1]).reshape(len(path.versions), -1)
     _, spread, rows = np.linalg.svd(steps, full_matrices=False)
@@ -116,17 +116,18 @@ def directions(
     """
     if not 1 <= len(names) <= 2:
         raise UsageError(
-            f"--along was given {len(names)} times", "Give it once for a line, twice for a plane"
+            f"{spelled('along')} was given {len(names)} times",
+            "Give it once for a line, twice for a plane",
         )
     found = np.stack([_direction(name, weights, gradient, path) for name in names])
     lengths = np.sqrt((found**2).sum(axis=(1, 2)))
     for name, length in zip(names, lengths, strict=True):
         if not length > 0:
-            raise UsageError(f"--along {name} is zero here", "Give another direction")
+            raise UsageError(f"{spelled('along')} {name} is zero here", "Give another direction")
     found /= lengths[:, None, None]
     if len(names) == 2 and 1 - abs(float((found[0] * found[1]).sum())) < _PARALLEL:
         raise UsageError(
-            f"--along {names[0]} and --along {names[1]} are parallel, which makes no plane",
+            f"{spelled('along')}: {names[0]} and {names[1]} are parallel and span no plane",
             "Give two that differ, as random:0 and random:1, or one alone for a line",
         )
     return found
@@ -145,18 +146,21 @@ def _direction(name: str, weights: Floats, gradient: Floats, path: Path | None) 
     if name in PRINCIPAL and path is not None:
         one: Floats = principal_directions(path)[0][PRINCIPAL.index(name)]
         return one
-    raise UsageError(f"--along cannot be {name}", f"Give {_ALLOWED}")
+    hint = f"Give random:SEED, weights, gradient, run:RUN; with {spelled('run')} also pca1, pca2"
+    raise UsageError(f"{spelled('along')} cannot be {name}", hint)
 
 
 def _towards(name: str, other: Path, weights: Floats, path: Path | None) -> Floats:
     """From W to the last W of another run, if both take the same examples."""
     end = other.weights[-1]
     if end.shape != weights.shape:
-        raise UsageError(f"--along {name} has W of another shape", "Give a run on this dataset")
+        raise UsageError(
+            f"{spelled('along')} {name} has W of another shape", "Give a run on this dataset"
+        )
     ours, theirs = path.model if path else None, other.model
     if ours and theirs and (ours.columns, ours.classes) != (theirs.columns, theirs.classes):
         raise UsageError(
-            f"--along {name} was trained on other columns, steps or classes than --run",
+            f"{spelled('along')} {name} has other columns, steps or classes than {spelled('run')}",
             "Give a run on the same dataset",
         )
     found: Floats = end - weights

@@ -23,7 +23,14 @@ from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
-from distsgd.lecture.material import Examples, check_limit, first_examples, loss_and_gradient
+from distsgd.lecture.material import (
+    Examples,
+    check_limit,
+    check_loss,
+    first_examples,
+    loss_and_gradient,
+)
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +123,8 @@ def compare_copies(
         UsageError: an argument cannot be used.
     """
     opened = open_dataset(dataset)
-    check_limit("--originals", originals, len(opened.train))
-    check_limit("--times", times, 100_000)
+    check_limit("originals", originals, len(opened.train))
+    check_limit("times", times, 100_000)
     examples = first_examples(opened, "train", originals)
     weights = np.random.default_rng(seed).standard_normal(examples.shape) * 1e-3
     rows = []
@@ -228,14 +235,13 @@ def minibatch_noise(
     Raises:
         UsageError: an argument cannot be used, or a minibatch is larger than the set.
     """
-    if loss not in LOSSES:
-        raise UsageError(f"--loss cannot be {loss}", f"Give one of {', '.join(LOSSES)}")
+    check_loss(loss)
     if not sizes:
-        raise UsageError("--sizes is empty", "Give sizes of minibatches, as 16,64,256")
-    check_limit("--draws", draws, 100_000, least=2)
+        raise UsageError(f"{spelled('sizes')} is empty", "Give sizes of minibatches, as 16,64,256")
+    check_limit("draws", draws, 100_000, least=2)
     found = first_examples(open_dataset(dataset), "train", examples, scale=64.0, dtype="float32")
     for size in sizes:
-        check_limit("--sizes", size, len(found))
+        check_limit("sizes", size, len(found))
     rng = np.random.default_rng(seed)
     weights = (rng.standard_normal(found.shape) * 1e-4).astype(np.float32)
     with one_blas_thread():

@@ -28,6 +28,7 @@ from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, loss_of
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,9 +130,9 @@ def hinges(points: Sequence[float] = POINTS, weights: Sequence[float] = WEIGHTS)
         UsageError: there are not three and two of them, or no term depends on w0.
     """
     if len(points) != 3 or not np.isfinite(points).all() or not np.any(points):
-        raise UsageError("--points must be three numbers, not all 0", "As 1,-0.5,2")
+        raise UsageError(f"{spelled('points')} must be three numbers, not all 0", "As 1,-0.5,2")
     if len(weights) != 2 or not np.isfinite(weights).all():
-        raise UsageError("--weights must be two numbers", "As 0.5,-1")
+        raise UsageError(f"{spelled('weights')} must be two numbers", "As 0.5,-1")
     points, weights = tuple(points), tuple(weights)
     terms = []
     for i, x in enumerate(points):
@@ -290,8 +291,8 @@ def check_convexity(
         UsageError: an argument cannot be used.
     """
     opened = open_dataset(dataset)
-    check_limit("--examples", examples, len(opened.train))
-    check_limit("--segments", segments, 1_000_000)
+    check_limit("examples", examples, len(opened.train))
+    check_limit("segments", segments, 1_000_000)
     found = first_examples(opened, "train", examples, scale=64.0)
     rng = np.random.default_rng(seed)
     worst, shown = -np.inf, []

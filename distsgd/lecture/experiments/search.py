@@ -23,6 +23,7 @@ from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, accuracy_of, check_limit, check_loss
 from distsgd.on_ray.task_pool import task_pool
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,10 +129,10 @@ def random_search(
         UsageError: an argument cannot be used.
     """
     check_loss(loss)
-    check_limit("--attempts", attempts, 10_000_000)
+    check_limit("attempts", attempts, 10_000_000)
     opened = open_dataset(dataset)
     rows = len(opened.train)
-    rows = rows if examples is None else check_limit("--examples", examples, rows)
+    rows = rows if examples is None else check_limit("examples", examples, rows)
     opened.train.verify()
     found: list[float] = []
     recipe = _Attempts(dataset, loss, seed, rows, attempts)
@@ -320,13 +321,15 @@ def local_search(
         UsageError: an argument cannot be used.
     """
     check_loss(loss)
-    check_limit("--tries", tries, 10_000_000)
-    for flag, value in (("--step", step), ("--scale", scale)):
+    check_limit("tries", tries, 10_000_000)
+    for name, value in (("step", step), ("scale", scale)):
         if not 0 < value < np.inf:
-            raise UsageError(f"{flag} cannot be {value}", "Give a number above 0, as 0.0001")
+            raise UsageError(
+                f"{spelled(name)} cannot be {value}", "Give a number above 0, as 0.0001"
+            )
     opened = open_dataset(dataset)
     rows = len(opened.train)
-    rows = rows if examples is None else check_limit("--examples", examples, rows)
+    rows = rows if examples is None else check_limit("examples", examples, rows)
     shape = len(opened.manifest.classes), opened.manifest.features + 1
     recipe, taken = _Directions(dataset, seed, rows, tries), []
     with task_pool(workers) as pool, one_blas_thread():

@@ -19,6 +19,7 @@ from distsgd.errors import UsageError
 from distsgd.lecture.drawing import new_figure
 from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, check_limit, check_loss
 from distsgd.on_ray.task_pool import task_pool
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,11 +121,12 @@ def step_sizes(
     check_loss(loss)
     if not 4 <= len(steps) <= _MOST_STEPS or not all(0 < step < np.inf for step in steps):
         raise UsageError(
-            f"--steps must be 4 to {_MOST_STEPS} numbers above 0", "As 1e-8,1e-6,1e-4,1e-2"
+            f"{spelled('steps')} must be 4 to {_MOST_STEPS} numbers above 0",
+            "As 1e-8,1e-6,1e-4,1e-2",
         )
     opened = open_dataset(dataset)
     rows = len(opened.train)
-    rows = rows if examples is None else check_limit("--examples", examples, rows)
+    rows = rows if examples is None else check_limit("examples", examples, rows)
     shape = len(opened.manifest.classes), opened.manifest.features + 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, _STREAM]))
     weights = (rng.random(shape) * 0.001).astype(np.float32)

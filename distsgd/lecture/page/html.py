@@ -18,6 +18,7 @@ from distsgd.errors import UsageError, storage_error
 from distsgd.lecture.drawing import formula_svg
 from distsgd.lecture.page.findings import Check
 from distsgd.lecture.page.lecture import Chapter, Lecture
+from distsgd.spelling import spelled
 from distsgd.version import __version__
 
 __all__ = ["LANGUAGES", "lecture_page", "page_path", "texts", "write_page"]
@@ -33,7 +34,9 @@ def page_path(folder: Path, language: str) -> Path:
         StorageError: the folder cannot be made.
     """
     if language not in LANGUAGES:
-        raise UsageError(f"--lang cannot be {language}", f"Give one of {', '.join(LANGUAGES)}")
+        raise UsageError(
+            f"{spelled('lang')} cannot be {language}", f"Give one of {', '.join(LANGUAGES)}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

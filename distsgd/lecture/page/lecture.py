@@ -28,6 +28,7 @@ from distsgd.lecture.page.chapters import (
     why,
 )
 from distsgd.lecture.page.findings import Check, Options, Part
+from distsgd.spelling import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,9 @@ def give_lecture(options: Options, only: Sequence[str] = ()) -> Lecture:
 
     for key in only:
         if key not in CHAPTERS:
-            raise UsageError(f"--only cannot be {key}", f"Give one of {', '.join(CHAPTERS)}")
+            raise UsageError(
+                f"{spelled('only')} cannot be {key}", f"Give one of {', '.join(CHAPTERS)}"
+            )
     open_dataset(options.dataset)
     began = time.perf_counter()
     with _one_session(options.workers):
