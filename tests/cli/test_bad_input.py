@@ -375,7 +375,7 @@ def test_too_little_memory_for_the_packages(tmp_path: Path, command: tuple[str, 
     """With 256 MiB, OpenBLAS and Arrow end the process in the middle of their import."""
     done = subprocess.run(
         command_line(*command),
-        capture_output=True, text=True, timeout=60, cwd=tmp_path, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path, stdin=subprocess.DEVNULL,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)),
     )  # fmt: skip
     assert_refused(done, 1, "256 MiB of memory", "ulimit -v")
@@ -384,7 +384,8 @@ def test_too_little_memory_for_the_packages(tmp_path: Path, command: tuple[str, 
 def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
     done = subprocess.run(
         command_line("study", "hinges", "--plot", tmp_path / "figure.png"),
-        capture_output=True, text=True, timeout=60, env={**os.environ, "MPLBACKEND": "nonsense"},
+        env={**os.environ, "MPLBACKEND": "nonsense"},
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert image_format(tmp_path / "figure.png") == "PNG"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import command_line
+from support import PATIENCE, command_line
 
 from distsgd.cli.streams import open_missing_streams
 from distsgd.proof.audit import audit
@@ -21,7 +21,7 @@ TRAIN = ("train", "--dataset", "sample", "--workers", 0, "--epochs", 1, "--json"
 def test_a_training_without_a_stream(closed: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *command_line(*TRAIN, "--run-dir", "run")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert audit(tmp_path / "run").complete

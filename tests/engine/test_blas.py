@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Run
+from support import PATIENCE, Run
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from distsgd.data.split import Split
@@ -39,7 +39,7 @@ openblas_on_x86 = pytest.mark.skipif(
 def test_a_run_of_another_processor(distsgd: Run, distsgd_here: Run, tmp_path: Path) -> None:
     options = ("--dataset", "sample", "--workers", 0, "--run-dir", tmp_path / "run")
     assert distsgd("train", *options, "--epochs", 2, env=OLD).returncode == 0
-    assert "(Nehalem)" in distsgd_here("runs", "show", tmp_path / "run").stdout
+    assert "(Nehalem)" in distsgd_here("runs", "show", "--all", tmp_path / "run").stdout
     assert distsgd("replay", tmp_path / "run", env=OLD).returncode == 0
     elsewhere = distsgd_here("replay", tmp_path / "run")
     assert elsewhere.returncode == 1 and "OPENBLAS_CORETYPE" in elsewhere.stderr
@@ -112,11 +112,11 @@ def test_the_first_to_end_leaves_the_limit_to_the_others(two_blas_threads: None)
 
     def wait() -> None:
         begun.set()
-        assert ended.wait(60)
+        assert ended.wait(PATIENCE)
 
     with ThreadPoolExecutor(1) as other:
         longer = other.submit(short, epochs=4, reporter=AtEpoch(wait))
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE)
         first = short()
         assert blas_threads() == {1}
         ended.set()
@@ -134,7 +134,7 @@ def test_eight_trainings_in_threads_are_as_eight_alone(two_blas_threads: None) -
     together = threading.Barrier(len(lengths))
 
     def one(epochs: int) -> str:
-        together.wait(60)
+        together.wait(PATIENCE)
         return short(epochs=epochs)
 
     with ThreadPoolExecutor(len(lengths)) as threads:
@@ -187,11 +187,11 @@ def test_a_child_of_a_process_that_trains_has_its_threads_back(two_blas_threads:
     def hold() -> None:
         with one_blas_thread():
             inside.set()
-            assert over.wait(60)
+            assert over.wait(PATIENCE)
 
     with ThreadPoolExecutor(1) as other:
         other.submit(hold)
-        assert inside.wait(60)
+        assert inside.wait(PATIENCE)
         child = os.fork()
         if not child:
             with one_blas_thread():  # the lock is not one that a thread of the parent holds

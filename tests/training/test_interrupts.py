@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from support import PATIENCE
 
 import distsgd
 from distsgd.engine.events import Progress
@@ -165,7 +166,7 @@ def test_a_training_in_another_thread_leaves_ctrl_c_to_the_main_one() -> None:
 
     thread = threading.Thread(target=lambda: distsgd.train(**SHORT, reporter=Looks()))
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert handlers == [signal.default_int_handler]
 
 
