@@ -1,17 +1,16 @@
-"""How long an exchange of a gradient and W of CIFAR-10 takes, by every way there is, on loopback.
+"""Compare the ways to exchange a gradient and W of CIFAR-10 between two processes, on loopback.
 
     python scripts/channel_round_trip.py [ROUNDS]
 
-Our own channels stand beside Arrow Flight, and beside what nothing can be faster than: a message
-of 64 bytes there and back over a Unix socket, and two copies of W. The server is another process.
-All ways take turns, a few exchanges at a time, so that what else the machine does hits all alike.
+The channels of the package stand beside Arrow Flight, and beside two limits: a message of 64 bytes
+there and back over a Unix socket, and two copies of W. All ways take turns, a few exchanges at a
+time, so that other work on the machine disturbs all alike. Takes about 20 seconds.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import socket
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 import ray
+from harness.tables import Comparison, print_environment
 
-from distsgd.bench.environment import busy_cores, environment
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push
 from distsgd.core.model import SlotLoss, initial_weights
@@ -41,14 +40,15 @@ SHAPE = Shape(WEIGHTS.size, "float32", most_nodes=1, most_losses=2, whole=WEIGHT
 LEASE = Lease(step=0, first=0, last=2, version=0)
 LOSSES = (SlotLoss(2.3, 8, 64), SlotLoss(2.2, 9, 64))
 
-TURN, PING = 25, 64  # exchanges of one way in a row; bytes
+TURN, PING = 25, 64  # exchanges of one way in a row; bytes of a small message
+COPIES = "limit: two copies of W"
 _SCHEMA = pa.schema([("values", pa.float32())])
 
 Give = Callable[[Work | None], None]
 
 
 class Answering:
-    """A server that does nothing but answer with W; see `distsgd.transport.base.ServerPort`."""
+    """A server that only answers with W; see `distsgd.transport.base.ServerPort`."""
 
     def __init__(self) -> None:
         self._give: dict[int, Give] = {}
@@ -71,9 +71,9 @@ class Answering:
 
 
 def check(found: Floats, wanted: Floats) -> None:
-    """That the first and the last number have come; the whole is compared once, in `main`."""
+    """Compare the first and the last number; all of them are compared once, in `main`."""
     if found[0] != wanted[0] or found[-1] != wanted[-1]:
-        raise ValueError("what came is not what was sent")
+        raise ValueError("the numbers received are not those sent")
 
 
 def decode(payload: bytes, rows: int) -> Floats:
@@ -105,8 +105,8 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]
 class FlightChannel:
     """A worker's end: one streaming exchange for all of a training.
 
-    Without middleware, and with gRPC as it comes: larger frames and read chunks, and tuning for
-    latency, changed the median by less than 3 % where this was tried.
+    Without middleware, and with the defaults of gRPC: larger frames and read chunks, and tuning for
+    latency, changed the median by less than 3 %.
     """
 
     def __init__(self, location: str, form: bytes) -> None:
@@ -122,19 +122,19 @@ class FlightChannel:
         self._client.close()
 
     def batches(self) -> Floats:
-        """As record batches, with the words beside them."""
+        """As record batches, with lease and losses as metadata."""
         self._writer.write_with_metadata(batch_of(GRADIENT), self._words)
         weights: Floats = self._reader.read_chunk().data.column(0).to_numpy()
         return weights
 
     def bare(self) -> Floats:
-        """As bytes beside no record batch, which saves Arrow's part of the work."""
+        """As metadata without a record batch, which saves Arrow's part of the work."""
         self._writer.write_metadata(pa.py_buffer(GRADIENT))
         return np.frombuffer(self._reader.read_chunk().app_metadata, np.float32)
 
 
 def serve(connection: Connection, ping: socket.socket) -> None:
-    """The server process. Sends back what comes on the socket, until its other end is closed."""
+    """The server process. Echoes what the socket receives, until its other end is closed."""
     port = Port(Answering(), SHAPE, decode)
     arrow = FlightServer("grpc://127.0.0.1:0")
     connection.send((port.address, f"grpc://127.0.0.1:{arrow.port}"))
@@ -145,7 +145,7 @@ def serve(connection: Connection, ping: socket.socket) -> None:
 
 
 def by_channel(channel: Channel) -> Callable[[], Floats]:
-    """One exchange; the gradient is where a worker computes it."""
+    """One exchange; the gradient lies where a worker computes it."""
     gradients = GRADIENT[None] if channel.buffer is None else channel.buffer[:1]
     gradients[...] = GRADIENT
     push = Push(LEASE, LOSSES, gradients)
@@ -186,7 +186,7 @@ def measure(ways: dict[str, Callable[[], Floats]], rounds: int) -> dict[str, lis
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, exchange in ways.items():
-            exchange()  # awake, and its memory in the cache
+            exchange()  # wakes the server, and warms the cache
             for _ in range(TURN):
                 began = time.perf_counter_ns()
                 weights = exchange()
@@ -196,14 +196,10 @@ def measure(ways: dict[str, Callable[[], Floats]], rounds: int) -> dict[str, lis
 
 
 def report(taken: dict[str, list[float]]) -> None:
-    unit = statistics.median(taken["tcp"])
     print(f"{SHAPE.parameters:,} float32 each way, {WEIGHTS.nbytes:,} bytes\n")
-    print("| way | median µs | 10 % to 90 % | times tcp |\n| --- | --- | --- | --- |")
+    table = Comparison("way", "µs", ours="exchange", peer="tcp", limit="two copies")
     for name, times in taken.items():
-        deciles = statistics.quantiles(times, n=10)
-        median = statistics.median(times)
-        print(f"| {name} | {median:.0f} | {deciles[0]:.0f} to {deciles[-1]:.0f} "
-              f"| {median / unit:.2f} |")  # fmt: skip
+        table.row(name, times, taken["tcp"], taken[COPIES])
 
 
 @contextmanager
@@ -229,14 +225,13 @@ def all_ways() -> Iterator[dict[str, Callable[[], Floats]]]:
             "flight: bytes": bare.bare,
             "ray": by_channel(RayChannel(actor, 2, WEIGHTS.nbytes)),
             "limit: 64 bytes over a Unix socket": by_ping(ping),
-            "limit: two copies of W": by_copy(),
+            COPIES: by_copy(),
         }
 
 
 def main(rounds: int) -> None:
-    for name, value in environment().items():
-        print(f"{name}: {value}")
-    print(f"busy cores before: {busy_cores():.2f}; {rounds} rounds of {TURN}")
+    print_environment()
+    print(f"{rounds} rounds of {TURN}; ", end="")
     with all_ways() as ways:
         for exchange in ways.values():
             assert np.array_equal(exchange(), WEIGHTS)

@@ -1,6 +1,6 @@
-"""Makes the embedded sample anew from a fetched CIFAR-10: the first images of every class.
+"""Rebuild the embedded sample from a fetched CIFAR-10: the first images of each class.
 
-Usage: python scripts/make_sample.py
+python scripts/make_sample.py
 """
 
 import shutil

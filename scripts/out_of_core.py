@@ -1,16 +1,16 @@
-"""A set that is four times as large as the cache of a node, against the same in memory.
+"""Compare a dataset that is four times as large as a node's cache with the same one in memory.
 
     python scripts/out_of_core.py [--source s3 http file] [--epochs N] [--rounds N] [--only TEXT]
 
-CIFAR-10 four times over (200,000 images) lies in 64 shards in a store of its own on the same
-machine, which is the object store of the tests, or a folder. It is streamed with --shuffle shard,
-two shards mixed, through a cache that holds a quarter of the training shards beside the test shard,
-which always stays. Images a second of the steps after the first epoch; each streamed run follows
-the same run in memory, and has to give the same bits.
+CIFAR-10 four times over (200,000 images) lies in 64 shards in a store on the same machine: the
+object store of the tests, or a folder. It is streamed with --shuffle shard, two shards mixed,
+through a cache that holds a quarter of the training shards beside the test shard, which always
+stays. Figures are images a second of the steps after the first epoch; each streamed run follows the
+same run in memory, and must give the same bits.
 
-The limit is what the cores of this machine could do if none ever waited: the CPU of the steps in
-memory, and that of fetching, hashing and writing, the store's own included, for the three quarters
-that a cache of a quarter cannot have. Takes half a minute a row.
+The limit is what the cores of this machine could do if none ever waited: the processor time of the
+steps in memory, and that of fetching, hashing and writing, the store's own included, for the three
+quarters that the cache cannot hold. Takes half a minute a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -29,11 +28,11 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+from harness.tables import Comparison, print_environment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from store_process import object_store
 
-from distsgd.bench.environment import busy_cores, environment
 from distsgd.data.dataset import open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
@@ -76,7 +75,7 @@ class Pair(NamedTuple):
 
 
 def lay_out(there: Path) -> tuple[int, int]:
-    """CIFAR-10 a few times over; returns the bytes of those for training, and for testing."""
+    """Write CIFAR-10 a few times over; returns the bytes of its training and of its test shards."""
     cifar = open_dataset("cifar10")
     rows, test = (
         tuple(np.concatenate(found) for found in zip(*split.batches(), strict=True))
@@ -92,7 +91,7 @@ def lay_out(there: Path) -> tuple[int, int]:
 
 @contextmanager
 def address(source: str, bucket: Path) -> Iterator[str]:
-    """The URI of the set, in a store that is there for as long."""
+    """The URI of the dataset, in a store that runs as long as this is entered."""
     there = bucket / "open" / "cifar"
     if source == "file":
         yield there.as_uri()
@@ -111,7 +110,7 @@ def an_empty_cache() -> Iterator[None]:
 
 
 def cpu_seconds() -> float:
-    """Of this process, and of those that it has begun and seen the end of."""
+    """Processor time of this process, and of its children that have ended."""
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in used)
 
@@ -119,7 +118,7 @@ def cpu_seconds() -> float:
 def cost_of_fetching(source: str, bucket: Path, room: int) -> float:
     """CPU seconds for all training shards once, the store's included."""
     spent = []
-    for fetches in (False, True):  # a store costs something to begin, too
+    for fetches in (False, True):  # starting the store takes processor time, too
         before = cpu_seconds()
         with an_empty_cache(), address(source, bucket) as uri:
             folder = find_dataset(uri)
@@ -147,7 +146,7 @@ def measure(source: str, bucket: Path, cache_bytes: int, epochs: int, run: dict[
         bound = {"cache_size": -(-cache_bytes // 2**20)}
         streamed, found = rate(uri, epochs, {**shuffled, **bound})
     if found != wanted and run.get("consistency") != "asp":
-        raise SystemExit(f"error: {run} gives other bits when it is streamed")
+        raise SystemExit(f"error: {run} has other bits when it is streamed")
     return Pair(memory, streamed)
 
 
@@ -159,16 +158,13 @@ def limit(pair: Pair, run: dict[str, Any], fetching: float) -> float:
 
 
 def main() -> None:
-    """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--source", nargs="+", choices=("s3", "http", "file"), default=["s3"])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", default="", help="a part of the names of the runs to make")
+    parser.add_argument("--only", default="", help="runs whose names contain this")
     options = parser.parse_args()
-    for name, value in environment().items():
-        print(f"{name}: {value}")
-    print(f"busy cores before: {busy_cores():.2f}\n")
+    print_environment()
     with tempfile.TemporaryDirectory() as folder:
         bucket = Path(folder)
         size, test_size = lay_out(bucket / "open" / "cifar")
@@ -176,8 +172,7 @@ def main() -> None:
         for source in options.source:
             fetching = min(cost_of_fetching(source, bucket, room) for _ in range(3))
             print(f"{source}: {fetching:.2f} s of CPU to fetch all {size / 1e6:.0f} MB once\n")
-            print("| what | in memory, images/s | streamed | ratio | limit | of the limit |")
-            print("| --- | ---: | ---: | ---: | ---: | ---: |")
+            table = Comparison("run", "images/s", ours="streamed", peer="memory", limit="limit")
             for name, run in RUNS.items():
                 if options.only not in name:
                     continue
@@ -185,16 +180,9 @@ def main() -> None:
                 for _ in range(options.rounds):
                     pairs.append(measure(source, bucket, room, options.epochs, run))
                     time.sleep(0.5)
-                middle = sorted(pairs, key=lambda pair: pair.streamed / pair.memory)[
-                    len(pairs) // 2
-                ]
-                most = statistics.median(limit(pair, run, fetching) for pair in pairs)
-                print(
-                    f"| {name} | {middle.memory:,.0f} | {middle.streamed:,.0f} | "
-                    f"{middle.streamed / middle.memory:.2f} | {most / middle.memory:.2f} | "
-                    f"{middle.streamed / most:.2f} |",
-                    flush=True,
-                )
+                memory, streamed = zip(*pairs, strict=True)
+                limits = [limit(pair, run, fetching) for pair in pairs]
+                table.row(name, streamed, memory, limits)
             print()
 
 

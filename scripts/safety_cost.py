@@ -1,23 +1,24 @@
-"""What it costs that nothing is lost: journal and checkpoints against the same run without them.
+"""Compare training with journal and checkpoints with the same training without them.
 
     python scripts/safety_cost.py [--rounds N] [--epochs N]
 
-Images a second of the steps, as the server's clock counts them, in one session of Ray, interleaved;
-medians, and ratios within a round. Two workers, batch size 512, CIFAR-10; nothing is evaluated.
-Leases are always there, and so are the reports of updates from server to driver: they cannot be
-switched off. Takes about two minutes.
+Images a second of the steps, by the server's clock, in one session of Ray, interleaved; ratios are
+taken within a round. Two workers, batch size 512, CIFAR-10; nothing is evaluated. Leases and the
+reports of updates from server to driver cannot be switched off, and are always included. Takes
+about two minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from harness.tables import Comparison, print_environment
 
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.on_ray.session import ray_session
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {"workers": 2, "batch_size": 512}
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """Instead of what is not measured."""
+    """Replaces what is not measured."""
 
 
 def save_epoch(session: Session, event: EpochEnded) -> None:
@@ -65,8 +66,7 @@ def measure(name: str, epochs: int) -> float:
 
 
 def main() -> None:
-    """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args()
@@ -76,11 +76,10 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, rates in found.items():
                 rates.append(measure(name, options.epochs))
-    print("| | images/s | of the run without |\n| --- | ---: | ---: |")
+    print_environment()
+    table = Comparison("training", "images/s", ours="steps", peer="without")
     for name, rates in found.items():
-        ratios = [one / base for one, base in zip(rates, found["without"], strict=True)]
-        share = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        print(f"| {name} | {statistics.median(rates):,.0f} | {share} |")
+        table.row(name, rates, found["without"])
 
 
 if __name__ == "__main__":

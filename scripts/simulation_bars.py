@@ -1,17 +1,20 @@
-"""The bars of simulated training on CIFAR-10, as one table.
+"""Compare policies on simulated fleets that train on CIFAR-10.
 
     python scripts/simulation_bars.py [straggler] [staleness] [backup] [thousand]
 
-Settings are the same for all policies of a bar. Times to a target are virtual seconds, means over
-the seeds 0 to 4 with the least and the most; the last bar is wall time on this machine.
+The settings are the same for all policies of a comparison. Times to a target are virtual seconds:
+the mean over the seeds 0 to 4, with the range. The last one is measured in wall time on this
+machine. Takes about ten minutes.
 """
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import time
+from functools import cache
+
+from harness.tables import Table, print_environment
 
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring
@@ -22,17 +25,25 @@ SEEDS = 5
 
 
 def rows(title: str, policies: str, fleet: Fleet, measuring: Measuring, **settings: object) -> None:
+    """A row for each policy."""
     found = compare(policies, seeds=SEEDS, fleet=fleet, measuring=measuring, **settings)
     for row in found.rows:
         times = row.times_to_loss if measuring.target_loss else row.times_to_accuracy
         known = [at for at in times if at is not None]
         mean = f"{sum(known) / len(known):.3f} ({min(known):.3f}-{max(known):.3f})" if known else ""
-        print(
-            f"| {title} | {row.policy} | {mean} | {len(known)}/{len(times)} | "
-            f"{row.waiting_share:.1%} | {row.mean_gradient_age:.2f} | {row.updates:.0f} | "
-            f"{row.requeued:.0f} |",
-            flush=True,
-        )
+        table().row(
+            title, row.policy, mean, f"{len(known)}/{len(times)}", f"{row.waiting_share:.1%}",
+            row.mean_gradient_age, row.updates, row.requeued,
+        )  # fmt: skip
+
+
+@cache
+def table() -> Table:
+    """One for all comparisons."""
+    return Table(
+        "fleet", "policy", "virtual s to the target", "reached", "waiting", "mean age",
+        "updates", "requeued",
+    )  # fmt: skip
 
 
 def straggler(policies: str = "bsp,asp,ssp:0,ssp:1,ssp:2,ssp:3,ssp:4,ssp:8,ssp:16") -> None:
@@ -91,8 +102,6 @@ def thousand() -> None:
 BARS = {"straggler": straggler, "staleness": staleness, "backup": backup, "thousand": thousand}
 
 if __name__ == "__main__":
-    print(f"{platform.machine()}, Python {platform.python_version()}, {SEEDS} seeds\n")
-    print("| fleet | policy | virtual s to target (range) | reached | waiting | mean age "
-          "| updates | requeued |\n| --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
+    print_environment()
     for name in sys.argv[1:] or BARS:
         BARS[name]()

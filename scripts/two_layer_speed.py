@@ -1,10 +1,10 @@
-"""How near training a network of two layers comes to what one thread of the machine can do.
+"""Compare the training of a network of two layers with what one thread of the machine can do.
 
-python scripts/two_layer_speed.py [HIDDEN ...]
+    python scripts/two_layer_speed.py [HIDDEN ...]
 
-Prints, for each number of hidden units: images a second if all products ran at the speed of a
-large matrix product, those of the products of a slot alone, of the slot gradients, and of whole
-steps in one process (gathering, sums and update included).
+For each number of hidden units: images a second of the products of a slot alone, of the slot
+gradients, and of whole steps in one process (gathering, sums and update included), beside the
+limit: all products at the speed of a large matrix product. Takes about 30 seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+from harness.tables import Comparison, print_environment
 from threadpoolctl import threadpool_limits
 
 from distsgd.config.jobs import first_weights, make_job
@@ -30,7 +31,7 @@ SECONDS = 2.0
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Of the median call, after some to warm up."""
+    """Seconds of the median call, after five calls to warm up."""
     for _ in range(5):
         work()
     found, until = [], perf_counter() + SECONDS
@@ -41,7 +42,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def peak() -> float:
-    """Floating-point operations a second of a large product."""
+    """Floating-point operations a second of a large matrix product."""
     a, b, out = (np.ones((SIDE, SIDE), np.float32) for _ in range(3))
     return 2 * SIDE**3 / seconds_of(lambda: np.matmul(a, b, out=out))
 
@@ -51,7 +52,8 @@ def operations(job: Job, hidden: int) -> int:
     return 2 * (2 * job.features * hidden + 3 * hidden * job.classes)
 
 
-def rates(hidden: int) -> tuple[float, float, float, float]:
+def rates(hidden: int) -> tuple[float, dict[str, float]]:
+    """Images a second: the limit, and what is measured."""
     config = TrainConfig(model=f"mlp:{hidden}", epochs=1000)
     dataset = open_dataset(config.dataset)
     job = make_job(config, dataset)
@@ -66,10 +68,11 @@ def rates(hidden: int) -> tuple[float, float, float, float]:
     products = seconds_of(lambda: [kernel.products(first, size, row) for row in out])
     gradients = seconds_of(lambda: kernel.gradients(first, labels, out))
     images = size * slots
-    return (
-        peak() / operations(job, hidden), images / products, images / gradients,
-        images / seconds_of(one_step(job, first)),
-    )  # fmt: skip
+    return peak() / operations(job, hidden), {
+        "products of a slot": images / products,
+        "slot gradients": images / gradients,
+        "whole steps": images / seconds_of(one_step(job, first)),
+    }
 
 
 def one_step(job: Job, first: np.ndarray) -> Callable[[], object]:
@@ -89,12 +92,13 @@ def one_step(job: Job, first: np.ndarray) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("hidden", nargs="*", type=int, default=[100, 150, 200])
-    print("hidden  at sgemm speed  products  slot gradients  whole steps  (images/s)")
+    print_environment()
+    table = Comparison("one thread", "images/s", ours="measured", limit="limit")
     with threadpool_limits(1):
         for hidden in parser.parse_args().hidden:
-            limit, products, gradients, steps = rates(hidden)
-            print(f"{hidden:>6} {limit:>15,.0f} {products:>9,.0f} {gradients:>15,.0f}"
-                  f" {steps:>12,.0f}   {steps / limit:.0%}")  # fmt: skip
+            limit, measured = rates(hidden)
+            for name, rate in measured.items():
+                table.row(f"mlp:{hidden}, {name}", [rate], limit=[limit])
 
 
 if __name__ == "__main__":
