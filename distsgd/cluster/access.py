@@ -13,15 +13,22 @@ from pathlib import Path
 
 from distsgd.data.locations import expanded, home_folder
 from distsgd.errors import RuntimeFailure, UsageError
-from distsgd.transport.handshake import context, wanted
+from distsgd.on_ray.private import CHECK_ALIVE
+from distsgd.transport.handshake import context
+from distsgd.transport.ray_variables import (
+    AUTH_MODE,
+    TLS_FILES,
+    TOKEN,
+    TOKEN_PATH,
+    USE_TLS,
+    uses_tls,
+)
 
 __all__ = ["check_tls", "check_token", "cluster_home", "known_token", "token_file"]
 
 
 _TOKEN_SECONDS = 5.0
-_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _NO_HEAD = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
-_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_home() -> Path:
@@ -37,10 +44,10 @@ def token_file() -> Path:
 
 def known_token() -> dict[str, str]:
     """Settings of Ray for the token that is here, if its own variables do not name another."""
-    named = any(os.environ.get(name) for name in _TOKENS)
-    if named or os.environ.get("RAY_AUTH_MODE", "token") != "token" or not token_file().is_file():
+    named = any(os.environ.get(name) for name in (TOKEN, TOKEN_PATH))
+    if named or os.environ.get(AUTH_MODE, "token") != "token" or not token_file().is_file():
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
+    return {AUTH_MODE: "token", TOKEN_PATH: str(token_file())}
 
 
 def check_token(address: str, settings: dict[str, str]) -> None:
@@ -53,7 +60,7 @@ def check_token(address: str, settings: dict[str, str]) -> None:
     Raises:
         RuntimeFailure: it does not take the token, or is no head.
     """
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+    if uses_tls():
         return
     try:
         import grpc  # type: ignore[import-untyped]
@@ -63,7 +70,7 @@ def check_token(address: str, settings: dict[str, str]) -> None:
     # As Ray does, whatever http_proxy says.
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(
-            _CALL, request_serializer=lambda sent: sent, response_deserializer=lambda got: got
+            CHECK_ALIVE, request_serializer=lambda sent: sent, response_deserializer=lambda got: got
         )
         try:
             call(b"", timeout=_TOKEN_SECONDS, metadata=[("authorization", f"Bearer {token}")])
@@ -73,7 +80,7 @@ def check_token(address: str, settings: dict[str, str]) -> None:
                 raise RuntimeFailure(
                     f"the Ray cluster at {address} wants {what}",
                     f"Copy the head's token to {token_file()}, or name its file in "
-                    "RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token",
+                    f"{TOKEN_PATH} with {AUTH_MODE}=token",
                 ) from None
             if error.code().name in _NO_HEAD:
                 raise RuntimeFailure(
@@ -83,16 +90,15 @@ def check_token(address: str, settings: dict[str, str]) -> None:
 
 
 def _token(environment: dict[str, str]) -> str:
-    if environment.get("RAY_AUTH_TOKEN"):
-        return environment["RAY_AUTH_TOKEN"]
-    path = environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    if environment.get(TOKEN):
+        return environment[TOKEN]
+    path = environment.get(TOKEN_PATH, "~/.ray/auth_token")
     with suppress(OSError, UnicodeDecodeError, UsageError):
         return expanded(path).read_text(encoding="utf-8").strip()
     return ""
 
 
 _TLS_SECONDS = 5.0
-_SETTINGS = "RAY_USE_TLS=1, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT"
 
 
 def check_tls(address: str) -> None:
@@ -109,11 +115,11 @@ def check_tls(address: str) -> None:
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     speaks = _problem(address, anybody) is None
-    if not wanted():
+    if not uses_tls():
         if speaks:
             raise RuntimeFailure(
                 f"the Ray cluster at {address} uses TLS, and this process does not",
-                f"Set {_SETTINGS}, as on the head",
+                f"Set {USE_TLS}=1, {', '.join(TLS_FILES[:-1])} and {TLS_FILES[-1]}, as on the head",
             )
         return
     if not speaks:
@@ -127,7 +133,7 @@ def check_tls(address: str) -> None:
         raise RuntimeFailure(
             f"no TLS with the Ray cluster at {address}: {problem}",
             "Its certificate and that of this machine have to be of the authority in "
-            "RAY_TLS_CA_CERT",
+            f"{TLS_FILES[-1]}",
         )
 
 

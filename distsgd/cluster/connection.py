@@ -15,26 +15,12 @@ from distsgd.cluster.access import known_token
 from distsgd.cluster.node import Node, check_head, last_node, read_node
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.init import init_ray
-from distsgd.on_ray.session import (
-    LOOPBACK,
-    NO_METRICS,
-    is_loopback,
-    quiet_ray,
-    ray_environment,
-    shut_down,
-)
+from distsgd.on_ray.private import HEAD_RESOURCE, free_cpus, quiet_output
+from distsgd.on_ray.session import is_loopback, ray_environment, shut_down
 from distsgd.on_ray.sharing import shared_connection
+from distsgd.transport.ray_variables import ADDRESS, LOOPBACK, settings
 
 __all__ = ["address_of", "check_cluster", "cluster_nodes", "joined_cluster"]
-
-
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    **NO_METRICS,
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
-}
 
 
 def address_of(address: str) -> str:
@@ -48,7 +34,7 @@ def address_of(address: str) -> str:
         UsageError: it is no address, or "auto" and none is known.
     """
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto") or "auto"
+        address = os.environ.get(ADDRESS, "auto") or "auto"
     if address == "auto":
         address = _own_cluster()
     host, _, port = address.rpartition(":")
@@ -111,10 +97,10 @@ def joined_cluster(address: str) -> Iterator[None]:
 
 @contextmanager
 def _connected(where: str) -> Iterator[None]:
-    settings = {**_SETTINGS, **known_token()}
+    variables = {**settings("client"), **known_token()}
     if is_loopback(where.rpartition(":")[0]):
-        settings[LOOPBACK] = "0"  # Ray would look for it at an outer address of this machine
-    with ray_environment(**settings), quiet_ray(also_stderr=True):
+        variables[LOOPBACK] = "0"  # Ray would look for it at an outer address of this machine
+    with ray_environment(**variables), quiet_output(also_stderr=True):
         try:
             _connect(where)
             yield
@@ -171,14 +157,14 @@ def cluster_nodes(address: str) -> list[ClusterNode]:
     import ray
 
     with joined_cluster(address):
-        free = ray._private.state.available_resources_per_node()
+        free = free_cpus()
         found = [
             ClusterNode(
                 address=node["NodeManagerAddress"],
-                head="node:__internal_head__" in node["Resources"],
+                head=HEAD_RESOURCE in node["Resources"],
                 state="alive" if node["Alive"] else "dead",
                 cpus=node["Resources"].get("CPU", 0.0),
-                free=free.get(node["NodeID"], {}).get("CPU", 0.0),
+                free=free.get(node["NodeID"], 0.0),
             )
             for node in ray.nodes()
         ]

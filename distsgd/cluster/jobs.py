@@ -32,7 +32,9 @@ from distsgd.cluster.node import read_node
 from distsgd.data.locations import RUN_NAME
 from distsgd.data.system import pause
 from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
+from distsgd.on_ray.private import JOB_LOGGERS, job_client
 from distsgd.on_ray.session import ray_environment
+from distsgd.transport.ray_variables import ADDRESS, AUTH_MODE, TOKEN_PATH, settings
 from distsgd.version import __version__
 
 if TYPE_CHECKING:
@@ -65,10 +67,6 @@ _SECONDS_TO_STOP = 30.0
 _SECONDS_UNSEEN, _SECONDS_GONE = 5.0, 60.0
 _PATIENCE, _PATIENCE_TO_SEND = (5.0, 60.0), (600.0, 60.0)
 """Seconds to be connected, and until the head says something; what is sent counts to the first."""
-_LOGGERS = (
-    "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
-    "ray._private.runtime_env.packaging",
-)  # fmt: skip
 _ENDED = ("succeeded", "failed", "stopped")
 
 T = TypeVar("T")
@@ -111,7 +109,7 @@ def jobs_address(address: str) -> str:
     Raises:
         UsageError: it is none of them.
     """
-    if address == "auto" and "://" in (known := os.environ.get("RAY_ADDRESS", "")):
+    if address == "auto" and "://" in (known := os.environ.get(ADDRESS, "")):
         address = known  # as Ray's own commands for jobs take it
     if "://" in address:
         parts = urlsplit(address)
@@ -261,22 +259,16 @@ def job_api(address: str) -> Iterator[JobApi]:
     where = jobs_address(address)
     near = _is_near(urlsplit(where).hostname or "")
     proxies = {"proxies": {"http": None, "https": None}} if near else {}
-    with ray_environment(RAY_USAGE_STATS_ENABLED="0", **known_token()):
-        from ray.job_submission import JobSubmissionClient
 
-        class Impatient(JobSubmissionClient):  # type: ignore[misc]
-            """Ray's own would wait for ever."""
+    def options(sends: bool) -> dict[str, Any]:
+        return {"timeout": _PATIENCE_TO_SEND if sends else _PATIENCE, **proxies}
 
-            def _do_request(self, *given: Any, **named: Any) -> Any:
-                patience = _PATIENCE if named.get("data") is None else _PATIENCE_TO_SEND
-                return super()._do_request(*given, **{"timeout": patience, **proxies, **named})
-
-        with _silent(_LOGGERS):
-            try:
-                client = Impatient(where)
-            except Exception as error:
-                raise _understood(error, where) from None
-            yield JobApi(client, where)
+    with ray_environment(**settings("client"), **known_token()), _silent(JOB_LOGGERS):
+        try:
+            client = job_client(where, options)
+        except Exception as error:
+            raise _understood(error, where) from None
+        yield JobApi(client, where)
 
 
 @contextmanager
@@ -311,8 +303,8 @@ def _understood(error: Exception, address: str) -> DistsgdError:
         what = "another token" if "nvalid" in text else "a token"
         return RuntimeFailure(
             f"the Ray cluster at {address} wants {what}",
-            f"Copy the head's token to {token_file()}, or name its file in RAY_AUTH_TOKEN_PATH "
-            "with RAY_AUTH_MODE=token",
+            f"Copy the head's token to {token_file()}, or name its file in {TOKEN_PATH} "
+            f"with {AUTH_MODE}=token",
         )
     # Ray's client hides it behind an error of its own.
     if any(isinstance(one, requests.exceptions.ProxyError) for one in (error, error.__context__)):

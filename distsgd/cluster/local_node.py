@@ -46,8 +46,9 @@ from distsgd.errors import (
     machine_trouble,
     storage_error,
 )
-from distsgd.on_ray.session import LOOPBACK, NO_METRICS, is_loopback
+from distsgd.on_ray.session import is_loopback
 from distsgd.on_ray.session_guard import NODE_MARK, clear_session, mark_folder
+from distsgd.transport.ray_variables import LOOPBACK, TLS_FILES, TOKEN, TOKEN_PATH, settings
 
 __all__ = ["JOBS_PORT", "start_head", "start_member"]
 
@@ -56,23 +57,8 @@ JOBS_PORT = 8265
 _STORE_BYTES = 200 * 2**20
 _SECONDS_TO_START = 60
 _TEMPORARY = "tmp"
-_PATHS = ("PYTHONPATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+_PATHS = ("PYTHONPATH", *TLS_FILES)
 """Variables that name files: made absolute, as a node does not run in the working folder."""
-
-_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_local_fs_capacity_threshold": "1",
-    **NO_METRICS,
-    # A node that does not answer for so long is dead: 5 s instead of a minute.
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "4",
-}
-
 
 _MOST_CPUS = 10_000
 
@@ -149,7 +135,7 @@ def start_member(
     with alone():
         _check_free(own)
         secret = _secret_in(token or token_file())
-        check_head(address, {"RAY_AUTH_TOKEN": secret})
+        check_head(address, {TOKEN: secret})
         node = Node(address=address, node_ip=own, head=False, folder="")
         return _started(node, [f"--address={address}"], cpus, secret)
 
@@ -218,7 +204,7 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     (folder / _TEMPORARY).mkdir(mode=0o700)
     node = replace(wanted, folder=str(folder))
     command = python_module(
-        "distsgd.on_ray.start", f"--node-ip-address={node.node_ip}",
+        "distsgd.on_ray.private", f"--node-ip-address={node.node_ip}",
         f"--temp-dir={folder}/ray", f"--object-store-memory={_STORE_BYTES}",
         # Another Ray of this machine may have its usual port, and jobs need it.
         f"--dashboard-agent-listen-port={free_port(node.node_ip)}",
@@ -248,18 +234,17 @@ def _content(file: Path) -> str | None:
 
 def _environment(node: Node) -> dict[str, str]:
     """Of Ray's processes."""
-    found = {**os.environ, **_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_file().absolute())}
+    found = {**os.environ, **settings("node"), TOKEN_PATH: str(token_file().absolute())}
     for name in _PATHS:
         if name in found:
             paths = filter(None, found[name].split(os.pathsep))
             found[name] = os.pathsep.join(map(os.path.abspath, paths))
     # Jobs are begun by the name of "python": let it be this one.
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    found.pop("RAY_AUTH_TOKEN", None)
+    found.pop(TOKEN, None)
     found[NODE_MARK] = node.folder
     # What Ray's processes would leave there when they are ended, goes with the node.
     found["TMPDIR"] = str(Path(node.folder, _TEMPORARY))
-    found["SPT_NOENV"] = "1"  # processes that rename themselves keep the mark
     if is_loopback(node.node_ip):
         found[LOOPBACK] = "0"
     return found

@@ -24,6 +24,7 @@ from distsgd.engine.blas import SAME_BLAS, blas_kernel
 from distsgd.engine.events import Notice
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
 from distsgd.on_ray.health import DEAD, HINT, answer_of, cause_of, why_dead
+from distsgd.on_ray.private import call_in_actor
 
 __all__ = ["WAIT_SECONDS", "Fleet", "Whereabouts", "end_process", "whereabouts"]
 
@@ -288,7 +289,7 @@ class Fleet:
 
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
-        self._places[worker] = actor.__ray_call__.remote(whereabouts)
+        self._places[worker] = call_in_actor(actor, whereabouts)
         # Ray connects it once the coordinator has heard of the death of the one before. Heard of
         # later, that would be taken for its own: it would get neither work nor dismissal.
         before = self._taken_back.get(worker)

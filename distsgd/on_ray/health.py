@@ -18,6 +18,7 @@ import ray
 
 from distsgd.data.system import pause
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
+from distsgd.on_ray.private import VITAL_PROCESSES, dead_processes, is_head
 
 __all__ = [
     "DEAD",
@@ -30,8 +31,6 @@ __all__ = [
     "why_dead",
 ]
 
-
-_VITAL = {"raylet", "gcs_server"}
 
 _EVERY_SECONDS = 1.0
 _CONNECT_SECONDS = 0.5
@@ -105,17 +104,12 @@ def check_ray(*, surely: bool = False) -> None:
     Raises:
         RuntimeFailure: one of them has died, or the head does not answer.
     """
-    import ray
-
-    node = getattr(ray._private.worker, "_global_node", None)  # there is no public call for it
-    found = getattr(node, "dead_processes", list)
-    dead = {str(name) for name, _ in found()}
-    for name in sorted(dead & _VITAL):
+    for name in sorted(dead_processes() & VITAL_PROCESSES):
         raise RuntimeFailure(
             f"a process of Ray died: {name}",
             "Look for a lack of memory; `distsgd resume` goes on from the last update",
         )
-    if not getattr(node, "is_head", lambda: True)():
+    if not is_head():
         head = _watched(str(ray.get_runtime_context().gcs_address))
         (head.wait if surely else head.look)()
 

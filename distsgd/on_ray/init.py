@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import functools
-import inspect
 import logging
 import os
 import random
@@ -18,7 +17,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,14 +25,21 @@ from typing import Any
 
 from distsgd.data.system import OWN_THREAD, pause
 from distsgd.errors import RuntimeFailure
+from distsgd.on_ray.private import (
+    WORKER_LOGGER,
+    init_code,
+    installed_only,
+    is_own_excepthook,
+    replaced_init,
+    set_auto_init,
+    without_sigterm_handler,
+)
+from distsgd.transport.ray_variables import JOB_CONFIG
 
 __all__ = [
     "check_working_folder", "import_ray", "init_ray", "no_auto_init", "same_random_numbers",
-    "wait_for_other_threads",
+    "set_variables", "wait_for_other_threads",
 ]  # fmt: skip
-
-_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""In the environment of a job: its settings, which say what its workers import."""
 
 _SET_BY_RAY = re.compile(r"RAY_.*|PYTHONBREAKPOINT|KMP_DUPLICATE_LIB_OK|OMP_NUM_THREADS")
 
@@ -72,20 +78,20 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
         import ray
 
         # Not in a job, whose workers import from the folder that was sent with it.
-        if _IN_JOB not in os.environ:
-            settings["job_config"] = _job_config()
+        if JOB_CONFIG not in os.environ:
+            settings["job_config"] = installed_only(_extra_folders())
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:
             with _other_threads_waiting():
                 ray.init(**settings)
         finally:
-            _set_variables(before)
+            set_variables(before)
 
 
-def _in_init(ray: Any) -> bool:
+def _in_init() -> bool:
     """Whether another thread is inside `ray.init`, which takes seconds and has no lock."""
-    code, own = inspect.unwrap(ray.init).__code__, threading.get_ident()
+    code, own = init_code(), threading.get_ident()
     frames: list[FrameType | None] = [
         frame for thread, frame in sys._current_frames().items() if thread != own
     ]
@@ -100,8 +106,8 @@ def _in_init(ray: Any) -> bool:
 
 def wait_for_other_threads() -> None:
     """Return when no other thread is connecting this process to Ray."""
-    ray = import_ray()
-    while _in_init(ray):
+    import_ray()
+    while _in_init():
         pause(_POLL_SECONDS)
 
 
@@ -116,24 +122,26 @@ def _other_threads_waiting() -> Iterator[None]:
     """
     import ray
 
-    init, ended, own = ray.init, threading.Event(), threading.get_ident()
+    ended, own = threading.Event(), threading.get_ident()
 
-    @functools.wraps(init)
-    def wait_and_init(*arguments: Any, **settings: Any) -> Any:
-        if threading.get_ident() != own:
-            ended.wait()
-        return init(*arguments, **settings)
+    def waiting(init: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(init)
+        def wait_and_init(*arguments: Any, **settings: Any) -> Any:
+            if threading.get_ident() != own:
+                ended.wait()
+            return init(*arguments, **settings)
 
-    ray.init = wait_and_init
+        return wait_and_init
+
     try:
-        if _in_init(ray) or ray.is_initialized():
-            raise RuntimeFailure(
-                "another thread of this process is connecting to Ray at the same time",
-                "Call ray.init before the training begins, which then uses that Ray",
-            )
-        yield
+        with replaced_init(waiting):
+            if _in_init() or ray.is_initialized():
+                raise RuntimeFailure(
+                    "another thread of this process is connecting to Ray at the same time",
+                    "Call ray.init before the training begins, which then uses that Ray",
+                )
+            yield
     finally:
-        ray.init = init
         ended.set()
 
 
@@ -141,12 +149,9 @@ def _other_threads_waiting() -> Iterator[None]:
 def no_auto_init() -> Iterator[None]:
     """While entered, a call to a Ray that has ended fails, and does not start another one."""
     global _without_auto_init, _auto_init
-    from ray._private import auto_init_hook
-
     with _lock:
         if _without_auto_init == 0:
-            _auto_init = auto_init_hook.enable_auto_connect
-            auto_init_hook.enable_auto_connect = False
+            _auto_init = set_auto_init(False)
         _without_auto_init += 1
     try:
         yield
@@ -154,7 +159,7 @@ def no_auto_init() -> Iterator[None]:
         with _lock:
             _without_auto_init -= 1
             if _without_auto_init == 0:
-                auto_init_hook.enable_auto_connect = _auto_init
+                set_auto_init(_auto_init)
 
 
 def check_working_folder() -> None:
@@ -179,31 +184,22 @@ def _leaving_process_alone() -> Iterator[None]:
     """
     variables, hook = _variables(), sys.excepthook
     faults, handler = faulthandler.is_enabled(), signal.getsignal(signal.SIGTERM)
-    import ray
-
-    logger = logging.getLogger("ray._private.worker")
+    logger = logging.getLogger(WORKER_LOGGER)
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of a thread that can install no handler
-    # Private: another version may have no such thing.
-    place: Any = getattr(ray._private, "utils", None)
-    install = getattr(place, "set_sigterm_handler", None)
-    if install is not None:
-        place.set_sigterm_handler = lambda handler: None
+    logger.setLevel(logging.ERROR)
     try:
-        with same_random_numbers():
+        with without_sigterm_handler(), same_random_numbers():
             yield
     finally:
-        if install is not None:
-            place.set_sigterm_handler = install
         # Wherever else Ray may do so.
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         logger.setLevel(level)
         if not faults:
             faulthandler.disable()
-        if sys.excepthook is getattr(ray._private.worker, "custom_excepthook", None):
+        if is_own_excepthook(sys.excepthook):
             sys.excepthook = hook
-        _set_variables({**dict.fromkeys(_variables()), **variables})
+        set_variables({**dict.fromkeys(_variables()), **variables})
 
 
 @contextmanager
@@ -226,24 +222,13 @@ def _variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if _SET_BY_RAY.fullmatch(name)}
 
 
-def _set_variables(values: Mapping[str, str | None]) -> None:
+def set_variables(values: Mapping[str, str | None]) -> None:
+    """Set environment variables; None removes one."""
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _job_config() -> Any:
-    """Workers import what is installed, and our own package wherever it was imported from."""
-    from ray.job_config import JobConfig
-
-    class OnlyInstalled(JobConfig):  # type: ignore[misc]
-        def _runtime_env_has_working_dir(self) -> bool:
-            """As if they had a folder of their own: then Ray adds neither of those two."""
-            return True
-
-    return OnlyInstalled(_py_driver_sys_path=_extra_folders())
 
 
 def _extra_folders() -> list[str]:

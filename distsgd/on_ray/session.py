@@ -27,12 +27,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from distsgd.data.system import pause, search_path
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.capacity import free_threads
-from distsgd.on_ray.init import init_ray, same_random_numbers
+from distsgd.on_ray.init import init_ray, same_random_numbers, set_variables
+from distsgd.on_ray.private import (
+    SOCKET_PATH,
+    drop_gcs_client,
+    global_node,
+    init_options,
+    quiet_output,
+    read_token,
+    reread_environment,
+)
 from distsgd.on_ray.session_guard import (
     LOCK,
     Guard,
@@ -43,12 +51,10 @@ from distsgd.on_ray.session_guard import (
     session_mark,
 )
 from distsgd.on_ray.sharing import OWN, shared_connection
+from distsgd.transport.ray_variables import TOKEN, settings
 
 __all__ = [
-    "LOOPBACK",
-    "NO_METRICS",
     "is_loopback",
-    "quiet_ray",
     "ray_environment",
     "ray_session",
     "shut_down",
@@ -135,44 +141,7 @@ _SECONDS_TO_LEAVE = 2.0
 _LEAST_THREADS = 200
 """With one worker on two cores a session has some 270."""
 
-_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{_SOCKET}")
-
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-
-_NO_PORT = "-1"
-NO_METRICS = {
-    # Otherwise each session leaves a thread in this process that exports them.
-    "RAY_enable_open_telemetry": "0",
-    "RAY_enable_metrics_collection": "0",
-    "DASHBOARD_METRIC_PORT": _NO_PORT,
-    "AUTOSCALER_METRIC_PORT": _NO_PORT,
-}
-"""Variables that keep Ray's processes from serving metrics, which need no token.
-
-An agent has a switch for it. The dashboard and the autoscaler's monitor have none, but do without
-when they cannot listen, and no process can listen at such a port.
-"""
-
-_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Under `uv run`, Ray would build the environment again and upload the working folder.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Workers do the work the user waits for: no reason to run behind other processes.
-    "RAY_worker_niceness": "0",
-    # A full disk of the user's is reported by us, where it matters, and not by Ray all the time.
-    "RAY_local_fs_capacity_threshold": "1",
-    # What calls nobody waits for say is known from the others.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Ours is not started again: where we do not notice first, Ray ends us after so long, not 60 s.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
-    **NO_METRICS,
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Despite its name: take the loopback address for this node, whatever the system. Ray then
-    # listens there alone; it would turn a 127.0.0.1 given to ray.init into an outer address.
-    LOOPBACK: "0",
-}
+_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{SOCKET_PATH}")
 
 
 def is_loopback(host: str) -> bool:
@@ -247,68 +216,28 @@ def _sweep(folder: Path, path: Path) -> None:
 
 
 @contextmanager
-def ray_environment(**settings: str) -> Iterator[None]:
+def ray_environment(**variables: str) -> Iterator[None]:
     """While entered, these environment variables are set, and Ray knows it."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    _reread_environment()
     try:
-        yield
+        with _variables(**variables):
+            reread_environment()
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         if _session_token is None:
-            _reread_environment()
+            reread_environment()
         else:
             _read_token(_session_token)
 
 
-def _reread_environment() -> None:
-    """Make Ray read again what it reads once, when it is first imported.
-
-    These are the authentication mode, the token (ours is another one for each session), and
-    whether to stay on loopback. There is no public call for it, hence the guard.
-    """
-    try:
-        from ray._private import ray_constants
-        from ray._raylet import (  # type: ignore[attr-defined]
-            AuthenticationTokenLoader,
-            Config,
-        )
-    except ImportError:
-        return
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK) != "0"
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 @contextmanager
-def quiet_ray(also_stderr: bool = False) -> Iterator[None]:
-    """While entered, what Ray's processes print is not shown: we report what matters of it.
-
-    Ray shows it on stdout, where our results belong. Afterwards the caller's own Ray shows the
-    output of its workers as before.
-
-    Args:
-        also_stderr: those of nodes, too, which come with a trace of its own functions.
-    """
-    try:
-        from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
-    except ImportError:
-        yield
-        return
-    quieted = [stdout_deduplicator, *([stderr_deduplicator] if also_stderr else [])]
-    before = [one.skip_re for one in quieted]
-    for one in quieted:
-        one.skip_re = re.compile("")
+def _variables(**variables: str) -> Iterator[None]:
+    """While entered, these environment variables are set."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for one, skipped in zip(quieted, before, strict=True):
-            one.skip_re = skipped
+        set_variables(before)
 
 
 @contextmanager
@@ -351,12 +280,16 @@ def ray_session(cpus: int) -> Iterator[None]:
 @contextmanager
 def _own_session(cpus: int) -> Iterator[None]:
     _check_threads()
-    with ray_environment(**_SETTINGS), _session_folder() as (folder, guard), quiet_ray():
+    with (
+        ray_environment(**settings("session")),
+        _session_folder() as (folder, guard),
+        quiet_output(),
+    ):
         owner = os.getpid()
         try:
             with _own_token() as token:
                 with starting(folder.parent), _token_shown(token):
-                    _reread_environment()
+                    reread_environment()
                     _start(cpus, folder)
                 guard.check()
                 yield
@@ -401,24 +334,15 @@ def _token_shown(token: str) -> Iterator[None]:
 
     Processes that the caller starts later do not inherit it.
     """
-    before = os.environ.get("RAY_AUTH_TOKEN")
-    os.environ["RAY_AUTH_TOKEN"] = token
-    try:
+    with _variables(**{TOKEN: token}):
         yield
-    finally:
-        if before is None:
-            os.environ.pop("RAY_AUTH_TOKEN", None)
-        else:
-            os.environ["RAY_AUTH_TOKEN"] = before
 
 
 def _read_token(token: str) -> None:
     """Have Ray read a token, and keep it when it is no longer in the environment."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-
     with _token_shown(token):
-        _reread_environment()
-        AuthenticationTokenLoader.instance().has_token()
+        reread_environment()
+        read_token()
 
 
 def shut_down() -> None:
@@ -428,11 +352,10 @@ def shut_down() -> None:
     """
     import ray
 
-    node: Any = getattr(ray._private.worker, "_global_node", None)
+    node = global_node()
     with same_random_numbers():
         ray.shutdown()
-    if getattr(node, "_gcs_client", None) is not None:
-        node._gcs_client = None
+    drop_gcs_client(node)
 
 
 def _start(cpus: int, folder: Path) -> None:
@@ -447,8 +370,7 @@ def _start(cpus: int, folder: Path) -> None:
             configure_logging=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             # Within our folder, which is ours alone: Ray opens its own to everyone.
-            _temp_dir=str(folder / "ray"),
-            _node_ip_address="127.0.0.1",
+            **init_options(folder / "ray"),
         )
     except RuntimeFailure:
         raise

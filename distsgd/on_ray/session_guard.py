@@ -22,6 +22,8 @@ from pathlib import Path
 
 from distsgd.data.system import kill_if, pause, python_module, wait_for_exit, whole_environment
 from distsgd.errors import RuntimeFailure
+from distsgd.on_ray.private import DRIVER_LOG
+from distsgd.transport.ray_variables import KEEP_ENVIRONMENT
 
 __all__ = [
     "LOCK", "NODE_MARK", "Guard", "clear_session", "guarded", "is_ours", "mark_folder",
@@ -38,9 +40,6 @@ NODE_MARK = "DISTSGD_NODE"
 _SESSION_MARK = "DISTSGD_SESSION"
 """In the environment of what Ray starts for a session, and of its children: their folder."""
 
-_DRIVER_LOG = "/python-core-driver-"
-"""In the path of what Ray writes for a driver, and leaves open in it after `ray.shutdown`."""
-
 _SECONDS_TO_STAND, _SECONDS_TO_LEAVE, _SECONDS_TO_DIE = 60.0, 5.0, 10.0
 _STANDS_BY = _STAND_DOWN = b"x"
 _POLL_SECONDS = 0.02
@@ -49,7 +48,7 @@ _POLL_SECONDS = 0.02
 def session_mark(folder: Path) -> dict[str, str]:
     """Variables for the processes of a session, by which they are known as ours."""
     # Ray's processes rename themselves, by default over what was their environment.
-    return {_SESSION_MARK: str(folder), "SPT_NOENV": "1"}
+    return {_SESSION_MARK: str(folder), KEEP_ENVIRONMENT: "1"}
 
 
 def processes_of(folder: str) -> list[int]:
@@ -87,7 +86,7 @@ def _names(command: bytes, folder: str) -> bool:
 
 def _has_open(process: Path, folder: str) -> bool:
     ours = [file for file in _open_files(process) if f"{file}/".startswith(f"{folder}/")]
-    return bool(ours) and not any(_DRIVER_LOG in file for file in ours)
+    return bool(ours) and not any(map(DRIVER_LOG.search, ours))
 
 
 def _open_files(process: Path) -> list[str]:

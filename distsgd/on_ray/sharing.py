@@ -10,7 +10,6 @@ connection is made by the main thread, or by one that lives as long as the conne
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,14 +22,12 @@ from distsgd.data.system import OWN_THREAD
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.capacity import connected_ray
 from distsgd.on_ray.init import import_ray, no_auto_init, wait_for_other_threads
+from distsgd.on_ray.private import DRIVER_LOG
 
 __all__ = ["OWN", "owns_ray", "shared_connection"]
 
 OWN = ""
 """Where a Ray of our own is: the address of no cluster."""
-
-_DRIVER_LOG = re.compile(r"/python-core-driver-\w+_(\d+)\.log")
-"""The log file of a driver, with its process id. Ray leaves it open after `ray.shutdown`."""
 
 
 @dataclass
@@ -195,7 +192,7 @@ def _drivers() -> set[int]:
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            match = _DRIVER_LOG.search(str(link.readlink()))
+            match = DRIVER_LOG.search(str(link.readlink()))
         except OSError:  # the descriptor of this very listing
             continue
         if match:

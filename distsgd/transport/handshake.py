@@ -27,6 +27,7 @@ from functools import partial
 
 from distsgd.errors import ChannelClosed, UsageError
 from distsgd.transport.framing import receive, send
+from distsgd.transport.ray_variables import TLS_FILES, USE_TLS, uses_tls
 
 __all__ = [
     "Doorway",
@@ -36,7 +37,6 @@ __all__ = [
     "greet_worker",
     "same_user",
     "secured",
-    "wanted",
 ]
 
 
@@ -165,7 +165,7 @@ def secured(connection: socket.socket, *, server: bool) -> socket.socket:
         ChannelClosed: the other end has no certificate of the same authority.
         UsageError: a certificate cannot be read.
     """
-    if not wanted():
+    if not uses_tls():
         return connection
     try:
         return context(server).wrap_socket(connection, server_side=server)
@@ -180,13 +180,8 @@ def check_certificates() -> None:
     Raises:
         UsageError: they cannot be read.
     """
-    if wanted():
+    if uses_tls():
         context(server=True)
-
-
-def wanted() -> bool:
-    """Whether Ray is set to use TLS."""
-    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def context(server: bool) -> ssl.SSLContext:
@@ -199,14 +194,13 @@ def context(server: bool) -> ssl.SSLContext:
     # Nodes are known by addresses that change; the authority is the cluster's own.
     found.check_hostname = False
     found.verify_mode = ssl.CERT_REQUIRED
-    names = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
-    certificate, key, authority = (os.environ.get(name, "") for name in names)
+    certificate, key, authority = (os.environ.get(name, "") for name in TLS_FILES)
     try:
         found.load_cert_chain(certificate, key)
         found.load_verify_locations(authority)
     except OSError as error:
         raise UsageError(
-            f"RAY_USE_TLS is set, but the certificates cannot be read: {error}",
-            f"Let {', '.join(names)} name files",
+            f"{USE_TLS} is set, but the certificates cannot be read: {error}",
+            f"Let {', '.join(TLS_FILES)} name files",
         ) from None
     return found

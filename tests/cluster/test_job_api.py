@@ -16,6 +16,7 @@ import requests
 from distsgd.cluster import jobs as job_api
 from distsgd.cluster.jobs import JobApi, jobs_address
 from distsgd.errors import RuntimeFailure
+from distsgd.on_ray.private import JOB_LOGGERS
 
 
 def test_who_is_connected_to_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,7 @@ def test_a_dead_proxy_is_named(dead_proxy: None) -> None:
 
 
 def test_the_loggers_of_rays_client_are_as_before() -> None:
-    logger = logging.getLogger(job_api._LOGGERS[0])
+    logger = logging.getLogger(JOB_LOGGERS[0])
     before = logger.level
     with pytest.raises(RuntimeFailure), job_api.job_api("http://127.0.0.1:1"):
         pass

@@ -20,7 +20,7 @@ from distsgd.errors import RuntimeFailure
 from distsgd.on_ray import init as ray_init
 from distsgd.on_ray import session as ray_session
 from distsgd.on_ray.init import init_ray, no_auto_init, same_random_numbers
-from distsgd.on_ray.session import quiet_ray
+from distsgd.on_ray.private import quiet_output
 from distsgd.training.measuring import Background
 
 
@@ -201,7 +201,7 @@ def test_the_callers_ray_shows_the_output_of_its_workers_afterwards() -> None:
     from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
 
     before = stdout_deduplicator.skip_re, stderr_deduplicator.skip_re
-    with quiet_ray(also_stderr=True):
+    with quiet_output(also_stderr=True):
         assert stdout_deduplicator.skip_re.search("anything")
         assert stderr_deduplicator.skip_re.search("anything")
     assert (stdout_deduplicator.skip_re, stderr_deduplicator.skip_re) == before

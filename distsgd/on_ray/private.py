@@ -1,0 +1,260 @@
+"""Everything private of Ray that the package uses, each behind a function that says what for.
+
+There is no public call for any of it. `tests/on_ray/test_private.py` looks for every name in the
+installed Ray and says what breaks without it; pyproject.toml pins the minor versions for which it
+has passed.
+
+Run as a program, this is `ray start` without the server of Ray Client:
+
+    python -m distsgd.on_ray.private OPTIONS
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from distsgd.transport.ray_variables import LOOPBACK
+
+__all__ = [
+    "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "SOCKET_PATH", "VITAL_PROCESSES",
+    "WORKER_LOGGER", "call_in_actor", "dead_processes", "drop_gcs_client", "free_cpus",
+    "global_node", "init_code", "init_options", "installed_only", "is_head", "is_own_excepthook",
+    "job_client", "quiet_output", "read_token", "replaced_init", "reread_environment",
+    "set_auto_init", "start", "without_sigterm_handler",
+]  # fmt: skip
+
+VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
+"""Names of the processes that a Ray cannot do without, as `dead_processes` gives them."""
+
+DRIVER_LOG = re.compile(r"/python-core-driver-\w+_(\d+)\.log")
+"""Log file of a driver, with its process id. Ray leaves it open after `ray.shutdown`."""
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource that only the head node has."""
+
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""The cheapest gRPC call of a head: it needs the token, and no arguments."""
+
+SOCKET_PATH = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path of a socket below a session's folder; 107 bytes fit in all."""
+
+WORKER_LOGGER = "ray._private.worker"
+"""The logger that warns when `ray.init` runs in a thread, which can install no signal handler."""
+
+JOB_LOGGERS = (
+    "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)  # fmt: skip
+"""The loggers that report the progress of submitting a job."""
+
+
+def global_node() -> Any:
+    """The node that `ray.init` has started or joined in this process, or None."""
+    import ray
+
+    return getattr(ray._private.worker, "_global_node", None)
+
+
+def dead_processes() -> set[str]:
+    """Names of the processes of our own Ray that have died."""
+    return {str(name) for name, _ in getattr(global_node(), "dead_processes", list)()}
+
+
+def is_head() -> bool:
+    """Whether this process has started its Ray itself: then its processes are our children."""
+    return bool(getattr(global_node(), "is_head", lambda: True)())
+
+
+def drop_gcs_client(node: Any) -> None:
+    """Close the connection to the head that `ray.shutdown` leaves open.
+
+    Left open, it ends the process some seconds after the head has gone.
+
+    Args:
+        node: what `global_node` gave before the shutdown.
+    """
+    if getattr(node, "_gcs_client", None) is not None:
+        node._gcs_client = None
+
+
+def reread_environment() -> None:
+    """Make Ray read again what it reads once, when it is first imported.
+
+    These are the authentication mode, the token (every session has another one), and whether to
+    stay on the loopback address.
+    """
+    try:
+        from ray._private import ray_constants
+        from ray._raylet import (  # type: ignore[attr-defined]
+            AuthenticationTokenLoader,
+            Config,
+        )
+    except ImportError:
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK) != "0"
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def read_token() -> None:
+    """Make Ray read the token now, to keep it when it is no longer in the environment."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().has_token()
+
+
+@contextmanager
+def quiet_output(*, also_stderr: bool = False) -> Iterator[None]:
+    """While entered, nothing that Ray's processes print is shown on stdout, where results belong.
+
+    Args:
+        also_stderr: nor on stderr, such as traces of Ray's own functions from other nodes.
+    """
+    try:
+        from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
+    except ImportError:
+        yield
+        return
+    quieted = [stdout_deduplicator, *([stderr_deduplicator] if also_stderr else [])]
+    before = [one.skip_re for one in quieted]
+    for one in quieted:
+        one.skip_re = re.compile("")
+    try:
+        yield
+    finally:
+        for one, skipped in zip(quieted, before, strict=True):
+            one.skip_re = skipped
+
+
+def set_auto_init(wanted: bool) -> bool:
+    """Say whether a call to Ray may start one where none is; returns what held before."""
+    from ray._private import auto_init_hook
+
+    before = bool(auto_init_hook.enable_auto_connect)
+    auto_init_hook.enable_auto_connect = wanted
+    return before
+
+
+@contextmanager
+def without_sigterm_handler() -> Iterator[None]:
+    """While entered, `ray.init` installs no handler of SIGTERM."""
+    import ray
+
+    place: Any = getattr(ray._private, "utils", None)
+    install = getattr(place, "set_sigterm_handler", None)
+    if install is None:
+        yield
+        return
+    place.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        place.set_sigterm_handler = install
+
+
+def is_own_excepthook(hook: Any) -> bool:
+    """Whether a `sys.excepthook` is the one that importing Ray installs."""
+    import ray
+
+    return hook is getattr(ray._private.worker, "custom_excepthook", None)
+
+
+def init_code() -> CodeType:
+    """The code of `ray.init` below its decorators, to find it in the frames of other threads."""
+    import ray
+
+    code: CodeType = inspect.unwrap(ray.init).__code__
+    return code
+
+
+@contextmanager
+def replaced_init(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While entered, `ray.init` is what ``wrap`` makes of it."""
+    import ray
+
+    init = ray.init
+    ray.init = wrap(init)
+    try:
+        yield
+    finally:
+        ray.init = init
+
+
+def init_options(folder: Path) -> dict[str, Any]:
+    """Options of `ray.init` that put all files into a folder and listen on loopback alone."""
+    return {"_temp_dir": str(folder), "_node_ip_address": "127.0.0.1"}
+
+
+def installed_only(folders: Sequence[str]) -> Any:
+    """A job configuration whose workers import what is installed, and nothing else.
+
+    Ray would add the working folder and that of the script.
+
+    Args:
+        folders: from which workers import too.
+    """
+    from ray.job_config import JobConfig
+
+    class InstalledOnly(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:
+            """As if workers had a folder of their own: then Ray adds neither of the two."""
+            return True
+
+    return InstalledOnly(_py_driver_sys_path=list(folders))
+
+
+def call_in_actor(actor: Any, function: Callable[[Any], Any]) -> Any:
+    """Call a function in the process of an actor, with its object; returns a reference."""
+    return actor.__ray_call__.remote(function)
+
+
+def free_cpus() -> dict[str, float]:
+    """Node id -> CPUs of it that nobody uses."""
+    import ray
+
+    found = ray._private.state.available_resources_per_node()
+    return {node: free.get("CPU", 0.0) for node, free in found.items()}
+
+
+def job_client(address: str, options: Callable[[bool], Mapping[str, Any]]) -> Any:
+    """A client for jobs whose requests have a time limit; Ray's own waits for ever.
+
+    Args:
+        address: URL of the head.
+        options: of `requests`, for a request that has data to send (True) or none.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class PatientClient(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, *given: Any, **named: Any) -> Any:
+            return super()._do_request(
+                *given, **{**options(named.get("data") is not None), **named}
+            )
+
+    return PatientClient(address)
+
+
+def start(options: Sequence[str]) -> None:
+    """`ray start` without the server of Ray Client, which a head otherwise opens at port 10001.
+
+    Ray has no option for it: it starts that server wherever gRPC is installed. Exits with Ray's
+    code; the processes that it starts outlive this one.
+    """
+    from ray.scripts import scripts
+
+    command: Any = scripts
+    if hasattr(command, "get_ray_client_dependency_error"):
+        command.get_ray_client_dependency_error = lambda: ImportError("Ray Client is not wanted")
+    command.cli.main(["start", *options])
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])
