@@ -16,7 +16,7 @@ from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.addresses import check_known, is_uri, parse_uri
 from distsgd.data.text_files import parse_json, read_text
 from distsgd.errors import DatasetError, UsageError
-from distsgd.on_ray.capacity import room_for_workers
+from distsgd.on_ray.capacity import worker_capacity
 from distsgd.spelling import SET, Spelling, spelling, written
 
 __all__ = [
@@ -206,7 +206,7 @@ def with_room(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("workers") != AUTO:
         return settings
     servers = settings.get("servers", TrainConfig.servers)
-    room = room_for_workers(int(servers) if str(servers).isdecimal() else 1)
+    room = worker_capacity(int(servers) if str(servers).isdecimal() else 1)
     return {"elastic": True, **settings, "workers": room}
 
 

@@ -19,7 +19,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.messages import Dismiss, Grant, Message, Push
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job, Snapshot
-from distsgd.engine.pending_replies import Outbox
+from distsgd.engine.pending_replies import PendingReplies
 from distsgd.errors import RuntimeFailure
 from distsgd.transport.base import Reply
 from distsgd.transport.framing import Entry
@@ -46,7 +46,7 @@ class FollowerHost:
     def __init__(self, job: Job, start: Snapshot, number: int) -> None:
         self._server = job.follower(start, number)
         self._changed = threading.Condition()
-        self._outbox = Outbox(self._changed)
+        self._replies = PendingReplies(self._changed)
         self._failure: Exception | None = None
         self._received = 0
         self.trace = Trace(job.trace)
@@ -54,10 +54,10 @@ class FollowerHost:
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """See `distsgd.transport.base.ServerPort.exchange`."""
         with self._changed:
-            call = self._outbox.called(worker, keep=True)
+            call = self._replies.called(worker, keep=True)
         self.submit(worker, message, size)
         with self._changed:
-            while (found := self._outbox.fetch(worker, call)) is None:
+            while (found := self._replies.fetch(worker, call)) is None:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
@@ -72,13 +72,13 @@ class FollowerHost:
                 self.trace.lap("put")
                 self._received += size
                 self._changed.notify_all()
-            self._outbox.ask(worker, perf_counter())
+            self._replies.ask(worker, perf_counter())
 
     def attached(
         self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
         """See `distsgd.transport.base.ServerPort.attached`."""
-        return self._outbox.attached(worker, give)
+        return self._replies.attached(worker, give)
 
     def refused(self, where: str) -> None:
         """See `distsgd.transport.base.ServerPort.refused`; the coordinator tells the driver."""
@@ -98,9 +98,9 @@ class FollowerHost:
                 with np.errstate(all="ignore"):
                     self._server.follow(entry)
                 if isinstance(entry, Grant):
-                    self._outbox.put(entry.worker, (entry.lease, self._server.weights))
+                    self._replies.put(entry.worker, (entry.lease, self._server.weights))
                 elif isinstance(entry, Dismiss):
-                    self._outbox.put(entry.worker, None)
+                    self._replies.put(entry.worker, None)
                 self.trace.lap(type(entry).__name__.lower())
                 self._changed.notify_all()
 
@@ -112,7 +112,7 @@ class FollowerHost:
     def lost(self, worker: int) -> None:
         """A worker has gone; what becomes of its work, the coordinator decides."""
         with self._changed:
-            self._outbox.gone(worker, keep=True)
+            self._replies.gone(worker, keep=True)
 
     def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """W and the state of the optimiser at a version that was to be kept, when it is there.

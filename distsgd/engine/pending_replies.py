@@ -10,12 +10,12 @@ from time import perf_counter
 from distsgd.core.messages import ResidualRequest
 from distsgd.transport.base import Reply, Work
 
-__all__ = ["Outbox"]
+__all__ = ["PendingReplies"]
 
 Give = Callable[[Reply | None], None]
 
 
-class Outbox:
+class PendingReplies:
     """Holds a worker's work until the worker asks for it. All calls are made under one lock.
 
     Args:

@@ -26,7 +26,7 @@ from distsgd.engine.events import (
 from distsgd.engine.follower import DecisionLog
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.lease_times import LeaseTimes
-from distsgd.engine.pending_replies import Outbox
+from distsgd.engine.pending_replies import PendingReplies
 from distsgd.engine.snapshots import HeldEvents, TimedSnapshots
 from distsgd.transport.base import Reply
 from distsgd.transport.framing import Entry
@@ -61,7 +61,7 @@ class ServerHost:
         self._news = threading.Condition(lock)  # the driver
         self._lock = lock
         self._events = HeldEvents()
-        self._outbox = Outbox(self._answered, self._events.request)
+        self._replies = PendingReplies(self._answered, self._events.request)
         self._unrecorded: list[Decision] = []
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
@@ -82,10 +82,10 @@ class ServerHost:
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """A worker pushes and pulls; see `distsgd.transport.base.ServerPort.exchange`."""
         with self._lock:
-            call = self._outbox.called(worker)
+            call = self._replies.called(worker)
         self.submit(worker, message, size)
         with self._lock:
-            while (found := self._outbox.fetch(worker, call)) is None:
+            while (found := self._replies.fetch(worker, call)) is None:
                 self._answered.wait()
             return found[0]
 
@@ -104,7 +104,7 @@ class ServerHost:
         self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
         """See `distsgd.transport.base.ServerPort.attached`."""
-        return self._outbox.attached(worker, give)
+        return self._replies.attached(worker, give)
 
     def _submit(self, worker: int, message: Message | None, size: int) -> None:
         self._watch.run()
@@ -112,18 +112,18 @@ class ServerHost:
         now = perf_counter()
         self.trace.start()
         if message is None:
-            self._outbox.ask(worker, now)
+            self._replies.ask(worker, now)
             self._carry_out(self._server.pull(worker))
         elif isinstance(message, ResidualReport):
             self._events.reported(worker, message)
             self._news.notify_all()
-            self._outbox.ask(worker, now)
+            self._replies.ask(worker, now)
         else:
             self._take(worker, message, size, now)
         self._recorder.statistics.busy_seconds += perf_counter() - now
 
     def _take(self, worker: int, push: Push, size: int, now: float) -> None:
-        self._outbox.ask(worker, now)
+        self._replies.ask(worker, now)
         self._recorder.statistics.bytes_pushed += size
         self._times.answered(worker, now)
         version = self._server.version
@@ -172,7 +172,7 @@ class ServerHost:
         """A worker has gone; its slots go to the others."""
         with self._lock:
             self._gone.add(worker)
-            self._outbox.gone(worker)
+            self._replies.gone(worker)
             self._times.lost(worker)
             self._events.lost(worker)
             self._carry_out(self._server.lost(worker))
@@ -196,8 +196,8 @@ class ServerHost:
         if not self._over:
             self._over = True
             self._watch.pause()
-            self._recorder.statistics.waiting_seconds = self._outbox.waited
-            self._recorder.statistics.answering_seconds = self._outbox.answering
+            self._recorder.statistics.waiting_seconds = self._replies.waited
+            self._recorder.statistics.answering_seconds = self._replies.answering
             self._emit(event)
 
     def _emit(self, event: Event) -> None:
@@ -214,7 +214,7 @@ class ServerHost:
         if isinstance(event, UpdateSampled) and self._crowded():
             self._news.notify_all()
         if wanted:
-            self._outbox.flush_all()
+            self._replies.flush_all()
 
     def _carry_out(self, decisions: list[Decision]) -> None:
         """Give out work first, as somebody waits for it, and then take note of everything.
@@ -231,7 +231,7 @@ class ServerHost:
             self._record()
         for decision in decisions:
             if isinstance(decision, Dismiss):
-                self._outbox.put(decision.worker, None)
+                self._replies.put(decision.worker, None)
         self.trace.lap("record")
         if self._has_residuals:
             self._grant(decisions)
@@ -257,6 +257,6 @@ class ServerHost:
         now = perf_counter()
         for decision in decisions:
             if isinstance(decision, Grant):
-                self._outbox.put(decision.worker, (decision.lease, self._server.weights))
+                self._replies.put(decision.worker, (decision.lease, self._server.weights))
                 self._times.granted(decision.worker, decision.lease, now)
         self.trace.lap("give")

@@ -20,15 +20,15 @@ from typing import Any
 from distsgd.errors import UsageError
 
 __all__ = [
-    "FollowedRoom",
+    "FollowedCapacity",
     "check_processes",
     "connected_ray",
     "free_memory",
     "free_threads",
-    "place_of_servers",
-    "place_of_workers",
     "process_memory",
-    "room_for_workers",
+    "server_placement",
+    "worker_capacity",
+    "worker_placement",
 ]
 
 
@@ -54,7 +54,7 @@ def connected_ray() -> Any:
     return ray if connected else None
 
 
-def room_for_workers(servers: int) -> int:
+def worker_capacity(servers: int) -> int:
     """Workers that fit beside so many servers, at least 1.
 
     On the cluster that this process is connected to, those for which there are CPUs, whoever uses
@@ -203,7 +203,7 @@ def check_processes(count: int, others: int, what: str) -> None:
         )
 
 
-class FollowedRoom:
+class FollowedCapacity:
     """How many workers a run is to have: what the user says, until then what there is room for.
 
     Args:
@@ -225,7 +225,7 @@ class FollowedRoom:
         if not self._follow or now < self._next:
             return None
         self._next = now + _SECONDS
-        return room_for_workers(self._servers)
+        return worker_capacity(self._servers)
 
 
 def _several_nodes() -> bool:
@@ -234,7 +234,7 @@ def _several_nodes() -> bool:
     return sum(bool(node["Alive"]) for node in ray.nodes()) > 1
 
 
-def place_of_servers(placement: str) -> dict[str, Any]:
+def server_placement(placement: str) -> dict[str, Any]:
     """Options of the servers' actors.
 
     Args:
@@ -252,6 +252,6 @@ def place_of_servers(placement: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
-def place_of_workers() -> dict[str, Any]:
+def worker_placement() -> dict[str, Any]:
     """Options of a worker's actor: on as many nodes as there are."""
     return {"scheduling_strategy": "SPREAD"} if _several_nodes() else {}

@@ -14,7 +14,7 @@ import ray
 
 from distsgd.core.chaos import Chaos, Strike
 
-__all__ = ["Havoc"]
+__all__ = ["ChaosKills"]
 
 Told = Callable[[Strike, str], None]
 
@@ -57,7 +57,7 @@ class _Process:
             self._file = -1
 
 
-class Havoc:
+class ChaosKills:
     """Carries out strikes at the workers and servers that are on the driver's machine.
 
     Args:
@@ -71,7 +71,7 @@ class Havoc:
         self._asked: dict[str, Any] = {}
         self._processes: dict[str, _Process] = {}
 
-    def born(self, name: str, reference: Any) -> None:
+    def started(self, name: str, reference: Any) -> None:
         """There is a new process.
 
         Args:
@@ -90,7 +90,7 @@ class Havoc:
         for strike in due:
             self._carry_out(strike)
 
-    def calm(self) -> None:
+    def close(self) -> None:
         """Wake whoever is stopped, and forget all processes."""
         self._asked.clear()
         for name in list(self._processes):

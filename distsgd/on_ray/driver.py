@@ -25,10 +25,10 @@ from distsgd.engine.events import (
 )
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure, ServerLost
-from distsgd.on_ray.capacity import place_of_servers, place_of_workers, room_for_workers
-from distsgd.on_ray.chaos_kills import Havoc
+from distsgd.on_ray.capacity import server_placement, worker_capacity, worker_placement
+from distsgd.on_ray.chaos_kills import ChaosKills
 from distsgd.on_ray.fleet import WAIT_SECONDS, Fleet
-from distsgd.on_ray.health import HINT, answer_of, check_ray, what_to_tell
+from distsgd.on_ray.health import HINT, answer_of, check_ray, classify_failure
 from distsgd.on_ray.processes import FollowerProcess, ServerProcess, WorkerProcess
 from distsgd.on_ray.session import ray_session
 from distsgd.on_ray.sharing import owns_ray
@@ -36,7 +36,7 @@ from distsgd.on_ray.sharing import owns_ray
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
-_HAVOC_SECONDS = 0.02  # as long as strikes wait for updates to be told of
+_CHAOS_SECONDS = 0.02  # as long as strikes wait for updates to be told of
 _SECONDS_UNSAID = 5.0
 _TRACK_SECONDS = 30.0
 _SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
@@ -49,7 +49,7 @@ def _cpus_each() -> int:
 
 def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
     """The coordinator and its followers."""
-    where, cpus = place_of_servers(job.placement), _cpus_each()
+    where, cpus = server_placement(job.placement), _cpus_each()
     coordinator = (
         ray.remote(ServerProcess)
         .options(num_cpus=cpus, max_concurrency=2 * workers + job.servers + _SPARE, **where)
@@ -72,7 +72,7 @@ def train_on_ray(
     channel: str = "auto",
     wanted: Callable[[], int | None] = lambda: None,
     patience: float = WAIT_SECONDS,
-    havoc: Havoc | None = None,
+    kills: ChaosKills | None = None,
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
@@ -89,7 +89,7 @@ def train_on_ray(
         wanted: asked several times a second for how many workers there are to be, if that has
             changed.
         patience: seconds to wait when no worker is there, or no server can be placed.
-        havoc: kills and stops processes on purpose.
+        kills: kills and stops processes on purpose.
 
     Raises:
         ServerLost: a server has died, or a worker and its residual with it; training can go on
@@ -98,11 +98,11 @@ def train_on_ray(
         DistsgdError: what a worker or the server raised, such as a corrupt shard.
     """
     with ray_session(cpus=workers + job.servers):
-        driver = _Driver(job, start, workers, channel, patience, havoc)
+        driver = _Driver(job, start, workers, channel, patience, kills)
         try:
             yield from driver.events(should_stop, wanted)
         except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
-            raise what_to_tell(error) from error
+            raise classify_failure(error) from error
         finally:
             driver.kill()
 
@@ -112,22 +112,22 @@ class _Driver:
 
     def __init__(
         self, job: Job, start: Snapshot, workers: int, channel: str, patience: float,
-        havoc: Havoc | None,
+        kills: ChaosKills | None,
     ) -> None:  # fmt: skip
         self._job, self._start, self._workers = job, start, workers
-        self._channel, self._patience, self._havoc = channel, patience, havoc
+        self._channel, self._patience, self._kills = channel, patience, kills
         self._servers: list[Any] = []
         self._fleet: Fleet | None = None
         self._following: set[Any] = set()
 
     def _born(self, name: str, actor: Any) -> None:
-        if self._havoc is not None:
-            self._havoc.born(name, actor.process.remote())
+        if self._kills is not None:
+            self._kills.started(name, actor.process.remote())
 
     def kill(self) -> None:
         """End all actors."""
-        if self._havoc is not None:
-            self._havoc.calm()
+        if self._kills is not None:
+            self._kills.close()
         with suppress(ray.exceptions.RayError):
             if self._fleet is not None:
                 self._fleet.kill()
@@ -137,7 +137,7 @@ class _Driver:
     def _make_worker(self, number: int) -> Any:
         check_ray(surely=True)
         actor = (
-            ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **place_of_workers())
+            ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **worker_placement())
             .remote(self._job, self._start, number, self._workers)
         )  # fmt: skip
         self._born(f"worker {number}", actor)
@@ -152,7 +152,7 @@ class _Driver:
             self._born(f"server {number}", server)
         lost = self._servers[0].lost.remote
         addresses = [server.address.remote() for server in self._servers]
-        room = None if owns_ray() else room_for_workers(self._job.servers)
+        room = None if owns_ray() else worker_capacity(self._job.servers)
         together = self._job.has_residuals
         fleet = Fleet(
             self._make_worker, self._channel, lost, self._workers, self._patience, room, together
@@ -187,7 +187,7 @@ class _Driver:
                 return
         assert self._fleet is not None
         server, fleet, stopping = self._servers[0], self._fleet, False
-        poll = _POLL_SECONDS if self._havoc is None else _HAVOC_SECONDS
+        poll = _POLL_SECONDS if self._kills is None else _CHAOS_SECONDS
         waiting = server.events.remote(poll)
         while True:
             if should_stop() and not stopping:
@@ -207,8 +207,8 @@ class _Driver:
                 versions = [event.update.version for event in events if isinstance(event, Updated)]
                 if versions:
                     fleet.progressed()
-                    if self._havoc is not None:
-                        self._havoc.updated(versions[-1])
+                    if self._kills is not None:
+                        self._kills.updated(versions[-1])
                 yield from events
                 if events and isinstance(events[-1], Ended):
                     return
@@ -217,7 +217,7 @@ class _Driver:
     def _tended(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
         """See to the workers, now and then; events of what there is to say."""
         if not fleet.begun and fleet.enough():
-            said = fleet.set_to_work()
+            said = fleet.start_work()
             there = sorted(fleet.names)
             yield Connected(
                 tuple(fleet.names[worker] for worker in there),

@@ -26,11 +26,11 @@ from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLo
 from distsgd.on_ray.health import DEAD, HINT, answer_of, cause_of, why_dead
 from distsgd.on_ray.private import call_in_actor
 
-__all__ = ["WAIT_SECONDS", "Fleet", "Whereabouts", "end_process", "whereabouts"]
+__all__ = ["WAIT_SECONDS", "Fleet", "ProcessIdentity", "end_process", "process_identity"]
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class ProcessIdentity:
     """A process.
 
     Attributes:
@@ -44,12 +44,12 @@ class Whereabouts:
     started: str
 
 
-def whereabouts(_: object = None) -> Whereabouts:
+def process_identity(_: object = None) -> ProcessIdentity:
     """Those of this process."""
-    return Whereabouts(_machine(), os.getpid(), _started(os.getpid()))
+    return ProcessIdentity(_machine(), os.getpid(), _started(os.getpid()))
 
 
-def end_process(place: Whereabouts) -> bool:
+def end_process(place: ProcessIdentity) -> bool:
     """SIGKILL a process of this machine; returns whether it was here, and still the same."""
     with suppress(OSError):
         if place.machine == _machine():
@@ -159,7 +159,7 @@ class Fleet:
         first = min(self._ready.values(), default=None)
         return 0.0 if first is None else monotonic() - first
 
-    def set_to_work(self) -> str | None:
+    def start_work(self) -> str | None:
         """Those who are connected begin; returns what there is to say of the others."""
         self.begun = True
         there, every = len(self._ready), len(self._actors)
@@ -289,7 +289,7 @@ class Fleet:
 
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
-        self._places[worker] = call_in_actor(actor, whereabouts)
+        self._places[worker] = call_in_actor(actor, process_identity)
         # Ray connects it once the coordinator has heard of the death of the one before. Heard of
         # later, that would be taken for its own: it would get neither work nor dismissal.
         before = self._taken_back.get(worker)

@@ -27,7 +27,7 @@ __all__ = [
     "answer_of",
     "cause_of",
     "check_ray",
-    "what_to_tell",
+    "classify_failure",
     "why_dead",
 ]
 
@@ -168,7 +168,7 @@ def answer_of(references: Any) -> Any:
         raise server_lost(error) from error
 
 
-def what_to_tell(error: Exception) -> Exception:
+def classify_failure(error: Exception) -> Exception:
     """The error for the user: when Ray itself has died, everything else is a consequence."""
     try:
         check_ray(surely=True)

@@ -28,7 +28,7 @@ from distsgd.training.results import ChaosReport
 from distsgd.transport.faulty import read_tally
 
 if TYPE_CHECKING:
-    from distsgd.on_ray.chaos_kills import Havoc
+    from distsgd.on_ray.chaos_kills import ChaosKills
 
 __all__ = ["ChaosWatch", "chaos_from"]
 
@@ -52,7 +52,7 @@ class ChaosWatch(Hook):
         self._struck: Counter[str] = Counter()
         self._stalled, self._last = 0.0, 0.0
         self._tallied: dict[str, int] = {}
-        self._havoc: Havoc | None = None
+        self._kills: ChaosKills | None = None
 
     def open(self, job: Job, context: Context) -> Job:
         """Start the log; faults of pushes go with the job."""
@@ -65,13 +65,13 @@ class ChaosWatch(Hook):
         self._log.flush()
         return replace(job, chaos=chaos, tally=str(self._tally))
 
-    def process_faults(self) -> Havoc:
+    def process_faults(self) -> ChaosKills:
         """Kills and stops: one object for all generations of processes."""
-        from distsgd.on_ray.chaos_kills import Havoc
+        from distsgd.on_ray.chaos_kills import ChaosKills
 
-        if self._havoc is None:
-            self._havoc = Havoc(self._chaos, self._start, self._strike)
-        return self._havoc
+        if self._kills is None:
+            self._kills = ChaosKills(self._chaos, self._start, self._strike)
+        return self._kills
 
     def _strike(self, strike: Strike, process: str) -> None:
         """A process was struck."""

@@ -11,7 +11,7 @@ from distsgd.engine.job import Job, Snapshot
 from distsgd.runs.opened_run import OpenedRun
 
 if TYPE_CHECKING:
-    from distsgd.on_ray.chaos_kills import Havoc
+    from distsgd.on_ray.chaos_kills import ChaosKills
 
 __all__ = ["Context", "Hook"]
 
@@ -48,7 +48,7 @@ class Hook:
     def restarted(self) -> None:
         """The processes were restarted: updates after the last one in the journal may recur."""
 
-    def process_faults(self) -> Havoc | None:
+    def process_faults(self) -> ChaosKills | None:
         """What kills and stops processes on purpose, if anything does."""
         return None
 

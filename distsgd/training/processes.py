@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Event
 from distsgd.engine.job import Job, Snapshot
-from distsgd.on_ray.capacity import FollowedRoom
+from distsgd.on_ray.capacity import FollowedCapacity
 from distsgd.runs.folder import RunFolder, WantedWorkers
 
 if TYPE_CHECKING:
-    from distsgd.on_ray.chaos_kills import Havoc
+    from distsgd.on_ray.chaos_kills import ChaosKills
 
 __all__ = ["NeedsRestart", "Processes"]
 
@@ -47,7 +47,7 @@ class Processes:
         self._config, self._address, self._resized = config, address, resized
         self.workers = config.workers
         self._requested = WantedWorkers(run)
-        self._wanted = FollowedRoom(self._requested, config.servers, config.elastic)
+        self._wanted = FollowedCapacity(self._requested, config.servers, config.elastic)
 
     def in_one_process(self, job: Job, start: Snapshot) -> bool:
         """Whether no Ray is needed: there are no workers, or no steps are left."""
@@ -77,7 +77,7 @@ class Processes:
         job: Job,
         start: Snapshot,
         stop: Callable[[], bool],
-        faults: Callable[[], Havoc | None],
+        faults: Callable[[], ChaosKills | None],
     ) -> Iterator[Event]:
         """The events of a generation of processes; see `train_inline` and `train_on_ray`.
 

@@ -35,7 +35,7 @@ from distsgd.training.recovery import Stopped, find_tail
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 
 if TYPE_CHECKING:
-    from distsgd.on_ray.chaos_kills import Havoc
+    from distsgd.on_ray.chaos_kills import ChaosKills
 
 __all__ = ["Session", "Task"]
 
@@ -147,7 +147,7 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
 
-    def _process_faults(self) -> Havoc | None:
+    def _process_faults(self) -> ChaosKills | None:
         return next(filter(None, (hook.process_faults() for hook in self._hooks)), None)
 
     def _recovered(self) -> Snapshot:

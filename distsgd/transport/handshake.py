@@ -30,7 +30,7 @@ from distsgd.transport.framing import receive, send
 from distsgd.transport.ray_variables import TLS_FILES, USE_TLS, uses_tls
 
 __all__ = [
-    "Doorway",
+    "PendingConnections",
     "check_certificates",
     "context",
     "greet_server",
@@ -95,7 +95,7 @@ _SECONDS, _SECONDS_SAFE = 10.0, 1.0
 _MOST, _MOST_SAFE = 64, 1024
 
 
-class Doorway:
+class PendingConnections:
     """Whoever is in it has a time limit for all that he says, and makes room when it is full.
 
     A limit for each word alone could be drawn out byte by byte. When another comes and it is full,

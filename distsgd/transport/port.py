@@ -29,7 +29,7 @@ from distsgd.transport.framing import (
     write_log,
 )
 from distsgd.transport.handshake import (
-    Doorway,
+    PendingConnections,
     check_certificates,
     greet_worker,
     same_user,
@@ -107,7 +107,7 @@ class Port:
         self._shared.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        doorway = Doorway()
+        pending = PendingConnections()
         while not self._closed.is_set():
             try:
                 connection, _ = listener.accept()
@@ -115,17 +115,17 @@ class Port:
                 self._closed.wait(_PAUSE_SECONDS)
                 continue
             try:
-                self._admit(connection, doorway)
+                self._admit(connection, pending)
             except OSError:
                 connection.close()
 
-    def _admit(self, connection: socket.socket, doorway: Doorway) -> None:
+    def _admit(self, connection: socket.socket, pending: PendingConnections) -> None:
         """Have it served by a thread of its own.
 
         Raises:
             OSError: there is no room for it.
         """
-        leave = doorway.enter(connection)
+        leave = pending.enter(connection)
         try:
             threading.Thread(target=self._serve, args=(connection, leave), daemon=True).start()
         except RuntimeError as error:

@@ -131,7 +131,7 @@ def _row_bytes(shape: Shape) -> int:
 _MOST_BYTES = 1 << 16
 
 
-class _Guest:
+class _Peer:
     """One worker: what has come of its next message, and how it is given work."""
 
     def __init__(
@@ -182,7 +182,7 @@ class SharedLoop:
 
     def __init__(self, server: ServerPort, shape: Shape, decode: Decode) -> None:
         self._server, self._shape, self._decode = server, shape, decode
-        self._guests: dict[int, tuple[_Guest, ExitStack, Callable[[], None]]] = {}
+        self._peers: dict[int, tuple[_Peer, ExitStack, Callable[[], None]]] = {}
         self._poll = select.epoll()
         self._over = os.eventfd(0)
         self._poll.register(self._over, select.EPOLLIN)
@@ -201,14 +201,14 @@ class SharedLoop:
         """
         with ExitStack() as stack:
             stack.enter_context(connection)
-            guest = _Guest(connection, worker, self._shape, self._decode)
-            stack.enter_context(self._server.attached(worker, guest.give))
+            peer = _Peer(connection, worker, self._shape, self._decode)
+            stack.enter_context(self._server.attached(worker, peer.give))
             number = connection.fileno()
-            self._guests[number] = guest, stack.pop_all(), lost
+            self._peers[number] = peer, stack.pop_all(), lost
         try:
             self._poll.register(connection, select.EPOLLIN)
         except ValueError:  # it was closed while the worker was greeted
-            if (found := self._guests.pop(number, None)) is not None:
+            if (found := self._peers.pop(number, None)) is not None:
                 found[1].close()
             raise ChannelClosed("the server has ended") from None
 
@@ -232,22 +232,22 @@ class SharedLoop:
         return True
 
     def _serve(self, number: int) -> None:
-        guest, stack, lost = self._guests[number]
+        peer, stack, lost = self._peers[number]
         try:
-            if not guest.read():
+            if not peer.read():
                 return
-            message, size = guest.reader.parse(guest.content)
-            guest.content = b""
-            self._server.submit(guest.worker, message, size)
+            message, size = peer.reader.parse(peer.content)
+            peer.content = b""
+            self._server.submit(peer.worker, message, size)
         except Exception as error:  # of the server it is told to the driver by the server
             self._poll.unregister(number)
-            del self._guests[number]
+            del self._peers[number]
             stack.close()
-            if isinstance(error, ChannelClosed) and not guest.dismissed:
+            if isinstance(error, ChannelClosed) and not peer.dismissed:
                 lost()
 
     def _end(self) -> None:
-        for _, stack, _ in self._guests.values():
+        for _, stack, _ in self._peers.values():
             stack.close()
         self._poll.close()
         os.close(self._over)

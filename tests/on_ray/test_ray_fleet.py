@@ -29,7 +29,7 @@ class Actor:
 
     def __init__(self) -> None:
         self.connect, self.run = Method("connect"), Method("run")
-        self.__ray_call__ = Method("whereabouts")
+        self.__ray_call__ = Method("process_identity")
 
 
 class World:
@@ -123,7 +123,7 @@ def test_workers_without_room_are_not_waited_for(world: World) -> None:
     assert not fleet.enough()
     world.connected(fleet, 0)
     assert fleet.enough()
-    assert fleet.set_to_work() == (
+    assert fleet.start_work() == (
         "1 of 2 workers are there; the others join as soon as there is room"
     )
 

@@ -54,7 +54,7 @@ class ProcessIds:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server, self.workers = 0, list[int]()
-        start, set_to_work = ray_runtime._start_servers, Fleet.set_to_work
+        start, start_work = ray_runtime._start_servers, Fleet.start_work
 
         def noting_servers(*arguments: Any) -> list[Any]:
             servers = start(*arguments)
@@ -63,10 +63,10 @@ class ProcessIds:
 
         def noting_workers(fleet: Fleet) -> None:
             self.workers = [process_id(actor) for actor in fleet.actors]
-            set_to_work(fleet)
+            start_work(fleet)
 
         monkeypatch.setattr(ray_runtime, "_start_servers", noting_servers)
-        monkeypatch.setattr(Fleet, "set_to_work", noting_workers)
+        monkeypatch.setattr(Fleet, "start_work", noting_workers)
 
 
 def process_id(actor: Any) -> int:

@@ -21,7 +21,7 @@ from distsgd.data.system import kill_if
 from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.on_ray import session as ray_session
 from distsgd.on_ray import session_guard
-from distsgd.on_ray.health import what_to_tell
+from distsgd.on_ray.health import classify_failure
 from distsgd.on_ray.session import _MOST_BYTES, sweep_dead_sessions
 from distsgd.on_ray.session_guard import (
     LOCK,
@@ -303,7 +303,7 @@ def test_ray_starts_where_its_sockets_just_fit_and_beside_files_named_like_modul
 
 
 def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
-    found = str(what_to_tell(ChannelClosed("the peer of a channel has gone")))
+    found = str(classify_failure(ChannelClosed("the peer of a channel has gone")))
     assert found.startswith("a parameter server can no longer be reached: the peer")
     assert "distsgd resume" in found
 

@@ -15,7 +15,7 @@ import pytest
 
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray import sharing as ray_sharing
-from distsgd.on_ray.capacity import connected_ray, room_for_workers
+from distsgd.on_ray.capacity import connected_ray, worker_capacity
 from distsgd.on_ray.sharing import OWN, owns_ray, shared_connection
 
 
@@ -116,7 +116,7 @@ def test_a_package_that_another_thread_is_importing_is_not_connected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
-    assert connected_ray() is None and room_for_workers(0) >= 1
+    assert connected_ray() is None and worker_capacity(0) >= 1
     ray_sharing._check_not_forked()
 
 

@@ -22,7 +22,7 @@ from distsgd.errors import ChannelClosed, RuntimeFailure
 from distsgd.transport.base import Reply
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel, connect_within_node
 from distsgd.transport.framing import _PUSH, Shape
-from distsgd.transport.handshake import Doorway, greet_server, greet_worker
+from distsgd.transport.handshake import PendingConnections, greet_server, greet_worker
 from distsgd.transport.port import Address, Port
 
 SHAPE = Shape(parameters=50_000, dtype="float64", most_nodes=3, most_losses=3, whole=70_000)
@@ -257,7 +257,7 @@ def test_who_draws_his_greeting_out_is_cut_off() -> None:
 
     drip = threading.Thread(target=dribble)
     with theirs, ours:
-        leave = Doorway(seconds=0.5).enter(ours)
+        leave = PendingConnections(seconds=0.5).enter(ours)
         drip.start()
         assert greet_worker(ours, bytes(32)) is None
         over.set()

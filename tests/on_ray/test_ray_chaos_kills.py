@@ -13,7 +13,7 @@ import pytest
 from support import PATIENCE, wait_for
 
 from distsgd.core.chaos import Chaos, Fault, Strike
-from distsgd.on_ray.chaos_kills import Havoc
+from distsgd.on_ray.chaos_kills import ChaosKills
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +41,9 @@ def wait_for_state(process: Sleeper, stopped: bool) -> None:
     wait_for(lambda: (state(process) == "T") == stopped)
 
 
-def a_havoc(sleepers: list[Sleeper], *faults: Fault, node: str = "") -> tuple[Havoc, list[Any]]:
+def chaos_kills(
+    sleepers: list[Sleeper], *faults: Fault, node: str = ""
+) -> tuple[ChaosKills, list[Any]]:
     import ray
 
     told: list[tuple[int, str]] = []
@@ -49,45 +51,45 @@ def a_havoc(sleepers: list[Sleeper], *faults: Fault, node: str = "") -> tuple[Ha
     def tell(strike: Strike, name: str) -> None:
         told.append((strike.version, name))
 
-    havoc = Havoc(Chaos(faults), 10, tell)
+    kills = ChaosKills(Chaos(faults), 10, tell)
     for number, process in enumerate(sleepers):
         here = node or ray.get_runtime_context().get_node_id()
         name = f"worker {number}" if number else "server 0"
-        havoc.born(name, ray.put((here, process.pid)))
-    return havoc, told
+        kills.started(name, ray.put((here, process.pid)))
+    return kills, told
 
 
 def test_workers_are_killed_at_their_updates_and_servers_are_not(
     sleepers: list[Sleeper], shared_ray: None
 ) -> None:
-    havoc, told = a_havoc(sleepers, Fault("kill-worker", every=5))
-    havoc.updated(14)
+    kills, told = chaos_kills(sleepers, Fault("kill-worker", every=5))
+    kills.updated(14)
     assert told == []  # those up to 10 were before
-    havoc.updated(16)
-    havoc.updated(15)  # after a server's death, from an update before
+    kills.updated(16)
+    kills.updated(15)  # after a server's death, from an update before
     assert [version for version, _ in told] == [15]
-    havoc.updated(40)
+    kills.updated(40)
     assert [version for version, _ in told] == [15, 20]  # then there is none to kill
     assert sleepers[0].poll() is None
     assert [process.wait(PATIENCE) for process in sleepers[1:]] == [-9, -9]
-    havoc.calm()
+    kills.close()
 
 
 def test_who_is_stopped_goes_on_after_its_time(sleepers: list[Sleeper], shared_ray: None) -> None:
-    havoc, told = a_havoc(sleepers[:2], Fault("stop-worker", at=11, seconds=0.2))
-    havoc.updated(11)
+    kills, told = chaos_kills(sleepers[:2], Fault("stop-worker", at=11, seconds=0.2))
+    kills.updated(11)
     assert told == [(11, "worker 1")]
     wait_for_state(sleepers[1], stopped=False)
-    havoc.calm()
+    kills.close()
 
 
 def test_calm_leaves_nobody_stopped(sleepers: list[Sleeper], shared_ray: None) -> None:
-    havoc, told = a_havoc(sleepers, Fault("stop-worker", every=1, seconds=600))
-    havoc.updated(15)
+    kills, told = chaos_kills(sleepers, Fault("stop-worker", every=1, seconds=600))
+    kills.updated(15)
     for process in sleepers[1:]:
         wait_for_state(process, stopped=True)
     assert sorted(name for _, name in told) == ["worker 1", "worker 2"]  # each once
-    havoc.calm()
+    kills.close()
     for process in sleepers:
         wait_for_state(process, stopped=False)
 
@@ -97,24 +99,24 @@ def test_one_that_was_replaced_while_stopped_is_woken(
 ) -> None:
     import ray
 
-    havoc, _ = a_havoc(sleepers[:2], Fault("stop-worker", at=11, seconds=600))
-    havoc.updated(11)
+    kills, _ = chaos_kills(sleepers[:2], Fault("stop-worker", at=11, seconds=600))
+    kills.updated(11)
     wait_for_state(sleepers[1], stopped=True)
-    havoc.born("worker 1", ray.put(("elsewhere", os.getpid())))
+    kills.started("worker 1", ray.put(("elsewhere", os.getpid())))
     wait_for_state(sleepers[1], stopped=False)
-    havoc.calm()
+    kills.close()
 
 
 def test_processes_of_other_machines_and_dead_ones_are_left_alone(
     sleepers: list[Sleeper], shared_ray: None
 ) -> None:
     faults = (Fault("kill-worker", every=1), Fault("kill-server", every=1))
-    havoc, told = a_havoc(sleepers, *faults, node="elsewhere")
-    havoc.updated(30)
+    kills, told = chaos_kills(sleepers, *faults, node="elsewhere")
+    kills.updated(30)
     for process in sleepers[1:]:
         process.kill()
         process.wait()
-    here, told_here = a_havoc(sleepers[1:], *faults)
+    here, told_here = chaos_kills(sleepers[1:], *faults)
     here.updated(30)
     assert told == told_here == []
     assert sleepers[0].poll() is None
