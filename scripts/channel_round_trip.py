@@ -66,7 +66,10 @@ class Answering:
         self._give[worker] = give
         yield
 
-    def lost(self, worker: int) -> None:
+    def arrived(self, worker: int, incarnation: int) -> None:
+        pass
+
+    def lost(self, worker: int, incarnation: int) -> None:
         pass
 
 

@@ -65,7 +65,10 @@ class LeastServer:
         self._givers[worker] = give
         yield
 
-    def lost(self, worker: int) -> None:
+    def arrived(self, worker: int, incarnation: int) -> None:
+        """Nothing depends on it."""
+
+    def lost(self, worker: int, incarnation: int) -> None:
         """It is the end."""
 
     def refused(self, where: str) -> None:

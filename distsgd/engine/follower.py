@@ -49,6 +49,7 @@ class FollowerHost:
         self._replies = PendingReplies(self._changed)
         self._failure: Exception | None = None
         self._received = 0
+        self._dead: dict[int, int] = {}
         self.trace = Trace(job.trace)
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
@@ -109,10 +110,16 @@ class FollowerHost:
         self._changed.notify_all()
         raise error
 
-    def lost(self, worker: int) -> None:
-        """A worker has gone; what becomes of its work, the coordinator decides."""
+    def arrived(self, worker: int, incarnation: int) -> None:
+        """See `ServerHost.arrived`."""
+        self.lost(worker, incarnation - 1)
+
+    def lost(self, worker: int, incarnation: int) -> None:
+        """See `ServerHost.lost`; what becomes of its work, the coordinator decides."""
         with self._changed:
-            self._replies.gone(worker, keep=True)
+            if incarnation > self._dead.get(worker, 0):
+                self._dead[worker] = incarnation
+                self._replies.gone(worker, keep=True)
 
     def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
         """W and the state of the optimiser at a version that was to be kept, when it is there.

@@ -69,6 +69,8 @@ class ServerHost:
         # Of workers that have not answered yet.
         self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
         self._gone: set[int] = set()
+        self._heard: set[int] = set()
+        self._dead: dict[int, int] = {}  # worker -> the latest incarnation that has died
         self._times = LeaseTimes(job.hang_seconds)
         self.trace = Trace(job.trace)
         self._over = False
@@ -109,6 +111,7 @@ class ServerHost:
     def _submit(self, worker: int, message: Message | None, size: int) -> None:
         self._watch.run()
         self._gone.discard(worker)
+        self._heard.add(worker)
         now = perf_counter()
         self.trace.start()
         if message is None:
@@ -168,15 +171,39 @@ class ServerHost:
             self._decided.wait_for(lambda: self._log.news(follower - 1), timeout)
             return self._log.take(follower - 1)
 
-    def lost(self, worker: int) -> None:
-        """A worker has gone; its slots go to the others."""
+    def arrived(self, worker: int, incarnation: int) -> None:
+        """A process has connected as a worker; those that had its number before are dead."""
+        self.lost(worker, incarnation - 1)
+
+    def lost(self, worker: int, incarnation: int) -> None:
+        """A process that was a worker is dead; its slots go to the others.
+
+        The first report counts, whether it comes from the connection, the driver or the successor.
+
+        Args:
+            worker: its number.
+            incarnation: which of the processes with that number, from 1.
+        """
         with self._lock:
-            self._gone.add(worker)
-            self._replies.gone(worker)
-            self._times.lost(worker)
-            self._events.lost(worker)
-            self._carry_out(self._server.lost(worker))
-            self._news.notify_all()
+            if incarnation <= self._dead.get(worker, 0):
+                return
+            self._dead[worker] = incarnation
+            # Before it has asked for anything, its residual is there for its replacement.
+            if worker in self._heard or not self._has_residuals:
+                self._lose(worker)
+
+    def give_up(self, worker: int) -> None:
+        """A worker has not come in time: nobody waits for what was kept for it."""
+        with self._lock:
+            self._lose(worker)
+
+    def _lose(self, worker: int) -> None:
+        self._gone.add(worker)
+        self._replies.gone(worker)
+        self._times.lost(worker)
+        self._events.lost(worker)
+        self._carry_out(self._server.lost(worker))
+        self._news.notify_all()
 
     def refused(self, where: str) -> None:
         """See `distsgd.transport.base.ServerPort.refused`."""

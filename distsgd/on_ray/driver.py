@@ -150,12 +150,17 @@ class _Driver:
         self._servers = _start_servers(self._job, self._start, self._workers)
         for number, server in enumerate(self._servers):
             self._born(f"server {number}", server)
-        lost = self._servers[0].lost.remote
         addresses = [server.address.remote() for server in self._servers]
         room = None if owns_ray() else worker_capacity(self._job.servers)
         together = self._job.has_residuals
         fleet = Fleet(
-            self._make_worker, self._channel, lost, self._workers, self._patience, room, together
+            self._make_worker,
+            self._channel,
+            self._servers[0],
+            self._workers,
+            self._patience,
+            room,
+            together,
         )
         self._fleet = fleet
         began, said = monotonic(), False

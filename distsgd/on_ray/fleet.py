@@ -8,7 +8,7 @@ Ray asks a process to end, and uses force after 5 s: one that is stopped holds i
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class Fleet:
     Args:
         make: starts the actor of a worker; twice, if the first has died.
         channel: by which channel a worker reaches the servers.
-        lost: tells the coordinator that a worker has gone; returns a reference to its answer.
+        coordinator: the actor of the first server, which is told of deaths.
         workers: how many there are.
         patience: seconds to wait without a single worker.
         room: how many of them there are CPUs for at all; None if that is not known.
@@ -98,13 +98,14 @@ class Fleet:
         self,
         make: Callable[[int], Any],
         channel: str,
-        lost: Callable[[int], Any],
+        coordinator: Any,
         workers: int,
         patience: float,
         room: int | None = None,
         together: bool = False,
     ) -> None:
-        self._make, self._lost, self._patience, self._room = make, lost, patience, room
+        self._make, self._coordinator = make, coordinator
+        self._patience, self._room = patience, room
         self._channel, self.contacts, self._together = channel, list[Any](), together
         self.names: dict[int, str] = {}
         self.hosts: dict[int, str] = {}
@@ -114,8 +115,7 @@ class Fleet:
         self._connecting: dict[Any, int] = {}
         self._ready: dict[int, float] = {}  # connected, but not yet at work: since when
         self._running: dict[Any, int] = {}
-        self._incarnations: Counter[int] = Counter()
-        self._taken_back: dict[int, Any] = {}  # worker -> the answer that its last one has gone
+        self._incarnations = defaultdict[int, int](lambda: 1)
         self._failures = 0
         self._alone_since: float | None = None
         self._said = False
@@ -164,7 +164,8 @@ class Fleet:
         self.begun = True
         there, every = len(self._ready), len(self._actors)
         if self._together and there < every:  # nobody waits for what is theirs
-            answer_of([self._lost(worker) for worker in self._actors if worker not in self._ready])
+            missing = self._actors.keys() - self._ready.keys()
+            answer_of([self._coordinator.give_up.remote(worker) for worker in missing])
         for worker in self._ready:
             self._run(worker)
         self._ready.clear()
@@ -232,7 +233,7 @@ class Fleet:
         for worker in last[: max(0, before - workers)]:
             self._end(worker)
             self.names.pop(worker, None)
-            self._taken_back[worker] = self._lost(worker)
+            self._report_death(worker)
         return None if workers == before else f"{workers} workers from here on"
 
     def progressed(self) -> None:
@@ -290,13 +291,14 @@ class Fleet:
     def _connect(self, worker: int) -> None:
         actor = self._actors[worker]
         self._places[worker] = call_in_actor(actor, process_identity)
-        # Ray connects it once the coordinator has heard of the death of the one before. Heard of
-        # later, that would be taken for its own: it would get neither work nor dismissal.
-        before = self._taken_back.get(worker)
-        self._incarnations[worker] += 1
         incarnation = self._incarnations[worker]
-        call = actor.connect.remote(self.contacts, self._channel, incarnation, before)
+        call = actor.connect.remote(self.contacts, self._channel, incarnation)
         self._connecting[call] = worker
+
+    def _report_death(self, worker: int) -> None:
+        """Tell the coordinator; the process that takes the number is another incarnation."""
+        self._coordinator.lost.remote(worker, self._incarnations[worker])
+        self._incarnations[worker] += 1
 
     def _run(self, worker: int) -> None:
         self._running[self._actors[worker].run.remote()] = worker
@@ -316,8 +318,7 @@ class Fleet:
     def _replace(self, worker: int, error: Exception, *, at_work: bool) -> None:
         if self._together and at_work:
             raise WorkerLost(f"worker {worker} is lost: {why_dead(error)}", HINT) from error
-        if self.begun or not self._together:
-            self._taken_back[worker] = self._lost(worker)
+        self._report_death(worker)
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
             memory = isinstance(error, ray.exceptions.OutOfMemoryError)

@@ -89,9 +89,13 @@ class ServerProcess(_Listening):
         """See `ServerHost.events`."""
         return self._host.events(timeout)
 
-    def lost(self, worker: int) -> None:
+    def lost(self, worker: int, incarnation: int) -> None:
         """See `ServerHost.lost`."""
-        self._host.lost(worker)
+        self._host.lost(worker, incarnation)
+
+    def give_up(self, worker: int) -> None:
+        """See `ServerHost.give_up`."""
+        self._host.give_up(worker)
 
     def stop(self) -> None:
         """See `ServerHost.stop`."""
@@ -151,7 +155,7 @@ class WorkerProcess:
             _settle_down()
 
     def connect(
-        self, servers: list[Contact], channel: str, incarnation: int, before: None = None
+        self, servers: list[Contact], channel: str, incarnation: int
     ) -> tuple[str, str, str]:
         """Open the data, and connect to the servers by the named channel, or the best there is.
 
@@ -160,8 +164,7 @@ class WorkerProcess:
         Args:
             servers: how to reach them.
             channel: its name.
-            incarnation: counts the processes that have had this worker's number.
-            before: what Ray has to wait for first.
+            incarnation: counts the processes that have had this worker's number, from 1.
 
         Returns:
             the name of the channel, the address of this node, and its BLAS.
@@ -185,10 +188,12 @@ class WorkerProcess:
         here = ray.get_runtime_context().get_node_id()
         shape = _shape(self._job, number)
         if channel == "shm" or (channel == "auto" and here == node):
-            return connect_within_node(address, self._number, shape, shared=channel == "shm")
+            return connect_within_node(
+                address, self._number, shape, incarnation, shared=channel == "shm"
+            )
         if channel in ("tcp", "auto"):
             try:
-                return TcpChannel(address, self._number, shape)
+                return TcpChannel(address, self._number, shape, incarnation)
             except ChannelClosed:
                 if channel == "tcp":
                     raise

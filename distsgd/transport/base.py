@@ -83,8 +83,12 @@ class ServerPort(Protocol):
         """While it lasts, the worker's work is given in this way by whoever has it."""
         ...
 
-    def lost(self, worker: int) -> None:
-        """The worker's connection has closed."""
+    def arrived(self, worker: int, incarnation: int) -> None:
+        """A process that has a worker's number has connected; the one before it is dead."""
+        ...
+
+    def lost(self, worker: int, incarnation: int) -> None:
+        """The worker's connection has closed: this incarnation of it is dead. Idempotent."""
         ...
 
     def refused(self, where: str) -> None:

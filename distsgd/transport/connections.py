@@ -75,7 +75,7 @@ def follow(address: Address, follower: int, near: bool) -> Iterator[list[Entry]]
     Raises:
         ChannelClosed: nobody listens there, or the coordinator has gone.
     """
-    connection = (_connect_near if near else _connect_far)(address, FOLLOWER + follower)
+    connection = (_connect_near if near else _connect_far)(address, FOLLOWER + follower, 0)
     with connection:
         yield from read_log(connection)
 
@@ -87,6 +87,7 @@ class SharedMemoryChannel(_Connection):
         address: where the server listens.
         worker: number of the worker on this end.
         shape: how large messages are.
+        incarnation: counts the processes that have had this number, from 1.
 
     Raises:
         NoSharedMemory: the server cannot share memory.
@@ -95,8 +96,8 @@ class SharedMemoryChannel(_Connection):
 
     name = "shm"
 
-    def __init__(self, address: Address, worker: int, shape: Shape) -> None:
-        connection = _connect_near(address, worker)
+    def __init__(self, address: Address, worker: int, shape: Shape, incarnation: int = 1) -> None:
+        connection = _connect_near(address, worker, incarnation)
         try:
             memory = SharedMemory.take(connection, shape)
         except ChannelClosed:
@@ -111,13 +112,13 @@ class TcpChannel(_Connection):
 
     name = "tcp"
 
-    def __init__(self, address: Address, worker: int, shape: Shape) -> None:
-        connection = _connect_far(address, worker)
+    def __init__(self, address: Address, worker: int, shape: Shape, incarnation: int = 1) -> None:
+        connection = _connect_far(address, worker, incarnation)
         super().__init__(connection, np.empty(shape.parameters, dtype=shape.dtype))
 
 
 def connect_within_node(
-    address: Address, worker: int, shape: Shape, *, shared: bool = False
+    address: Address, worker: int, shape: Shape, incarnation: int = 1, *, shared: bool = False
 ) -> SharedMemoryChannel | TcpChannel:
     """To a server of the same node: by shared memory, or by TCP where the system gives none.
 
@@ -125,6 +126,7 @@ def connect_within_node(
         address: where the server listens.
         worker: number of the worker on this end.
         shape: how large messages are.
+        incarnation: counts the processes that have had this number, from 1.
         shared: whether TCP will not do.
 
     Raises:
@@ -132,35 +134,35 @@ def connect_within_node(
         ChannelClosed: nobody listens there, or not to us.
     """
     try:
-        return SharedMemoryChannel(address, worker, shape)
+        return SharedMemoryChannel(address, worker, shape, incarnation)
     except NoSharedMemory:
         if shared:
             raise RuntimeFailure(
                 "--channel shm: this system gives no memory to share (memfd_create is refused)",
                 "Give --channel tcp, or allow that system call",
             ) from None
-    return TcpChannel(address, worker, shape)
+    return TcpChannel(address, worker, shape, incarnation)
 
 
-def _connect_near(address: Address, number: int) -> socket.socket:
+def _connect_near(address: Address, number: int, incarnation: int) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _connect(connection, f"\0{address.unix}")
-        greet_server(connection, address.token, number)
+        greet_server(connection, address.token, number, incarnation)
     except ChannelClosed:
         connection.close()
         raise
     return connection
 
 
-def _connect_far(address: Address, number: int) -> socket.socket:
+def _connect_far(address: Address, number: int, incarnation: int) -> socket.socket:
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         set_options(connection)
         connection.settimeout(10)
         _connect(connection, address.tcp)
         connection = secured(connection, server=False)
-        greet_server(connection, address.token, number)
+        greet_server(connection, address.token, number, incarnation)
     except ChannelClosed:
         connection.close()
         raise

@@ -41,7 +41,7 @@ __all__ = [
 
 
 _NONCE = 32
-_HELLO = struct.Struct(f"<{_NONCE}s32sI")
+_HELLO = struct.Struct(f"<{_NONCE}s32sII")
 _PATIENCE = 10.0
 
 
@@ -49,25 +49,27 @@ def _proof(token: bytes, *parts: bytes) -> bytes:
     return hmac.digest(token, b"|".join(parts), "sha256")
 
 
-def greet_worker(connection: socket.socket, token: bytes) -> int | None:
-    """The server's side: the number of a worker that may be here, or None for a stranger."""
+def greet_worker(connection: socket.socket, token: bytes) -> tuple[int, int] | None:
+    """The server's side: number and incarnation of a worker; None for one without the token."""
     nonce = secrets.token_bytes(_NONCE)
     connection.settimeout(_PATIENCE)
     try:
         send(connection, nonce)
         hello = bytearray(_HELLO.size)
         receive(connection, memoryview(hello))
-        theirs, proof, worker = _HELLO.unpack(hello)
-        if not hmac.compare_digest(proof, _proof(token, b"worker", nonce, b"%d" % worker)):
+        theirs, proof, *who = _HELLO.unpack(hello)
+        if not hmac.compare_digest(proof, _proof(token, b"worker", nonce, b"%d,%d" % tuple(who))):
             return None
         send(connection, _proof(token, b"server", theirs))
     except ChannelClosed:
         return None
     connection.settimeout(None)
-    return int(worker)
+    return int(who[0]), int(who[1])
 
 
-def greet_server(connection: socket.socket, token: bytes, worker: int) -> None:
+def greet_server(
+    connection: socket.socket, token: bytes, worker: int, incarnation: int = 1
+) -> None:
     """The worker's side.
 
     Raises:
@@ -76,8 +78,8 @@ def greet_server(connection: socket.socket, token: bytes, worker: int) -> None:
     connection.settimeout(_PATIENCE)
     theirs, nonce = bytearray(_NONCE), secrets.token_bytes(_NONCE)
     receive(connection, memoryview(theirs))
-    proof = _proof(token, b"worker", bytes(theirs), b"%d" % worker)
-    send(connection, _HELLO.pack(nonce, proof, worker))
+    proof = _proof(token, b"worker", bytes(theirs), b"%d,%d" % (worker, incarnation))
+    send(connection, _HELLO.pack(nonce, proof, worker, incarnation))
     answer = bytearray(32)
     receive(connection, memoryview(answer))
     if not hmac.compare_digest(answer, _proof(token, b"server", nonce)):

@@ -132,7 +132,7 @@ class Port:
             leave()
             raise OSError(str(error)) from None
 
-    def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int] | None:
+    def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int, int] | None:
         """The connection, under TLS if that is on, and its worker; None for a stranger."""
         near = connection.family == socket.AF_UNIX
         where = "this node" if near else str(connection.getpeername()[0])
@@ -141,10 +141,9 @@ class Port:
             if not near:
                 connection.settimeout(10)
                 connection = secured(connection, server=True)
-            if not near or same_user(connection):
-                worker = greet_worker(connection, self.address.token)
-                if worker is not None:
-                    return connection, worker
+            allowed = not near or same_user(connection)
+            if allowed and (who := greet_worker(connection, self.address.token)) is not None:
+                return connection, *who
         except (ChannelClosed, UsageError):  # certificates are being changed, say
             pass
         connection.close()
@@ -164,7 +163,7 @@ class Port:
             leave()
         if greeted is None:
             return
-        connection, worker = greeted
+        connection, worker, incarnation = greeted
         with connection:
             if worker >= FOLLOWER:
                 self._tell(connection, worker - FOLLOWER)
@@ -172,7 +171,8 @@ class Port:
             if near:
                 connection = connection.dup()
             self._close_older(connection, worker)
-            lost = partial(self._lost, connection, worker)
+            self._server.arrived(worker, incarnation)
+            lost = partial(self._server.lost, worker, incarnation)
             try:
                 if near:
                     self._shared.add(connection, worker, lost)
@@ -189,11 +189,6 @@ class Port:
         if before is not None:
             with suppress(OSError):  # it has been closed, as a rule
                 before.shutdown(socket.SHUT_RDWR)
-
-    def _lost(self, connection: socket.socket, worker: int) -> None:
-        """A connection has ended, and its worker with it, unless another has come since."""
-        if self._latest.get(worker) is connection:
-            self._server.lost(worker)
 
     def _tell(self, connection: socket.socket, follower: int) -> None:
         """Tell a follower what is decided."""

@@ -62,9 +62,12 @@ class RayPort:
         Likewise for a worker that another process has replaced: its calls may come late, and
         would end those of the other.
         """
-        if incarnation < self._latest.get(worker, 0):
+        latest = self._latest.get(worker, 0)
+        if incarnation < latest:
             return self._dismissal
-        self._latest[worker] = incarnation
+        if incarnation > latest:
+            self._latest[worker] = incarnation
+            self._server.arrived(worker, incarnation)
         sizes = [len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks]
         size = sum(sizes) + len(pickle.dumps(meta))
         with np.errstate(all="ignore"):  # the server finds what is not finite
@@ -95,13 +98,13 @@ class RayChannel:
         server: handle of the server's actor, whose ``exchange`` is that of a `RayPort`.
         worker: number of the worker on this end.
         vector_bytes: bytes of flat W.
-        incarnation: counts the processes that have had this worker's number.
+        incarnation: counts the processes that have had this worker's number, from 1.
     """
 
     name = "ray"
     buffer: Floats | None = None
 
-    def __init__(self, server: Any, worker: int, vector_bytes: int, incarnation: int = 0) -> None:
+    def __init__(self, server: Any, worker: int, vector_bytes: int, incarnation: int = 1) -> None:
         self._worker, self._incarnation = worker, incarnation
         self._call: Any = None
         self._exchange = server.exchange.options(num_returns=1 + chunk_count(vector_bytes))

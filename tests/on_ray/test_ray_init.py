@@ -171,9 +171,7 @@ def test_numbers_that_another_thread_draws_do_not_come_again(
 def test_workers_import_from_neither_the_working_folder_nor_the_script(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray asks the settings of the job whether it has a folder of its own."""
-    config = ray_init._job_config()
-    assert config._runtime_env_has_working_dir()
+    """For what Ray then imports, see `tests.on_ray.test_private`."""
     ours = str(Path(ray_init.__file__).parents[2])
     for path, folders in ((["/script", ours], []), ([ours, "/else"], [ours]), (["/bin"], [])):
         monkeypatch.setattr(sys, "path", path)

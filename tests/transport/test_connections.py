@@ -38,6 +38,7 @@ class Recording:
         self.messages: list[tuple[int, Message | None]] = []
         self.sizes: list[int] = []
         self.gone: list[int] = []
+        self.came: list[tuple[int, int]] = []
         self.strangers: list[str] = []
         self.noticed = threading.Event()
         self._give: dict[int, Callable[[Reply | None], None]] = {}
@@ -63,7 +64,10 @@ class Recording:
         self.strangers.append(where)
         self.noticed.set()
 
-    def lost(self, worker: int) -> None:
+    def arrived(self, worker: int, incarnation: int) -> None:
+        self.came.append((worker, incarnation))
+
+    def lost(self, worker: int, incarnation: int) -> None:
         self.gone.append(worker)
         self.noticed.set()
 

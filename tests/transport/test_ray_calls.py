@@ -15,6 +15,9 @@ class Counting:
 
     asked = 0
 
+    def arrived(self, worker: int, incarnation: int) -> None:
+        pass
+
     def exchange(self, worker: int, push: Push | None, size: int) -> Work | None:
         self.asked += 1
         return Lease(0, 0, 1, 0), np.ones(4)

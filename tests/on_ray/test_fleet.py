@@ -1,4 +1,4 @@
-"""The driver's account of workers: who is waited for, and what a replacement waits for."""
+"""The driver's account of workers, with actors that are fakes: no Ray is started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from distsgd.errors import RuntimeFailure, ServerLost
+from distsgd.errors import RuntimeFailure, ServerLost, WorkerLost
 from distsgd.on_ray import fleet as ray_fleet
 from distsgd.on_ray.fleet import Fleet
 from distsgd.on_ray.health import answer_of
@@ -38,14 +38,16 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.actors: list[tuple[int, Actor]] = []
         self.results: dict[str, Any] = {}
-        self.lost = Method("lost")
+        self.lost, self.give_up = Method("lost"), Method("give_up")
         self.now = 100.0
         monkeypatch.setattr(ray, "get", self._get)
         monkeypatch.setattr(ray, "wait", lambda found, timeout: ([], found))
         monkeypatch.setattr(ray, "kill", lambda actor: None)
         monkeypatch.setattr(ray_fleet, "monotonic", lambda: self.now)
 
-    def _get(self, reference: str, timeout: float | None = None) -> Any:
+    def _get(self, reference: Any, timeout: float | None = None) -> Any:
+        if isinstance(reference, list):
+            return [None for _ in reference]
         if isinstance(result := self.results[reference], Exception):
             raise result
         return result
@@ -54,8 +56,8 @@ class World:
         self.actors.append((worker, Actor()))
         return self.actors[-1][1]
 
-    def fleet(self, workers: int, room: int | None = None) -> Fleet:
-        fleet = Fleet(self.make, "auto", self.lost.remote, workers, 60.0, room)
+    def fleet(self, workers: int, room: int | None = None, *, together: bool = False) -> Fleet:
+        fleet = Fleet(self.make, "auto", self, workers, 60.0, room, together)
         fleet.connect_all([])
         return fleet
 
@@ -64,22 +66,47 @@ class World:
         self.results[reference] = ("shm", "127.0.0.1", next(iter(fleet._blas)))
         fleet.ended(reference)
 
+    def dies(self, fleet: Fleet, number: int) -> None:
+        reference = fleet.pending[number]
+        self.results[reference] = ray.exceptions.RayActorError()
+        fleet.ended(reference)
+
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-def test_a_replacement_connects_once_the_death_before_it_is_known(world: World) -> None:
-    """A coordinator that hears of it later would take it for the death of the replacement."""
+def test_a_replacement_is_another_incarnation(world: World) -> None:
+    """So that a report of the death before it, however late, is not taken for its own."""
     fleet = world.fleet(2)
-    assert [actor.connect.calls for _, actor in world.actors] == [[([], "auto", 1, None)]] * 2
-    died = fleet.pending[1]
-    world.results[died] = ray.exceptions.RayActorError()
-    fleet.ended(died)
-    (again, replacement), told = world.actors[2], f"lost {id(world.lost)} 1"
-    assert again == 1 and world.lost.calls == [(1,)]
-    assert replacement.connect.calls == [([], "auto", 2, told)]
+    assert [actor.connect.calls for _, actor in world.actors] == [[([], "auto", 1)]] * 2
+    world.dies(fleet, 1)
+    again, replacement = world.actors[2]
+    assert again == 1 and world.lost.calls == [(1, 1)]
+    assert replacement.connect.calls == [([], "auto", 2)]
+
+
+def test_so_is_a_worker_that_takes_the_number_of_one_sent_away(world: World) -> None:
+    fleet = world.fleet(2)
+    fleet.resize(1)
+    fleet.resize(2)
+    number, actor = world.actors[2]
+    assert number == 1 and world.lost.calls == [(1, 1)]
+    assert actor.connect.calls == [([], "auto", 2)]
+
+
+def test_a_worker_with_a_residual_can_be_replaced_only_before_it_works(world: World) -> None:
+    fleet = world.fleet(2, together=True)
+    world.dies(fleet, 1)
+    assert world.lost.calls == [(1, 1)]
+    world.connected(fleet, 0)
+    world.now += 11
+    assert fleet.enough()
+    fleet.start_work()
+    assert world.give_up.calls == [(1,)]
+    with pytest.raises(WorkerLost, match="worker 0 is lost"):
+        world.dies(fleet, -1)
 
 
 OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
@@ -107,14 +134,6 @@ def test_what_ray_ends_to_free_memory_has_died(world: World) -> None:
     world.results["server"] = OUT_OF_MEMORY
     with pytest.raises(ServerLost, match=f"^a parameter server died: Ray ended it, .*{says}"):
         answer_of("server")
-
-
-def test_so_does_a_worker_that_takes_the_number_of_one_sent_away(world: World) -> None:
-    fleet = world.fleet(2)
-    fleet.resize(1)
-    fleet.resize(2)
-    (number, actor), told = world.actors[2], f"lost {id(world.lost)} 1"
-    assert number == 1 and actor.connect.calls == [([], "auto", 2, told)]
 
 
 def test_workers_without_room_are_not_waited_for(world: World) -> None:
