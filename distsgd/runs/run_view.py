@@ -8,13 +8,14 @@ read, and what the journal begins with is looked for until both go together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from distsgd.core.server import Ledger
 from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, Place, checkpoint_versions, latest_checkpoint
-from distsgd.runs.journal import Entry, Journal, Mark
+from distsgd.runs.journal import JOURNAL, Entry, Journal, Mark
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
 
@@ -126,22 +127,34 @@ def _check_end(view: RunView, check: JournalCheck, end: Mark) -> None:
 
 
 def proven(run: OpenedRun, check: Callable[[RunView], T]) -> T:
-    """What a check of a run comes to. A fault of a run that is training is looked for twice.
+    """The result of a check of a run; a fault of a run that changes meanwhile must be found twice.
 
     Args:
         run: the run.
-        check: raises an error, if it finds a fault.
+        check: raises an error if it finds a fault.
 
     Raises:
-        RunError: as ``check`` does; of a run that is training, if a second reading has the same
-            fault.
+        RunError: as ``check`` does; of a run that is training, or has been resumed or stopped since
+            the check began, if a second reading has the same fault.
     """
     before: RunError | None = None
     while True:
+        state = _state(run)
         try:
             view = _view(run)
             return check(view)
         except RunError as error:
-            if str(error) == str(before) or run.folder.status() != "running":
+            stands_still = state[0] != "running" and _state(run) == state
+            if str(error) == str(before) or stands_still:
                 raise
             before = error
+
+
+def _state(run: OpenedRun) -> tuple[str, set[tuple[str, int, int]]]:
+    """The status of a run, and the sizes and times of its journal and checkpoints."""
+    files = set()
+    for path in (run.folder.path / JOURNAL, *run.folder.checkpoints.glob("*.npz")):
+        with suppress(OSError):
+            info = path.stat()
+            files.add((path.name, info.st_size, info.st_mtime_ns))
+    return run.folder.status(), files

@@ -100,6 +100,22 @@ def test_a_fault_of_a_live_run_is_believed_when_it_is_found_twice(tmp_path: Path
     run.folder.release()
 
 
+def test_a_run_that_was_resumed_and_stopped_meanwhile_is_read_again(tmp_path: Path) -> None:
+    """A checkpoint of it is newer than the journal that was read, though nobody trains now."""
+    run = a_run(tmp_path / "run")
+    found: list[int] = []
+
+    def check(view: run_view.RunView) -> str:
+        found.append(len(found))
+        if len(found) == 1:
+            resume(tmp_path / "run", epochs=4)
+            raise JournalError(5, "it is missing: a checkpoint was written after line 6")
+        return "it holds"
+
+    assert run_view.proven(run, check) == "it holds"
+    assert len(found) == 2
+
+
 def test_damage_of_a_live_run_is_found(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     lines = (tmp_path / "run" / JOURNAL).read_bytes().splitlines(keepends=True)
