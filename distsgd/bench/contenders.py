@@ -188,11 +188,11 @@ def _peers() -> list[Contender]:
         ),
         Contender(
             name="torch-ddp", what="PyTorch DDP gloo, 2 processes, 256 each", batch=512,
-            module=f"{_PEERS}.torch_ddp", needs="torch",
+            module=f"{_PEERS}.torch_sgd", settings={"processes": 2}, needs="torch",
         ),
         Contender(
             name="torch", what="PyTorch, one process, 256", batch=256,
-            module=f"{_PEERS}.torch_single", needs="torch",
+            module=f"{_PEERS}.torch_sgd", settings={"processes": 1}, needs="torch",
         ),
         Contender(
             name="sklearn-log", what="scikit-learn partial_fit, log loss, 256",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.bench.processes import Found, Task, serve, told
+from distsgd.bench.processes import Measured, Task, serve, task_from_arguments
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import as_matrix
@@ -25,14 +25,14 @@ _FLOATS = 2**25
 """Floats of each of two arrays that are read: more than fits into any cache."""
 
 
-def measure(task: Task, run: dict[str, Any]) -> Found:
+def measure(task: Task, run: dict[str, Any]) -> Measured:
     """Measure one of them; in GFLOP/s, or GB/s."""
     ways = {
         "sgemm": _sgemm, "memory": _memory,
         "slot-products": _slot_products, "slot-kernel": _slot_kernel,
     }  # fmt: skip
     with one_blas_thread():
-        return Found(ways[run["name"]](task) / 1e9, {})
+        return Measured(ways[run["name"]](task) / 1e9, {})
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:
@@ -99,4 +99,4 @@ def _slot_products(task: Task) -> float:
 
 
 if __name__ == "__main__":
-    serve(told(), measure)
+    serve(task_from_arguments(), measure)

@@ -16,7 +16,7 @@ from multiprocessing.queues import Queue
 from time import perf_counter
 from typing import Any
 
-from distsgd.bench.processes import WARM_UP, Found, Task, rate, serve, told
+from distsgd.bench.processes import WARM_UP, Measured, Task, rate, serve, task_from_arguments
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Message, Push
@@ -119,7 +119,7 @@ def _work(job: Job, number: int, address: Address) -> None:
         work(Worker(job), SharedMemoryChannel(address, number, _shape(job)))
 
 
-def _with_server(task: Task, batch: int) -> Found:
+def _with_server(task: Task, batch: int) -> Measured:
     job = _job(task, batch)
     server = LeastServer(job, _WORKERS)
     everything = slice(0, job.parameters)
@@ -136,7 +136,7 @@ def _with_server(task: Task, batch: int) -> Found:
         pause(WARM_UP)
         images, began = server.images, perf_counter()
         pause(task.seconds)
-        return Found((server.images - images) / (perf_counter() - began), {"channel": "shm"})
+        return Measured((server.images - images) / (perf_counter() - began), {"channel": "shm"})
     finally:
         for worker in workers:
             worker.terminate()
@@ -172,7 +172,7 @@ def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
         found.put(rate(one_step, seconds))
 
 
-def _independent(task: Task, batch: int) -> Found:
+def _independent(task: Task, batch: int) -> Measured:
     job, spawn = _job(task, batch), multiprocessing.get_context("spawn")
     barrier, found = spawn.Barrier(_WORKERS), spawn.Queue()
     loops = [
@@ -184,10 +184,10 @@ def _independent(task: Task, batch: int) -> Found:
     rates = [found.get(timeout=_PATIENCE + task.seconds) for _ in loops]
     for loop in loops:
         loop.join()
-    return Found(sum(rates), {})
+    return Measured(sum(rates), {})
 
 
-def _measure(task: Task, run: dict[str, Any]) -> Found:
+def _measure(task: Task, run: dict[str, Any]) -> Measured:
     measure = {"independent": _independent, "server": _with_server}[run["limit"]]
     with one_blas_thread():
         return measure(task, run["batch_size"])
@@ -195,4 +195,4 @@ def _measure(task: Task, run: dict[str, Any]) -> Found:
 
 if __name__ == "__main__":
     sys.setswitchinterval(_SWITCH_SECONDS)
-    serve(told(), _measure)
+    serve(task_from_arguments(), _measure)

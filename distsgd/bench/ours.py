@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from distsgd.bench.processes import WARM_UP, Found, Task, serve, told
+from distsgd.bench.processes import WARM_UP, Measured, Task, serve, task_from_arguments
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import open_dataset
@@ -63,7 +63,7 @@ class Window:
         return images / spent
 
 
-def measure(task: Task, run: dict[str, Any]) -> Found:
+def measure(task: Task, run: dict[str, Any]) -> Measured:
     """Measure one form of ours."""
     settings = {key: value for key, value in run.items() if key not in ("name", "whole")}
     if run.get("whole"):
@@ -74,7 +74,7 @@ def measure(task: Task, run: dict[str, Any]) -> Found:
         return _steps(job, config, Window(task.seconds))
 
 
-def _steps(job: Job, config: TrainConfig, window: Window) -> Found:
+def _steps(job: Job, config: TrainConfig, window: Window) -> Measured:
     first = first_weights(config, job)
     start, details = Snapshot(0, first, {}), dict[str, Any]()
     if config.workers == 0:
@@ -93,22 +93,22 @@ def _steps(job: Job, config: TrainConfig, window: Window) -> Found:
         elif isinstance(event, Ended):
             busy = event.statistics.busy_seconds / (event.seconds or 1.0)
             details.update({"server_busy": busy} if busy else {})
-    return Found(window.rate(), details)
+    return Measured(window.rate(), details)
 
 
-def _whole(task: Task, settings: dict[str, Any]) -> Found:
+def _whole(task: Task, settings: dict[str, Any]) -> Measured:
     """As the user runs it, for some epochs."""
     config = TrainConfig(dataset=task.dataset, epochs=max(1, round(5 * task.seconds)), **settings)
     with tempfile.TemporaryDirectory() as folder:
         result = train_with(config, Path(folder) / "run", Reporter())
     busy = result.server_busy_share
     details = {"channel": result.channel, **({"server_busy": busy} if busy else {})}
-    return Found(result.examples_per_second, details)
+    return Measured(result.examples_per_second, details)
 
 
 def main() -> None:
     """Measure what this process is told, all of it in one Ray session if one is needed."""
-    task = told()
+    task = task_from_arguments()
     workers = max(run["workers"] for run in task.runs)
     if workers == 0:
         session: Any = nullcontext()

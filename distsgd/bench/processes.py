@@ -32,13 +32,13 @@ from distsgd.errors import DistsgdError
 __all__ = [
     "WARM_UP",
     "Finished",
-    "Found",
+    "Measured",
     "Task",
     "parse_results",
     "rate",
     "run_process",
     "serve",
-    "told",
+    "task_from_arguments",
 ]
 
 
@@ -136,7 +136,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measured:
     """What one run came to.
 
     Attributes:
@@ -148,7 +148,7 @@ class Found:
     details: dict[str, Any]
 
 
-def told() -> Task:
+def task_from_arguments() -> Task:
     """The task on this process's command line. From now on it ends when its parent does."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -164,7 +164,7 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def serve(task: Task, measure: Callable[[Task, dict[str, Any]], Found]) -> None:
+def serve(task: Task, measure: Callable[[Task, dict[str, Any]], Measured]) -> None:
     """Measure every run of the task and say what was found; one that fails says why."""
     for run in task.runs:
         try:

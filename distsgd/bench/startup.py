@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.bench.contenders import TARGET
-from distsgd.bench.processes import Finished, Found, Task, run_process, serve, told
+from distsgd.bench.processes import (
+    Finished,
+    Measured,
+    Task,
+    run_process,
+    serve,
+    task_from_arguments,
+)
 from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.session_guard import clear_session, mark_folder, session_mark
@@ -34,26 +41,26 @@ _PRIVATE = {
 }  # fmt: skip
 
 
-def measure(task: Task, run: dict[str, Any]) -> Found:
+def measure(task: Task, run: dict[str, Any]) -> Measured:
     """Seconds of the process that a run names."""
     ours = python_module("distsgd")
     python = [sys.executable, "-P", "-c"]
     train = [*ours, "train", "--dataset", task.dataset, "--workers", "2", "--json"]
     name = run["name"]
     if name == "import":
-        return Found(_seconds([*python, "import distsgd"]).seconds, {})
+        return Measured(_seconds([*python, "import distsgd"]).seconds, {})
     if name == "help":
-        return Found(_seconds([*ours, "--help"]).seconds, {})
+        return Measured(_seconds([*ours, "--help"]).seconds, {})
     if name == "ray":
         return _bare_ray([*python, _RAY.format("")])
     if name == "ray-light":
         return _bare_ray([*python, _RAY.format("include_dashboard=False")])
     if name == "train-1-epoch":
-        return Found(_train([*train, "--epochs", "1"])[0], {})
+        return Measured(_train([*train, "--epochs", "1"])[0], {})
     if name == "accuracy":
         more = ["--batch-size", "512", "--set", f"learning_rate={_LEARNING_RATE}"]
         return _reached(*_train([*train, "--epochs", str(_EPOCHS), *more]))
-    script = python_module("distsgd.bench.peers.torch_accuracy", task.dataset)
+    script = python_module("distsgd.bench.peers.torch_sgd", task.dataset)
     finished = _seconds([*script, str(_EPOCHS), str(_LEARNING_RATE)])
     return _reached(finished.seconds, float(finished.output))
 
@@ -73,22 +80,24 @@ def _train(command: Sequence[str]) -> tuple[float, float]:
     return finished.seconds, json.loads(finished.output)["test_accuracy"]
 
 
-def _reached(seconds: float, accuracy: float) -> Found:
+def _reached(seconds: float, accuracy: float) -> Measured:
     if accuracy < TARGET:
         raise RuntimeFailure(f"it reached {accuracy:.1%} only".replace("%", " %"))
-    return Found(seconds, {"test_accuracy": accuracy})
+    return Measured(seconds, {"test_accuracy": accuracy})
 
 
-def _bare_ray(command: Sequence[str]) -> Found:
+def _bare_ray(command: Sequence[str]) -> Measured:
     """A Ray as it comes, but for its privacy, and gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="distsgd-bare-", dir="/tmp"))
     os.close(mark_folder(folder))
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
     try:
-        return Found(_seconds(command, {**_PRIVATE, **token, **session_mark(folder)}).seconds, {})
+        return Measured(
+            _seconds(command, {**_PRIVATE, **token, **session_mark(folder)}).seconds, {}
+        )
     finally:
         clear_session(folder, _LEAVE)
 
 
 if __name__ == "__main__":
-    serve(told(), measure)
+    serve(task_from_arguments(), measure)

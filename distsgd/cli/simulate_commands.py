@@ -348,10 +348,10 @@ def _refuse_before_command(given: dict[str, Any], json: bool) -> None:
 
 def _draw(plot: Path | None, runs: list[Any]) -> None:
     if plot is not None:
-        from distsgd.simulation.figures import plot_curves
+        from distsgd.simulation.figures import draw_curves, save_figure
 
-        plot_curves(plot, runs)
-        say(f"drew {plot}")
+        save_figure(draw_curves(runs), plot)
+        say(f"wrote {plot}")
 
 
 def add_to(main: typer.Typer) -> None:

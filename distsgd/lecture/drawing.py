@@ -1,8 +1,7 @@
-"""Figures: made in memory, drawn without a screen, written whole.
+"""Drawings of the lecture: SVG for its page, formulas, and computations as graphs.
 
-Computations drawn as graphs: values forward in green, gradients back in red.
-
-Formulas as pictures: TeX's mathematics, without TeX and without a script in the page.
+Formulas are TeX's mathematics as pictures, without TeX and without a script in the page. Graphs
+show values forward in green and gradients backward in red.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import io
 import re
 from functools import cache
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.data.atomic import replace_file
-from distsgd.errors import storage_error
 from distsgd.lecture.plain.chain_rule import ChainRule, WorkedExample
-from distsgd.simulation.figures import check_plot
+from distsgd.simulation.figures import check_plot, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,37 +35,6 @@ def as_text(name: str) -> str:
     """A name from data or a path, as a figure shows it: dollar signs begin no formula."""
     seen = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
     return "".join(seen).replace("$", r"\$")
-
-
-def new_figure(width: float = 7, height: float = 4) -> Figure:
-    """An empty figure without a window.
-
-    Args:
-        width: inches; text has 10 points, so 7 can be read on a narrow screen too.
-        height: inches.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to a file ending in .png or .svg, whole or not at all.
-
-    Raises:
-        UsageError: see `check_plot`.
-        StorageError: the file cannot be written.
-    """
-    check_plot(path)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
-    try:
-        replace_file(path, content.getvalue(), shared=True)
-    except OSError as error:
-        raise storage_error(error, path) from None
 
 
 def svg_of(figure: Figure, name: str) -> str:

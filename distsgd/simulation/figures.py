@@ -1,26 +1,30 @@
-"""Figures of simulations; matplotlib is loaded when one is asked for."""
+"""Figures without a screen, and those of simulations; matplotlib is loaded when one is drawn."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distsgd.data.atomic import replace_file
 from distsgd.errors import UsageError, storage_error
 from distsgd.simulation.results import SimulationResult
 from distsgd.spelling import spelled
 
-__all__ = ["check_plot", "plot_curves"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_plot", "draw_curves", "new_figure", "save_figure"]
 
 _FORMATS = (".png", ".svg")
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a figure that could not be drawn, before anything is computed for it.
+    """Check that a figure can be written to a file, before anything is computed for it.
 
     Raises:
-        UsageError: the file cannot be of this kind or at this place.
+        UsageError: the name has another ending, or its folder does not exist.
         ModuleNotFoundError: matplotlib is missing.
     """
     if path.suffix.lower() not in _FORMATS:
@@ -34,25 +38,43 @@ def check_plot(path: Path) -> None:
     import matplotlib.figure  # noqa: F401
 
 
-def plot_curves(path: Path, runs: Sequence[SimulationResult]) -> None:
-    """Draw training loss and test accuracy against virtual seconds.
-
-    One colour for each policy, one line for each run; dashed lines are targets.
+def new_figure(width: float = 7, height: float = 4) -> Figure:
+    """An empty figure without a window.
 
     Args:
-        path: a file ending in .png or .svg; overwritten.
-        runs: what to draw.
+        width: inches; text has 10 points, so that 7 are readable on a narrow screen too.
+        height: inches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a file ending in .png or .svg, whole or not at all.
 
     Raises:
         UsageError: see `check_plot`.
         StorageError: the file cannot be written.
     """
     check_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
+    try:
+        replace_file(path, content.getvalue(), shared=True)
+    except OSError as error:
+        raise storage_error(error, path) from None
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def draw_curves(runs: Sequence[SimulationResult]) -> Figure:
+    """Training loss and test accuracy against virtual seconds.
+
+    One colour for each policy, one line for each run; dashed lines are targets.
+    """
+    figure = new_figure(11, 4.5)
     loss, accuracy = figure.subplots(1, 2)
     colours = {run.policy: f"C{i}" for i, run in enumerate({r.policy: r for r in runs}.values())}
     labelled: set[str] = set()
@@ -72,9 +94,4 @@ def plot_curves(path: Path, runs: Sequence[SimulationResult]) -> None:
         if target:
             axes.axhline(target, color="grey", linestyle="--", linewidth=0.8)
     loss.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
-    try:
-        replace_file(path, content.getvalue(), shared=True)
-    except OSError as error:
-        raise storage_error(error, path) from None
+    return figure

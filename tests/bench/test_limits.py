@@ -48,7 +48,7 @@ def test_its_arithmetic_is_that_of_bsp(sample: Dataset) -> None:
     for _ in range(STEPS + 1):
         for number, push in enumerate(pushes):
             server.submit(number, push, 0)
-        pushes = [worker.answer(given[number]) for number, worker in enumerate(workers)]
+        pushes = [worker.answer(*given[number]) for number, worker in enumerate(workers)]
     assert server.images == STEPS * job.plan.batch_size
     np.testing.assert_array_equal(given[0][1], after_some_steps(job))
 

@@ -41,7 +41,7 @@ def test_what_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> No
 
 
 def test_a_measuring_process_ends_with_its_parent(tmp_path: Path) -> None:
-    code = "from distsgd.bench.processes import told; told(); print(flush=True); "
+    code = "from distsgd.bench.processes import task_from_arguments as f; f(); print(flush=True); "
     task = json.dumps({"dataset": str(tmp_path), "seconds": 1, "runs": []})
     child = subprocess.Popen(
         python(code + SLEEP.format(2 * PATIENCE), task),

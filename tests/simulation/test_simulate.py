@@ -10,7 +10,7 @@ import pytest
 from support import image_format
 
 from distsgd.errors import DivergedError, UsageError
-from distsgd.simulation.figures import check_plot, plot_curves
+from distsgd.simulation.figures import check_plot, draw_curves, save_figure
 from distsgd.simulation.probe import Measuring
 from distsgd.simulation.scenario import fleet_from, policy_settings, read_scenario, simulated_config
 from distsgd.simulation.simulate import compare, simulate
@@ -159,7 +159,7 @@ def test_a_scenario_file(tmp_path: Path) -> None:
 def test_figures(tmp_path: Path, name: str) -> None:
     found = compare("bsp,asp", "sample", epochs=1, seeds=2,
                     measuring=Measuring(target_loss=1.5))  # fmt: skip
-    plot_curves(tmp_path / name, found.runs)
+    save_figure(draw_curves(found.runs), tmp_path / name)
     assert image_format(tmp_path / name) == name.rpartition(".")[2].upper()
 
 

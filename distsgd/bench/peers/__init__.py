@@ -1,5 +1,5 @@
-"""What ours is compared with. Each is a process of its own, run as ``python -m``; see `child`.
+"""The peers that distsgd is compared with, each run as ``python -m`` in a process of its own.
 
-Here alone may torch and scikit-learn be imported. Each follows its own documentation's pattern,
-takes the same images, and works on the same features: pixels less their mean, divided by 64.
+Only these modules import torch and scikit-learn. Each follows the pattern of its own documentation,
+with the same images and features: pixels minus their mean, divided by 64.
 """

@@ -1,17 +1,58 @@
-"""One plain numpy loop: minibatch gradient descent as one writes it after the lecture."""
+"""A plain numpy loop, and what all peers share: the images, the minibatches, the constants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.bench.peers.images import LEARNING_RATE, REGULARIZATION, SCALE, Images, load_images
-from distsgd.bench.processes import Found, Task, rate, serve, told
+from distsgd.bench.processes import Measured, Task, rate, serve, task_from_arguments
+from distsgd.data.dataset import open_dataset
 
-__all__ = ["BATCH", "first_weights", "minibatches", "softmax_gradient"]
+__all__ = [
+    "BATCH",
+    "LEARNING_RATE",
+    "REGULARIZATION",
+    "SCALE",
+    "Images",
+    "first_weights",
+    "load_images",
+    "minibatches",
+    "softmax_gradient",
+]
+
+
+SCALE = 64.0
+"""What centred pixels are divided by."""
+
+LEARNING_RATE, REGULARIZATION = 0.015, 0.005
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split in memory.
+
+    Attributes:
+        pixels: shape (examples, features), uint8.
+        labels: shape (examples,).
+        mean: of each pixel over the training examples, shape (features,), float32.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    mean: NDArray[np.float32]
+
+
+def load_images(dataset: str, split: str = "train") -> Images:
+    """Read a whole split into memory."""
+    opened = open_dataset(dataset)
+    part = opened.train if split == "train" else opened.test
+    pixels = np.concatenate([pixels for pixels, _ in part.batches()])
+    return Images(pixels, part.labels.astype(np.int64), opened.pixel_mean.astype(np.float32))
+
 
 BATCH = 256
 
@@ -26,7 +67,7 @@ def first_weights(images: Images) -> tuple[Array, Array]:
 
 
 def minibatches(examples: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Numbers of the examples of minibatches, shuffled each epoch, without end; all are full."""
+    """Endless full minibatches as indices of examples, shuffled each epoch."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(examples)
@@ -53,7 +94,7 @@ def softmax_gradient(
     return p.T @ x + np.float32(2 * REGULARIZATION) * weights, p.sum(axis=0), float(loss)
 
 
-def _measure(task: Task, _: dict[str, Any]) -> Found:
+def _measure(task: Task, _: dict[str, Any]) -> Measured:
     images = load_images(task.dataset)
     weights, bias = first_weights(images)
     batches = minibatches(len(images.labels), BATCH, 0)
@@ -65,8 +106,8 @@ def _measure(task: Task, _: dict[str, Any]) -> Found:
         np.subtract(bias, np.float32(LEARNING_RATE) * by_bias, out=bias)
         return len(rows)
 
-    return Found(rate(step, task.seconds), {})
+    return Measured(rate(step, task.seconds), {})
 
 
 if __name__ == "__main__":
-    serve(told(), _measure)
+    serve(task_from_arguments(), _measure)

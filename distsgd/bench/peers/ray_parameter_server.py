@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from distsgd.bench.peers.images import LEARNING_RATE, load_images
-from distsgd.bench.peers.numpy_loop import BATCH, first_weights, minibatches, softmax_gradient
-from distsgd.bench.processes import Found, Task, rate, serve, told
+from distsgd.bench.peers.numpy_loop import (
+    BATCH,
+    LEARNING_RATE,
+    first_weights,
+    load_images,
+    minibatches,
+    softmax_gradient,
+)
+from distsgd.bench.processes import Measured, Task, rate, serve, task_from_arguments
 from distsgd.on_ray.session import ray_session
 
 __all__ = ["DataWorker", "Server"]
@@ -62,7 +68,7 @@ class DataWorker:
         return np.column_stack([by_weights, by_bias])
 
 
-def _measure(task: Task, _: dict[str, Any]) -> Found:
+def _measure(task: Task, _: dict[str, Any]) -> Measured:
     server = ray.remote(Server).options(num_cpus=1).remote(task.dataset)
     workers = [
         ray.remote(DataWorker).options(num_cpus=1).remote(task.dataset, number)
@@ -80,10 +86,10 @@ def _measure(task: Task, _: dict[str, Any]) -> Found:
         ray.get(weights)
         return _LOOK_EVERY * _WORKERS * BATCH
 
-    return Found(rate(steps, task.seconds), {})
+    return Measured(rate(steps, task.seconds), {})
 
 
 if __name__ == "__main__":
-    task = told()
+    task = task_from_arguments()
     with ray_session(cpus=_WORKERS + 1):
         serve(task, _measure)

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import SGDClassifier
 
-from distsgd.bench.peers.images import SCALE, load_images
-from distsgd.bench.peers.numpy_loop import BATCH, minibatches
-from distsgd.bench.processes import Found, Task, rate, serve, told
+from distsgd.bench.peers.numpy_loop import BATCH, SCALE, load_images, minibatches
+from distsgd.bench.processes import Measured, Task, rate, serve, task_from_arguments
 
 __all__: list[str] = []
 
 
-def _measure(task: Task, run: dict[str, Any]) -> Found:
+def _measure(task: Task, run: dict[str, Any]) -> Measured:
     images = load_images(task.dataset)
     classes = np.unique(images.labels)
     model = SGDClassifier(
@@ -28,8 +27,8 @@ def _measure(task: Task, run: dict[str, Any]) -> Found:
         model.partial_fit(x, images.labels[rows], classes=classes)
         return len(rows)
 
-    return Found(rate(step, task.seconds), {})
+    return Measured(rate(step, task.seconds), {})
 
 
 if __name__ == "__main__":
-    serve(told(), _measure)
+    serve(task_from_arguments(), _measure)
