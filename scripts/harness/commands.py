@@ -119,7 +119,7 @@ def _working_folder(case: Case) -> Path:
 
 
 def _become(case: Case, cwd: Path) -> None:
-    """Between fork and exec: take what the case meets upon this process."""
+    """Between fork and exec: give this process the limits, user and streams of the case."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # a shell has its background jobs ignore some
     if case.working_folder == "unreadable":
@@ -141,7 +141,7 @@ def _become(case: Case, cwd: Path) -> None:
 
 
 def _open_streams(case: Case) -> tuple[dict[int, int], dict[int, int]]:
-    """Our ends of what is read, and what the process gets as 0, 1 and 2."""
+    """Our ends of the streams that are read, and the files that become 0, 1 and 2."""
     ends: dict[int, int] = {}
     files: dict[int, int] = {}
     terminal = pty.openpty() if "terminal" in case.streams.values() else None
@@ -164,7 +164,7 @@ def _open_streams(case: Case) -> tuple[dict[int, int], dict[int, int]]:
 
 
 class Reader:
-    """Takes what the streams bring, without waiting for them."""
+    """Reads the streams without blocking."""
 
     def __init__(self, ends: dict[int, int], early: set[int]) -> None:
         self._selector = selectors.DefaultSelector()
@@ -174,7 +174,7 @@ class Reader:
             self._selector.register(end, selectors.EVENT_READ, stream)
 
     def read(self, seconds: float) -> bool:
-        """Whether there is more to come; waits for it so long at most."""
+        """Read what comes within so many seconds; returns whether any stream is still open."""
         for key, _ in self._selector.select(seconds) if self._selector.get_map() else ():
             end, stream = int(key.fd), int(key.data)
             try:
@@ -188,7 +188,7 @@ class Reader:
         return bool(self._selector.get_map())
 
     def read_rest(self) -> None:
-        """What is there already; then all is closed."""
+        """Read what has already come, and close all streams."""
         until = time.monotonic() + 1
         while self.read(0.05) and time.monotonic() < until:
             pass
@@ -208,7 +208,7 @@ class Reader:
 def _wait(
     case: Case, process: subprocess.Popen[bytes], reader: Reader, began: float
 ) -> tuple[bool, bool]:
-    """Until it ends, or did not when it was interrupted: whether it was, and why."""
+    """Wait until it ends, interrupt it if it does not; returns whether, and if it stood still."""
     worked, waited = (RAY_WORKED, RAY_WAITED) if case.ray else (WORKED, WAITED)
     interrupted, stood_still = 0.0, False
     while process.poll() is None:

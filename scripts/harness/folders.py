@@ -91,7 +91,7 @@ def material(folder: Path) -> None:
 
 
 def run_command(words: list[str], folder: Path) -> Outcome:
-    """Run it in a child, to its end or until it has taken too long."""
+    """Run it in a child, until it ends or has taken too long."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -181,7 +181,7 @@ def _become_command(words: list[str], folder: Path, write: int) -> None:
 
 
 def state_of(folder: Path) -> dict[str, tuple[object, ...]]:
-    """Content, kind, mode, size and times of all that is in a folder, and of the folder."""
+    """Mode, size, time, inode and digest of a folder and everything in it."""
     found = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         info = path.lstat()

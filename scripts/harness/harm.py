@@ -1,6 +1,6 @@
-"""Draws run folders, datasets and sources of data as somebody would make them to do harm.
+"""Draws run folders, datasets and sources of data that are made to do harm.
 
-What is validly chained or signed here has digests that were computed anew: they have no key.
+Chains and digests have no key: whoever changes a file can recompute them, and so does this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ODD = (
     1e-320, float("nan"), 0.5, True, None, "", "0", "x" * 300, "\x1b[31m\x07", "\udcff",
     "../../outside/file", "日本\u202e", [], [[]], [0] * 1000, {}, {"a": {}},
 )  # fmt: skip
-"""What may stand in place of any value of a JSON file."""
+"""What may replace any value of a JSON file."""
 
 RUN_FILES = ("config.json", "metrics.jsonl", "journal.jsonl", "report.json", ".running",
              "kernels.json", "workers.json", "checkpoints")  # fmt: skip
@@ -49,7 +49,7 @@ COMMANDS = {"run": RUN_COMMANDS, "set": DATASET_COMMANDS, "source": SOURCE_COMMA
 
 @dataclass
 class Hostile:
-    """One folder that is made, with what is around it.
+    """One hostile folder, with its surroundings.
 
     Attributes:
         random: all that is left to chance.
@@ -128,7 +128,7 @@ class Hostile:
         return self.random.choice(found) if found else folder / pattern.replace("*", "more")
 
     def raw(self, folder: Path) -> str:
-        """Bytes that no program of ours would write."""
+        """Bytes that distsgd never writes."""
         name = self.random.choice((
             "config.json", "metrics.jsonl", "journal.jsonl", "report.json", "kernels.json",
             "manifest.json", "checkpoints/*", "*.arrow",
@@ -194,7 +194,7 @@ class Hostile:
             return where[1:], here[key]
 
     def journal(self, folder: Path) -> str:
-        """Lines that were chained anew."""
+        """Changed lines, with a chain that holds."""
         from distsgd.runs.journal import chained
         from distsgd.runs.opened_run import open_run
 
@@ -202,7 +202,7 @@ class Hostile:
         try:
             digest = open_run(folder).first
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-        except Exception:  # something else has been done to it
+        except Exception:  # it has been changed before
             return ""
         first = [lines.pop(0)] if "o" in lines[0] else []
         for line in lines:
@@ -260,7 +260,7 @@ class Hostile:
         return f"metrics: {count} records with {where} = {value!r:.60}"
 
     def checkpoint(self, folder: Path) -> str:
-        """Arrays and what they say of themselves, with a checksum that holds."""
+        """Changed arrays and metadata, with a checksum that holds."""
         import numpy as np
 
         path = self._one_of(folder / "checkpoints", "*.npz")
@@ -268,7 +268,7 @@ class Hostile:
             with np.load(path) as file:
                 arrays: dict[str, Any] = dict(file)
             meta, said = json.loads(arrays.pop("meta").tobytes()), ""
-        except Exception:  # something else has been done to it
+        except Exception:  # it has been changed before
             return ""
         if self.random.random() < 0.5:
             name = self.random.choice(sorted(arrays))
@@ -346,7 +346,7 @@ class Hostile:
         return f"{path.name}: {what}"
 
     def remote(self, folder: Path) -> str:
-        """A dataset that says that it lies elsewhere."""
+        """A dataset that names another place as its source."""
         there = f"127.0.0.1:{self.port}"
         uri = self.random.choice((
             f"http://{there}/x", f"s3://b/x?endpoint_override={there}&scheme=http",
@@ -475,7 +475,7 @@ def _arrays() -> dict[str, Callable[[Any], Any]]:
 
 
 class _Lazily(dict[str, Any]):
-    """Filled when it is first looked at, as this needs numpy."""
+    """Filled when it is first read, since that imports numpy."""
 
     def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
         super().__init__()
@@ -640,7 +640,7 @@ def _picture(width: int, height: int) -> Callable[[Hostile, Path], None]:
 
 
 def _photos(case: Hostile, path: Path) -> None:
-    """Folders of classes with links out of them, pipes, and pictures that are none."""
+    """Folders of classes with links out of them, pipes, and files that are not pictures."""
     for kind in ("a", "b\x1b[31m", "c" * 200):
         (path / kind).mkdir(parents=True)
         (path / kind / "link.png").symlink_to(case.outside / "file")
@@ -695,7 +695,7 @@ _SOURCES: dict[str, Callable[[Hostile, Path], None]] = {
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object, or none if something else has been done to its file."""
+    """The object in a file, or an empty one if the file has been replaced."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > 10**7:
             return {}

@@ -1,4 +1,4 @@
-"""Draws random command lines and what they meet, for `faults.py commands`.
+"""Draws random command lines and their surroundings, for `faults.py commands`.
 
 Commands, arguments and options are read from the command line's own tree.
 """
@@ -37,8 +37,8 @@ class Parameter:
 
     @property
     def kind(self) -> str:
-        """What sort of value it takes; the first pattern that fits its name and help."""
-        known = f"{self.name}: {self.help}"
+        """The kind of value it takes: that of the first pattern that fits its name and help."""
+        known = f"{self.name}: {self.help}{' (required)' * self.required}"
         return next((kind for pattern, kind in KINDS if re.search(pattern, known)), self.type)
 
 
@@ -49,23 +49,23 @@ class Command:
 
     @property
     def weight(self) -> int:
-        """How often it is drawn: the more it takes that can be odd in many ways, the oftener."""
+        """How often it is drawn: more often if more of its values can be odd in many ways."""
         files = [one for one in self.parameters if one.kind in ("run", "dataset", "path", "output")]
         return 4 + len(self.parameters) + 4 * len(files)
 
 
 KINDS = (
     (r"^json:", "json"),
-    (r"^(run|resume): |a run\b.*latest|Go on with this run", "run"),
+    (r"^(run|resume): ", "run"),
     (r"^set_?: ", "setting"),
     (r"^chaos", "chaos"),
-    (r"^workers: .*(Processes|auto)", "ray workers"),
+    (r"^workers: (?!Simulated|.*\(required\))", "ray workers"),
     (r"^(address|join|node_ip)|HOST:PORT", "address"),
     (r"^dataset", "dataset"),
     (r"^(plot|out|output|trace|run_dir): ", "output"),
-    (r"commas? between|,\.\.\.", "list"),
+    (r"comma-separated|,\.\.\.", "list"),
 )
-"""Patterns over `name: help`, so that a new option finds its kind by its words."""
+"""Patterns over `name: help (required)`, so that a new option finds its kind by its words."""
 
 
 def commands() -> list[Command]:
@@ -101,7 +101,7 @@ def _parameter(known: Any) -> Parameter:
 
 
 def _type_of(known: Any) -> str:
-    """Of a parameter of click's, or of the copy of click that newer versions of typer have."""
+    """The type of a parameter of click, or of the copy of click in newer versions of typer."""
     kind = getattr(known, "type", None) or getattr(known, "type_descriptor", "")
     words = f"{getattr(kind, 'name', '')} {getattr(kind, 'annotation', kind)}".lower()
     for name in ("int", "float", "path"):
@@ -174,7 +174,7 @@ def listed(text: str) -> list[str]:
 
 @dataclass
 class Case:
-    """A command line and all that it meets; made in its own folder."""
+    """A command line and its surroundings, made in a folder of its own."""
 
     number: int
     folder: Path
@@ -189,7 +189,7 @@ class Case:
 
     @property
     def encoding(self) -> str:
-        """Of what it prints."""
+        """The encoding of what it prints."""
         return (self.environment.get("PYTHONIOENCODING") or "utf-8").partition(":")[0]
 
     @property
@@ -197,7 +197,7 @@ class Case:
         return "--json" in self.words
 
     def line(self) -> str:
-        """As one would type it."""
+        """The command line as a user would type it."""
         parts = [f"cd {self.working_folder};"] if self.working_folder != "plain" else []
         parts += [f"ulimit {name} {size};" for name, size in self.limits.items()]
         parts += ["env", *(f"-u {k}" for k, v in self.environment.items() if v is None)]
@@ -225,7 +225,7 @@ NAMES = ("[bold]a[/b]", ":cat:", "日本", "a\nb", "\udcff", "café", "x" * 250)
 
 
 class Drawer:
-    """Draws one case; what its values name, is put into its folder."""
+    """Draws one case; puts the files that its values name into its folder."""
 
     def __init__(self, random: Random, material: Material, folder: Path) -> None:
         self.random, self.material, self.folder = random, material, folder
@@ -293,7 +293,7 @@ class Drawer:
             file.write_bytes(re.sub(rb"\d+", lambda _: self.random.choice(odd), content, count=9))
 
     def odd_path(self) -> str:
-        """Of something that is no plain file, or has an odd name."""
+        """The path of something that is not a plain file, or has an odd name."""
         kind = self.random.choice(PATHS)
         path = self.inputs / kind.replace(" ", "-")
         if kind == "proc":
@@ -320,7 +320,7 @@ class Drawer:
         return str(path / "x" if kind == "under a file" else path)
 
     def device(self, name: str) -> str:
-        """Of our own where we may make one: root could replace the machine's."""
+        """A device made in the folder of the case if possible: root could replace the machine's."""
         path = self.inputs / name
         if os.geteuid():
             return f"/dev/{name}"
@@ -361,7 +361,7 @@ class Drawer:
         return self.random.choice(TEXTS + NUMBERS)
 
     def near(self, word: str) -> str:
-        """A slip of the hand."""
+        """A word with a typing error."""
         slip = self.random.randrange(6)
         at = self.random.randrange(len(word))
         return (word.upper(), f"{word} ", word[:at] + word[at + 1 :], f"{word}:", f"{word}:0",
@@ -405,7 +405,7 @@ class Drawer:
         return self.random.choice(ODD["dataset"] + TEXTS)
 
     def input(self, parameter: Parameter) -> str:
-        """A file of settings or of data, whichever the help speaks of."""
+        """A file of settings or of data, whichever the help names."""
         known = sorted(p.name for p in self.material.folder.iterdir() if p.is_file())
         config = re.search("toml|settings", parameter.help, re.IGNORECASE)
         endings = (".toml", ".json") if config else DATA_ENDINGS
@@ -442,7 +442,7 @@ class Drawer:
     # the command line
 
     def words(self, command: Command, ray_share: float) -> list[str]:
-        """Of the command, its options and arguments."""
+        """The words of the command, its options and arguments."""
         options: list[list[str]] = []
         arguments: list[str] = []
         for parameter in command.parameters:
@@ -477,7 +477,7 @@ class Drawer:
         return [f"{flag}={value}"] if self.random.random() < 0.3 else [flag, value]
 
     def keep_small(self, command: Command, given: set[str], ray_share: float) -> list[list[str]]:
-        """What keeps the work of a command small, and off clusters that are not of this case."""
+        """Options that keep the work of a command small, and away from other clusters."""
         flags = {word.partition("=")[0] for word in given}
         more: list[list[str]] = []
         missing = [one for one in command.parameters if one.flags and not flags & set(one.flags)]
@@ -603,7 +603,7 @@ def draw_case(
 
 
 def _whole_line(random: Random, drawer: Drawer, command: Command, ray_share: float) -> list[str]:
-    """Mostly a command with its options; sometimes less, or with slips."""
+    """Mostly a command with its options; sometimes less, or with typing errors."""
     words = drawer.words(command, ray_share)
     chance = random.random()
     if chance < 0.02:

@@ -37,7 +37,13 @@ def test_all_commands_are_known() -> None:
     known = {" ".join(command.words): command for command in commands()}
     assert {"train", "data import", "runs list", "cluster start", "study noise"} <= set(known)
     kinds = {one.name: one.kind for one in known["train"].parameters}
-    assert kinds["workers"] == "ray workers"
+    workers = {
+        name for name, one in known.items()
+        if any((p.name, p.kind) == ("workers", "ray workers") for p in one.parameters)
+    }  # fmt: skip
+    assert {"train", "resume", "landscape", "search random", "study descent"} <= workers
+    assert not {"simulate", "scale"} & workers
+    assert {one.kind for one in known["stepsize"].parameters if one.name == "steps"} == {"list"}
     assert kinds["epochs"] == "int"
     assert kinds["config"] == "path"
     assert kinds["run_dir"] == kinds["trace"] == "output"
