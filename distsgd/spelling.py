@@ -52,9 +52,13 @@ class Spelling:
         return name if origin == ARGUMENT else f"{name} in {origin}"
 
     def given(self, name: str, value: object) -> str:
-        """A setting with a value: --batch-size 64, --set momentum=0.5, or momentum=0.5."""
+        """A setting with a value: --batch-size 64, --set momentum=0.5, or momentum=0.5.
+
+        A tuple is a shape: --size 32x32, or size=(32, 32).
+        """
         origin = self.origin(name)
-        word = str(value).lower() if isinstance(value, bool) else str(value)
+        word = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        word = word.lower() if isinstance(value, bool) else word
         if origin == FLAG and value is False:
             return f"--no-{name.replace('_', '-')}"
         if origin == FLAG:

@@ -63,12 +63,13 @@ def import_rows(
 
     Example: distsgd data import flowers.csv --name flowers --label species
     """
-    from distsgd.data.importing.import_dataset import REJECTED, import_dataset
-    from distsgd.data.importing.source import Wishes
+    from distsgd.data.importing.import_dataset import import_dataset
+    from distsgd.data.importing.row_import import REJECTED
+    from distsgd.data.importing.source import ImportOptions
     from distsgd.data.text_files import escaped, some_of
 
     rows_columns = _numbers(size, "--size", 2)
-    wishes = Wishes(
+    options = ImportOptions(
         label=label,
         image=image,
         drop=tuple(drop or ()),
@@ -80,7 +81,7 @@ def import_rows(
     with ProgressBar(rows=True) as bar:
         found = import_dataset(
             source, name, test=test, test_share=test_share, seed=seed, shards=shards, force=force,
-            wishes=wishes, progress=bar.update, say=bar.say,
+            options=options, progress=bar.update, say=bar.say,
         )  # fmt: skip
     if json:
         print_json(found)
@@ -179,8 +180,8 @@ def _repair(dataset: str, source: str, json: bool) -> None:
         found = repair_dataset(dataset, source, progress=bar.update, say=bar.say)
     if json:
         print_json(found)
-    elif found.mended:
-        show(f"mended {', '.join(found.mended)} of {found.dataset}")
+    elif found.repaired:
+        show(f"repaired {', '.join(found.repaired)} of {found.dataset}")
     else:
         show(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
 

@@ -1,6 +1,7 @@
-"""Files that are either whole or absent: write beside, fsync, rename.
+"""Files and dataset folders that are either whole or absent: written beside, synced, renamed.
 
-A dataset's folder appears in one rename, after all of its checks; until then it is beside.
+A dataset is built under its lock, in a folder beside its place in the cache, and appears there in
+one rename, after all of its checks.
 """
 
 from __future__ import annotations
@@ -8,28 +9,40 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from distsgd.data.folder_files import replace_inside
+from distsgd.data.locations import dataset_folder
+from distsgd.data.lock_file import LockFile
+from distsgd.errors import system_error
 
-__all__ = ["installed", "replace_file", "sweep", "sync_file", "sync_folder", "sync_tree"]
+__all__ = ["Progress", "Say", "installed", "locked_dataset", "replace_file", "sync_file"]
+
+Say = Callable[[str], None]
+"""Receives a line about each stage of some work."""
+
+Progress = Callable[[str, int, int], None]
+"""Receives what is being done, how much of it is done, and how much there is (0: unknown)."""
+
+_BESIDE = "~"
+"""Follows the name of the dataset. No name has one, so it separates `a` from `ab`."""
 
 
 def replace_file(path: Path, content: bytes, *, shared: bool = False) -> None:
-    """Put ``content`` at ``path``; never a half-written file.
+    """Write a file, so that it has either its old or its new content at any time.
 
     A symbolic link stays one: its target is replaced. A device, or a pipe that is being read, is
-    written to: a file in the place of /dev/null would break every other program.
+    written to: a file in place of /dev/null would break every other program.
 
     Args:
         path: the file.
-        content: all of it.
-        shared: made for others too: the umask says who may read it. Else the user alone may.
+        content: all of its content.
+        shared: whether others may read it, as far as the umask allows; else only the user may.
 
     Raises:
-        OSError: the old file, if there was one, is untouched.
+        OSError: it cannot be written; an old file is untouched.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -46,7 +59,7 @@ def _write_into(path: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file durable."""
+    """Make the content of a file, or the entries of a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,46 +67,59 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder durable."""
-    sync_file(folder)
+@contextmanager
+def locked_dataset(name: str, say: Say) -> Iterator[Path]:
+    """Hold the lock of a dataset of the cache; yields its folder, which may not exist.
 
+    Remains of a process that died are removed.
 
-def sync_tree(folder: Path) -> None:
-    """Make the files of a folder, and its entries, durable."""
-    for path in sorted(folder.iterdir()):
-        sync_file(path)
-    sync_folder(folder)
+    Args:
+        name: name of the dataset.
+        say: is told if another process holds the lock, which is waited for.
 
-
-_BESIDE = "~"
-"""Follows the name of the dataset; names have none, so that no other name begins with both."""
+    Raises:
+        DistsgdError: for an `OSError` of the system, here or in the body.
+    """
+    target = dataset_folder(name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = LockFile(target.with_name(f".{name}.lock"))
+        if not lock.acquire(wait=False):
+            say(f"another process is working on the dataset {name}; waiting for it")
+            lock.acquire()
+        try:
+            _sweep(target)
+            yield target
+        finally:
+            lock.release()
+    except OSError as error:
+        raise system_error(error, target.parent) from None
 
 
 @contextmanager
 def installed(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` that takes its place at the end, if there is no error.
+    """An empty folder that replaces ``target`` at the end, unless there is an error.
 
-    The umask says who may read it: a cache may be shared.
-
-    Whoever calls holds the lock of the dataset.
+    Its permissions follow the umask, as a cache may be shared. The caller holds the lock of the
+    dataset.
     """
     beside = target.with_name(f".{target.name}{_BESIDE}{secrets.token_hex(8)}")
     beside.mkdir()
     try:
         yield beside
-        sync_tree(beside)
+        for path in (*sorted(beside.iterdir()), beside):
+            sync_file(path)
         if target.exists():
             target.rename(target.with_name(f".{target.name}{_BESIDE}old-{os.getpid()}"))
         beside.rename(target)
-        sync_folder(target.parent)
-        sweep(target)
+        sync_file(target.parent)
+        _sweep(target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
-def sweep(target: Path) -> None:
-    """Remove what an interrupted process left; we hold the lock, so nobody is using it."""
+def _sweep(target: Path) -> None:
+    """Remove what an interrupted process has left; nobody uses it, as we hold the lock."""
     for left in target.parent.glob(f".{target.name}{_BESIDE}*"):
         shutil.rmtree(left, ignore_errors=True)

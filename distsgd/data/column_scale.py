@@ -1,4 +1,4 @@
-"""Numbers of any range as pixels: 256 steps between a lowest and a highest value."""
+"""Quantise numbers of any range to pixels: 256 steps between a lowest and a highest value."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ __all__ = ["ColumnScale"]
 
 _NUMBERS_AT_ONCE = 1 << 20
 _NO_WIDTH = 1e-200
-"""A column that changes by less than this does not."""
+"""A column with a smaller range counts as constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnScale:
-    """How numbers become pixels, column by column, or all columns alike.
+    """How numbers become pixels, with one range for each column or one for all.
 
-    A number x becomes round(255 (x - low) / (high - low)), cut to 0 ... 255. For a linear model
-    that loses less than the numbers' own noise, and keeps shards, kernels and checksums those of
-    images.
+    A number x becomes round(255 (x - low) / (high - low)), clipped to 0 ... 255. For a linear
+    model that loses less than the noise of the numbers, and shards, kernels and checksums are
+    those of images.
 
     Attributes:
-        names: of the columns; empty for arrays, whose columns have none.
-        low: what becomes 0; one number, or one a column.
-        high: what becomes 255, likewise.
+        names: names of the columns; empty for arrays, whose columns have none.
+        low: the number that becomes 0; one for all columns, or one for each.
+        high: the number that becomes 255, likewise.
+
+    Raises:
+        ValueError: the attributes do not match, or are not finite.
     """
 
     names: tuple[str, ...]
@@ -45,11 +48,11 @@ class ColumnScale:
 
     @property
     def features(self) -> int:
-        """Columns; 1 if all are treated alike."""
+        """Number of columns; 1 if all have the same range."""
         return len(self.low)
 
     def pixels(self, numbers: NDArray[np.float64]) -> Bytes:
-        """The pixels of numbers, shape (rows, features); a column that never changes becomes 0."""
+        """The pixels of numbers, both of shape (rows, features); a constant column becomes 0."""
         low, high = np.array(self.low, dtype=np.float64), np.array(self.high, dtype=np.float64)
         width = high - low
         factor = np.divide(255.0, width, out=np.zeros_like(width), where=width > _NO_WIDTH)
@@ -62,15 +65,15 @@ class ColumnScale:
         return steps
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a manifest and in a checkpoint."""
+        """The form that manifests and checkpoints have."""
         return {"names": list(self.names), "low": list(self.low), "high": list(self.high)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ColumnScale:
-        """The scale that `to_json` wrote.
+        """The scale from what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: it is malformed.
         """
         return cls(
             names=tuple(str(name) for name in content["names"]),

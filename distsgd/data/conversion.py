@@ -1,8 +1,8 @@
-"""Examples of one dataset as a model that was trained on another takes them.
+"""Convert the examples of one dataset for a model that was trained on another.
 
-A pixel of a dataset of columns is a step between the least and the greatest number of its column
-*there*. In another dataset the same number is another step, the same column may stand elsewhere,
-and the same class may have another label.
+In a dataset of columns, a pixel is a step between the least and the greatest number of its column
+in this dataset. In another dataset the same number is another step, a column may have another
+place, and a class another label.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.manifest import Manifest
 from distsgd.data.text_files import normal, some_of
 from distsgd.errors import UsageError
+from distsgd.spelling import spelling
 
 __all__ = ["Conversion"]
 
 _PIXELS = ColumnScale(names=(), low=(0.0,), high=(255.0,))
-"""The scale of pixels that are taken as they are."""
+"""The scale of pixels that are kept as they are."""
 
 _LEAST_STEPS = 8
-"""Steps of a dataset that the range of a model's column must have, at least."""
+"""Least number of steps of a dataset in the range of a model's column."""
 
 _AT_ONCE = 1 << 20
 
 
 class Conversion:
-    """From the pixels and labels of a dataset to those that a model takes.
+    """Converts the pixels and labels of a dataset to those of a model.
 
-    Columns are matched by their names where both have some, and else by their order; classes are
-    matched by name. Pixels become the steps of the model's scale.
+    Columns are matched by name if both have names, and else by order; classes are matched by name.
+    Pixels become steps of the model's scale.
 
     Args:
-        shape: of the model's examples.
-        classes: that the model knows.
-        scale: how numbers became the model's pixels; None if they were pixels already.
-        manifest: of the dataset.
+        shape: shape of the model's examples.
+        classes: names of the model's classes.
+        scale: how numbers became the model's pixels; None if they were pixels.
+        manifest: manifest of the dataset.
         where: the dataset, for errors.
 
     Attributes:
-        classes: how many the model knows.
+        classes: number of the model's classes.
 
     Raises:
-        UsageError: the dataset has no such columns or images, has other classes, or its steps are
-            too coarse to tell what the model's would be.
+        UsageError: the dataset lacks columns, has examples of another shape or other classes, or
+            its steps are too coarse for the model's scale.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class Conversion:
         self._labels = self._matched_classes(classes, manifest.classes)
 
     def batches(self, batches: Iterable[tuple[Bytes, Ints]]) -> Iterator[tuple[Bytes, Ints]]:
-        """Batches of (pixels, labels), shapes (rows, features) and (rows,)."""
+        """Convert batches of (pixels, labels), shapes (rows, features), uint8, and (rows,)."""
         for pixels, labels in batches:
             yield self.pixels(pixels), self.labels(labels)
 
     def pixels(self, pixels: Bytes) -> Bytes:
-        """The model's pixels, shape (rows, its features), of a dataset's, (rows, features)."""
+        """The model's pixels, shape (rows, model's features), uint8, from a dataset's."""
         if self._columns is None and self._steps is None:
             return pixels
         features = pixels.shape[1] if self._columns is None else len(self._columns)
@@ -87,21 +88,21 @@ class Conversion:
         return out
 
     def labels(self, labels: Ints) -> Ints:
-        """The model's labels of a dataset's, shape (rows,)."""
+        """The model's labels, shape (rows,), from a dataset's."""
         return labels if self._labels is None else self._labels[labels]
 
     def _matched(
         self, shape: tuple[int, ...], scale: ColumnScale | None, manifest: Manifest
     ) -> NDArray[np.intp] | None:
-        """Which of the dataset's columns are the model's; None if all are, in their order."""
+        """The places of the model's columns in the dataset; None if they are the same."""
         wanted = [normal(name) for name in scale.names] if scale else []
         there = [normal(name) for name in manifest.scale.names] if manifest.scale else []
         if not wanted or not there:
             if shape != manifest.shape:
                 raise UsageError(
-                    f"the run was trained on examples of shape {_product(shape)}, and those of "
+                    f"the run was trained on examples of shape {_product(shape)}, but those of "
                     f"{self._where} are {_product(manifest.shape)}",
-                    "Give a --dataset of the same shape",
+                    f"Give a {spelling().setting('dataset')} of the same shape",
                 )
             return None
         if missing := [name for name in wanted if name not in there]:
@@ -114,7 +115,7 @@ class Conversion:
         return np.array([there.index(name) for name in wanted])
 
     def _converted(self, model: ColumnScale, data: ColumnScale) -> Bytes | None:
-        """The model's step for each of 256 steps, shape (1 or features, 256); None if the same."""
+        """The model's step for each step, shape (1 or features, 256); None if they are equal."""
         low, high = np.array(data.low), np.array(data.high)
         if self._columns is not None and data.features > 1:
             low, high = low[self._columns], high[self._columns]
@@ -136,7 +137,7 @@ class Conversion:
         range_of_model: NDArray[np.float64],
     ) -> None:
         step = (high - low) / 255
-        whole = (low == 0) & (high <= 255) & (high % 1 == 0)  # whole numbers, each on its step
+        whole = (low == 0) & (high <= 255) & (high % 1 == 0)  # a step for each number
         coarse = (step * _LEAST_STEPS > range_of_model) & (range_of_model > 0) & ~whole
         if coarse.any():
             at = int(np.argmax(coarse))
@@ -145,11 +146,11 @@ class Conversion:
                 f"{self._where} is too coarse for the run: a step of its {name} is "
                 f"{step[at]:.3g}, and the whole range of the run's is {range_of_model[at]:.3g}",
                 "Give `distsgd predict` the file that it was imported from, or import it without "
-                "the rows that lie far out",
+                "its outliers",
             )
 
     def _matched_classes(self, classes: Sequence[str], there: Sequence[str]) -> Ints | None:
-        """The model's label of each of the dataset's; None if they are the same."""
+        """The model's label of each class of the dataset; None if they are equal."""
         wanted = [normal(name) for name in classes]
         found = [normal(name) for name in there]
         if missing := [name for name in found if name not in wanted]:

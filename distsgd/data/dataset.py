@@ -17,7 +17,7 @@ from distsgd.data.locations import REMOTE_SOURCE, is_remote_copy, repair_hint
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.remote.addresses import is_uri
 from distsgd.data.split import Split, StreamedSplit
-from distsgd.data.verified import Found, believe, checksum
+from distsgd.data.verified import FileChecksum, checksum, trust_checksums
 from distsgd.errors import CorruptDataError, DatasetError, DistsgdError, machine_trouble
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class Dataset:
     def __init__(
         self,
         folder: Path,
-        checked: Iterable[Found] = (),
+        checked: Iterable[FileChecksum] = (),
         *,
         remote: RemoteFolder | None = None,
         stream: bool = False,
     ) -> None:
-        believe(checked)
+        trust_checksums(checked)
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._remote, self._stream = remote, stream
@@ -120,7 +120,7 @@ class Dataset:
         """
         return Preprocessing(self.pixel_mean, scale)
 
-    def verify(self) -> tuple[Found, ...]:
+    def verify(self) -> tuple[FileChecksum, ...]:
         """Check all shards; see `Split.verify`."""
         return self.train.verify() + self.test.verify()
 
@@ -133,7 +133,7 @@ def open_dataset(
     digest: str = "",
     cache_limit: int | None = None,
     stream: bool = False,
-    checked: Iterable[Found] = (),
+    checked: Iterable[FileChecksum] = (),
 ) -> Dataset:
     """Open a dataset by what a user calls it.
 

@@ -1,9 +1,9 @@
-"""Files of a folder that somebody else may have made: only plain files, and links are not followed.
+"""Safe access to files of a folder that somebody else may have made: plain files, and no links.
 
-A run folder, a dataset or a cache may come from a colleague or a stranger. A symbolic link in it
-would have us read, truncate or remove a file elsewhere, a pipe would have us wait for ever. So all
-of its files are opened by the functions of this module. The folder itself may be reached through
-links: those are the user's own, or the user has named them.
+A run folder, a dataset or a cache may come from a colleague or a stranger. Through a symbolic link
+in it we would read, truncate or remove a file elsewhere, and on a pipe we would wait for ever. So
+all of its files are opened by the functions of this module. The folder itself may be reached
+through links: these are the user's own, or the user has named them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SMALL = 64 << 20
-"""Bytes that a file of JSON is never larger than."""
+"""Most bytes of a JSON file."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -90,23 +90,23 @@ def open_inside(
 
     Args:
         path: the file.
-        flags: as of `os.open`, without O_TRUNC, which would come before the checks.
-        below: the folder that it belongs to, if it lies in a folder of that.
-        mode: of a file that is made.
+        flags: those of `os.open`, without O_TRUNC, which would act before the checks.
+        below: the outer folder that must be free of links, if ``path`` is in a folder of it.
+        mode: mode of a file that is created.
 
     Raises:
-        NotPlainFile: it is a link, a pipe, a device or a socket; or it is to be written and has a
-            second name.
+        NotPlainFile: it is a link, a pipe, a device or a socket; or it is opened for writing
+            and has a second name.
         OSError: it cannot be opened.
     """
     writing = flags & os.O_ACCMODE != os.O_RDONLY
     with _folder_of(path, below) as folder:
-        with suppress(FileNotFoundError):  # first, as to open a device may do something
+        with suppress(FileNotFoundError):  # first, as opening a device may have effects
             _check(os.stat(path.name, dir_fd=folder, follow_symlinks=False), writing=writing)
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(path.name, flags, mode, dir_fd=folder)
         try:
-            _check(os.fstat(file), writing=writing)  # another may have taken its place
+            _check(os.fstat(file), writing=writing)  # another file may have taken its place
         except BaseException:
             os.close(file)
             raise
@@ -124,7 +124,7 @@ def read_inside(path: Path, *, below: Path | None = None, most: int | None = Non
     Args:
         path: the file.
         below: as for `open_inside`.
-        most: bytes that it may have at most; None for any number.
+        most: largest number of bytes; None for any.
 
     Raises:
         OSError: as `open_inside`, or it is larger.
@@ -133,13 +133,13 @@ def read_inside(path: Path, *, below: Path | None = None, most: int | None = Non
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise OSError(
-                errno.EFBIG, f"it has {size:,} bytes, more than such a file has", str(path)
+                errno.EFBIG, f"it has {size:,} bytes, more than such a file ever has", str(path)
             )
         return file.read()
 
 
 def stat_inside(path: Path, *, below: Path | None = None) -> os.stat_result:
-    """What the system knows of a plain file of a folder, without opening it.
+    """The `os.stat` of a plain file of a folder, without opening it.
 
     Raises:
         OSError: as `open_inside`.
@@ -153,15 +153,15 @@ def stat_inside(path: Path, *, below: Path | None = None) -> os.stat_result:
 def replace_inside(
     path: Path, content: bytes, *, below: Path | None = None, mode: int = 0o600
 ) -> None:
-    """Put ``content`` at ``path``; never a half-written file.
+    """Write a file, so that it has either its old or its new content at any time.
 
-    What is there is replaced, and not written to, whatever it is but a folder.
+    Anything there except a folder is replaced, and never written into.
 
     Args:
         path: the file.
-        content: all of it.
+        content: all of its content.
         below: as for `open_inside`.
-        mode: who may read and write it, before the umask.
+        mode: permissions, before the umask.
 
     Raises:
         OSError: the old file, if there was one, is untouched.
@@ -170,7 +170,7 @@ def replace_inside(
     with _folder_of(path, below) as folder:
         try:
             with suppress(FileNotFoundError):
-                os.unlink(beside, dir_fd=folder)  # never opened: it may be a link
+                os.unlink(beside, dir_fd=folder)  # do not open it: it may be a link
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with os.fdopen(os.open(beside, flags, mode, dir_fd=folder), "wb") as file:
                 file.write(content)
@@ -189,7 +189,7 @@ def replace_inside(
 
 
 def remove_inside(path: Path, *, below: Path | None = None) -> None:
-    """Remove a file of a folder, if it is there; of a link, the link.
+    """Remove a file of a folder, if it exists; a link itself is removed.
 
     Raises:
         OSError: it cannot be removed.
@@ -199,7 +199,7 @@ def remove_inside(path: Path, *, below: Path | None = None) -> None:
 
 
 def names_inside(folder: Path, *, below: Path) -> list[str]:
-    """The names in a folder that lies in another one, in no order; none if it is missing.
+    """The names in a folder inside another one, in any order; none if it is missing.
 
     Raises:
         OSError: it cannot be listed, or is a link.
@@ -215,11 +215,11 @@ def names_inside(folder: Path, *, below: Path) -> list[str]:
 
 @contextmanager
 def mappable(path: Path, flags: int = os.O_RDONLY) -> Iterator[str]:
-    """Another path of a plain file of a folder, for libraries that open files themselves.
+    """A path to an open plain file of a folder, for libraries that open files themselves.
 
     Args:
         path: the file.
-        flags: as for `open_inside`; of a file that is made, the umask says who may read it.
+        flags: as for `open_inside`; permissions of a new file follow the umask.
 
     Raises:
         OSError: as `open_inside`.

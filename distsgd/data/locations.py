@@ -1,4 +1,4 @@
-"""Where things lie: the user's cache folder, or ``$DISTSGD_CACHE``, and the data folder."""
+"""The folders of the user: the cache of datasets, and the data folder for runs and tokens."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = [
 ]
 
 RESERVED = ("cifar10", "sample")
-"""Names of datasets that are not imported."""
+"""Names of the built-in datasets, which no imported one may have."""
 
 REMOTE_SOURCE = "source.json"
-"""Beside the manifest of a dataset that lies elsewhere: where."""
+"""File beside the manifest of the local copy of a remote dataset; has its URI."""
 
 RUN_NAME = "DISTSGD_RUN_NAME"
-"""A variable with the name of a run that is given no folder; in a job, the name of the job."""
+"""Environment variable with the default name of a run; in a job, the name of the job."""
 
 SAMPLE = (Path(__file__).parent / "sample" / "manifest.json").resolve().parent
-"""The embedded sample of CIFAR-10; some installers make links of the files of a package."""
+"""The embedded sample of CIFAR-10; resolved, as some installers link the files of a package."""
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be fetched again.
+    """The folder of all that can be fetched again: the user's cache, or ``$DISTSGD_CACHE``.
 
     Raises:
         StorageError: this user has no home folder, and no variable names another.
@@ -49,7 +49,7 @@ def cache_folder() -> Path:
 
 
 def home_folder() -> Path:
-    """The folder of all that cannot be made again: the user's data folder, or ``$DISTSGD_HOME``.
+    """The folder of what cannot be fetched again: the user's data folder, or ``$DISTSGD_HOME``.
 
     Raises:
         StorageError: this user has no home folder, and no variable names another.
@@ -62,7 +62,7 @@ def _own_folder(variable: str, default: Callable[[str], Path], what: str) -> Pat
         return expanded(chosen)
     try:
         return default("distsgd")
-    except RuntimeError:  # no HOME, and a user that the system does not know
+    except RuntimeError:  # no HOME, and a user unknown to the system
         raise StorageError(
             f"there is no folder for {what}: HOME is not set, and this user has no home folder",
             f"Set HOME, or {variable} to a folder for {what}",
@@ -70,7 +70,7 @@ def _own_folder(variable: str, default: Callable[[str], Path], what: str) -> Pat
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as a user writes it, with ~ for a home folder.
+    """Expand the ~ of a path that a user has written.
 
     Raises:
         UsageError: there is no such home folder.
@@ -84,7 +84,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def dataset_folder(name: str) -> Path:
-    """Where the fetched dataset ``name`` lies, or will; errors as `cache_folder`."""
+    """The folder of a dataset in the cache, which may not exist; errors as `cache_folder`."""
     return cache_folder() / "datasets" / name
 
 
@@ -99,10 +99,10 @@ def imported_datasets() -> list[str]:
 
 
 def is_remote_copy(folder: Path) -> bool:
-    """Whether a folder is one of the cache's that stand for remote datasets.
+    """Whether a folder of the cache is the local copy of a remote dataset.
 
-    A folder elsewhere is a dataset of its own, whatever files it has: nothing is fetched for it,
-    and no file around it is removed to make room.
+    A folder elsewhere is a local dataset, whatever files it has: nothing is fetched for it, and no
+    file around it is removed to free space.
     """
     with suppress(StorageError):
         ours = (cache_folder() / "remote").resolve()
@@ -111,21 +111,21 @@ def is_remote_copy(folder: Path) -> bool:
 
 
 def repair_hint(folder: Path) -> str:
-    """What to do about a dataset that is damaged."""
+    """What to do about a damaged dataset, for errors."""
     if is_remote_copy(folder):
-        return f"Remove {folder}: it is fetched again when it is needed"
+        return f"Remove {folder}; it is fetched again when it is needed"
     if folder.parent == _cache_of_datasets() and folder.name not in RESERVED:
-        return f"Import it anew: `distsgd data import SOURCE --name {folder.name} --force`"
+        return f"Import it again: `distsgd data import SOURCE --name {folder.name} --force`"
     command = "distsgd data fetch --repair"
     if folder.resolve() == SAMPLE.resolve():
         command += " --dataset sample"
     elif folder.resolve().parent != _cache_of_datasets() or folder.name != "cifar10":
         command += f" --dataset {shlex.quote(str(folder))}"
-    return f"Mend it: `{command}`"
+    return f"Repair it: `{command}`"
 
 
 def _cache_of_datasets() -> Path | None:
-    """Where `dataset_folder` is; None without a home folder."""
+    """The parent of `dataset_folder`; None without a home folder."""
     with suppress(StorageError):
         return dataset_folder("").resolve()
     return None

@@ -1,31 +1,28 @@
-"""A lock that a process holds on a file, until it lets go of it or ends.
+"""A lock that a process holds on a file until it releases it or ends.
 
 The file is opened as one of a folder that somebody else may have made (`folder_files`): a lock file
 that is a link is refused, and the content of the file is left alone.
-
-A lock that the user is told of, if somebody else has it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from distsgd.data.folder_files import open_inside
 
-__all__ = ["LockFile", "is_locked", "waiting_lock"]
+__all__ = ["LockFile", "is_locked"]
 
 
 class LockFile:
-    """A lock file, made when it is first held, and never removed.
+    """A lock file, created when it is first held, and never removed.
 
-    Two of the same path exclude each other within a process, too.
+    Two objects of the same path exclude each other, also within a process.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,10 +30,10 @@ class LockFile:
         self._file, self._owner = -1, 0
 
     def acquire(self, *, wait: bool = True) -> bool:
-        """Hold the lock; returns whether it is held.
+        """Acquire the lock; returns whether it is held now.
 
         Args:
-            wait: until another process lets go of it.
+            wait: wait until another process releases it.
 
         Raises:
             OSError: the file cannot be opened or locked.
@@ -55,12 +52,12 @@ class LockFile:
         return True
 
     def release(self) -> None:
-        """Let go of the lock, if it is held; in a forked child, leave it to the parent."""
+        """Release the lock, if it is held; a forked child leaves it to its parent."""
         file, self._file = self._file, -1
         if file < 0:
             return
         if self._owner == os.getpid():
-            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may have it open, too
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may also have it open
         os.close(file)
 
     def __del__(self) -> None:
@@ -69,7 +66,7 @@ class LockFile:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock; looks by a shared one, which keeps nobody else out."""
+    """Whether a process holds the lock; tries a shared one, which keeps no other process out."""
     try:
         file = open_inside(path)
     except OSError:
@@ -83,16 +80,3 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(file)
     return False
-
-
-@contextmanager
-def waiting_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock; whoever has it is waited for."""
-    lock = LockFile(path)
-    if not lock.acquire(wait=False):
-        say("another process is fetching; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,4 +1,4 @@
-"""The manifest: what a dataset is, with the checksum of every shard and its own."""
+"""The manifest of a dataset: its shape and classes, and the checksum of every shard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_CLASSES = 10_000
 _FORMAT = "distsgd dataset 1"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}\.arrow", re.ASCII)
 _MOST = 2**50
-"""Neither rows nor bytes of a shard are as many."""
+"""A shard has fewer rows and bytes than this."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a dataset is.
+    """The description of a dataset.
 
     Attributes:
         name: name of the dataset.
@@ -54,7 +54,7 @@ class Manifest:
         pixel_sums: sum of each pixel over the training examples, exact.
         train: shards of the training split.
         test: shards of the test split.
-        scale: how numbers became pixels; None if they were pixels already.
+        scale: how numbers became pixels; None if they are pixels.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Manifest:
         return sum(shard.rows for shard in self.shards(split))
 
     def to_json(self) -> str:
-        """The content of the file, its own checksum included."""
+        """The content of the file, including its own checksum."""
         content: dict[str, Any] = {
             "format": _FORMAT,
             "name": self.name,
@@ -116,52 +116,52 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a dataset.
 
     Raises:
-        DatasetError: there is none, or it is of another format.
+        DatasetError: it is missing, or has another format.
         CorruptDataError: it has been altered.
         StorageError: the machine keeps it from being read.
     """
     path = folder / MANIFEST
-    mend = repair_hint(folder)
+    hint = repair_hint(folder)
     try:
         content = read_inside(path, most=SMALL)
     except FileNotFoundError:
-        raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", mend) from None
+        raise DatasetError(f"no dataset at {folder}: it has no {MANIFEST}", hint) from None
     except OSError as error:
         raise machine_trouble(error, path) or CorruptDataError(
-            f"{path} cannot be read: {error}", mend
+            f"{path} cannot be read: {error}", hint
         ) from None
-    return parse_manifest(content, path, mend)
+    return parse_manifest(content, path, hint)
 
 
-def parse_manifest(raw: bytes, path: object, mend: str) -> Manifest:
-    """Check the content of a manifest.
+def parse_manifest(raw: bytes, path: object, hint: str) -> Manifest:
+    """Parse and check the content of a manifest.
 
     Args:
         raw: the content.
-        path: where it lies, for errors.
-        mend: what to do about a bad one.
+        path: its path or URI, for errors.
+        hint: what to do about a damaged one, for errors.
 
     Raises:
-        DatasetError: it is of another format.
+        DatasetError: it has another format.
         CorruptDataError: it has been altered.
     """
     try:
         content = parse_json(raw)
     except ValueError as error:
-        raise CorruptDataError(f"{path} cannot be read: {error}", mend) from None
+        raise CorruptDataError(f"{path} cannot be read: {error}", hint) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", mend)
+        raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", hint)
     recorded = content.pop("digest", None)
     try:
         holds = recorded == _digest(content)
     except RecursionError:
         holds = False
     if not holds:
-        raise CorruptDataError(f"{path} does not match its own checksum", mend)
+        raise CorruptDataError(f"{path} does not match its own checksum", hint)
     try:
         return _parse(content)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DatasetError(f"{path} is not a sound manifest: {error!r}", mend) from None
+        raise DatasetError(f"{path} is not a valid manifest: {error!r}", hint) from None
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
@@ -182,24 +182,24 @@ def _parse(content: dict[str, Any]) -> Manifest:
     if len(manifest.classes) > MOST_CLASSES:
         raise ValueError(f"it names more than {MOST_CLASSES} classes")
     if not manifest.shape or min(manifest.shape) < 1:
-        raise ValueError("its shape is no shape of an example")
+        raise ValueError("its shape is not the shape of an example")
     if not manifest.test:
         raise ValueError("it names no test shard")
     if len(manifest.pixel_sums) != manifest.features or manifest.rows("train") < 1:
-        raise ValueError("its shape, sums and rows do not go together")
+        raise ValueError("its shape, sums and rows do not match")
     if manifest.scale is not None and manifest.scale.features not in (1, manifest.features):
-        raise ValueError("its shape and scale do not go together")
+        raise ValueError("its shape and scale do not match")
     if len({shard.file for shard in train + test}) < len(train + test):
         raise ValueError("two shards have the same name")
     return manifest
 
 
 def _shard(entry: dict[str, Any]) -> Shard:
-    """A shard, whose name and numbers others will rely on."""
+    """A shard, whose file name and numbers are checked."""
     file = str(entry["file"])
     if not _NAME.fullmatch(file):
-        raise ValueError(f"{file!r} is no name of a shard")
+        raise ValueError(f"{file!r} is not a file name of a shard")
     for key in ("rows", "size"):
         if type(entry[key]) is not int or not 0 < entry[key] < _MOST:
-            raise ValueError(f"{entry[key]!r} is no number of {key}")
+            raise ValueError(f"{entry[key]!r} is not a number of {key}")
     return Shard(file, entry["rows"], entry["size"], str(entry["sha256"]))

@@ -1,4 +1,4 @@
-"""Training examples read once more from their shards, beside what training reads them with."""
+"""Read training examples from their shards by other code than training does, to verify it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = ["PlainRows"]
 
 
 class PlainRows:
-    """Reads from the mapped files each time it is asked; nothing is cached.
+    """Reads examples from the mapped files; caches nothing.
 
     Args:
-        folder: the dataset.
-        manifest: what it is.
+        folder: folder of the dataset.
+        manifest: its manifest.
 
     Attributes:
-        pixel_sums: sum of each pixel over all training examples, shape (features,).
+        files: names of the training shards.
+        pixel_sums: sum of each pixel over all training examples, shape (features,), int64.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -43,13 +44,13 @@ class PlainRows:
                 self.pixel_sums += pixels[low : low + 4096].sum(axis=0, dtype=np.int64)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Pixels, shape (rows, features), and labels, shape (rows,), one after another."""
+        """The pixels, shape (rows, features), and labels, shape (rows,), of some examples."""
         found = [self._at(int(index)) for index in indices]
         pixels = np.array([shard[0][row] for shard, row, _ in found], dtype=np.float64)
         return pixels, np.array([shard[1][row] for shard, row, _ in found], dtype=np.intp)
 
     def changed(self, indices: NDArray[np.int64]) -> tuple[int, str] | None:
-        """The first example that is not what it was at first, and the file of its shard."""
+        """The first of some examples that has changed since it was mapped, and its file."""
         for index in indices:
             shard, row, file = self._at(int(index))
             if zlib.crc32(shard[0][row]) != self._digests[int(index)]:

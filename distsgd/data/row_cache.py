@@ -1,4 +1,4 @@
-"""Training rows in memory, converted as a slot needs them or once: the same rows either way."""
+"""Training rows as floats, converted once or when a slot needs them: the same rows either way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.model import Preprocessing
 from distsgd.data.split import Split
 from distsgd.errors import UsageError
+from distsgd.spelling import spelling
 
 __all__ = ["Rows", "choose_cache", "open_rows"]
 
@@ -18,20 +19,20 @@ _MIB = 2**20
 
 
 class Rows(Protocol):
-    """Gives raw rows (`Preprocessing.raw_buffer`) of the training examples."""
+    """Gathers raw rows (`Preprocessing.raw_buffer`) of the training examples."""
 
     def gather(self, indices: NDArray[np.int64], out: Floats) -> None:
         """Write the rows of the examples at ``indices``, in that order.
 
         Args:
-            indices: shape (slots, examples).
-            out: shape (slots, examples, columns), each slot contiguous, from a `raw_buffer`.
+            indices: numbers of the examples, shape (slots, examples).
+            out: shape (slots, examples, columns), from a `raw_buffer`; each slot is contiguous.
         """
         ...
 
 
 class _Converted:
-    """Rows that are floats already."""
+    """Rows that were converted once."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._cache = preprocessing.raw_buffer(len(split), "float32")
@@ -47,7 +48,7 @@ class _Converted:
 
 
 class _Pixels:
-    """Rows that are converted when they are gathered, from one piece of memory or from shards."""
+    """Rows that are converted when they are gathered, from one array or from shards."""
 
     def __init__(self, split: Split, features: int, most_rows: int) -> None:
         self._split = split
@@ -64,33 +65,34 @@ class _Pixels:
 def choose_cache(
     cache: str, budget: int, preprocessing: Preprocessing, examples: int, dtype: str
 ) -> str:
-    """Where the rows of a training are to come from: "float32", "uint8" or "shards".
+    """Choose where the rows of a training come from: "float32", "uint8" or "shards".
 
-    "auto" is "uint8": a random row of 3 KB and its conversion take less time than a random row
-    of 12 KB that is converted already, and a quarter of the memory.
+    "auto" is "uint8": to read a random row of 3 KB and convert it takes less time than to read a
+    converted one of 12 KB, and a quarter of the memory.
 
     Args:
         cache: "auto", "float32" or "uint8".
-        budget: MiB of memory that each process may give to it.
+        budget: MiB of memory that each process may use.
         preprocessing: has the length of a row.
-        examples: how many rows there are.
-        dtype: of the training.
+        examples: number of rows.
+        dtype: dtype of the training.
 
     Raises:
-        UsageError: what was asked for is not possible.
+        UsageError: "float32" does not fit the budget or the dtype.
     """
+    given = spelling().given
     if cache == "float32":
         needed = examples * preprocessing.columns * 4
         if dtype != "float32":
             raise UsageError(
-                f"--set cache=float32 does not go with --set dtype={dtype}",
-                "Give --set cache=uint8",
+                f"{given('cache', cache)} does not go with {given('dtype', dtype)}",
+                f"Give {given('cache', 'uint8')}",
             )
         if needed > budget * _MIB:
             raise UsageError(
-                f"--set cache=float32 needs {-(-needed // _MIB)} MiB in each process, more than "
-                f"--set cache_budget={budget}",
-                "Raise the budget, or give --set cache=uint8, which needs a quarter",
+                f"{given('cache', cache)} needs {-(-needed // _MIB)} MiB in each process, more "
+                f"than {given('cache_budget', budget)}",
+                f"Raise the budget, or give {given('cache', 'uint8')}, which needs a quarter",
             )
         return "float32"
     return "uint8" if examples * preprocessing.features <= budget * _MIB else "shards"
@@ -102,8 +104,8 @@ def open_rows(split: Split, preprocessing: Preprocessing, cache: str, most_rows:
     Args:
         split: the examples.
         preprocessing: has the layout of a row.
-        cache: what `choose_cache` has chosen.
-        most_rows: the most that are gathered at once.
+        cache: the choice of `choose_cache`.
+        most_rows: most rows that are gathered at once.
     """
     if cache == "float32":
         return _Converted(split, preprocessing)

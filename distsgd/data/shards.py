@@ -1,4 +1,4 @@
-"""Shards: Arrow IPC files of images and labels, memory-mapped and read without copying."""
+"""Shards: Arrow IPC files of images and labels, which are memory-mapped and not copied."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ from distsgd.data.folder_files import mappable
 from distsgd.data.locations import repair_hint
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
 from distsgd.data.text_files import some_of
-from distsgd.data.verified import Found, Identity, checksum, found_before, hashed, identity_of
+from distsgd.data.verified import (
+    FileChecksum,
+    Identity,
+    checksum,
+    hash_file,
+    identity_of,
+    known_checksum,
+)
 from distsgd.errors import CorruptDataError, DatasetError, machine_trouble
 
 __all__ = [
+    "DEFAULT_SHARDS",
     "DatasetWriter",
     "OpenShard",
     "label_dtype",
@@ -34,6 +42,10 @@ __all__ = [
     "write_dataset",
     "write_shard",
 ]
+
+
+DEFAULT_SHARDS = 8
+"""Training shards of a new dataset."""
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +63,7 @@ def _schema(shape: tuple[int, ...], classes: tuple[str, ...]) -> pa.Schema:
 
 
 def label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
-    """Labels are kept as bytes where there are no more than 256 classes."""
+    """The dtype of labels: uint8 for up to 256 classes, else uint16."""
     return np.uint8 if classes <= 256 else np.uint16
 
 
@@ -61,8 +73,11 @@ def write_shard(
     """Write one shard and return its entry for the manifest.
 
     Args:
-        pixels: shape (rows, features).
-        labels: shape (rows,); uint8, or uint16 if there are more than 256 classes.
+        path: the file.
+        pixels: shape (rows, features), uint8.
+        labels: shape (rows,), of `label_dtype`.
+        shape: shape of an example.
+        classes: names of the classes.
     """
     schema = _schema(tuple(shape), tuple(classes))
     storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
@@ -90,9 +105,13 @@ def write_dataset(
     """Write a whole dataset into an empty folder, the manifest last.
 
     Args:
-        train: pixels, shape (rows, features), and labels, shape (rows,).
-        test: likewise; always one shard.
-        shards: training shards, of nearly equal length.
+        folder: the folder.
+        name: name of the dataset.
+        shape: shape of an example.
+        classes: names of the classes.
+        train: pixels, shape (rows, features), uint8, and labels, shape (rows,), of `label_dtype`.
+        test: the same for the test examples, which are always one shard.
+        shards: number of training shards, which have nearly equal length.
     """
     writer = DatasetWriter(folder, shape, classes)
     for split, (pixels, labels), number in (("train", train, shards), ("test", test, 1)):
@@ -105,8 +124,8 @@ class DatasetWriter:
     """Writes a dataset shard by shard into an empty folder.
 
     Args:
-        folder: where to.
-        shape: of an example.
+        folder: the folder.
+        shape: shape of an example.
         classes: names of the classes.
     """
 
@@ -116,14 +135,19 @@ class DatasetWriter:
         self._sums = np.zeros(math.prod(shape), dtype=np.int64)
 
     def write(self, split: str, file: str, pixels: Bytes, labels: Ints) -> None:
-        """The next shard of a split: pixels, shape (rows, features), and labels."""
+        """Write the next shard of a split; see `write_shard` for pixels and labels."""
         if split == "train":
             self._sums += pixels.sum(axis=0, dtype=np.int64)
         written = write_shard(self._folder / file, pixels, labels, self._shape, self._classes)
         self._written[split].append(written)
 
     def finish(self, name: str, scale: ColumnScale | None = None) -> Manifest:
-        """Write the manifest."""
+        """Write the manifest of a dataset of this name.
+
+        Args:
+            name: name of the dataset.
+            scale: how numbers became pixels; None if they are pixels.
+        """
         manifest = Manifest(
             name=name,
             shape=self._shape,
@@ -138,7 +162,7 @@ class DatasetWriter:
 
 
 def shard_spans(split: str, rows: int, shards: int) -> list[tuple[str, slice]]:
-    """Name and rows of each shard of a split, of nearly equal length."""
+    """File name and rows of each shard of a split; the shards have nearly equal length."""
     cuts = [rows * i // shards for i in range(shards + 1)]
     return [
         (f"{split}-{number:05d}-of-{shards:05d}.arrow", slice(low, high))
@@ -150,13 +174,13 @@ class OpenShard(NamedTuple):
     """A mapped shard, not yet checked.
 
     Attributes:
-        pixels: shape (rows, features), read-only.
-        labels: shape (rows,), read-only.
-        path: the file.
-        identity: of the file that is mapped.
-        content: all of its bytes, mapped; the file itself is closed, so that the number of shards
-            is not bounded by that of open files.
-        sha256: that it should have.
+        pixels: shape (rows, features), uint8, read-only.
+        labels: shape (rows,), of `label_dtype`, read-only.
+        path: path of the file.
+        identity: identity of the mapped file.
+        content: all of its bytes, mapped. The file itself is closed, so that the number of shards
+            is not limited by that of open files.
+        sha256: checksum that it must have.
     """
 
     pixels: Bytes
@@ -166,11 +190,11 @@ class OpenShard(NamedTuple):
     content: pa.Buffer
     sha256: str
 
-    def verify(self) -> Found | None:
-        """Check what is mapped, unless that has been done.
+    def verify(self) -> FileChecksum | None:
+        """Check the mapped bytes, unless that has been done.
 
         Returns:
-            what others may believe as well, if they may.
+            the checksum, if other processes may trust it.
 
         Raises:
             CorruptDataError: it is not what the manifest says.
@@ -181,16 +205,15 @@ class OpenShard(NamedTuple):
                 f"the shard {self.path} is corrupt: its SHA-256 is not the manifest's",
                 repair_hint(self.path.parent),
             )
-        found = found_before(self.identity)
+        found = known_checksum(self.identity)
         return (self.identity, found) if found else None
 
     def _found(self) -> str:
         try:
-            before = found_before(identity := identity_of(self.path))
+            before = known_checksum(identity := identity_of(self.path))
             if not before:
-                # Read, not looked at through the mapping: a disk that fails is then an error,
-                # and not the end of the process.
-                identity, before = hashed(self.path)
+                # Read the file, not the mapping: there a failing disk would kill the process.
+                identity, before = hash_file(self.path)
             if identity == self.identity:
                 return before
         except FileNotFoundError:
@@ -200,15 +223,15 @@ class OpenShard(NamedTuple):
                 f"the shard {self.path} cannot be read: {error.strerror}",
                 repair_hint(self.path.parent),
             ) from None
-        # Another file lies there by now; what is mapped is what counts.
+        # The path has another file by now; the mapped bytes count.
         return hashlib.sha256(self.content).hexdigest()
 
 
 def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
-    """Map one shard; nothing is read before it is used, nothing is copied.
+    """Map one shard; its rows are read when they are used, and not copied.
 
     Raises:
-        DatasetError: the file is missing or of another schema.
+        DatasetError: the file is missing or has another schema.
         CorruptDataError: it is not a whole Arrow file.
         StorageError: the machine keeps it from being read.
     """
@@ -228,7 +251,7 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
                 f"the shard {path} has {len(batch)} rows, not {entry.rows}",
                 repair_hint(path.parent),
             )
-        batch.validate()  # that its buffers are as long as its rows need
+        batch.validate()  # the buffers must be as long as the rows need
         pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
         labels = batch.column("label").to_numpy(zero_copy_only=True)
         pixels = pixels.reshape(entry.rows, manifest.features)
@@ -242,16 +265,16 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
 
 
 def _only_batch(content: pa.Buffer) -> pa.RecordBatch:
-    """The one record batch of a shard; Arrow itself aborts on some damaged ones in `read_all`.
+    """The only record batch of a shard; Arrow's own `read_all` aborts on some damaged files.
 
-    It is looked at before it is read: of a compressed one Arrow would allocate what it claims.
+    Its header is checked first: for a compressed batch Arrow would allocate the claimed size.
 
     Raises:
-        ValueError: there is another number, or it is compressed.
+        ValueError: there is another number of batches, or it is compressed.
     """
     reader = pa.ipc.open_file(content)
     if reader.num_record_batches != 1:
-        raise ValueError(f"it has {reader.num_record_batches} parts, not 1")
+        raise ValueError(f"it has {reader.num_record_batches} record batches, not 1")
     messages = pa.ipc.MessageReader.open_stream(content.slice(len(_MAGIC)))
     message = messages.read_next_message()
     if message.type == "schema":
@@ -263,19 +286,18 @@ def _only_batch(content: pa.Buffer) -> pa.RecordBatch:
 
 _MAGIC = b"ARROW1\0\0"
 _MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
-"""Numbers of fields in Arrow's Message.fbs: of the header of a message, and of a batch's
-compression."""
+"""Field numbers in Arrow's Message.fbs: the header of a message, the compression of a batch."""
 
 
 def _is_compressed(metadata: bytes) -> bool:
     """Whether the metadata of a record batch, a flatbuffer, has a field for its compression.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
     """
 
     def field(table: int, number: int) -> int:
-        """Where a field of a table is; 0 if it has none."""
+        """The offset of a field of a table; 0 if it has none."""
         (back,) = struct.unpack_from("<i", metadata, table)
         (size,) = struct.unpack_from("<H", metadata, table - back)
         place = 4 + 2 * number

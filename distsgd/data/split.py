@@ -20,7 +20,7 @@ from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.manifest import Manifest
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.shards import OpenShard, label_dtype, open_shard
-from distsgd.data.verified import Found
+from distsgd.data.verified import FileChecksum
 from distsgd.errors import DatasetError
 
 __all__ = ["Split", "StreamedSplit"]
@@ -31,8 +31,17 @@ _THREADS = 2
 class Split:
     """The training or test examples of a dataset.
 
-    Its shards are checked against the manifest when rows or labels of them are first used: see
+    Its shards are checked against the manifest before their rows or labels are first used: see
     `verify`, whose errors all methods can raise.
+
+    Args:
+        folder: the folder of the dataset.
+        manifest: its manifest.
+        split: "train" or "test".
+
+    Raises:
+        DatasetError: a shard is missing or malformed, or a label has no class.
+        CorruptDataError: a shard is not a whole Arrow file.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -40,7 +49,7 @@ class Split:
             open_shard(folder / entry.file, entry, manifest) for entry in manifest.shards(split)
         ]
         self._unchecked = opened
-        self._found: tuple[Found, ...] = ()
+        self._found: tuple[FileChecksum, ...] = ()
         self._pixels = [shard.pixels for shard in opened]
         self._starts = np.cumsum([0, *(len(pixels) for pixels in self._pixels)])
         self._labels: Ints = np.concatenate([shard.labels for shard in opened])
@@ -53,23 +62,23 @@ class Split:
 
     @property
     def labels(self) -> Ints:
-        """Shape (rows,), uint8 or uint16."""
+        """All labels, shape (rows,), uint8 or uint16."""
         self.verify()
         return self._labels
 
     def labels_of(self, indices: NDArray[np.int64]) -> Ints:
-        """The labels of the examples at ``indices``, of its shape."""
+        """The labels of the examples at ``indices``, in its shape, uint8 or uint16."""
         found: Ints = self.labels[indices]
         return found
 
     def expect(self, shards: Sequence[int], most: int) -> None:
-        """Say which shards come, and how many are needed at once; here all are at hand."""
+        """Announce which shards will be needed; see `StreamedSplit`. Here all are mapped."""
 
-    def verify(self) -> tuple[Found, ...]:
+    def verify(self) -> tuple[FileChecksum, ...]:
         """Check the SHA-256 of every shard, on two threads, unless this has been done.
 
         Returns:
-            what was found, for other processes to believe.
+            the checksums, which other processes may trust.
 
         Raises:
             CorruptDataError: a shard is not what the manifest says; names it.
@@ -82,9 +91,9 @@ class Split:
         return self._found
 
     def in_memory(self) -> Split:
-        """The same examples, copied out of the shards into one piece of memory.
+        """The same examples, copied from the shards into one array.
 
-        A gather then takes a third of the time. One shard is one piece already.
+        Gathering then takes a third of the time. A single shard is one array already.
         """
         self.verify()
         if len(self._pixels) == 1:
@@ -98,8 +107,8 @@ class Split:
         """Copy the pixels of the examples at ``indices`` into ``out``, in that order.
 
         Args:
-            indices: shape (rows,).
-            out: shape (rows, features).
+            indices: numbers of the examples, shape (rows,).
+            out: shape (rows, features), uint8.
         """
         if self._unchecked:
             self.verify()
@@ -112,7 +121,10 @@ class Split:
             out[rows] = self._pixels[shard][indices[rows] - self._starts[shard]]
 
     def batches(self) -> Iterator[tuple[Bytes, Ints]]:
-        """All examples in order, a shard at a time, as (pixels, labels), not copied."""
+        """All examples in order, a shard at a time, as views (pixels, labels).
+
+        Pixels have the shape (rows, features), uint8; labels have the shape (rows,).
+        """
         self.verify()
         for shard, pixels in enumerate(self._pixels):
             start = self._starts[shard]
@@ -121,7 +133,7 @@ class Split:
 
 _LEAST_AHEAD = 2
 _FAR = 1000
-"""Shards that are told of, of those that come: each window tells anew."""
+"""Most shards that are announced at once; each window announces again."""
 
 
 class _InUse(NamedTuple):
@@ -130,14 +142,14 @@ class _InUse(NamedTuple):
 
 
 class StreamedSplit(Split):
-    """The training examples of a dataset, of which not all are here at once.
+    """The training examples of a remote dataset, only some of whose shards are here at a time.
 
-    Like `Split`, but shards are fetched when rows of them are needed, if not before that.
+    A shard is fetched at the latest when its rows are needed.
 
     Args:
-        manifest: of the dataset.
-        cache: of this node.
-        ahead: told what `expect` was told, as names of files, and how many of them to fetch ahead.
+        manifest: the manifest of the dataset.
+        cache: the shards on this node.
+        ahead: receives the files that `expect` announces, and how many of them to fetch ahead.
     """
 
     def __init__(
@@ -149,7 +161,7 @@ class StreamedSplit(Split):
         self._manifest, self._cache, self._ahead = manifest, cache, ahead
         self._entries = manifest.train
         self._starts = np.cumsum([0, *(entry.rows for entry in self._entries)])
-        self._in_use: dict[int, _InUse] = {}  # the one used last comes last
+        self._in_use: dict[int, _InUse] = {}  # most recently used last
         self._most = len(self._entries)
 
     def __len__(self) -> int:
@@ -157,23 +169,23 @@ class StreamedSplit(Split):
 
     @property
     def labels(self) -> Ints:
-        """All labels, shape (rows,); goes through all shards."""
-        # Copies: a view would keep a shard mapped, and its room taken, after it was let go.
+        """All labels, shape (rows,), uint8 or uint16; reads all shards."""
+        # Copies: a view would keep a released shard mapped, and its space occupied.
         return np.concatenate([labels.copy() for _, labels in self.batches()])
 
     def labels_of(self, indices: NDArray[np.int64]) -> Ints:
-        """The labels of the examples at ``indices``, of its shape."""
+        """The labels of the examples at ``indices``, in its shape, uint8 or uint16."""
         out = np.empty(indices.shape, dtype=label_dtype(len(self._manifest.classes)))
         for shard, rows, within in self._parts(indices):
             out[rows] = self._open(shard).labels[within]
         return out
 
-    def verify(self) -> tuple[Found, ...]:
-        """Nothing to do: each shard is checked when it is fetched, and when it is opened."""
+    def verify(self) -> tuple[FileChecksum, ...]:
+        """Do nothing: each shard is checked when it is fetched, and when it is opened."""
         return ()
 
     def in_memory(self) -> StreamedSplit:
-        """Itself: there is no room for all."""
+        """Itself, as not all examples fit."""
         return self
 
     def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
@@ -182,25 +194,25 @@ class StreamedSplit(Split):
             out[rows] = self._open(shard).pixels[within]
 
     def batches(self) -> Iterator[tuple[Bytes, Ints]]:
-        """All examples in the order of the shards, a shard at a time, as (pixels, labels)."""
+        """All examples in order, a shard at a time; see `Split.batches`."""
         numbers = range(len(self._entries))
         self.expect(numbers, 1)
         for shard in numbers:
             opened = self._open(shard)
             yield opened.pixels, opened.labels
-            self._let_go(shard)
+            self._release(shard)
             self.expect(range(shard + 1, len(self._entries)), 1)
 
     def expect(self, shards: Sequence[int], most: int) -> None:
-        """Say what comes.
+        """Announce which shards will be needed.
 
-        No more is fetched ahead than half as much again: the rest of the cache is for what has been
-        used, and will be needed soonest of all that has. Of a cache that is filled with what comes,
-        nothing is found again.
+        At most half as many again are fetched ahead: the rest of the cache keeps the used shards
+        that will be needed soonest. If the cache were filled with upcoming shards, no used one
+        would be found there again.
 
         Args:
-            shards: in the order in which they will be needed.
-            most: how many are needed at once.
+            shards: numbers of the shards, in the order in which they will be needed.
+            most: the number of shards that are needed at once.
         """
         self._most = most
         nearest = islice(dict.fromkeys(shards), _FAR)
@@ -211,7 +223,7 @@ class StreamedSplit(Split):
     def _parts(
         self, indices: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.intp] | tuple[NDArray[np.intp], ...], NDArray[np.int64]]]:
-        """Shard, where its examples stand in ``indices``, and their rows within the shard."""
+        """Each shard, the places of its examples in ``indices``, and their rows in the shard."""
         owner = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(owner):
             rows = np.nonzero(owner == shard)
@@ -222,7 +234,7 @@ class StreamedSplit(Split):
             used = self._in_use.pop(shard)
         else:
             while len(self._in_use) >= self._most:
-                self._let_go(next(iter(self._in_use)))
+                self._release(next(iter(self._in_use)))
             entry = self._entries[shard]
             held = self._cache.hold(entry, self._make_room)
             opened = open_shard(held.path, entry, self._manifest)
@@ -233,26 +245,26 @@ class StreamedSplit(Split):
         return used.opened
 
     def _make_room(self) -> bool:
-        """Let go of the shard that was used longest ago."""
+        """Release the least recently used shard; returns whether there was one."""
         if not self._in_use:
             return False
-        self._let_go(next(iter(self._in_use)))
+        self._release(next(iter(self._in_use)))
         return True
 
-    def _let_go(self, shard: int) -> None:
+    def _release(self, shard: int) -> None:
         if (used := self._in_use.pop(shard, None)) is not None:
             used.held.release()
 
 
 def _check_labels(labels: Ints, manifest: Manifest, where: str) -> None:
-    """Refuse labels that no class is named for.
+    """Refuse labels without a class.
 
     Raises:
         DatasetError: there is one.
     """
     if len(labels) and int(labels.max()) >= len(manifest.classes):
         raise DatasetError(
-            f"{where} has a label {labels.max()}, but only {len(manifest.classes)} classes are "
-            "named",
+            f"{where} has a label {labels.max()}, but its manifest names only "
+            f"{len(manifest.classes)} classes",
             "The dataset was written wrongly; fetch it again",
         )

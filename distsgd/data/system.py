@@ -1,4 +1,4 @@
-"""What is asked of the system with odd surroundings in mind: our own processes, and pauses."""
+"""Processes, descriptors and pauses that work in unusual environments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 OWN_THREAD = "distsgd"
-"""How the names of our threads begin in the process of a caller."""
+"""Prefix of the names of our threads."""
 
 _POLL_SECONDS = 0.02
 _STANDARD = 3
@@ -29,17 +29,17 @@ _RUN = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); module = sys.argv.pop(1); "
     "runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
-"""`python -m`, with a folder that is searched after all others."""
+"""`python -m`, with a folder that is searched last."""
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of ours, or of a package, in a process of its own.
+    """The command that runs a module in a process of its own.
 
-    Nothing is imported from the working folder: the user may have a `queue.py` or `numpy.py` there.
+    Nothing is imported from the working folder, where the user may have a `queue.py` or `numpy.py`.
     Our own package is found wherever it was imported from.
 
     Args:
-        module: its full name.
+        module: full name of the module.
         *arguments: its command line.
     """
     ours = str(Path(__file__).resolve().parents[2])
@@ -47,9 +47,9 @@ def python_module(module: str, *arguments: str) -> list[str]:
 
 
 def search_path() -> dict[str, str]:
-    """``PYTHONPATH`` for processes of ours, if this one has it.
+    """``PYTHONPATH`` for our processes, if this one has it.
 
-    Without its empty elements, as in ``$PYTHONPATH:/more``: they stand for the working folder.
+    Empty elements, as in ``$PYTHONPATH:/more``, are left out: they mean the working folder.
     """
     path = os.environ.get("PYTHONPATH")
     if path is None:
@@ -58,24 +58,24 @@ def search_path() -> dict[str, str]:
 
 
 def whole_environment(**more: str) -> dict[str, str]:
-    """The environment for a process of ours, with more variables."""
+    """The environment for one of our processes, with more variables."""
     return {**os.environ, **search_path(), **more}
 
 
 def kill_if(pid: int, is_meant: Callable[[], bool]) -> bool:
-    """SIGKILL a process, if it is the one that is meant; returns whether it was.
+    """Send SIGKILL to a process, if it is the intended one; returns whether it was.
 
-    Numbers of processes are used again: the process is held while it is looked at.
+    The system reuses process ids, so the process is held by a descriptor while it is inspected.
 
     Args:
-        pid: its number.
-        is_meant: looks at the process that has the number.
+        pid: the process id.
+        is_meant: inspects the process that has this id.
     """
     try:
         held = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
-    except OSError:  # the system has no such call
+    except OSError:  # not supported by the system
         held = -1
     try:
         if not is_meant():
@@ -99,10 +99,10 @@ _users = 0
 
 @contextmanager
 def no_standard_descriptors() -> Iterator[None]:
-    """While entered, no file that is opened gets descriptor 0, 1 or 2.
+    """Keep new files off descriptors 0, 1 and 2.
 
-    Where one of these is closed, as in a daemon, it leads to /dev/null meanwhile, also in processes
-    that are started: what a library prints would go into a journal.
+    If one of these is closed, as in a daemon, it leads to /dev/null meanwhile, also in child
+    processes. Otherwise the output of a library could end up in a journal.
     """
     global _users
     with _lock:
@@ -119,24 +119,24 @@ def no_standard_descriptors() -> Iterator[None]:
             while _fillers and not _users:
                 number = _fillers.pop()
                 with suppress(OSError):
-                    # Unless somebody has put something else in its place.
+                    # Unless other code has put another file in its place.
                     if os.path.samestat(os.fstat(number), Path(os.devnull).stat()):
                         os.close(number)
 
 
 def pause(seconds: float) -> None:
-    """Wait; at once if `seconds` is negative.
+    """Sleep; return at once if ``seconds`` is negative.
 
-    `time.sleep` waits until a time of day of some clock, and fails (EINVAL) when that clock is set
-    or faked meanwhile. The kernel counts this interval by itself.
+    `time.sleep` waits for a time of a clock, and fails (EINVAL) if that clock is set or faked
+    meanwhile. Here the kernel counts the interval itself.
     """
     select.select([], [], [], max(0.0, seconds))
 
 
 def wait_for_exit(process: subprocess.Popen[Any], seconds: float) -> int | None:
-    """The exit code of a child, None if it still runs when the time is up.
+    """Wait for a child process; returns its exit code, None if it is still running.
 
-    `Popen.wait` with a limit sleeps by a clock; see `pause`.
+    `Popen.wait` with a time limit depends on a clock; see `pause`.
     """
     until = monotonic() + seconds
     while (code := process.poll()) is None and monotonic() < until:

@@ -1,7 +1,4 @@
-"""Text files that people have written: in the encoding of their byte order mark, or UTF-8.
-
-Names of classes and columns, as people and programs write them.
-"""
+"""Text that people have written: files in any encoding, and names of classes and columns."""
 
 from __future__ import annotations
 
@@ -43,21 +40,21 @@ _MARKS = (
 
 _MOST_PARSED = 400 << 20
 _BYTES_OF_LIST, _BYTES_OF_ITEM = 72, 64
-"""What Python takes for an empty list or object, and for a number or short text in one."""
+"""Bytes of an empty list or object in Python, and of a number or short text in one."""
 
 TEXTS = (".csv", ".tsv", ".txt")
-"""Kinds of files with a row of numbers a line."""
+"""Endings of text files with one row a line."""
 
 
 def kind_of(path: Path) -> str:
-    """The ending of a file's name, in small letters, without that of a compression."""
+    """The ending of a file name in lower case, without that of a compression."""
     if path.suffix.lower() in (".gz", ".bz2"):
         path = path.with_suffix("")
     return path.suffix.lower()
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding of a text that begins with these bytes: what its mark says, else UTF-8."""
+    """The encoding of a text, by the byte order mark at its start; else UTF-8."""
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
@@ -65,8 +62,8 @@ def require_file(path: Path, *, pipes: bool = False) -> None:
     """Refuse a pipe, a device or a socket: it may never end, and cannot be read twice.
 
     Args:
-        path: a file or folder; what is missing is left to whatever opens it.
-        pipes: take those that this process was started with, such as a shell's ``<(command)``.
+        path: a file or folder; a missing one is accepted.
+        pipes: accept pipes that this process was started with, such as a shell's ``<(command)``.
 
     Raises:
         OSError: it is one of those.
@@ -83,11 +80,11 @@ def require_file(path: Path, *, pipes: bool = False) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; a byte order mark is no part of it.
+    """The text of a file, without its byte order mark.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not text in its encoding.
+        ValueError: it is not valid text in its encoding.
     """
     require_file(path, pipes=True)
     content = path.read_bytes()
@@ -95,10 +92,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(content: bytes) -> Any:
-    """What a JSON text holds, unless that would take far more memory than the text.
+    """Parse JSON, unless the result would take far more memory than the text.
 
     Raises:
-        ValueError: it would, it is nested too deeply, or it is no JSON.
+        ValueError: it would, it is nested too deeply, or it is not JSON.
     """
     lists = content.count(b"[") + content.count(b"{")
     needed = 2 * len(content) + _BYTES_OF_LIST * lists + _BYTES_OF_ITEM * content.count(b",")
@@ -111,7 +108,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """A file to read from; of a compressed one, its content.
+    """Open a file for reading; a compressed one is decompressed.
 
     Raises:
         OSError: it cannot be opened.
@@ -124,10 +121,10 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of control characters, lone surrogates, and separators of lines."""
+"""Unicode categories of control characters, lone surrogates, and line separators."""
 
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that turn the direction of the text that follows."""
+"""Characters that change the direction of the text that follows."""
 
 _FIRST, _LAST = 12, 3
 
@@ -138,7 +135,7 @@ def normal(name: str) -> str:
 
 
 def is_printable(name: str) -> bool:
-    """Whether a name can be printed as it is: no control characters, no turns of direction."""
+    """Whether a name can be printed as it is: no control characters, no changes of direction."""
     return name.isprintable() or not any(map(_is_unprintable, name))
 
 
@@ -157,14 +154,14 @@ def escaped(name: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of ``names`` that was probably meant: the same but for case and form, or similar."""
+    """The one of ``names`` that was probably meant: equal but for case and form, or similar."""
     folded = {normal(one).casefold(): one for one in names}
     found = difflib.get_close_matches(normal(name).casefold(), folded, 1, 0.6)
     return folded[found[0]] if found else None
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Names as a list; of many the first and the last, and how many there are."""
+    """A list of names for messages; of a long one the first, the last and the number."""
     shown = list(map(escaped, names))
     if len(shown) > _FIRST + _LAST + 1:
         between = f"... ({len(shown)} in all)"

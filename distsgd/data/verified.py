@@ -1,12 +1,12 @@
-"""Which files have been hashed, so that none is hashed twice for nothing.
+"""Checksums of files that have been hashed already, so that no file is hashed twice in vain.
 
-What a process has found of a file, it believes again, and so do the other processes of the run
-that are told of it, for as long as the file is provably the same: same boot of the same machine,
-device, inode, size, times of its content and of its inode, none of them younger than a clock can
-tell apart when it was hashed. On another machine the file is hashed again.
+A process trusts the checksums that it has computed, and those that another process of the run
+passes on, as long as the file is provably the same: same boot of the same machine, device, inode,
+size, and times of its content and inode, which must be older than the resolution of the clock when
+it was hashed. On another machine the file is hashed again.
 
-What this cannot see: a write through a mapping that was there before, and a disk that later gives
-other bytes for what has left the memory of the system.
+Two changes go unnoticed: a write through an older mapping, and a disk that returns other bytes
+once the file has left the page cache.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ from typing import NamedTuple
 
 from distsgd.data.folder_files import reader_inside, stat_inside
 
-__all__ = ["Found", "Identity", "believe", "checksum", "found_before", "hashed", "identity_of"]
+__all__ = [
+    "FileChecksum",
+    "Identity",
+    "checksum",
+    "hash_file",
+    "identity_of",
+    "known_checksum",
+    "trust_checksums",
+]
 
 _SETTLED_NS = 2_000_000_000
-"""Some file systems count in steps of two seconds: a change within one would not show."""
+"""Some file systems keep times in steps of two seconds: a change within one would not show."""
 
 
 class Identity(NamedTuple):
     """What changes when a file does.
 
     Attributes:
-        boot: of the machine.
-        device: that the file is on.
-        inode: its number there.
+        boot: random identifier of the boot of the machine.
+        device: device of the file.
+        inode: number of the file on the device.
         size: bytes.
         mtime_ns: when its content was last changed.
         ctime_ns: when it was last changed in any way.
@@ -47,8 +55,8 @@ class Identity(NamedTuple):
     ctime_ns: int
 
 
-Found = tuple[Identity, str]
-"""A file, and the SHA-256 that it had."""
+FileChecksum = tuple[Identity, str]
+"""A file and its SHA-256."""
 
 _known: dict[Identity, str] = {}
 
@@ -57,7 +65,7 @@ _known: dict[Identity, str] = {}
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # then nobody else's word is taken
+    except OSError:  # then checksums of other processes do not count
         return f"process {os.getpid()} {time.time_ns()}"
 
 
@@ -68,7 +76,7 @@ def _identity(found: os.stat_result) -> Identity:
 
 
 def identity_of(path: Path) -> Identity:
-    """The identity that a file has now.
+    """The current identity of a file.
 
     Raises:
         OSError: there is none.
@@ -76,8 +84,8 @@ def identity_of(path: Path) -> Identity:
     return _identity(stat_inside(path))
 
 
-def hashed(path: Path) -> Found:
-    """Which file there is, and its SHA-256, read now.
+def hash_file(path: Path) -> FileChecksum:
+    """Hash a file; returns its identity and SHA-256.
 
     Raises:
         OSError: it cannot be read.
@@ -93,23 +101,19 @@ def hashed(path: Path) -> Found:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, read now.
+    """Hash a file; returns its SHA-256.
 
     Raises:
         OSError: it cannot be read.
     """
-    return hashed(path)[1]
+    return hash_file(path)[1]
 
 
-def found_before(identity: Identity) -> str | None:
-    """The SHA-256 that a file was found to have, here or where we were told, if it still is so."""
+def known_checksum(identity: Identity) -> str | None:
+    """The SHA-256 of a file that has been hashed here or by a trusted process; None if unknown."""
     return _known.get(identity)
 
 
-def believe(found: Iterable[Found]) -> None:
-    """Take another process's word.
-
-    Args:
-        found: what it has found, of whichever files; of others than ours it says nothing.
-    """
+def trust_checksums(found: Iterable[FileChecksum]) -> None:
+    """Trust checksums that another process has computed; they count for the same files only."""
     _known.update(found)

@@ -24,7 +24,7 @@ from distsgd.core.plan import Plan
 from distsgd.core.server import ParameterServer, Position, RangeServer, SplitServer, UpdateSampler
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.consistency.bsp import BulkSynchronous
-from distsgd.data.verified import Found
+from distsgd.data.verified import FileChecksum
 from distsgd.engine.lease_times import HANG_SECONDS
 
 __all__ = ["Job", "Snapshot", "snapshot"]
@@ -110,7 +110,7 @@ class Job:
     trace: bool = False
     cache: str = "shards"
     save_seconds: float = 0.0
-    found: tuple[Found, ...] = ()
+    found: tuple[FileChecksum, ...] = ()
     chaos: Chaos | None = None
     tally: str = ""
     hang_seconds: float = HANG_SECONDS

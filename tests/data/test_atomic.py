@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.data.atomic import replace_file, sync_tree
+from distsgd.data.atomic import installed, replace_file
 
 
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -69,18 +69,17 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         replace_file(tmp_path / "nowhere" / "file", b"x")
 
 
-def test_all_files_of_a_folder_are_made_durable(
+def test_a_dataset_is_durable_before_it_takes_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["a", "b", "c"]
-    for name in names:
-        (tmp_path / name).write_bytes(b"x")
-    synced: list[str] = []
+    names, synced = ["a", "b", "c"], list[str]()
     monkeypatch.setattr(
         os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
     )
-    sync_tree(tmp_path)
-    assert synced == [*(str(tmp_path / name) for name in names), str(tmp_path)]
+    with installed(tmp_path / "set") as beside:
+        for name in names:
+            (beside / name).write_bytes(b"x")
+    assert synced == [*(str(beside / name) for name in names), str(beside), str(tmp_path)]
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from distsgd.data.column_scale import ColumnScale
 from distsgd.data.find import find_dataset
 from distsgd.data.importing.column_survey import ColumnSurvey
 from distsgd.data.importing.import_dataset import Imported, import_dataset
-from distsgd.data.importing.source import Wishes
+from distsgd.data.importing.source import ImportOptions
 from distsgd.data.importing.spool import ColumnStatistics
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import UsageError
@@ -35,8 +35,8 @@ def csv(path: Path, **columns: Iterable[Any]) -> Path:
     return path
 
 
-def get(path: Path, **wishes: Any) -> Imported:
-    return import_dataset(path, "mine", force=True, wishes=Wishes(**wishes))
+def get(path: Path, **options: Any) -> Imported:
+    return import_dataset(path, "mine", force=True, options=ImportOptions(**options))
 
 
 # --- an index
@@ -78,14 +78,14 @@ def test_a_column_that_counts_the_rows_is_told_of(
     tmp_path: Path, column: np.ndarray, counts: bool
 ) -> None:
     found = get(csv(tmp_path / "f.csv", number=column, a=NOISE, label=LABELS))
-    assert [("'number'" in one and "--drop" in one) for one in found.notices] == [True] * counts
+    assert [("'number'" in one and "drop" in one) for one in found.notices] == [True] * counts
 
 
 def test_an_import_says_which_columns_are_features(distsgd: Run, tmp_path: Path) -> None:
     source = csv(tmp_path / "f.csv", id=range(ROWS), a=NOISE, b=NOISE, kind=LABELS)
     done = distsgd("data", "import", source, "--name", "mine", "--label", "kind")
     assert done.returncode == 0 and "Features: id, a, b, the classes in kind" in done.stdout
-    assert "note: column 'id' counts the rows" in done.stderr
+    assert "note: column 'id' numbers the rows" in done.stderr
 
 
 # --- which column is which
@@ -97,36 +97,36 @@ def many(path: Path) -> Path:
 
 
 def test_the_likely_label_is_always_shown(tmp_path: Path) -> None:
-    says = r"probably --label Kind\. .* x11, \.\.\. \(31 in all\), .*Kind"
+    says = r"probably label='Kind'\. .* x11, \.\.\. \(31 in all\), .*Kind"
     with pytest.raises(UsageError, match=says):
         get(many(tmp_path / "f.csv"))
     table = pa.table({"kind": list(map(str, LABELS)), **{f"x{i}": NOISE for i in range(30)}})
     pq.write_table(table, tmp_path / "f.parquet")
-    with pytest.raises(UsageError, match="probably --label kind"):
+    with pytest.raises(UsageError, match="probably label='kind'"):
         get(tmp_path / "f.parquet")
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("options", "says"),
     [
-        ({"label": "kind"}, "Did you mean --label Kind?"),
-        ({"label": "Kinds"}, "Did you mean --label Kind?"),
-        ({"label": "Kind", "drop": ("X3",)}, "Did you mean --drop x3?"),
+        ({"label": "kind"}, "Did you mean label='Kind'?"),
+        ({"label": "Kinds"}, "Did you mean label='Kind'?"),
+        ({"label": "Kind", "drop": ("X3",)}, "Did you mean drop='x3'?"),
         ({"label": "Kind", "drop": ("length",)}, "no column 'length'. Its columns: x0"),
     ],
 )
 def test_a_name_that_is_nearly_right_gets_a_hint(
-    tmp_path: Path, wishes: dict[str, Any], says: str
+    tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError) as found:
-        get(many(tmp_path / "f.csv"), **wishes)
+        get(many(tmp_path / "f.csv"), **options)
     assert says in str(found.value)
 
 
 def test_columns_of_words_are_named_all_at_once(tmp_path: Path) -> None:
     words = ["red"] * ROWS
     columns = {"a": NOISE, "b": words, "the colour": words, "label": LABELS}
-    says = r"columns 'b', 'the colour' .* are not of numbers.* --drop b --drop 'the colour'"
+    says = r"columns 'b', 'the colour' .* not numbers.* drop=\('b', 'the colour'\)"
     with pytest.raises(UsageError, match=says):
         get(csv(tmp_path / "f.csv", **columns))
     pq.write_table(pa.table(columns), tmp_path / "f.parquet")
@@ -141,7 +141,7 @@ def test_one_number_far_out_does_not_destroy_a_column(tmp_path: Path) -> None:
     x = np.where(LABELS, 1, -1) + 0.3 * NOISE
     x[7] = 1e9
     found = get(csv(tmp_path / "f.csv", x=x, label=LABELS))
-    assert any("'x': a few numbers lie far out" in notice for notice in found.notices)
+    assert any("'x': a few outliers are clipped" in notice for notice in found.notices)
     assert train(dataset="mine", workers=0, epochs=10, batch_size=16).test_accuracy > 0.97
 
 
@@ -150,8 +150,8 @@ def test_one_whole_number_far_out_does_not_destroy_the_others(tmp_path: Path, fa
     x = np.rint(3 + 3 * LABELS + 0.5 * NOISE).astype(int)
     x[7] = far
     found = get(csv(tmp_path / "f.csv", x=x, y=LABELS * 0, label=LABELS))
-    assert found.notices == ("column 'x': a few numbers lie far out, and are cut "
-                             "(`distsgd data info` shows where)",)  # fmt: skip
+    assert found.notices == ("column 'x': a few outliers are clipped "
+                             "(`distsgd data info` shows the range)",)  # fmt: skip
     assert train(dataset="mine", workers=0, epochs=10, batch_size=16).test_accuracy > 0.9
 
 
@@ -187,7 +187,7 @@ def test_ranges_hold_against_a_number_far_out(column: np.ndarray, far: float) ->
     bulk = np.quantile(column[column != 0], [0.1, 0.9])
     _, chosen, notices = survey(np.append(column, far))
     steps = chosen.pixels(bulk[:, None])[:, 0].astype(int)
-    assert steps[1] - steps[0] >= 25 and "far out" in notices[0]
+    assert steps[1] - steps[0] >= 25 and "outliers" in notices[0]
 
 
 def test_a_column_of_which_nearly_all_rows_fall_on_one_step_is_told_of() -> None:

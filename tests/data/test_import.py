@@ -18,8 +18,9 @@ from distsgd.data.cifar10.repair import verify_dataset
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
-from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
-from distsgd.data.importing.source import Wishes
+from distsgd.data.importing.import_dataset import Imported, import_dataset
+from distsgd.data.importing.row_import import REJECTED
+from distsgd.data.importing.source import ImportOptions
 from distsgd.data.locations import SAMPLE, dataset_folder, imported_datasets
 from distsgd.data.split import Split
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
@@ -119,14 +120,14 @@ def test_rejected_rows_are_counted_and_listed(tmp_path: Path) -> None:
     assert found.train + found.test == 300
     assert found.rejected == len(bad)
     listed = (Path(found.dataset) / REJECTED).read_text()
-    for why in ("column 'length' is no finite number", "2 fields, not 3", "it has no label"):
+    for why in ("column 'length' is not a finite number", "2 fields, not 3", "it has no label"):
         assert why in listed
 
 
 def test_a_line_of_numbers_is_not_taken_for_names(tmp_path: Path) -> None:
     source = tmp_path / "plain.csv"
     source.write_text("".join(f"{i % 2},{i % 256},{255 - i % 256}\n" for i in range(100)))
-    found = import_dataset(source, "plain", wishes=Wishes(label="0"))
+    found = import_dataset(source, "plain", options=ImportOptions(label="0"))
     assert found.classes == ("0", "1") and found.train + found.test == 100
     pixels, labels = rows_of(found)
     assert (pixels.sum(axis=1) == 255).all() and (pixels[:, 0] % 2 == labels).all()
@@ -183,8 +184,8 @@ def test_a_folder_of_images_by_class(tmp_path: Path) -> None:
     (tmp_path / "pets/train/cat/wide.png").write_bytes(png(np.zeros((3, 8, 9), np.uint8)))
     found = import_dataset(tmp_path / "pets", "pets")
     assert (found.train, found.test, found.rejected) == (12, 4, 2)
-    assert any("--size resizes all" in line for line in found.first_rejected)
-    resized = import_dataset(tmp_path / "pets", "small", wishes=Wishes(size=(4, 4)))
+    assert any("size resizes all" in line for line in found.first_rejected)
+    resized = import_dataset(tmp_path / "pets", "small", options=ImportOptions(size=(4, 4)))
     assert resized.shape == (3, 4, 4) and resized.rejected == 1
 
 
@@ -226,19 +227,21 @@ def _npz(path: Path, **arrays: Any) -> Path:
     [
         (lambda p: p / "gone.csv", {}, SourceError, "there is no file"),
         (lambda p: flowers(p / "f.xyz"), {}, SourceError, "neither .parquet, .csv nor .npz"),
-        (lambda p: flowers(p / "f.csv"), {"name": "cifar10"}, UsageError, "--name cannot be"),
-        (lambda p: flowers(p / "f.csv"), {"name": "../up"}, UsageError, "--name cannot be"),
-        (lambda p: flowers(p / "f.csv"), {"test_share": 1.5}, UsageError, "--test-share"),
-        (lambda p: flowers(p / "f.csv"), {"wishes": Wishes(label="no")}, UsageError, "no column"),
-        (lambda p: flowers(p / "f.csv"), {"wishes": Wishes(label="width")}, UsageError, "--drop"),
+        (lambda p: flowers(p / "f.csv"), {"name": "cifar10"}, UsageError, "name cannot be"),
+        (lambda p: flowers(p / "f.csv"), {"name": "../up"}, UsageError, "name cannot be"),
+        (lambda p: flowers(p / "f.csv"), {"test_share": 1.5}, UsageError, "test_share"),
+        (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(label="no")}, UsageError,
+         "no column"),
+        (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(label="width")}, UsageError,
+         "drop="),
         (lambda p: flowers(p / "f.csv", 2), {}, DatasetError, "there are no test rows"),
-        (lambda p: flowers(p / "f.csv"), {"wishes": Wishes(shape=(1, 2, 2))}, UsageError,
-         "--shape 1x2x2 does not go with 2 numbers"),
+        (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(shape=(1, 2, 2))}, UsageError,
+         "shape=\\(1, 2, 2\\) does not match 2 numbers"),
         (lambda p: _npz(p / "o.npz", x=np.zeros((3, 2)), y=np.array([{}, 1, 2])), {}, SourceError,
          "never unpickled"),
         (lambda p: _npz(p / "o.npz", x=np.zeros((3, 2)), y=np.zeros(4)), {}, SourceError,
-         "not go together"),
-        (lambda p: _npz(p / "o.npz", a=np.zeros((3, 2)), b=np.zeros(4)), {}, UsageError, "--image"),
+         "do not match"),
+        (lambda p: _npz(p / "o.npz", a=np.zeros((3, 2)), b=np.zeros(4)), {}, UsageError, "image="),
         (lambda p: _npz(p / "o.npz", x=np.zeros((30, 2)), y=np.zeros(30)), {}, DatasetError,
          "all rows have the label '0'"),
     ],
@@ -257,7 +260,7 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(
 def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"broken.{kind}"
     path.write_bytes(b"\xff\xfe\x00PAR1 nothing of the kind")
-    with pytest.raises(SourceError, match="can be read"):
+    with pytest.raises(SourceError, match="is not a"):
         import_dataset(path, "broken")
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from distsgd.data.cifar10.archive import read_folder
-from distsgd.data.importing.import_dataset import REJECTED, Imported, import_dataset
+from distsgd.data.importing.import_dataset import Imported, import_dataset
+from distsgd.data.importing.row_import import REJECTED
 from distsgd.errors import DatasetError, SourceError
 
 
@@ -65,7 +66,7 @@ def test_images_whose_numbers_have_no_known_range_are_rejected(tmp_path: Path) -
     folder = pets(tmp_path / "pets", grey=True)
     Image.fromarray(np.ones((4, 5), np.float32)).save(folder / "cat" / "depth.tiff")
     found = import_dataset(folder, "pets")
-    assert rows(found) == 40 and found.rejected == 1 and "32 bits" in found.first_rejected[0]
+    assert rows(found) == 40 and found.rejected == 1 and "32-bit" in found.first_rejected[0]
 
 
 def test_a_rejected_image_may_have_any_name(tmp_path: Path) -> None:
@@ -118,8 +119,8 @@ def test_images_of_many_sizes_are_said_to_differ_in_size(tmp_path: Path) -> None
     folder = pets(tmp_path / "pets")
     Image.new("RGB", (9, 7)).save(folder / "cat" / "0.png")
     says = (
-        r"no (training|test) rows: the images differ in size; of 40, 39 are not of 7 rows and 9 "
-        r"columns as the first one is\. Resize all of them, as --size 7x9"
+        r"no (training|test) rows: the images differ in size; of 40, 39 do not have 7 rows and 9 "
+        r"columns as the first one has\. Resize all of them: size=\(7, 9\)"
     )
     with pytest.raises(DatasetError, match=says):
         import_dataset(folder, "pets")

@@ -18,9 +18,9 @@ from support import Run
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
-from distsgd.data.importing import import_dataset as row_import
+from distsgd.data.importing import row_import
 from distsgd.data.importing.import_dataset import Imported, import_dataset
-from distsgd.data.importing.source import Wishes, rows_at_once
+from distsgd.data.importing.source import ImportOptions, rows_at_once
 from distsgd.data.locations import dataset_folder
 from distsgd.data.manifest import read_manifest
 from distsgd.errors import DatasetError, DistsgdError, SourceError, UsageError
@@ -252,7 +252,8 @@ def test_numbers_too_large_to_be_used_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(["a,b,label", *lines]))
     found = import_dataset(tmp_path / "a.csv", "mine")
     assert (
-        found.rejected == 2 and "row 8: column 'b' is no finite number" in found.first_rejected[0]
+        found.rejected == 2
+        and "row 8: column 'b' is not a finite number" in found.first_rejected[0]
     )
     x = np.random.default_rng(0).normal(size=(60, 3))
     x[4, 1] = 1e308
@@ -276,19 +277,19 @@ def doubles(path: Path) -> Path:
     ("make", "options", "error", "says"),
     [
         (lambda p: npz(p / "a.npz", x=np.full((60, 2), "a"), y=LABELS), {}, SourceError,
-         "'x' of .* is of <U1, not of numbers"),
+         "'x' of .* holds <U1, not numbers"),
         (lambda p: npz(p / "a.npz", x=np.zeros((60, 2), "i4,f4"), y=LABELS), {}, SourceError,
-         "not of numbers"),
+         "not numbers"),
         (lambda p: npz(p / "a.npz", x=np.zeros((60, 2), complex), y=LABELS), {}, SourceError,
-         "is of complex128"),
+         "holds complex128"),
         (lambda p: npz(p / "a.npz", x=np.zeros((60, 0)), y=LABELS), {}, SourceError,
          "have no numbers"),
         (lambda p: parquet(p / "a.parquet", x=pa.array([[]] * 60, pa.list_(pa.int64()))), {},
          SourceError, "have no numbers"),
-        (lambda p: doubles(p / "a.parquet"), {}, SourceError, "two columns of the name 'a'"),
+        (lambda p: doubles(p / "a.parquet"), {}, SourceError, "two columns named 'a'"),
         (lambda p: npz(p / "a.npz", x=SMALL, y=LABELS), {"seed": -1}, UsageError,
-         "--seed cannot be -1"),
-        (lambda p: parquet(p / "a.parquet", x=SMALL[:, 0]), {"wishes": Wishes(label="²")},
+         "seed cannot be -1"),
+        (lambda p: parquet(p / "a.parquet", x=SMALL[:, 0]), {"options": ImportOptions(label="²")},
          UsageError, "no column '²'"),
     ],
 )  # fmt: skip
@@ -303,10 +304,10 @@ def test_what_cannot_be_classified_is_refused_in_words(tmp_path: Path) -> None:
     import_dataset(parquet(tmp_path / "a.parquet", a=np.arange(60) / 7, b=LABELS), "mine")
     run = tmp_path / "run"
     train(dataset="mine", workers=0, epochs=1, batch_size=16, slot_size=16, run_dir=run)
-    with pytest.raises(SourceError, match="two columns of the name 'a'"):
+    with pytest.raises(SourceError, match="two columns named 'a'"):
         predict(run, doubles(tmp_path / "doubles.parquet"))
     pairs = pa.array([{"u": 1.0}] * 60)
-    with pytest.raises(UsageError, match=r"column 'a' of .* is not of numbers, but of struct"):
+    with pytest.raises(UsageError, match=r"column 'a' of .* holds struct<.*, not numbers"):
         predict(run, parquet(tmp_path / "pairs.parquet", a=pairs, b=LABELS))
 
 

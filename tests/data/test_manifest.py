@@ -100,7 +100,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "one class": ({"classes": ["ant"]}, "fewer than 2 classes"),
     "too many classes": ({"classes": [str(n) for n in range(10_001)]}, "more than 10000 classes"),
     **{
-        f"the name {name!r}": ({"test": entry(file=name)}, "is no name of a shard")
+        f"the name {name!r}": ({"test": entry(file=name)}, "is not a file name of a shard")
         for name in (
             "/etc/passwd",
             "../a.arrow",
@@ -121,7 +121,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     },
     "a name twice": ({"train": entry(), "test": entry()}, "two shards have the same name"),
     **{
-        f"{key} of {number!r}": ({"train": entry(**{key: number})}, f"is no number of {key}")
+        f"{key} of {number!r}": ({"train": entry(**{key: number})}, f"is not a number of {key}")
         for key in ("rows", "size")
         for number in (0, -1, 1.0, 1e30, 2**50, True, None, "many", "3")
     },
@@ -129,9 +129,9 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "empty shape": ({"shape": [0, 2, 2], "pixel_sums": []}, "its shape"),
     "negative shape": ({"shape": [-3, -2, 2]}, "its shape"),
     "infinite shape": ({"shape": [float("inf")]}, "infinity"),
-    "wrong shape": ({"shape": [3, 2, 3]}, "do not go together"),
-    "too few sums": ({"pixel_sums": [1, 2, 3]}, "do not go together"),
-    "no training shard": ({"train": []}, "do not go together"),
+    "wrong shape": ({"shape": [3, 2, 3]}, "do not match"),
+    "too few sums": ({"pixel_sums": [1, 2, 3]}, "do not match"),
+    "no training shard": ({"train": []}, "do not match"),
     "no test shard": ({"test": []}, "no test shard"),
     "no rows": ({"test": [{"file": "a.arrow"}]}, "rows"),
     "classes of nothing": ({"classes": None}, "None"),
@@ -143,7 +143,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_unsound_one_is_refused_though_its_checksum_fits(folder: Path, what: str) -> None:
     changes, said = UNSOUND[what]
     sign_again(folder, **changes)
-    with pytest.raises(DatasetError, match=r"manifest\.json is not a sound manifest") as caught:
+    with pytest.raises(DatasetError, match=r"manifest\.json is not a valid manifest") as caught:
         read_manifest(folder)
     assert said in caught.value.problem
     assert "distsgd data fetch --repair" in caught.value.hint

@@ -7,7 +7,7 @@ from itertools import repeat
 
 import pytest
 
-from distsgd.data.remote.http import Pace, TooSlow
+from distsgd.data.remote.fetching import Pace, TooSlow
 
 SLOW = ["less than 512 KiB in 10 s"]
 

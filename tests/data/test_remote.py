@@ -18,7 +18,7 @@ from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import stores as fetching
+from distsgd.data.remote import fetching
 from distsgd.data.remote.addresses import parse_uri
 from distsgd.data.remote.remote_folder import known_source
 from distsgd.errors import CorruptDataError, DatasetError, SourceError, UsageError
@@ -90,7 +90,7 @@ def test_what_lies_there_is_not_what_its_manifest_says(store: S3Server, tmp_path
     content[-1000] ^= 1
     shard.write_bytes(content)
     store.put(folder, "data/altered")
-    with pytest.raises(CorruptDataError, match=f"{shard.name} is not what the manifest says"):
+    with pytest.raises(CorruptDataError, match=f"{shard.name} has the wrong checksum"):
         train(store.s3("data/altered"), workers=0)
     shard.write_bytes(content[:-1000])
     store.put(folder, "data/altered")

@@ -16,9 +16,7 @@ from support import PATIENCE, run_here
 
 from distsgd.data.locations import SAMPLE
 from distsgd.data.manifest import MANIFEST
-from distsgd.data.remote import http as pace
-from distsgd.data.remote import stores
-from distsgd.data.remote import stores as fetching
+from distsgd.data.remote import fetching, stores
 from distsgd.errors import SourceError
 from distsgd.training import train
 
@@ -91,9 +89,9 @@ def test_trouble_that_passes(
 @pytest.mark.parametrize(
     ("trouble", "says"),
     [
-        ({"status": 503, "times": 99, "path": "arrow"}, "6 tries"),
-        ({"status": 503, "times": 99, "path": MANIFEST}, "6 tries"),
-        ({"cut": 0, "times": 99, "path": "arrow"}, "6 tries"),
+        ({"status": 503, "times": 99, "path": "arrow"}, "6 attempts"),
+        ({"status": 503, "times": 99, "path": MANIFEST}, "6 attempts"),
+        ({"cut": 0, "times": 99, "path": "arrow"}, "6 attempts"),
         ({"status": 403, "times": 99, "path": "arrow"}, "arrow cannot be read"),
     ],
 )
@@ -113,8 +111,8 @@ def test_trouble_that_stays_is_told(
 def dripping(store: StoreProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreProcess]:
     """The store, and clocks for one that gives a byte at a time; what still reads ends with it."""
     monkeypatch.setattr(stores, "_BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(pace, "_SLOW_SECONDS", 0.02)
-    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 0.05)
+    monkeypatch.setattr(fetching, "_SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(fetching, "_WINDOW_SECONDS", 0.05)
     yield store
     store.order()
     assert not stores.reads_hang(PATIENCE)
@@ -129,7 +127,7 @@ def test_a_store_that_drips_is_named_and_given_up(
     uri = (
         dripping.s3("data/sample") if kind == "s3" else f"http://{dripping.address}/open/a%20sample"
     )
-    with pytest.raises(SourceError, match=r"6 tries: less than 64 KiB in 0\.05 s"):
+    with pytest.raises(SourceError, match=r"6 attempts: less than 64 KiB in 0\.05 s"):
         train(uri, workers=0, epochs=2)
     assert "is slow: less than 512 KiB in 0.02 s" in caplog.text
 
@@ -138,7 +136,7 @@ def test_a_store_that_drips_is_named_and_given_up(
 def test_when_a_shard_cannot_be_had_the_others_are_not_waited_for(
     dripping: StoreProcess, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "_WINDOW_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(fetching, "_WINDOW_SECONDS", 2 * PATIENCE)
     uri = dripping.s3("open/many") if kind == "s3" else f"http://{dripping.address}/open/many"
     dripping.order(
         {"drip": 0.01, "times": 2, "path": "arrow"}, {"status": 403, "times": 99, "path": "arrow"}

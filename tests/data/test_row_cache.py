@@ -77,7 +77,7 @@ def test_the_cache_of_cifar10_keeps_to_the_budget(
 
 @pytest.mark.parametrize(
     ("budget", "dtype", "words"),
-    [(588, "float32", "needs 589 MiB .* cache_budget=588"), (9999, "float64", "dtype=float64")],
+    [(588, "float32", "needs 589 MiB .* cache_budget=588"), (9999, "float64", "dtype='float64'")],
 )
 def test_a_cache_that_cannot_be_is_refused(budget: int, dtype: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):

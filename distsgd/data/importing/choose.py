@@ -1,7 +1,4 @@
-"""What kind of source a path is.
-
-Rows of numbers to be classified, out of a file like the one that was imported.
-"""
+"""Open a source of rows by its kind, to import it or to classify its rows."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from distsgd.data.importing.csv_file import CsvFile, open_csv
 from distsgd.data.importing.images import open_image_folder
 from distsgd.data.importing.npz import open_npz
 from distsgd.data.importing.parquet import open_parquet, opened_file
-from distsgd.data.importing.source import Source, Wishes, rows_at_once
+from distsgd.data.importing.source import ImportOptions, Source, rows_at_once
 from distsgd.data.importing.table_columns import (
     batch_of,
     is_index,
@@ -30,25 +27,26 @@ from distsgd.data.importing.table_columns import (
 )
 from distsgd.data.text_files import TEXTS, kind_of, normal, require_file, some_of
 from distsgd.errors import SourceError, UsageError, machine_trouble
+from distsgd.spelling import spelling
 
 __all__ = ["open_source", "read_numbers"]
 
 
 _MOST_NUMBERS = 2**24
-"""Of a row: an image of 2,300 x 2,300 in colours."""
+"""Numbers of a row: those of a colour image of 2,300 x 2,300."""
 
 
-def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
-    """Open a file or folder by what it is.
+def open_source(path: Path, test: Path | None, options: ImportOptions) -> Source:
+    """Open a file or folder according to its kind.
 
     Args:
         path: a .parquet, .csv or .npz file; a folder of Parquet files (train-*.parquet,
             test-*.parquet) or of images by class.
         test: a file of the same kind with the test rows.
-        wishes: what the user has said.
+        options: which columns are what, and how to read them.
 
     Raises:
-        SourceError: there is none, or it cannot be read.
+        SourceError: it is missing or cannot be read.
         StorageError: the machine keeps it from being read.
         UsageError: it is not clear which column is what.
     """
@@ -59,21 +57,25 @@ def open_source(path: Path, test: Path | None, wishes: Wishes) -> Source:
         for one in (path, test):
             if one is not None:
                 require_file(one)
-        source = _open(path, test, wishes)
+        source = _open(path, test, options)
     except OSError as error:
         raise machine_trouble(error, error.filename or path) or SourceError(
             f"{error.filename or path} cannot be read: {error.strerror or error}", "Check it"
         ) from None
     _check_width(path, prod(source.shape))
-    if wishes.shape is None:
+    if options.shape is None:
         return source
-    if prod(wishes.shape) != prod(source.shape):
+    if prod(options.shape) != prod(source.shape):
         raise UsageError(
-            f"--shape {'x'.join(map(str, wishes.shape))} does not go with "
+            f"{spelling().given('shape', options.shape)} does not match "
             f"{prod(source.shape)} numbers a row",
-            "Give one of as many",
+            "Give a shape of as many numbers",
         )
-    return replace(source, shape=wishes.shape, names=())
+    return replace(source, shape=options.shape, names=())
+
+
+def _name(argument: str) -> str:
+    return spelling().setting(argument)
 
 
 def _check_width(path: Path, width: int) -> None:
@@ -81,49 +83,52 @@ def _check_width(path: Path, width: int) -> None:
         raise SourceError(f"the rows of {path} have no numbers", "Check the file")
     if width > _MOST_NUMBERS:
         raise UsageError(
-            f"the rows of {path} would have {width} numbers, and {_MOST_NUMBERS} are the most",
-            "Give smaller ones; of images, a smaller --size",
+            f"the rows of {path} would have {width} numbers, and at most {_MOST_NUMBERS} are "
+            "supported",
+            f"Give shorter ones; for images, a smaller {spelling().setting('size')}",
         )
 
 
-def _open(path: Path, test: Path | None, wishes: Wishes) -> Source:
+def _open(path: Path, test: Path | None, options: ImportOptions) -> Source:
     if path.is_dir():
-        return _open_folder(path, test, wishes)
+        return _open_folder(path, test, options)
     if test is not None and test.is_dir():
-        raise SourceError(f"--test {test} is a folder, and {path} a file", "Give a file")
+        raise SourceError(f"{_name('test')} {test} is a folder, and {path} a file", "Give a file")
     kind = kind_of(path)
     if kind == ".parquet":
-        return open_parquet([path], [test] if test else [], wishes)
+        return open_parquet([path], [test] if test else [], options)
     if kind in TEXTS:
-        return open_csv(path, test, wishes)
+        return open_csv(path, test, options)
     if kind == ".npz":
         if test is not None:
             raise UsageError(
-                "--test does not go with an NPZ file", "Put all arrays into one: x_test, y_test"
+                f"{_name('test')} does not go with an NPZ file",
+                "Put all arrays into one file: x_test, y_test",
             )
-        _refuse_drop(wishes, "an NPZ file")
-        return open_npz(path, wishes)
+        _refuse_drop(options, "an NPZ file")
+        return open_npz(path, options)
     raise SourceError(
         f"{path} is neither .parquet, .csv nor .npz, nor a folder", "Give one of these"
     )
 
 
-def _refuse_drop(wishes: Wishes, what: str) -> None:
-    if wishes.drop:
+def _refuse_drop(options: ImportOptions, what: str) -> None:
+    if options.drop:
         raise UsageError(
-            f"--drop does not go with {what}, which has no columns with names", "Leave it out"
+            f"{_name('drop')} does not go with {what}, which has no named columns", "Leave it out"
         )
 
 
-def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
+def _open_folder(folder: Path, test: Path | None, options: ImportOptions) -> Source:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         if test is not None:
             raise UsageError(
-                "--test does not go with a folder of images", "Make it train/ and test/ in one"
+                f"{_name('test')} does not go with a folder of images",
+                "Put the images into train/ and test/ of one folder",
             )
-        _refuse_drop(wishes, "a folder of images")
-        return open_image_folder(folder, wishes)
+        _refuse_drop(options, "a folder of images")
+        return open_image_folder(folder, options)
     tests = sorted(test.glob("*.parquet")) if test and test.is_dir() else [test] if test else []
     if not tests:
         tests = [path for path in files if path.name.startswith("test")]
@@ -131,20 +136,20 @@ def _open_folder(folder: Path, test: Path | None, wishes: Wishes) -> Source:
     train = [path for path in files if path.name.startswith("train")]
     if not (train or files):
         raise SourceError(f"{folder} has no Parquet file of training rows", "Check the folder")
-    return open_parquet(train or files, tests, wishes)
+    return open_parquet(train or files, tests, options)
 
 
 def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[np.float64]:
     """All rows of a CSV or Parquet file.
 
     Args:
-        path: the file; columns that the model does not know are passed over.
-        names: of the model's columns; a file that has no names, or knows none of these, must
-            have just as many columns, in their order.
-        features: of the model.
+        path: the file; columns that the model does not have are ignored.
+        names: names of the model's columns; a file without names, or with none of these, must
+            have exactly as many columns, in their order.
+        features: number of features of the model.
 
     Returns:
-        shape (rows, features).
+        shape (rows, features), float64.
 
     Raises:
         UsageError: the file is missing, of another kind, or has other columns.
@@ -170,7 +175,9 @@ def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[n
             )
         part = batch_of(columns, chosen, widths, [0] * len(batch), where)
         if part.rejected:
-            raise SourceError(f"{part.rejected[0].where}: {part.rejected[0].why}", "Mend that row")
+            raise SourceError(
+                f"{part.rejected[0].where}: {part.rejected[0].why}", "Correct that row"
+            )
         found.append(part.values)
     if not found:
         raise UsageError(f"{path} has no rows", "Give a file that has")
@@ -181,7 +188,7 @@ def _refuse_words(columns: list[pa.Array], names: list[str], path: Path) -> None
     for column, name in zip(columns, names, strict=True):
         if not may_be_numbers(column.type):
             raise UsageError(
-                f"column '{name}' of {path} is not of numbers, but of {column.type}",
+                f"column '{name}' of {path} holds {column.type}, not numbers",
                 "Give a file with the columns that were imported",
             )
 
@@ -189,12 +196,12 @@ def _refuse_words(columns: list[pa.Array], names: list[str], path: Path) -> None
 def _batches(
     path: Path, names: tuple[str, ...], features: int
 ) -> Iterator[tuple[pa.RecordBatch, list[str], bool]]:
-    """Rows, where they stand, and whether their columns have names."""
+    """Batches of rows, the place of each row, and whether the columns have names."""
     if kind_of(path) in TEXTS:
         lines = CsvFile(path, known=names)
         for batch, where, bad in lines.batches():
             if bad:
-                raise SourceError(f"{bad[0].where}: {bad[0].why}", "Mend that row")
+                raise SourceError(f"{bad[0].where}: {bad[0].why}", "Correct that row")
             yield batch.drop_columns([*lines.empty]), where, lines.named
         return
     number = 0
@@ -206,12 +213,12 @@ def _batches(
             number += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise machine_trouble(error, path) or SourceError(
-            f"{path} is no Parquet file that can be read: {error}"
+            f"{path} is not a readable Parquet file: {error}"
         ) from None
 
 
 def _chosen(batch: pa.RecordBatch, names: tuple[str, ...], features: int, path: Path) -> list[str]:
-    """The columns of the features, by their names, or by their order if it knows none of these."""
+    """The columns of the features: by name, or by order if the file has none of these names."""
     there = {normal(name): name for name in batch.schema.names}
     missing = [name for name in names if normal(name) not in there]
     if names and not missing:

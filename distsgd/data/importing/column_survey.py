@@ -1,4 +1,4 @@
-"""A look at a sample of the rows: where the bulk of each column lies, and what is odd about it."""
+"""Survey a sample of the rows: the range of the bulk of each column, and what is unusual."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from numpy.typing import NDArray
 
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.text_files import escaped, some_of
+from distsgd.spelling import spelling
 
 __all__ = ["SAMPLE_ROWS", "ColumnSurvey"]
 
 SAMPLE_ROWS = 4096
-"""Rows that are looked at, evenly spaced."""
+"""Rows of the sample, evenly spaced."""
 
 _NUMBERS_AT_ONCE = 1 << 20
 _FAR = 8.0
-"""Ranges wider than this many times the bulk are cut; at 8 the bulk has 32 of the 256 steps."""
+"""Ranges wider than this many times the bulk are clipped; at 8 the bulk has 32 of 256 steps."""
 
 _FAR_OF_IMAGES = 32.0
-"""The same for images, where a few bright pixels are the rule."""
+"""The same for images, which usually have a few bright pixels."""
 
 _MARGIN = 3.0
-"""A range that is cut ends this many widths of the bulk beyond it, on either side."""
+"""A clipped range extends this many widths of the bulk beyond it, on either side."""
 
 _NEARLY_ALL = 0.75
 _ENOUGH_ROWS = 20
@@ -33,29 +34,28 @@ Array = NDArray[np.float64]
 
 
 class ColumnSurvey:
-    """What a sample says of columns of numbers.
+    """Finds outliers and other unusual columns in a sample of rows.
 
-    The bulk of a column is what lies between its first and its last tenth. If that is a single
+    The bulk of a column is the range between its first and its last decile. If that is a single
     number, as in a column of zeros with a few others, the bulk of the others is added.
 
     Args:
         sample: some of the rows, shape (rows, features).
-        total: of how many rows it is a sample.
-        names: of the columns; empty if they have none.
+        total: number of all rows.
+        names: names of the columns; empty if they have none.
     """
 
     def __init__(self, sample: NDArray[np.generic], total: int, names: Sequence[str]) -> None:
         self._sample, self._total, self._names = sample, total, names
-        self._cut: list[str] = []
+        self._clipped: list[str] = []
 
     def without_outliers(self, scale: ColumnScale) -> ColumnScale:
-        """A scale whose range is not far wider than the bulk of what is put on it.
+        """A scale whose ranges are not much wider than the bulk of the numbers.
 
-        A range that is less than 8 times as wide, or 32 times of images, is left as it is, to
-        the bit.
+        A range that is up to 8 times as wide as the bulk, or 32 times for images, is not changed.
 
         Args:
-            scale: of all columns; those of one range for all are looked at together.
+            scale: the scale of all columns; columns that share a range are surveyed together.
         """
         low, high = np.array(scale.low), np.array(scale.high)
         if scale.features == 1 and self._sample.shape[1] > 1:
@@ -69,10 +69,11 @@ class ColumnSurvey:
         return replace(scale, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
     def greatest_without_outliers(self, greatest: float) -> float:
-        """The end of a range from 0 that all columns of whole numbers share.
+        """The upper end of the range from 0 that all columns of whole numbers share.
 
         Args:
-            greatest: of all numbers; the end, unless it is far beyond the bulk of every column.
+            greatest: the greatest of all numbers, which is the end unless it is far beyond the
+                bulk of every column.
         """
         widest = reach = 0.0
         for _, block in self._blocks():
@@ -83,38 +84,38 @@ class ColumnSurvey:
         if not 0 < widest < greatest / _FAR or reach >= greatest:
             return greatest
         for first, block in self._blocks():
-            self._cut += self._names_of(first, block[-1] > reach)
+            self._clipped += self._names_of(first, block[-1] > reach)
         return reach
 
     def notices(self, scale: ColumnScale | None) -> Iterator[str]:
-        """What a user should know of the columns, in words.
+        """What the user should know about the columns, a line each.
 
         Args:
-            scale: that they are put on; None for pixels that are taken as they are.
+            scale: the scale of the columns; None for pixels that are kept as they are.
         """
-        if self._cut:
+        if self._clipped:
             yield (
-                f"{_columns(self._cut)}: a few numbers lie far out, and are cut "
-                "(`distsgd data info` shows where)"
+                f"{_columns(self._clipped)}: a few outliers are clipped (`distsgd data info` shows "
+                "the range)"
             )
         counting: list[str] = []
         for first, block in self._blocks():
-            counting += self._names_of(first, self._counts_rows(block))
+            counting += self._names_of(first, self._are_row_numbers(block))
             if scale is not None:
                 part = _part(scale, first, block.shape[1])
                 for name, share in self._on_one_step(first, block, part.pixels(block)):
                     yield (
                         f"{_columns([name])}: {share:.0%} of the rows fall on one of its 256 "
-                        "steps, as others lie far out: mend those, or leave the column out"
+                        "steps because of outliers: correct these, or leave the column out"
                     )
         if counting:
             yield (
-                f"{_columns(counting)} {'count' if len(counting) > 1 else 'counts'} the rows; "
-                "what says nothing else of them is left out with --drop"
+                f"{_columns(counting)} {'number' if len(counting) > 1 else 'numbers'} the rows; "
+                f"leave a mere row number out with {spelling().setting('drop')}"
             )
 
     def _blocks(self) -> Iterator[tuple[int, Array]]:
-        """The number of the first column, and the sorted values of some, shape (rows, columns)."""
+        """Blocks of columns: number of the first one, and sorted values, shape (rows, columns)."""
         columns = max(1, _NUMBERS_AT_ONCE // max(1, len(self._sample)))
         for first in range(0, self._sample.shape[1], columns):
             block = np.array(self._sample[:, first : first + columns], dtype=np.float64)
@@ -122,7 +123,7 @@ class ColumnSurvey:
             yield first, block
 
     def _narrow(self, block: Array, low: Array, high: Array, first: int, most: float) -> None:
-        """Narrow the ranges of the block's columns, in place, where they are too wide."""
+        """Narrow the ranges of a block of columns in place, where they are too wide."""
         bulk_low, bulk_high = _bulk(block)
         width = bulk_high - bulk_low
         here = slice(first, first + block.shape[1])
@@ -132,10 +133,10 @@ class ColumnSurvey:
             new_high = np.minimum(high[here], bulk_high + _MARGIN * width)
             low[here] = np.where(far, new_low, low[here])
             high[here] = np.where(far, new_high, high[here])
-            self._cut += self._names_of(first, far)
+            self._clipped += self._names_of(first, far)
 
-    def _counts_rows(self, block: Array) -> NDArray[np.bool_]:
-        """Which columns have a whole number of its own in each row, and hardly leave one out."""
+    def _are_row_numbers(self, block: Array) -> NDArray[np.bool_]:
+        """Which columns have a different whole number in each row, with hardly any gaps."""
         if len(block) < _ENOUGH_ROWS:
             return np.zeros(block.shape[1], dtype=np.bool_)
         whole = (block % 1 == 0).all(axis=0)
@@ -146,7 +147,7 @@ class ColumnSurvey:
     def _on_one_step(
         self, first: int, block: Array, steps: NDArray[np.uint8]
     ) -> Iterator[tuple[str, float]]:
-        """Columns of which one step holds nearly all rows, though these differ; with the share."""
+        """Columns with nearly all rows on one step though their numbers differ, and the share."""
         middle = len(block) // 2
         same = steps == steps[middle]
         share, alike = same.mean(axis=0), (block == block[middle]).mean(axis=0)
@@ -174,7 +175,7 @@ def _part(scale: ColumnScale, first: int, columns: int) -> ColumnScale:
 
 
 def _bulk(block: Array) -> tuple[Array, Array]:
-    """The first and the last number of the bulk of each sorted column."""
+    """The lower and the upper end of the bulk of each sorted column."""
     tenth = len(block) // 10
     low, high = block[tenth].copy(), block[-1 - tenth].copy()
     for column in np.flatnonzero(low == high):

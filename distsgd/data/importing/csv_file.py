@@ -1,7 +1,4 @@
-"""CSV: columns of numbers and one of labels, with or without a line of names.
-
-Whether the first line of a CSV file has the names of its columns.
-"""
+"""CSV: columns of numbers and one of labels, with or without a line of column names."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.csv as pc
 
-from distsgd.data.importing.source import Batch, Rejected, Source, Wishes
+from distsgd.data.importing.source import Batch, ImportOptions, Rejected, Source
 from distsgd.data.importing.table_columns import (
     batch_of,
     feature_columns,
@@ -31,24 +28,25 @@ from distsgd.data.importing.table_columns import (
 )
 from distsgd.data.text_files import encoding_of, normal, open_bytes
 from distsgd.errors import DistsgdError, SourceError, UsageError, machine_trouble
+from distsgd.spelling import spelling
 
 __all__ = ["CsvFile", "has_names", "open_csv"]
 
 
 _MISSING = ("", "nan", "na", "n/a", "<na>", "null")
 _ALSO_MISSING = ("none", "?", "-")
-"""Among numbers; as the name of a class they are words."""
+"""Missing numbers; as a class name these are words."""
 
 _ENOUGH_ROWS, _ENOUGH_NUMBERS = 50, 5
 
 
 def is_missing(text: str) -> bool:
-    """Whether a field says that there is nothing."""
+    """Whether a field is empty or stands for a missing value."""
     return text.strip().lower() in _MISSING
 
 
 def is_number(text: str) -> bool:
-    """Whether a field is a number; NaN is one."""
+    """Whether a field is a number, such as NaN."""
     try:
         float(text)
     except ValueError:
@@ -57,19 +55,23 @@ def is_number(text: str) -> bool:
 
 
 def has_names(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a first line has names, by itself and by some of the rows that follow.
+    """Whether a first line has column names, judging by it and some of the rows that follow.
 
-    It has, if none of its fields is a number; if one is a word, and the column below is of numbers;
-    if its numbers count up from 0 or 1, as names that programs give; or if the columns below its
-    words are of classes, and its words are none of these.
+    It does if none of its fields is a number; if one is a word above a column of numbers; if its
+    numbers count up from 0 or 1, as programs name columns; or if the columns below its words hold
+    classes, and its words are none of these.
+
+    Args:
+        first: fields of the first line.
+        rows: fields of some of the rows after it.
     """
     numbers = [field for field in first if is_number(field)]
     if not numbers:
         return True
     below = {
-        word: [row[i] for row in rows if i < len(row) and not _is_nothing(row[i])]
+        word: [row[i] for row in rows if i < len(row) and not _is_missing_number(row[i])]
         for i, word in enumerate(first)
-        if not is_number(word) and not _is_nothing(word)
+        if not is_number(word) and not _is_missing_number(word)
     }
     if any(column and all(map(is_number, column)) for column in below.values()):
         return True
@@ -79,7 +81,7 @@ def has_names(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return any(_is_none_of(word, column) for word, column in below.items())
 
 
-def _is_nothing(text: str) -> bool:
+def _is_missing_number(text: str) -> bool:
     return is_missing(text) or text.strip().lower() in _ALSO_MISSING
 
 
@@ -88,47 +90,50 @@ def _count_up(numbers: list[str]) -> bool:
 
 
 def _is_none_of(word: str, column: list[str]) -> bool:
-    """Whether a column is of words that all come again, and this one never."""
+    """Whether all words of a column recur in it, but this one never does."""
     counts = Counter(column)
     return len(column) >= _ENOUGH_ROWS and word not in counts and min(counts.values()) > 1
 
 
 _BLOCK = 1 << 20
-"""Bytes that are parsed at once."""
+"""Bytes, or characters, that are parsed at once."""
 
 _LOOKED_AT = 1000
-"""Rows that tell, with the first line, whether that has names."""
+"""Rows that are compared with the first line."""
 
-_LET_GO_SECONDS = 5.0
+_RELEASE_SECONDS = 5.0
 
 _COMMA = re.compile(r"\s*([+-]?[0-9]*),([0-9]+(?:[eE][+-]?[0-9]+)?)\s*")
 _POINT = re.compile(r"\s*[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?\s*")
 _AS_POINT = r"\1.\2"
-"""A number with a decimal comma, one with a decimal point, and what makes this of that."""
+"""A number with a decimal comma, one with a decimal point, and the replacement of the former."""
 
 _THOUSANDS = re.compile(r"\s*[+-]?[0-9]{1,3},[0-9]{3}\s*")
-
-_HOW_ENCODED = "Save it as UTF-8, or import it with --encoding latin-1, cp1252, ..."
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
 
 
-def open_csv(train: Path, test: Path | None, wishes: Wishes) -> Source:
-    """Rows of a CSV file; `has_names` says whether its first line has names, if the user does not.
+def open_csv(train: Path, test: Path | None, options: ImportOptions) -> Source:
+    """Open a CSV file; `has_names` decides about its first line, unless the options do.
+
+    Args:
+        train: file of the training rows, or of all rows.
+        test: file of the test rows; None if unknown.
+        options: which columns are what, and how to read them.
 
     Raises:
         SourceError: it cannot be read, or the test file has other columns.
         UsageError: it is not clear which column is what.
     """
-    file, where = CsvFile(train, wishes.header, encoding=wishes.encoding), str(train)
+    file, where = CsvFile(train, options.header, encoding=options.encoding), str(train)
     columns = [name for name in file.names if name not in file.empty]
     words = file.words()
-    label = label_column(columns, wishes, where, next(reversed(words), None))
+    label = label_column(columns, options, where, next(reversed(words), None))
     index = [name for name in file.index if name != label]
-    features = feature_columns(columns, label, index, wishes, where)
+    features = feature_columns(columns, label, index, options, where)
     refuse_words({name: f"words as '{words[name]}'" for name in features if name in words}, where)
-    header = wishes.header if file.named else False
-    other = CsvFile(test, header, file.names, wishes.encoding) if test else None
+    header = options.header if file.named else False
+    other = CsvFile(test, header, file.names, options.encoding) if test else None
     if other is not None and other.names != file.names:
         raise SourceError(f"{test} has other columns than {train}", "Give one with the same")
 
@@ -152,7 +157,7 @@ def open_csv(train: Path, test: Path | None, wishes: Wishes) -> Source:
 
 
 def _as_label(text: str) -> object:
-    """A label that is written as a whole number usually is, is one; None where there is none."""
+    """A label as a whole number, if it is written as one; as text; or None if it is missing."""
     text = text.strip()
     if is_missing(text):
         return None
@@ -164,17 +169,18 @@ class CsvFile:
     """A CSV file whose fields are read as text.
 
     Args:
-        path: of the file.
-        header: whether its first line has names; None to find out.
+        path: path of the file.
+        header: whether its first line has column names; None to detect it.
         known: names of columns: a line that has all of them has names.
-        encoding: of its text; None for what its byte order mark says, or else UTF-8.
+        encoding: encoding; None for that of its byte order mark, or else UTF-8.
 
     Attributes:
+        path: as given.
         named: whether its first line has names.
-        names: of its columns; that of a column without one is "Unnamed: " and its place.
+        names: names of the columns; a column without one is called "Unnamed: " and its place.
         index: columns that are the index of a pandas table, or names of rows as R writes them.
-        decimal_commas: whether the numbers have decimal commas; they are read with points.
-        empty: columns without a name in which there is nothing, as commas at the ends make them.
+        decimal_commas: whether numbers have decimal commas, which are read as points.
+        empty: empty columns without a name, which commas at the ends of lines make.
         first: some of its rows.
 
     Raises:
@@ -206,15 +212,16 @@ class CsvFile:
             self.empty = (self.names[-1],)
         if len(set(self.names)) < len(self.names):
             raise SourceError(
-                f"{path} has two columns of the same name",
-                "Rename one, or say --no-header if the first line has no names",
+                f"{path} has two columns with the same name",
+                f"Rename one, or give {spelling().given('header', False)} if the first line has no "
+                "names",
             )
 
     def _named(self, line: list[str]) -> list[str]:
-        """The columns by a line of names, with names for those without."""
+        """The names of the columns from a line of names, with names for those without."""
         line = list(line)
         if self.first and all(len(row) == len(line) + 1 for row in self.first):
-            # Rows that all have one field more: it is empty, or has the names of rows.
+            # All rows have one field more, which is empty or has the names of rows.
             line.insert(len(line) if self._is_empty(len(line)) else 0, "")
         names = _filled(line)
         for place, name in enumerate(names):
@@ -225,12 +232,12 @@ class CsvFile:
         return names
 
     def _is_empty(self, place: int) -> bool:
-        """Whether there is nothing in a column of the first rows."""
+        """Whether a column is empty in the first rows."""
         fields = [row[place] for row in self.first if place < len(row)]
         return len(self.first) > 1 and bool(fields) and not any(map(str.strip, fields))
 
     def words(self) -> dict[str, str]:
-        """Columns whose first fields are all words, and one of these."""
+        """Columns whose first fields are all words, each with the first of these."""
         found = {}
         for place, name in enumerate(self.names):
             texts = [row[place].strip() for row in self.first[:20] if place < len(row)]
@@ -247,14 +254,14 @@ class CsvFile:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter)
             rows = list(islice(lines, _LOOKED_AT + 1))
         except csv.Error as error:
-            raise SourceError(f"{self.path} is no CSV file that can be read: {error}") from None
+            raise SourceError(f"{self.path} is not a readable CSV file: {error}") from None
         if not rows or not rows[0]:
             raise SourceError(
-                f"{self.path} is empty, or begins with an empty line", "Check the file"
+                f"{self.path} is empty, or starts with an empty line", "Check the file"
             )
         more = any(rows[1:])
         if len(text) == _BLOCK:
-            rows.pop()  # it may have been cut
+            rows.pop()  # it may be truncated
         if not rows:
             raise SourceError(
                 f"the first line of {self.path} is longer than {_BLOCK} characters",
@@ -274,7 +281,7 @@ class CsvFile:
         return [name.strip() for name in rows[0]], [row for row in rows[1:] if row], more
 
     def _beginning(self, encoding: str | None) -> str:
-        """The first characters; sets the encoding."""
+        """The first characters of the file; sets the encoding."""
         try:
             with open_bytes(self.path) as file:
                 self._encoding = encoding or encoding_of(file.read(4))
@@ -283,29 +290,31 @@ class CsvFile:
                     found = text.read(_BLOCK)
         except LookupError:
             raise UsageError(
-                f"--encoding cannot be {encoding}", "Give one that Python knows, as latin-1, cp1252"
+                f"{spelling().setting('encoding')} cannot be {encoding}",
+                "Give an encoding of Python, such as latin-1 or cp1252",
             ) from None
         except UnicodeError:
             raise SourceError(
-                f"{self.path} is no CSV file that can be read as {self._encoding}", _HOW_ENCODED
+                f"{self.path} is not a CSV file in {self._encoding}", _encoding_hint()
             ) from None
         except (OSError, EOFError, zlib.error) as error:
-            raise self._unreadable("is no CSV file that can be read", error) from None
+            raise self._unreadable("is not a readable CSV file", error) from None
         if "\0" in found:
             raise SourceError(
-                f"{self.path} is no CSV file that can be read: it has zero bytes",
-                "If it is UTF-16 without a mark: --encoding utf-16-le",
+                f"{self.path} is not a readable CSV file: it has zero bytes",
+                "If it is UTF-16 without a byte order mark, give "
+                + spelling().given("encoding", "utf-16-le"),
             )
         return found.removeprefix("\ufeff")
 
     def _unreadable(self, what: str, error: Exception) -> DistsgdError:
-        """An error of reading; one of the machine, if it is."""
+        """The error of a file that cannot be read, or of the machine, if that is the cause."""
         if isinstance(error, OSError) and (trouble := machine_trouble(error, self.path)):
             return trouble
         return SourceError(f"{self.path} {what}: {error}", "Check it")
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, list[str], list[Rejected]]]:
-        """Rows, where they stand, and lines that have too few or too many fields."""
+        """Batches of rows, the place of each row, and lines with too few or too many fields."""
         row, bad = 1, deque[tuple[int, Rejected]]()
         try:
             for batch in self._read(bad):
@@ -319,11 +328,13 @@ class CsvFile:
                     row += 1
                 yield _with_points(batch) if self.decimal_commas else batch, where, between
         except UnicodeError as error:
-            raise SourceError(f"{self.path} cannot be read on: {error}", _HOW_ENCODED) from None
+            raise SourceError(
+                f"{self.path} cannot be read to its end: {error}", _encoding_hint()
+            ) from None
         except (pa.ArrowException, OSError) as error:
             if "invalid UTF8" in str(error):
-                raise SourceError(f"{self.path} is not all UTF-8", _HOW_ENCODED) from None
-            raise self._unreadable("cannot be read on", error) from None
+                raise SourceError(f"{self.path} is not all UTF-8", _encoding_hint()) from None
+            raise self._unreadable("cannot be read to its end", error) from None
         if bad:
             none = pa.record_batch([pa.array([], pa.string())] * len(self.names), self.names)
             yield none, [], [rejected for _, rejected in bad]
@@ -332,7 +343,7 @@ class CsvFile:
         return f"{self.path.name} row {row}"
 
     def _read(self, bad: deque[tuple[int, Rejected]]) -> Iterator[pa.RecordBatch]:
-        """Rows; lines that are none go to ``bad``, before the rows that come after them."""
+        """Batches of rows; invalid lines are added to ``bad`` before the rows that follow them."""
         names = int(self.named)
 
         def keep(line: pc.InvalidRow) -> str:
@@ -341,8 +352,8 @@ class CsvFile:
             bad.append((row, Rejected(self._where(row), f"{why}: {(line.text or '')[:60]}")))
             return "skip"
 
-        # A thread of Arrow's lets go of `keep` after the end, for which it needs Python. If the
-        # process ended at that very moment, it would be aborted.
+        # A thread of Arrow releases `keep` after the end, for which it needs the interpreter. If
+        # the process ended at that moment, it would abort.
         gone = threading.Event()
         weakref.finalize(keep, gone.set)
         options, reader = self._options(keep), None
@@ -355,7 +366,7 @@ class CsvFile:
             if reader is not None:
                 reader.close()
                 del reader
-            gone.wait(_LET_GO_SECONDS)
+            gone.wait(_RELEASE_SECONDS)
 
     def _options(self, handler: Callable[[pc.InvalidRow], str]) -> dict[str, Any]:
         return {
@@ -372,13 +383,18 @@ class CsvFile:
         }  # fmt: skip
 
 
+def _encoding_hint() -> str:
+    example = spelling().given("encoding", "latin-1")
+    return f"Save it as UTF-8, or give its encoding, such as {example}"
+
+
 def _filled(line: Sequence[str]) -> list[str]:
-    """Names, with those that pandas gives to columns that have none."""
+    """Names; columns without one get that of pandas."""
     return [name or f"Unnamed: {place}" for place, name in enumerate(line)]
 
 
 def _with_points(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """With decimal points in place of decimal commas."""
+    """A batch with decimal points in place of decimal commas."""
     columns = [
         compute.replace_substring_regex(column, f"^{_COMMA.pattern}$", _AS_POINT)
         for column in batch.columns

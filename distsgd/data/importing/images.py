@@ -1,8 +1,6 @@
-"""A folder of images by class: CLASS/image.png, or train/CLASS/image.png and test/CLASS/...
+"""Decode images (PNG, JPEG, ...) as examples of one shape, and import folders of them by class.
 
-Image files as examples.
-
-Encoded images (PNG, JPEG, ...) of a source as rows of pixels, all of one shape.
+A folder has CLASS/image.png, or train/CLASS/image.png and test/CLASS/image.png.
 """
 
 from __future__ import annotations
@@ -24,15 +22,16 @@ from PIL import Image, ImageOps
 from distsgd.core.arrays import Bytes
 from distsgd.data.importing.source import (
     Batch,
+    ImportOptions,
     Label,
     Rejected,
     Source,
-    Wishes,
     plain_label,
     rows_at_once,
 )
 from distsgd.data.text_files import is_printable, normal, require_file
 from distsgd.errors import SourceError, UsageError, machine_trouble
+from distsgd.spelling import spelling
 
 __all__ = [
     "Encoded",
@@ -45,64 +44,64 @@ __all__ = [
 
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
-"""Those that are decoded in this process: Pillow hands others, such as EPS, to a program."""
+"""Formats that Pillow decodes in this process; it passes others, such as EPS, to a program."""
 
 _MOST_PIXELS, _MANY_PIXELS = 50_000_000, 4_000_000
-"""Pixels of an image that are decoded at most, at up to 8 bytes of memory for each; and those of
-one that is decoded while no other of so many is."""
+"""Most pixels of an image that are decoded, at up to 8 bytes of memory each; images of more than
+the second number are decoded one at a time."""
 
 _one_large = threading.Lock()
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
-    """An image as an example: RGB, resized, channel by channel.
+    """Read an image as an example: RGB or grey, resized, channel by channel.
 
     Args:
-        path: a file of a format that is known here.
-        shape: (channels, rows, columns) of an example; channels 3, or 1 for grey.
+        path: a file of one of the formats.
+        shape: (channels, rows, columns) of an example, with 3 channels, or 1 for grey.
 
     Returns:
         shape (features,), uint8.
 
     Raises:
-        UsageError: the file is missing or is no image.
+        UsageError: the file is missing or is not an image.
     """
     try:
         require_file(path)
         image = decoded(path, shape[0])
     except FileNotFoundError:
         raise UsageError(f"there is no image {path}", "Check the path") from None
-    except Exception as error:  # on a broken file a decoder of Pillow's can raise anything
+    except Exception as error:  # a decoder of Pillow can raise anything for a broken file
         raise machine_trouble(error, path) or UsageError(
-            f"{path} is not an image that can be read: {error}", "Give a PNG or JPEG"
+            f"{path} is not a readable image: {error}", "Give a PNG or JPEG"
         ) from None
     return pixels_of(image, shape)
 
 
 def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
-    """An image, upright, in RGB, or in grey if there is 1 channel.
+    """Decode an image, upright, in RGB, or in grey for 1 channel.
 
     A JPEG of more than 50 million pixels is decoded at a half, a quarter or an eighth of its size,
-    as its format allows.
+    which its format supports.
 
     Raises:
-        Exception: whatever its decoder raises, or ValueError: its numbers are of no known range, or
-            it has too many pixels.
+        ValueError: the range of its numbers is unknown, or it has too many pixels.
+        Exception: anything that its decoder raises.
     """
     with _opened(source) as image:
         _bound_pixels(image)
         large = image.width * image.height > _MANY_PIXELS
         with _one_large if large else nullcontext():
-            image.info.pop("transparency", None)  # Pillow warns of it, and it is dropped anyway
+            image.info.pop("transparency", None)  # Pillow warns about it, and it is dropped anyway
             image.load()
-            if image.info:  # with nothing beside the pixels it would take time for nothing
-                with suppress(Exception):  # where that is broken, the pixels stay
+            if image.info:  # saves time for images without metadata
+                with suppress(Exception):  # broken metadata leaves the pixels as they are
                     ImageOps.exif_transpose(image, in_place=True)
             return _of_bytes(image).convert("RGB" if channels == 3 else "L")
 
 
 def _opened(source: Path | BinaryIO) -> Image.Image:
-    """An image whose header alone has been read."""
+    """Open an image, of which only the header is read."""
     try:
         return Image.open(source, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -110,41 +109,41 @@ def _opened(source: Path | BinaryIO) -> Image.Image:
 
 
 def _bound_pixels(image: Image.Image) -> None:
-    """Have no more decoded than memory should be taken for.
+    """Have a large JPEG decoded at a smaller size, and refuse other large images.
 
     Raises:
-        ValueError: it has too many pixels; says how many may be.
+        ValueError: it has too many pixels; names the limit.
     """
     width, height = image.size
     if width * height > _MOST_PIXELS:
         part = next((n for n in (2, 4) if width * height <= n * n * _MOST_PIXELS), 8)
-        image.draft(None, (width // part, height // part))  # does nothing but to a JPEG
+        image.draft(None, (width // part, height // part))  # has an effect on a JPEG only
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels"))
 
 
 def _too_large(pixels: str) -> str:
-    return f"it has {pixels}, and at most {_MOST_PIXELS:,} are decoded: save it smaller"
+    return f"it has {pixels}, more than {_MOST_PIXELS:,}: save it smaller"
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """With 8 bits a channel: of 16 bits the upper ones, as Pillow itself does with colours.
+    """The image with 8 bits a channel: the upper ones of 16, as Pillow itself does for colours.
 
-    `convert` would cut all above 255 to white.
+    `convert` would clip all above 255 to white.
     """
-    # Pillow has 16 bits of a PPM, and old ones of a PNG, in 32.
+    # Pillow keeps 16 bits of a PPM in 32, and old versions those of a PNG.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits, of no known range: save 8 or 16 bits")
+        raise ValueError("its pixels are 32-bit numbers of unknown range: save 8 or 16 bits")
     return image
 
 
 def is_grey(source: Path | BinaryIO) -> bool:
-    """Whether an image has no colours, by its header.
+    """Whether an image is grey, according to its header.
 
     Raises:
-        Exception: whatever its decoder raises.
+        Exception: anything that its decoder raises.
     """
     with _opened(source) as image:
         return image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
@@ -161,10 +160,10 @@ def pixels_of(image: Image.Image, shape: tuple[int, ...]) -> Bytes:
 
 _THREADS = 2
 _LOOKED_AT = 1000
-"""Images that have to be grey before all are taken to be."""
+"""Images that must be grey before all are assumed to be."""
 
 Encoded = tuple[str, Path | bytes | None, object]
-"""Where an image stands, its file or bytes, and its label."""
+"""The place of an image in its source, its file or bytes, and its label."""
 
 
 def shape_of_first(
@@ -172,7 +171,7 @@ def shape_of_first(
 ) -> tuple[int, int, int] | None:
     """(channels, rows, columns) of the examples; None if no image can be read.
 
-    They are those of the first image, but with colours if any of the others has some.
+    The size is that of the first image; there are 3 channels if any image has colours.
     """
     extent: tuple[int, int] | None = None
     for number, image in enumerate(images):
@@ -184,7 +183,7 @@ def shape_of_first(
                 extent = size or (found.height, found.width)
             if not is_grey(_source(image)):
                 return 3, *extent
-        except Exception as error:  # a decoder can raise anything; such a row is rejected later
+        except Exception as error:  # a decoder can raise anything; the row is rejected later
             trouble = machine_trouble(error, image if isinstance(image, Path) else "an image")
             if trouble is not None and not isinstance(error, PermissionError):
                 raise trouble from None
@@ -202,12 +201,12 @@ def _source(image: Path | bytes) -> Path | BinaryIO:
 
 
 def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) -> Batch:
-    """Decode images on two threads, in their order.
+    """Decode images on two threads, in order.
 
     Args:
-        images: what to decode.
+        images: the images.
         shape: (channels, rows, columns) of an example.
-        resize: whether images of another size are resized; otherwise they are rejected.
+        resize: whether images of another size are resized; else they are rejected.
     """
 
     def one(item: Encoded) -> tuple[Bytes, Label] | Rejected:
@@ -222,7 +221,7 @@ def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) ->
                 return Rejected(
                     where,
                     f"it is {image.width} x {image.height}, the first {size[0]} x {size[1]}: "
-                    "--size resizes all",
+                    f"{spelling().setting('size')} resizes all",
                     (shape[1], shape[2]),
                 )
             return pixels_of(image, shape), label
@@ -245,14 +244,14 @@ def decode_batch(images: list[Encoded], shape: tuple[int, ...], resize: bool) ->
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 _LOOKED_AT_PER_CLASS = 20
-"""Images of each class that tell whether there are colours."""
+"""Images of each class that are checked for colours."""
 
 
-def open_image_folder(folder: Path, wishes: Wishes) -> Source:
-    """The images below the folders of the classes, in the order of their names.
+def open_image_folder(folder: Path, options: ImportOptions) -> Source:
+    """Open a folder of images by class; they are read in the order of their names.
 
     Raises:
-        SourceError: there is no class, or no image.
+        SourceError: there are fewer than two classes, or no image.
     """
     train, test = _splits(folder)
     of_train, of_test = _by_class(train), _by_class(test) if test else {}
@@ -263,23 +262,23 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
         for name in classes
         for path in of_train.get(name, ())
     )
-    shape = shape_of_first(some, wishes.size)
+    shape = shape_of_first(some, options.size)
     if len(classes) < 2 or shape is None:
         raise SourceError(
-            f"{folder} is no folder of images by class: "
+            f"{folder} is not a folder of images by class: "
             + ("no image can be read" if len(classes) > 1 else f"it has {len(classes)} classes"),
-            "It needs a folder for each class, or train/ and test/ with one for each",
+            "It needs a folder for each class, or train/ and test/ with these folders",
         )
 
     def images(folders: dict[str, list[Path]]) -> Iterator[Encoded]:
-        """Every image of a split, of classes one after another."""
+        """Every image of a split, class by class."""
         for label, name in enumerate(classes):
             for path in chain.from_iterable(map(_files, folders.get(name, ()))):
                 yield str(path.relative_to(folder.parent)), path, label
 
     def read(folders: dict[str, list[Path]]) -> Iterator[Batch]:
         for some in _batched(images(folders), rows_at_once(prod(shape))):
-            yield decode_batch(some, shape, wishes.size is not None)
+            yield decode_batch(some, shape, options.size is not None)
 
     return Source(
         shape=shape,
@@ -293,7 +292,7 @@ def open_image_folder(folder: Path, wishes: Wishes) -> Source:
 
 
 def _by_class(split: Path) -> dict[str, list[Path]]:
-    """The folders of each class; of a name in two forms of Unicode there may be two."""
+    """The folders of each class; there may be two, if their names differ in Unicode form only."""
     found: dict[str, list[Path]] = {}
     for path in _folders(split):
         if _has_images(path):
@@ -302,7 +301,7 @@ def _by_class(split: Path) -> dict[str, list[Path]]:
 
 
 def _splits(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of the training images, or of all, and of those for testing."""
+    """The folder of the training images, or of all, and that of the test images."""
     named = {path.name.lower(): path for path in _folders(folder)}
     train = next((named[name] for name in _TRAIN if name in named), None)
     if train is None:
@@ -311,7 +310,7 @@ def _splits(folder: Path) -> tuple[Path, Path | None]:
 
 
 def _is_litter(name: str) -> bool:
-    """Whether it is hidden, or of a system, and no folder of the user's."""
+    """Whether a file or folder is hidden, or was made by a system and not by the user."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -345,7 +344,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be read is not passed over."""
+    """Raise the error of a folder that cannot be read, which `os.walk` would ignore."""
     raise error
 
 

@@ -1,4 +1,4 @@
-"""NPZ: arrays of images or numbers and of labels, streamed out of the archive."""
+"""NPZ: arrays of images or numbers and of labels, streamed from the archive."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from distsgd.data.importing.source import (
     LARGEST,
     Batch,
+    ImportOptions,
     Rejected,
     Source,
-    Wishes,
     plain_label,
     rows_at_once,
 )
+from distsgd.data.importing.table_columns import suggestion
 from distsgd.data.text_files import nearest, some_of
 from distsgd.errors import SourceError, UsageError, machine_trouble
 
@@ -37,11 +38,11 @@ _LABELS = ("y", "labels", "label", "target", "targets")
 
 
 class _Array:
-    """An array in an archive, of which nothing but its header has been read.
+    """An array in an archive, of which only the header has been read.
 
     Args:
         path: the archive.
-        name: of the array.
+        name: name of the array.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -52,7 +53,7 @@ class _Array:
             raise ValueError(f"its array {name!r} has the shape {self.shape}")
         if self.dtype.hasobject:
             raise SourceError(
-                f"the array '{name}' of {path} has Python objects, which are never unpickled",
+                f"the array '{name}' of {path} holds Python objects, which are never unpickled",
                 "Save it as an array of numbers or of fixed-length text",
             )
         if not self.shape:
@@ -71,7 +72,7 @@ class _Array:
         return read(file)
 
     def parts(self, most: int) -> Iterator[NDArray[Any]]:
-        """Its rows, so many at a time."""
+        """Its rows, at most ``most`` at a time."""
         if self._fortran and len(self.shape) > 1:
             yield from self._parts_of_columns(most)
             return
@@ -86,7 +87,7 @@ class _Array:
                 yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
 
     def _parts_of_columns(self, most: int) -> Iterator[NDArray[Any]]:
-        """The rows of an array that lies column by column, unpacked into a file and mapped."""
+        """The rows of a column-major array, which is unpacked into a file and mapped."""
         with tempfile.TemporaryFile() as unpacked:
             with self._open() as file:
                 self._header(file)
@@ -99,32 +100,32 @@ class _Array:
                 yield np.ascontiguousarray(whole[low : low + most])
 
 
-def open_npz(path: Path, wishes: Wishes) -> Source:
-    """The arrays of an archive: x_train, y_train, x_test, y_test, or x and y.
+def open_npz(path: Path, options: ImportOptions) -> Source:
+    """Open an archive with the arrays x_train, y_train, x_test, y_test, or x and y.
 
     Raises:
-        SourceError: it cannot be read, or its arrays do not go together.
+        SourceError: it cannot be read, or its arrays do not match.
         UsageError: it is not clear which array is what.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-        chosen = _choose(names, wishes, path)
+        chosen = _choose(names, options, path)
         arrays = [_Array(path, name) for name in chosen]
     except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
         raise machine_trouble(error, path) or SourceError(
-            f"{path} is no NPZ file that can be read: {error}", "Check it"
+            f"{path} is not a readable NPZ file: {error}", "Check it"
         ) from None
     for values, labels in zip(arrays[::2], arrays[1::2], strict=True):
         if len(values) != len(labels) or values.shape[1:] != arrays[0].shape[1:]:
             raise SourceError(
                 f"'{values.name}' {values.shape} and '{labels.name}' {labels.shape} of {path} do "
-                "not go together",
-                "They need as many rows, and train and test the same shape",
+                "not match",
+                "They need equally many rows, and train and test the same shape",
             )
         if values.dtype.kind not in "biuf":
             raise SourceError(
-                f"the array '{values.name}' of {path} is of {values.dtype}, not of numbers",
+                f"the array '{values.name}' of {path} holds {values.dtype}, not numbers",
                 "Save it as an array of numbers",
             )
     plain = all(values.dtype == np.uint8 for values in arrays[::2])
@@ -140,35 +141,35 @@ def open_npz(path: Path, wishes: Wishes) -> Source:
     )
 
 
-def _choose(names: list[str], wishes: Wishes, path: Path) -> list[str]:
+def _choose(names: list[str], options: ImportOptions, path: Path) -> list[str]:
     lowered = {name.lower(): name for name in names}
-    if wishes.image is None and wishes.label is None:
+    if options.image is None and options.label is None:
         for pairs in _PAIRS:
             if all(name in lowered for name in pairs):
                 return [lowered[name] for name in pairs]
     found = []
-    for wish, usual, flag in (
-        (wishes.image, _VALUES, "--image"), (wishes.label, _LABELS, "--label"),
+    for chosen, usual, argument in (
+        (options.image, _VALUES, "image"), (options.label, _LABELS, "label"),
     ):  # fmt: skip
-        options = [wish] if wish in names else [lowered[n] for n in usual if n in lowered]
-        if (wish is not None and wish not in names) or len(options) != 1:
-            near = nearest(wish, names) if wish is not None else None
-            meant = f"Did you mean {flag} {near}? " if near else ""
+        fitting = [chosen] if chosen in names else [lowered[n] for n in usual if n in lowered]
+        if (chosen is not None and chosen not in names) or len(fitting) != 1:
+            near = nearest(chosen, names) if chosen is not None else None
+            meant = f"Did you mean {suggestion(argument, near)}? " if near else ""
             raise UsageError(
-                f"it is not clear which array of {path} is that of {flag.removeprefix('--')}s",
-                f"{meant}Say it: {flag} NAME. Its arrays: {some_of(names)}",
+                f"it is not clear which array of {path} holds the {argument}s",
+                f"{meant}Name it: {suggestion(argument, 'NAME')}. Its arrays: {some_of(names)}",
             )
-        found.append(str(options[0]))
+        found.append(str(fitting[0]))
     return found
 
 
 class _Layout:
-    """How an array's rows become examples: images channel by channel, all else flat.
+    """How the rows of an array become examples: images channel by channel, all else flat.
 
     Args:
-        shape: of a row.
-        path: for errors.
-        plain: whether all numbers are uint8; otherwise they become float64, all of them.
+        shape: shape of a row.
+        path: the archive, for errors.
+        plain: whether all numbers are uint8 and stay so; otherwise all become float64.
     """
 
     def __init__(self, shape: tuple[int, ...], path: Path, plain: bool) -> None:
@@ -187,7 +188,7 @@ class _Layout:
             )
 
     def flat(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Shape (rows, features)."""
+        """The rows, shape (rows, features)."""
         if self._last:
             values = np.moveaxis(values, -1, 1)
         flat = np.ascontiguousarray(values.reshape(len(values), -1))
@@ -202,7 +203,7 @@ def _read(path: Path, values: _Array, labels: _Array, layout: _Layout) -> Iterat
             low += len(part)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
         raise machine_trouble(error, path) or SourceError(
-            f"{path} cannot be read on: {error}", "Check the file"
+            f"{path} cannot be read to its end: {error}", "Check the file"
         ) from None
 
 
@@ -217,7 +218,7 @@ def _batch(path: Path, low: int, values: NDArray[Any], labels: NDArray[Any]) -> 
     for row, label in enumerate(labels[:, 0].tolist()):
         try:
             if not sound[row]:
-                raise ValueError("it has a value that is no finite number")
+                raise ValueError("it has a value that is not a finite number")
             found.append(plain_label(label))
             kept.append(row)
         except ValueError as error:

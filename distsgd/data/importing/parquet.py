@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distsgd.data.importing.images import Encoded, decode_batch, shape_of_first
-from distsgd.data.importing.source import Batch, Source, Wishes, rows_at_once
+from distsgd.data.importing.source import Batch, ImportOptions, Source, rows_at_once
 from distsgd.data.importing.table_columns import (
     batch_of,
     column_named,
@@ -28,34 +28,37 @@ from distsgd.data.importing.table_columns import (
 )
 from distsgd.data.text_files import require_file
 from distsgd.errors import SourceError, UsageError, machine_trouble
+from distsgd.spelling import spelling
 
 __all__ = ["open_parquet", "opened_file"]
 
 _FIRST = 64
-"""Rows of numbers that are looked at before the others; images are, until one can be read."""
+"""Rows of numbers that are read before the others; images are read until one can be decoded."""
 
 
-def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
+def open_parquet(train: list[Path], test: list[Path], options: ImportOptions) -> Source:
     """Rows of Parquet files, one file after another.
 
     Args:
         train: files of the training rows, or of all rows.
-        test: files of the test rows, if they are known.
-        wishes: what the user has said.
+        test: files of the test rows; empty if unknown.
+        options: which columns are what, and how to read them.
 
     Raises:
-        SourceError: a file cannot be read, or is of other columns than the first.
+        SourceError: a file cannot be read, or has other columns than the first.
         UsageError: it is not clear which column is what.
     """
     with _errors(train[0]):
         schema = pq.read_schema(opened_file(train[0]))
         refuse_doubles(schema.names, str(train[0]))
         hub = _hub_features(schema)
-        label = _label(schema, hub, wishes, train[0])
-        image = _image(schema, hub, wishes, train[0], label)
+        label = _label(schema, hub, options, train[0])
+        image = _image(schema, hub, options, train[0], label)
         for path in [*train, *test]:
             if pq.read_schema(opened_file(path)).names != schema.names:
-                raise SourceError(f"{path} has other columns than {train[0]}", "Import them apart")
+                raise SourceError(
+                    f"{path} has other columns than {train[0]}", "Import them separately"
+                )
         files = [pq.read_metadata(opened_file(path)) for path in [*train, *test]]
         kept = max(map(_row_bytes, files))
         few = rows_at_once(kept) if image else min(_FIRST, rows_at_once(kept))
@@ -66,9 +69,9 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
     where = str(train[0])
     opened: _Images | _Numbers
     if image:
-        opened = _Images(image, label, first, wishes)
+        opened = _Images(image, label, first, options)
     else:
-        opened = _Numbers(schema, label, first, wishes, where)
+        opened = _Numbers(schema, label, first, options, where)
     at_once = rows_at_once(max(kept, opened.row_bytes))
 
     def read(paths: list[Path]) -> Iterator[Batch]:
@@ -95,7 +98,7 @@ def open_parquet(train: list[Path], test: list[Path], wishes: Wishes) -> Source:
 
 
 def opened_file(path: Path) -> pa.NativeFile:
-    """A file for Arrow, which by itself opens no name that is not UTF-8.
+    """Open a file for Arrow, which cannot open a name that is not UTF-8 itself.
 
     Raises:
         OSError: it cannot be opened, or is a pipe, a device or a socket.
@@ -107,13 +110,13 @@ def opened_file(path: Path) -> pa.NativeFile:
 def _rows_of(
     path: Path, at_once: int, label: str, columns: list[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of a file; labels stay a dictionary, as one long text may stand in many rows."""
+    """Rows of a file; labels stay dictionary-encoded, as many rows may share one long text."""
     file = pq.ParquetFile(opened_file(path), read_dictionary=[label])
     yield from file.iter_batches(at_once, columns=columns)
 
 
 def _labels(column: pa.Array) -> list[object]:
-    """The labels of some rows, each text made once."""
+    """The labels of some rows; equal texts are one object."""
     if not pa.types.is_dictionary(column.type):
         return list(column.to_pylist())
     texts = [*column.dictionary.to_pylist(), None]
@@ -121,13 +124,13 @@ def _labels(column: pa.Array) -> list[object]:
 
 
 def _row_bytes(file: pq.FileMetaData) -> int:
-    """What a row of a file takes in it, before compression."""
+    """Uncompressed bytes of a row of a file."""
     groups = [file.row_group(number) for number in range(file.num_row_groups)]
     return max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
 
 
 def _classes(column: dict[str, Any]) -> tuple[str, ...] | None:
-    """Names of the classes, if the hub has some for a column."""
+    """Names of the classes, if the metadata of the hub has some for a column."""
     names = column.get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
@@ -135,7 +138,7 @@ def _classes(column: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 class _errors:
-    """What Arrow says of a file, as our error."""
+    """Turns errors of Arrow into ours."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -146,35 +149,36 @@ class _errors:
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
             raise machine_trouble(error, self._path) or SourceError(
-                f"{self._path} is no Parquet file that can be read: {error}", "Check the file"
+                f"{self._path} is not a readable Parquet file: {error}", "Check the file"
             ) from None
 
 
 def _hub_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What the Hugging Face hub says of the columns, if the file comes from there."""
+    """The column metadata that files of the Hugging Face hub have; empty for others."""
     with suppress(KeyError, TypeError, ValueError, RecursionError):
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {str(name): kind for name, kind in found.items() if isinstance(kind, dict)}
     return {}
 
 
-def _label(schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path) -> str:
+def _label(schema: pa.Schema, hub: dict[str, Any], options: ImportOptions, path: Path) -> str:
     classes = [name for name in schema.names if hub.get(name, {}).get("_type") == "ClassLabel"]
-    if wishes.label is None and len(classes) == 1:
+    if options.label is None and len(classes) == 1:
         return str(classes[0])
-    if wishes.label is None and len(classes) > 1:
+    if options.label is None and len(classes) > 1:
         raise UsageError(
-            f"{path} has several columns of classes", "Say which: --label " + ", ".join(classes)
+            f"{path} has several columns of classes",
+            f"Choose one with {spelling().setting('label')}: {', '.join(classes)}",
         )
     columns = set(schema.names) - _index_columns(schema)
     words = [
         field.name for field in schema if field.name in columns and not is_number(field.type)
     ]  # fmt: skip
-    return label_column(schema.names, wishes, str(path), words[-1] if words else None)
+    return label_column(schema.names, options, str(path), words[-1] if words else None)
 
 
 def _index_columns(schema: pa.Schema) -> set[str]:
-    """Columns that are the index of a pandas table: by what the file says of itself, or by name."""
+    """Columns that are the index of a pandas table, by the metadata of the file or by name."""
     found = {name for place, name in enumerate(schema.names) if is_index(place, name)}
     with suppress(KeyError, TypeError, ValueError):
         index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
@@ -183,20 +187,21 @@ def _index_columns(schema: pa.Schema) -> set[str]:
 
 
 def _image(
-    schema: pa.Schema, hub: dict[str, Any], wishes: Wishes, path: Path, label: str
+    schema: pa.Schema, hub: dict[str, Any], options: ImportOptions, path: Path, label: str
 ) -> str | None:
     """The column of encoded images; None if the features are numbers."""
-    if wishes.image is not None:
-        return column_named(wishes.image, schema.names, "--image", str(path))
+    if options.image is not None:
+        return column_named(options.image, schema.names, "image", str(path))
     found = [
         field.name
         for field in schema
-        if field.name not in (label, *wishes.drop)
+        if field.name not in (label, *options.drop)
         and (hub.get(field.name, {}).get("_type") == "Image" or _holds_bytes(field.type))
     ]
     if len(found) > 1:
         raise UsageError(
-            f"{path} has several columns of images", "Say which: --image " + ", ".join(found)
+            f"{path} has several columns of images",
+            f"Choose one with {spelling().setting('image')}: {', '.join(found)}",
         )
     return str(found[0]) if found else None
 
@@ -208,15 +213,17 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 class _Images:
-    """Encoded images."""
+    """Reads a column of encoded images."""
 
     names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def __init__(self, image: str, label: str, first: pa.RecordBatch, wishes: Wishes) -> None:
+    def __init__(
+        self, image: str, label: str, first: pa.RecordBatch, options: ImportOptions
+    ) -> None:
         self.columns = [image, label]
-        self._resize = wishes.size is not None
-        shape = shape_of_first(_encoded(first.column(image)), wishes.size)
+        self._resize = options.size is not None
+        shape = shape_of_first(_encoded(first.column(image)), options.size)
         if shape is None:
             raise SourceError(f"no image in column '{image}' can be read", "Check the file")
         self.shape: tuple[int, ...] = shape
@@ -224,7 +231,7 @@ class _Images:
         self.features: tuple[str, ...] = (f"pixels of {image}",)
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
-        """Decode some."""
+        """Decode the images of some rows."""
         images = _encoded(batch.column(self.columns[0]))
         labels = _labels(batch.column(self.columns[1]))
         rows: list[Encoded] = list(zip(where, images, labels, strict=True))
@@ -238,15 +245,20 @@ def _encoded(column: pa.Array) -> list[bytes | None]:
 
 
 class _Numbers:
-    """Columns of numbers."""
+    """Reads columns of numbers."""
 
     def __init__(
-        self, schema: pa.Schema, label: str, first: pa.RecordBatch, wishes: Wishes, where: str
+        self,
+        schema: pa.Schema,
+        label: str,
+        first: pa.RecordBatch,
+        options: ImportOptions,
+        where: str,
     ) -> None:
         self._label = label
         index = _index_columns(schema) - {label}
         self.left_out = tuple(name for name in schema.names if name in index)
-        names = feature_columns(schema.names, label, index, wishes, where)
+        names = feature_columns(schema.names, label, index, options, where)
         kinds = {name: schema.field(name).type for name in names}
         refuse_words({n: str(kind) for n, kind in kinds.items() if not is_number(kind)}, where)
         self._features = names
@@ -262,7 +274,7 @@ class _Numbers:
         )
 
     def read(self, batch: pa.RecordBatch, where: list[str]) -> Batch:
-        """Some rows as numbers."""
+        """The numbers of some rows."""
         columns = [batch.column(name) for name in self._features]
         labels = _labels(batch.column(self._label))
         return batch_of(columns, self._features, self._widths, labels, where)

@@ -1,4 +1,4 @@
-"""What every source of rows gives: batches of numbers or pixels, labels, and what was rejected."""
+"""Sources of rows: how to read them, and the batches that they yield."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from distsgd.data.text_files import normal
 __all__ = [
     "LARGEST",
     "Batch",
+    "ImportOptions",
     "Label",
     "Rejected",
     "Source",
-    "Wishes",
     "plain_label",
     "rows_at_once",
 ]
 
 LARGEST = 1e100
-"""Beyond it a number is none that can be used: sums of squares would not be finite."""
+"""The largest usable number: sums of squares of larger ones would not be finite."""
 
 _LONGEST = 1000
-"""Characters of the name of a class."""
+"""Most characters of the name of a class."""
 
 _AT_ONCE_BYTES, _AT_ONCE_ROWS = 32 * 2**20, 1024
 
 Label = int | str
-"""As it stands in the source."""
+"""A label as the source has it."""
 
 
 class Rejected(NamedTuple):
     """A row that cannot be used.
 
     Attributes:
-        where: file and row.
+        where: file and place of the row.
         why: what is wrong with it.
-        size: the (rows, columns) that the others have, if it is an image of another size.
+        size: the (rows, columns) of the first image, if this one has another size.
     """
 
     where: str
@@ -53,8 +53,8 @@ class Batch:
 
     Attributes:
         values: shape (rows, features), uint8 pixels or float64 numbers.
-        labels: one a row.
-        rejected: rows that are in neither.
+        labels: the label of each row.
+        rejected: rows that cannot be used, which are not in ``values``.
     """
 
     values: NDArray[Any]
@@ -67,17 +67,17 @@ class Source:
     """Rows that can be read once.
 
     Attributes:
-        shape: of an example: (channels, rows, columns) of images, (features,) of columns.
-        names: of the columns; empty if they have none.
+        shape: shape of an example: (channels, rows, columns) of images, (features,) of columns.
+        names: names of the columns; empty if they have none.
         classes: names of the classes 0, 1, ...; None if the labels are the names.
-        train: its training rows, or all of its rows.
-        test: its test rows, if it says which they are.
-        rows: how many it has, if that is known beforehand, for progress.
-        pixels: whether its numbers are pixels, which are taken as they are.
+        train: reads its training rows, or all of its rows.
+        test: reads its test rows; None if it does not say which they are.
+        rows: the number of rows, if it is known beforehand, for progress.
+        pixels: whether its numbers are pixels, which are kept as they are.
         label: the column, or array, of the classes; empty for a folder of images.
-        features: what the numbers of a row are: columns, or arrays, with their widths.
-        left_out: columns that are no features though nobody has dropped them.
-        notices: what a user should know of how it is read.
+        features: the columns, or arrays, that a row is made of, with their widths.
+        left_out: columns that were taken for an index, and are no features.
+        notices: what the user should know about how it is read, a line each.
     """
 
     shape: tuple[int, ...]
@@ -94,17 +94,17 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the user has said of a source.
+class ImportOptions:
+    """How to read a source.
 
     Attributes:
-        label: column, or array, of the labels; None to find it.
-        image: column, or array, of the images; None to find it.
+        label: column, or array, of the labels; None to detect it.
+        image: column, or array, of the images; None to detect it.
         drop: columns to leave out.
-        size: (rows, columns) that images are resized to; None for that of the first.
-        shape: of an example, where its numbers are flat; None for the source's own.
-        header: whether the first line of a CSV file has names; None to find out.
-        encoding: of a CSV file; None for what its byte order mark says, or else UTF-8.
+        size: (rows, columns) to which images are resized; None for the size of the first.
+        shape: shape of an example, if its numbers are flat; None for the source's own.
+        header: whether the first line of a CSV file has column names; None to detect it.
+        encoding: encoding of a CSV file; None for that of its byte order mark, or else UTF-8.
     """
 
     label: str | None = None
@@ -117,7 +117,7 @@ class Wishes:
 
 
 def rows_at_once(row_bytes: int) -> int:
-    """How many rows are read at a time, so that memory does not grow with their width."""
+    """The number of rows to read at a time, so that memory does not grow with their width."""
     return max(1, min(_AT_ONCE_ROWS, _AT_ONCE_BYTES // max(1, row_bytes)))
 
 
@@ -141,4 +141,4 @@ def plain_label(value: object) -> Label:
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    raise ValueError(f"its label {value!r} is no class")
+    raise ValueError(f"its label {value!r} is neither a whole number nor a word")

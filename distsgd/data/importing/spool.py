@@ -1,9 +1,4 @@
-"""Rows on disk until all of them are known, with what must be known of them to make shards.
-
-Labels as they stand in a source, as numbers of classes.
-
-Rows that an import could not use: counted, and listed in a file.
-"""
+"""What an import collects while it reads rows: the rows on disk, statistics, classes, rejects."""
 
 from __future__ import annotations
 
@@ -22,16 +17,20 @@ from distsgd.data.importing.source import Label, Rejected
 from distsgd.data.manifest import MOST_CLASSES
 from distsgd.data.text_files import escaped, is_printable, normal
 from distsgd.errors import DatasetError
+from distsgd.spelling import spelling
 
 __all__ = ["ClassCodes", "ColumnStatistics", "RejectedRows", "Spool"]
 
 
 _CUT = 4.0
-"""Standard deviations from the mean beyond which numbers are cut."""
+"""Standard deviations from the mean beyond which numbers are clipped."""
 
 
 class ColumnStatistics:
-    """Least, greatest, mean and variance of columns, as rows come (Chan et al. 1979).
+    """Minimum, maximum, mean and variance of columns, updated with each batch of rows.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
+    sample variances".
 
     Args:
         features: number of columns.
@@ -43,7 +42,7 @@ class ColumnStatistics:
         self._mean, self._squares = np.zeros(features), np.zeros(features)
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Some rows, shape (rows, features)."""
+        """Add rows, shape (rows, features)."""
         if not (rows := len(values)):
             return
         self._low = np.minimum(self._low, values.min(axis=0))
@@ -56,11 +55,11 @@ class ColumnStatistics:
         self._rows = total
 
     def scale(self, names: tuple[str, ...], alike: bool) -> ColumnScale:
-        """From the least to the greatest number, cut at 4 standard deviations from the mean.
+        """The scale from the minimum to the maximum, clipped at 4 standard deviations.
 
         Args:
-            names: of the columns.
-            alike: whether all columns are of one kind, as pixels are.
+            names: names of the columns.
+            alike: whether all columns have one range, as pixels have, which is not clipped.
         """
         if alike:
             return ColumnScale(
@@ -73,16 +72,15 @@ class ColumnStatistics:
 
 
 class Spool:
-    """Rows of a split in a raw file.
+    """The rows of a split in a raw file.
 
     Args:
-        path: of the file, which must not exist.
-        features: numbers a row.
+        path: path of the file, which must not exist.
+        features: numbers of a row.
 
     Attributes:
-        labels: of the rows, as numbers of classes in the order in which they came.
         are_pixels: whether all numbers are whole and from 0 to 255.
-        greatest: of the numbers; of none, 0.
+        greatest: the greatest number; 0 without rows.
     """
 
     def __init__(self, path: Path, features: int) -> None:
@@ -97,7 +95,7 @@ class Spool:
         return sum(map(len, self._labels))
 
     def add(self, values: NDArray[Any], labels: Ints) -> None:
-        """Some rows, all uint8 or all float64."""
+        """Add rows, shape (rows, features), all uint8 or all float64, with their label codes."""
         self._dtype = values.dtype
         self.greatest = max(self.greatest, float(values.max(initial=0)))
         if values.dtype != np.uint8 and self.are_pixels:
@@ -107,11 +105,11 @@ class Spool:
 
     @property
     def labels(self) -> Ints:
-        """Shape (rows,)."""
+        """The codes of the labels, shape (rows,), int32; see `ClassCodes`."""
         return np.concatenate(self._labels) if self._labels else np.empty(0, np.int32)
 
     def flush(self) -> None:
-        """Make what has come readable."""
+        """Write out the rows, so that `values` can read them."""
         self._file.flush()
 
     def close(self) -> None:
@@ -119,7 +117,7 @@ class Spool:
         self._file.close()
 
     def values(self, span: slice) -> NDArray[Any]:
-        """Some of the rows as they came, shape (rows, features), mapped from the file."""
+        """A span of the rows, shape (rows, features), mapped from the file."""
         shape = len(self), self._features
         return np.memmap(self._path, self._dtype, "r", shape=shape)[span]
 
@@ -128,20 +126,20 @@ class Spool:
         return self.values(slice(None, None, max(1, -(-len(self) // rows))))
 
     def pixels(self, span: slice, scale: ColumnScale | None) -> Bytes:
-        """Some of the rows as pixels, shape (rows, features)."""
+        """A span of the rows as pixels, shape (rows, features), uint8."""
         values = self.values(span)
         return np.array(values, dtype=np.uint8) if scale is None else scale.pixels(values)
 
 
 class ClassCodes:
-    """Gives each label a code when it first comes; what class it is, is known at the end.
+    """Assigns a code to each label when it first appears; classes are sorted at the end.
 
     Args:
-        classes: names of the classes 0, 1, ..., if the source has them; then codes are numbers of
-            classes.
+        classes: names of the classes 0, 1, ..., if the source has them; then the codes are the
+            numbers of the classes.
 
     Raises:
-        DatasetError: they are too many, two are the same, or one cannot be printed.
+        DatasetError: there are too many, two are equal, or one cannot be printed.
     """
 
     def __init__(self, classes: tuple[str, ...] | None) -> None:
@@ -150,7 +148,7 @@ class ClassCodes:
         if len(known) > MOST_CLASSES:
             raise DatasetError(
                 f"the source names {len(known)} classes, and there can be {MOST_CLASSES}",
-                "Take fewer, or another column: --label NAME",
+                f"Use fewer, or another column: {spelling().given('label', 'NAME')}",
             )
         for name in known:
             _refuse_unprintable(name)
@@ -159,40 +157,43 @@ class ClassCodes:
         self._codes: dict[Label, int] = {str(name): i for i, name in enumerate(known)}
 
     def codes(self, labels: list[Label]) -> tuple[NDArray[np.bool_], Ints, list[Rejected]]:
-        """Which labels can be used, shape (rows,), their codes, likewise, and what cannot.
+        """Encode labels.
+
+        Returns:
+            which of them can be used, shape (rows,), their codes, shape (rows,), and the others.
 
         Raises:
-            DatasetError: there are too many of them to be classes, or one cannot be printed.
+            DatasetError: there are too many different labels, or one cannot be printed.
         """
         if self._classes is not None:
-            return self._given(labels, len(self._classes))
+            return self._known_codes(labels, len(self._classes))
         known = len(self._codes)
         found = [self._codes.setdefault(label, len(self._codes)) for label in labels]
         for label in islice(self._codes, known, None):
             _refuse_unprintable(label)
         if len(self._codes) > MOST_CLASSES:
             raise DatasetError(
-                f"the labels have more than {MOST_CLASSES} different values: they are no classes",
-                "Say which column has the classes: --label NAME",
+                f"the labels have more than {MOST_CLASSES} different values, too many for classes",
+                f"Name the column of the classes: {spelling().given('label', 'NAME')}",
             )
         return np.ones(len(found), dtype=np.bool_), np.array(found, dtype=np.int32), []
 
-    def _given(
+    def _known_codes(
         self, labels: list[Label], count: int
     ) -> tuple[NDArray[np.bool_], Ints, list[Rejected]]:
         found = [self._codes.get(x, -1) if isinstance(x, str) else x for x in labels]
         good = np.array([0 <= x < count for x in found], dtype=np.bool_)
-        why = f"it is none of the {count} classes that the source names"
+        why = f"it is not one of the {count} classes that the source names"
         wrong = [Rejected(f"label {labels[i]!r}", why) for i in np.flatnonzero(~good)]
         return good, np.array([x if 0 <= x < count else 0 for x in found], dtype=np.int32), wrong
 
     def classes(self) -> tuple[tuple[str, ...], Ints]:
-        """Names of the classes, and the number of the class of each code.
+        """The names of the classes, and the class of each code, shape (codes,).
 
-        Numbers are in their order, then words in theirs.
+        Numbers come first, in their order, then words in theirs.
 
         Raises:
-            DatasetError: there are not two of them.
+            DatasetError: there are fewer than two classes, or two with the same name.
         """
         if self._classes is not None:
             names, order = self._classes, np.arange(len(self._classes))
@@ -207,7 +208,7 @@ class ClassCodes:
         if len(set(names)) < len(names):
             raise DatasetError(
                 "two classes have the same name, one as a number and one as a word",
-                "Write the labels alike",
+                "Write the labels in one way",
             )
         return names, order
 
@@ -223,16 +224,16 @@ _SHOWN = 10
 
 
 class RejectedRows:
-    """Writes each rejected row to a CSV file.
+    """Counts rejected rows, and lists them in a CSV file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        count: how many.
-        first: where and why, of the first ten.
-        of_other_size: images that are not as large as the first one.
-        size: (rows, columns) of that one, once there are such.
+        count: number of rejected rows.
+        first: place and reason of the first ten.
+        of_other_size: number of images whose size is not that of the first image.
+        size: (rows, columns) of the first image, if there are such.
     """
 
     def __init__(self, path: Path) -> None:
@@ -246,10 +247,10 @@ class RejectedRows:
         self.size = (0, 0)
 
     def add(self, rows: Iterable[Rejected]) -> None:
-        """Some more."""
+        """Add rejected rows."""
         for row in rows:
             self.count += 1
-            where, why = _shown(row.where), _shown(row.why)
+            where, why = escaped(row.where), escaped(row.why)  # file names may be no valid UTF-8
             if row.size is not None:
                 self.of_other_size, self.size = self.of_other_size + 1, row.size
             self._writer.writerow([where, why])
@@ -257,13 +258,8 @@ class RejectedRows:
                 self.first.append(f"{where}: {why}")
 
     def close(self) -> None:
-        """Nothing more comes; a file without rows is removed."""
+        """Close the file, and remove it if it has no rows. Idempotent."""
         if not self._file.closed:
             self._file.close()
             if not self.count:
                 self._path.unlink()
-
-
-def _shown(text: str) -> str:
-    """As it can be written and shown: what is no UTF-8 in the name of a file is escaped, too."""
-    return escaped(text)

@@ -1,4 +1,4 @@
-"""Columns of Arrow tables as numbers and labels; rows that lack either are rejected."""
+"""Numbers and labels from the columns of Arrow tables; rows that lack either are rejected."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from distsgd.data.importing.source import LARGEST, Batch, Label, Rejected, Wishes, plain_label
+from distsgd.data.importing.source import (
+    LARGEST,
+    Batch,
+    ImportOptions,
+    Label,
+    Rejected,
+    plain_label,
+)
 from distsgd.data.text_files import escaped, nearest, normal, some_of
 from distsgd.errors import SourceError, UsageError
+from distsgd.spelling import FLAG, spelling
 
 __all__ = [
     "batch_of",
@@ -25,84 +33,104 @@ __all__ = [
     "may_be_numbers",
     "refuse_doubles",
     "refuse_words",
+    "suggestion",
     "widths_of",
 ]
 
 _PLACE = re.compile(r"-?[0-9]{1,9}")
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)*")
 _INDEXES = 2
-"""An index that was written twice is in the first two columns."""
+"""Columns in which an index is looked for: one that was written twice is in the first two."""
 
 _LABELS = ("label", "labels", "target", "class", "y", "species")
 
 
-def label_column(names: list[str], wishes: Wishes, where: str, likely: str | None = None) -> str:
+def label_column(
+    names: list[str], options: ImportOptions, where: str, likely: str | None = None
+) -> str:
     """The column of the labels, as asked for or by its name.
 
     Args:
         names: of all columns.
-        wishes: what the user has said.
+        options: what the user has said.
         where: the file, for errors.
         likely: the column that probably has them, for errors; None for the last.
 
     Raises:
         UsageError: it is not clear which.
     """
-    if wishes.label is not None:
-        if _PLACE.fullmatch(wishes.label) and normal(wishes.label) not in map(normal, names):
-            place = int(wishes.label)
+    if options.label is not None:
+        if _PLACE.fullmatch(options.label) and normal(options.label) not in map(normal, names):
+            place = int(options.label)
             if -len(names) <= place < len(names):
                 return names[place]
-        return column_named(wishes.label, names, "--label", where)
+        return column_named(options.label, names, "label", where)
     lowered = [name.lower() for name in names]
     for name in _LABELS:
         if lowered.count(name) == 1:
             return names[lowered.index(name)]
     raise UsageError(
         f"it is not clear which column of {where} has the classes",
-        f"Say it, probably --label {shlex.quote(likely or names[-1])}. "
+        f"Name it, probably {suggestion('label', likely or names[-1])}. "
         f"Its columns: {some_of(names)}",
     )
 
 
-def column_named(wish: str, names: Sequence[str], flag: str, where: str) -> str:
-    """The column of that name, as the file writes it.
+def suggestion(argument: str, *values: str) -> str:
+    """An argument with its values, as one can type it: --label 'leaf width', or label='leaf width'.
+
+    Several values are --drop a --drop b, or drop=('a', 'b').
+    """
+    how = spelling()
+    if how.origin(argument) == FLAG:
+        return " ".join(how.given(argument, shlex.quote(value)) for value in values)
+    return how.given(argument, values if len(values) > 1 else values[0])
+
+
+def column_named(name: str, names: Sequence[str], argument: str, where: str) -> str:
+    """The column of a name, as the file writes it.
+
+    Args:
+        name: the name that the user has given.
+        names: names of all columns.
+        argument: how the user gave it: "label", "image" or "drop".
+        where: the file, for errors.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: there is none; suggests the nearest.
     """
-    for name in names:
-        if normal(name) == normal(wish):
-            return name
-    near = nearest(wish, names)
-    meant = f"Did you mean {flag} {shlex.quote(near)}? " if near else ""
+    for found in names:
+        if normal(found) == normal(name):
+            return found
+    near = nearest(name, names)
+    meant = f"Did you mean {suggestion(argument, near)}? " if near else ""
     raise UsageError(
-        f"{where} has no column '{escaped(wish)}'", f"{meant}Its columns: {some_of(names)}"
+        f"{where} has no column '{escaped(name)}'", f"{meant}Its columns: {some_of(names)}"
     )
 
 
 def feature_columns(
-    names: Sequence[str], label: str, index: Collection[str], wishes: Wishes, where: str
+    names: Sequence[str], label: str, index: Collection[str], options: ImportOptions, where: str
 ) -> list[str]:
-    """All columns but that of the labels, an index, and those that the user has dropped.
+    """All columns except the labels, an index, and those that the user drops.
 
     Raises:
-        UsageError: one that is dropped is not there, or none is left.
+        UsageError: one that is dropped does not exist, or none is left.
     """
     others = {label, *index}
-    others.update(column_named(wish, names, "--drop", where) for wish in wishes.drop)
+    others.update(column_named(name, names, "drop", where) for name in options.drop)
     found = [name for name in names if name not in others]
     if not found:
-        raise UsageError(f"{where} has no column of numbers beside the label", "Check the file")
+        raise UsageError(f"{where} has no column of numbers besides the label", "Check the file")
     return found
 
 
 def refuse_words(words: dict[str, str], where: str) -> None:
-    """Say which columns are no numbers, all at once.
+    """Refuse columns that do not hold numbers, all at once.
 
     Args:
-        words: column -> what is in it instead.
-        where: the file.
+        words: column -> what it holds instead.
+        where: the file, for errors.
 
     Raises:
         UsageError: there are some.
@@ -110,27 +138,27 @@ def refuse_words(words: dict[str, str], where: str) -> None:
     if not words:
         return
     names, kinds = [f"'{name}'" for name in words], list(dict.fromkeys(words.values()))
-    which, are, them = ("columns", "are", "them") if len(words) > 1 else ("column", "is", "it")
+    which, hold, them = ("columns", "hold", "them") if len(words) > 1 else ("column", "holds", "it")
     raise UsageError(
-        f"{which} {some_of(names)} of {where} {are} not of numbers, but of {some_of(kinds)}",
-        f"Leave {them} out: " + " ".join(f"--drop {shlex.quote(name)}" for name in words),
+        f"{which} {some_of(names)} of {where} {hold} {some_of(kinds)}, not numbers",
+        f"Leave {them} out: {suggestion('drop', *words)}",
     )
 
 
 def is_index(place: int, name: str) -> bool:
-    """Whether a column is, by its name, the index of a pandas table, which counts the rows."""
+    """Whether a column is the index of a pandas table, according to its name and place."""
     return name.startswith("__index_level_") or (place < _INDEXES and bool(_INDEX.fullmatch(name)))
 
 
 def refuse_doubles(names: list[str], where: str) -> None:
-    """Two columns of one name cannot be told apart.
+    """Refuse two columns of the same name.
 
     Raises:
         SourceError: there are some.
     """
     for name in names:
         if names.count(name) > 1:
-            raise SourceError(f"{where} has two columns of the name '{name}'", "Rename one")
+            raise SourceError(f"{where} has two columns named '{name}'", "Rename one")
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -148,12 +176,12 @@ def _is_list(column: pa.Array) -> bool:
 
 
 def may_be_numbers(kind: pa.DataType) -> bool:
-    """Whether a column of this type is of numbers, or of text that may be some."""
+    """Whether a column of this type holds numbers, or text that may be numbers."""
     return is_number(kind) or _is_text(kind)
 
 
 def widths_of(columns: list[pa.Array]) -> list[int]:
-    """How many features each column gives: 1, or the length of its first list."""
+    """The number of features of each column: 1, or the length of its first list."""
     return [
         len(next((_flat(item) for item in column if item.is_valid), ())) if _is_list(column) else 1
         for column in columns
@@ -164,14 +192,14 @@ def batch_of(
     columns: list[pa.Array], names: list[str], widths: list[int], labels: list[object],
     where: list[str],
 ) -> Batch:  # fmt: skip
-    """Rows of columns of numbers.
+    """Rows from columns of numbers.
 
     Args:
-        columns: one a feature, or lists.
-        names: of the columns.
+        columns: numbers, lists of numbers, or text.
+        names: names of the columns.
         widths: see `widths_of`.
-        labels: one a row, as they stand there.
-        where: where each row stands.
+        labels: one a row, as the source has them.
+        where: file and place of each row, for rejected ones.
     """
     why = [""] * len(labels)
     parts = [
@@ -194,11 +222,11 @@ def batch_of(
 
 
 def _numbers(column: pa.Array, width: int, name: str, why: list[str]) -> NDArray[np.float64]:
-    """A column as float64, shape (rows, width); what is no finite number is said in ``why``."""
+    """A column as float64, shape (rows, width); notes in ``why`` what is not a finite number."""
     if _is_list(column):
         return _lists(column, width, name, why)
     values = _parsed(column) if _is_text(column.type) else _floats(column)
-    _say_what_cannot_be_used(~(np.abs(values) <= LARGEST), name, why)
+    _note_unusable(~(np.abs(values) <= LARGEST), name, why)
     return np.asarray(values, dtype=np.float64)[:, None]
 
 
@@ -210,12 +238,12 @@ def _lists(column: pa.Array, width: int, name: str, why: list[str]) -> NDArray[n
             why[row] = why[row] or f"column '{name}' has {len(values)} numbers, not {width}"
         else:
             out[row] = _floats(values)
-    _say_what_cannot_be_used(~(np.abs(out) <= LARGEST).all(axis=1), name, why)
+    _note_unusable(~(np.abs(out) <= LARGEST).all(axis=1), name, why)
     return out
 
 
 def _flat(item: pa.Scalar) -> pa.Array:
-    """All numbers of a list, or of lists of lists, one after another."""
+    """All numbers of a list, or of nested lists, in order."""
     values = item.values
     while _is_list(values):
         values = values.flatten()
@@ -232,7 +260,7 @@ def _floats(column: pa.Array) -> NDArray[np.float64]:
 
 
 def _parsed(column: pa.Array) -> NDArray[np.float64]:
-    """Text as numbers; NaN where it is none."""
+    """Text as numbers; NaN where it is not one."""
     text = pc.utf8_trim_whitespace(column)
     try:
         return pc.cast(text, pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
@@ -247,6 +275,6 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _say_what_cannot_be_used(wrong: NDArray[np.bool_], name: str, why: list[str]) -> None:
+def _note_unusable(wrong: NDArray[np.bool_], name: str, why: list[str]) -> None:
     for row in np.flatnonzero(wrong):
-        why[row] = why[row] or f"column '{name}' is no finite number up to {LARGEST:g}"
+        why[row] = why[row] or f"column '{name}' is not a finite number up to {LARGEST:g}"

@@ -13,8 +13,9 @@ from distsgd.data.folder_files import SMALL, read_inside, replace_inside
 from distsgd.data.locations import REMOTE_SOURCE, cache_folder
 from distsgd.data.manifest import MANIFEST, Shard, parse_manifest
 from distsgd.data.remote.addresses import check_known, parse_uri, remember
+from distsgd.data.remote.fetching import Fetcher
 from distsgd.data.remote.node_cache import Held, NodeCache
-from distsgd.data.remote.stores import Store, fetch_checked, fetch_small, open_store
+from distsgd.data.remote.stores import open_store
 from distsgd.errors import CorruptDataError, NotPlainFile, storage_error
 from distsgd.spelling import spelling
 
@@ -43,7 +44,7 @@ def find_remote(text: str, *, trusted: bool) -> Path:
     uri = parse_uri(text)
     if not trusted:
         check_known(uri)
-    content = fetch_small(open_store(uri), MANIFEST, uri.name, _log.warning)
+    content = Fetcher(open_store(uri), uri.name, _log.warning).read(MANIFEST)
     where = f"{uri.name}/{MANIFEST}"
     manifest = parse_manifest(content, where, "Put a whole dataset folder there")
     if trusted:
@@ -102,7 +103,7 @@ class RemoteFolder:
     def __init__(self, folder: Path, uri: str, limit: int | None) -> None:
         self.folder, self.uri, self.limit = folder, uri, limit
         self._source = parse_uri(uri)
-        self._store: Store | None = None
+        self._fetcher: Fetcher | None = None
         self._held: list[Held] = []
         self._stopped = False
         self.cache = NodeCache(folder, limit, self._fetch)
@@ -129,9 +130,9 @@ class RemoteFolder:
                 raise
 
     def _fetch(self, entry: Shard, part: Path) -> None:
-        if self._store is None:
-            self._store = open_store(self._source)
-        fetch_checked(
-            self._store, entry.file, entry.size, entry.sha256, part, self._source.name,
-            _log.warning, lambda: self._stopped,
-        )  # fmt: skip
+        if self._fetcher is None:
+            store = open_store(self._source)
+            self._fetcher = Fetcher(
+                store, self._source.name, _log.warning, stopped=lambda: self._stopped
+            )
+        self._fetcher.fetch(entry.file, entry.size, entry.sha256, part)
