@@ -1,21 +1,23 @@
-"""Every error a user can meet, as one tree.
+"""Every error that a user can meet, as one tree.
 
-DistsgdError                 something a user can mend; exit code 1
-├── UsageError               a wrong flag or setting; exit code 2
-├── DatasetError             no dataset, or one that is not what it says
+DistsgdError                 anything that a user can fix; exit code 1
+├── UsageError               an argument or setting that cannot be used; exit code 2
+├── DatasetError             a dataset that is missing or malformed
 │   └── CorruptDataError     bytes that do not match their checksum
 ├── SourceError              a source of data that cannot be reached or used
 ├── RunError                 a run folder that is missing, taken or damaged
-│   └── JournalError         a journal that does not hold
-├── StorageError             a disk that is full, read-only or failing, or a file out of reach
+│   └── JournalError         a journal that is invalid
+├── StorageError             a disk that is full, read-only or failing, or an unreadable file
 ├── ResourceError            too little memory, or too few threads or open files
 ├── DivergedError            the loss is no longer a finite number
-├── VerificationError        an update is not what its examples and settings make it
+├── VerificationError        an update that an independent recomputation does not confirm
 ├── ServerLost               a parameter server that has died
-└── RuntimeFailure           workers or servers that could not do their work
-    └── ChannelClosed        the other end of a channel has gone
+│   └── WorkerLost           a worker that has died with its residual
+└── RuntimeFailure           workers or servers that fail again and again, or do not start
+    └── ChannelClosed        the other end of a channel is closed
 
-TrainingInterrupted is a KeyboardInterrupt, and so none of these.
+Outside the tree: TrainingInterrupted is a KeyboardInterrupt, and NotPlainFile is an OSError that
+becomes a StorageError.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ __all__ = [
     "TrainingInterrupted",
     "UsageError",
     "VerificationError",
+    "WorkerLost",
     "in_short",
     "machine_trouble",
     "missing_package",
@@ -75,7 +78,7 @@ class DistsgdError(Exception):
 
 
 class UsageError(DistsgdError):
-    """A flag or a setting has a value that cannot be used."""
+    """An argument or a setting has a value that cannot be used."""
 
     exit_code = 2
 
@@ -97,10 +100,10 @@ class RunError(DistsgdError):
 
 
 class JournalError(RunError):
-    """A journal does not hold.
+    """A journal is invalid.
 
     Args:
-        line: the first line that is wrong, from 1; 0 for the whole file.
+        line: the first invalid line, from 1; 0 for the whole file.
         why: what is wrong with it.
     """
 
@@ -108,7 +111,7 @@ class JournalError(RunError):
         Exception.__init__(self, line, why)
         self.line, self.why = line, why
         self.problem = f"the journal does not hold: record {line}: {why}" if line else why
-        self.hint = "Nothing can be said of the updates from there on; train again"
+        self.hint = "The updates from there on cannot be trusted; train again"
 
 
 class StorageError(DistsgdError):
@@ -126,42 +129,42 @@ class DivergedError(DistsgdError):
         step: global number of the update, from 0.
         loss: the loss that was found.
         learning_rate: learning rate of that update.
+        remedy: a setting to try, as the user writes it.
     """
 
-    def __init__(self, step: int, loss: float, learning_rate: float) -> None:
-        Exception.__init__(self, step, loss, learning_rate)
+    def __init__(self, step: int, loss: float, learning_rate: float, remedy: str = "") -> None:
+        Exception.__init__(self, step, loss, learning_rate, remedy)
         self.step = step
         self.loss = loss
         self.learning_rate = learning_rate
         self.problem = f"training diverged: the loss at step {step} is {loss}"
-        self.hint = (
-            f"Lower the learning rate (it was {learning_rate:g}): --set learning_rate="
-            f"{learning_rate / 10:.3g}"
+        self.hint = f"Lower the learning rate (it was {learning_rate:g})" + (
+            f": {remedy}" if remedy else ""
         )
 
 
 class VerificationError(DistsgdError):
-    """An update is not what an independent recomputation finds; says which, and how far off."""
+    """An update differs from an independent recomputation; says which one, and by how much."""
 
 
 class ServerLost(DistsgdError):
-    """A parameter server has died; training can go on from its last update."""
+    """A parameter server has died; training can resume after its last update."""
 
 
 class WorkerLost(ServerLost):
-    """A worker has died, and its residual with it; training can go on from its last update."""
+    """A worker has died with its residual; training can resume after the last update."""
 
 
 class RuntimeFailure(DistsgdError):
-    """The workers or servers could not do their work."""
+    """Workers or servers fail again and again, or do not start."""
 
 
 class ChannelClosed(RuntimeFailure):
-    """The other end of a channel has gone."""
+    """The other end of a channel is closed."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C has ended a training; `distsgd.resume(run_dir)` goes on from its last update.
+    """Ctrl-C has ended a training; `distsgd.resume(run_dir)` continues after its last update.
 
     Args:
         run_dir: the run folder.
@@ -176,7 +179,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         after = "" if self.step is None else f" after update {self.step}"
-        return f"training was interrupted{after}; to go on: distsgd.resume({self.run_dir!r})"
+        return f"training was interrupted{after}; to resume: distsgd.resume({self.run_dir!r})"
 
 
 class NotPlainFile(OSError):
@@ -187,9 +190,9 @@ class NotPlainFile(OSError):
 
 
 _LONGEST = 300
-"""Characters of what an error says of the content of a file."""
+"""Characters of a file's content that an error quotes at most."""
 
-_PLAIN = "Put a file of its own in its place, if you know where it is from"
+_PLAIN = "Replace it by a plain file, if you know where it comes from"
 
 
 def in_short(error: BaseException) -> str:
@@ -219,13 +222,13 @@ _FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def system_error(error: OSError, folder: object = None) -> DistsgdError:
-    """An error of the operating system that nothing nearer to its cause has put into words.
+    """Turn an operating-system error that was not handled closer to its cause into one of ours.
 
-    It may be of a file or not, and of reading as well as of writing: no more is said than is known.
+    It may or may not be about a file, and about reading or writing.
 
     Args:
         error: the error.
-        folder: where something is being written meanwhile, if anywhere.
+        folder: a folder that is being written to, if any.
     """
     number, named = error.errno, error.filename
     if isinstance(named, bytes):
@@ -236,19 +239,19 @@ def system_error(error: OSError, folder: object = None) -> DistsgdError:
         return storage_error(error, name or folder or "to the disk")
     why = (error.strerror or str(error) or type(error).__name__).lower()
     if name is not None:
-        hint = _TROUBLE.get(number or 0, "Check that it is there, and that you may use it")
+        hint = _TROUBLE.get(number or 0, "Check that it exists and that you may use it")
         return StorageError(f"cannot use {name}: {why}", hint)
     if isinstance(error, ConnectionError | TimeoutError):
         return SourceError(f"a connection has failed: {why}", "Try again, and check the network")
     where = _module_of(error)
     return DistsgdError(
         f"the system has refused something{f' in {where}' if where else ''}: {why}",
-        "Run it again with --debug to see what",
+        "The traceback shows what",
     )
 
 
 def _module_of(error: BaseException) -> str:
-    """The module of ours that an error was raised in, or passed last; "" if none is known."""
+    """The module of ours where an error was raised, or that it passed last; "" if unknown."""
     found, trace = "", error.__traceback__
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
@@ -258,11 +261,11 @@ def _module_of(error: BaseException) -> str:
 
 
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "google": "protobuf"}
-"""Packages that are imported by another name than they are installed by."""
+"""Packages whose import name is not the name that pip knows."""
 
 
 def missing_package(error: ImportError) -> DistsgdError | None:
-    """What to install if an import failed that is not of a module of ours; None if it is one."""
+    """What to install after a failed import; None if the module is ours or Python's."""
     name = (error.name or "").partition(".")[0]
     if not name or name in ("distsgd", *sys.stdlib_module_names):
         return None
@@ -274,8 +277,8 @@ def missing_package(error: ImportError) -> DistsgdError | None:
     return DistsgdError(problem, f"Run: {sys.executable} -m pip install --upgrade {package}")
 
 
-_MEMORY = "Take less at a time, free some, or raise the limit (ulimit -v)"
-_THREADS = "End some, or raise the limits (ulimit -u, ulimit -v)"
+_MEMORY = "Use smaller sizes, free some memory, or raise the limit (ulimit -v)"
+_THREADS = "End some processes, or raise the limits (ulimit -u, ulimit -v)"
 _FILES = "Raise the limit: ulimit -n 4096"
 _SCARCE = {
     errno.ENOMEM: ("there is too little memory", _MEMORY),
@@ -291,13 +294,13 @@ _SCARCE_WORDS = {
     "resource temporarily unavailable": errno.EAGAIN,
     "too many open files": errno.EMFILE,
 }
-"""What the dynamic loader, threads, and libraries in C++ say, which have no class of their own."""
+"""Messages of the dynamic loader, threads and C++ libraries, whose errors have no own class."""
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Name what the machine lacks, if that is behind an error; None if it is something else.
+    """Name the resource that the machine lacks, if that caused an error; None for other causes.
 
-    Looks at the causes of the error, too: libraries wrap a failed import in one of their own.
+    The causes of the error count too: libraries wrap a failed import in an error of their own.
     """
     if isinstance(error, DistsgdError):
         return None
@@ -332,19 +335,19 @@ _TROUBLE = {
     errno.EROFS: "Choose another folder: this one cannot be written",
     errno.ENOLCK: "Choose a folder on a local disk",
 }
-"""Errors that say nothing of a file's content, and what to do about each."""
+"""Errors that do not depend on a file's content, and what to do about each."""
 
 
 def machine_trouble(error: BaseException, path: object) -> StorageError | None:
-    """The error of a file that the machine or its limits keep from being used.
+    """The error about a file that the machine or its limits make unusable.
 
     Args:
-        error: met while the file was read. Libraries raise an `OSError` for damaged content, too;
-            that one has no number.
+        error: raised while the file was read. Libraries raise an `OSError` for damaged content,
+            too, which has no number.
         path: of the file.
 
     Returns:
-        None for any other error: the file is missing or damaged, or the disk fails.
+        None for any other error, such as a missing or damaged file or a failing disk.
     """
     if isinstance(error, NotPlainFile):
         return StorageError(f"cannot use {path}: {error.strerror}", _PLAIN)
@@ -358,14 +361,14 @@ def machine_trouble(error: BaseException, path: object) -> StorageError | None:
 
 
 def unreadable_module(error: BaseException) -> DistsgdError | None:
-    """What to do about a compiled module that is cut short; None if it is something else.
+    """What to do about a truncated compiled module; None for other errors.
 
-    Python leaves one where a disk was full, or a limit of file sizes reached, as it wrote it.
+    Python leaves one behind if the disk was full, or a file size limit reached, as it wrote it.
     """
     for one in _causes(error):
         if isinstance(one, EOFError) and str(one).startswith(("marshal data", "EOF read")):
             return DistsgdError(
-                f"a compiled module of this Python is cut short: {one}",
-                "Find the folders __pycache__ of the installation, and remove them",
+                f"a compiled module of this Python is truncated: {one}",
+                "Remove the __pycache__ folders of the installation",
             )
     return None

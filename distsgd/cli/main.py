@@ -116,6 +116,7 @@ def _report(error: Exception) -> int:
         error = _unknown_to_locale(error)
     if isinstance(error, OSError) and not isinstance(error, DistsgdError):
         error = system_error(error)
+        error.hint = error.hint.replace("The traceback shows", "Run it again with --debug to see")
     if isinstance(error, DistsgdError):
         say(f"error: {error}{_without_folder(error)}")
         return error.exit_code

@@ -1,4 +1,4 @@
-"""The audit: from the journal alone, that each example of each epoch was applied exactly once."""
+"""The audit: checks from the journal alone that each example was applied once in each epoch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from distsgd.core.plan import Plan
 from distsgd.errors import RunError
 from distsgd.runs.checkpoint import Place, checkpoint_path, read_place
 from distsgd.runs.journal import Record, check_head, find_head
+from distsgd.runs.journal_check import RunView, checked_lines, proven
 from distsgd.runs.opened_run import OpenedRun, open_run
-from distsgd.runs.run_view import RunView, checked_lines, proven
 
 __all__ = ["Audit", "audit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the journal of a run shows.
+    """What the journal of a run proves.
 
     Attributes:
         run_dir: the run folder.
-        running: whether the run was training; then all of this is as of update ``updates``.
+        running: whether the run was training; the audit then covers the first ``updates`` updates.
         updates: of the run.
-        begins_after: the update after which the journal begins, if the setting `journal` has had
-            its beginning dropped; of what was before, a checkpoint tells. Else 0.
+        begins_after: the update after which the journal begins, if the setting `journal` had
+            earlier lines dropped; a checkpoint stands for those. Else 0.
         complete: whether every example of every epoch was applied (else the run was cut short).
         epochs: epochs of which every example was applied exactly once.
         examples: examples applied.
         largest_gradient_age: of any contribution, in updates.
         class_examples: class -> how often its examples were applied; with replacement, and a
             beginning that was dropped, in the epochs that the journal has anything of.
-        class_delays: class -> how often one of its examples was put off to a later update.
-        checkpoints: how many tell the same of the journal as it does itself.
-        head: digest of the last line of the journal. A copy kept elsewhere tells later
-            whether the journal up to there is still the same.
+        class_delays: class -> how often one of its examples was deferred to a later update.
+        checkpoints: how many agree with the journal.
+        head: digest of the last line of the journal. A copy kept elsewhere shows later
+            whether the journal up to there is unchanged.
     """
 
     run_dir: str
@@ -61,16 +61,16 @@ class Audit:
 def audit(run: str | Path, head: str | None = None) -> Audit:
     """Check the journal of a run against its plan.
 
-    The run may be training: then its journal is checked as far as it has come.
+    The journal of a run that is training is checked up to its last update.
 
     Args:
         run: path or name of a run, or "latest".
-        head: digest of a line that the journal must have, as an earlier audit or the training
-            gave it; None for any.
+        head: digest of a line that the journal must contain, as an earlier audit or the training
+            returned it; None for no such check.
 
     Raises:
-        JournalError: the journal does not hold; names the first record that is wrong.
-        UsageError: ``head`` is no digest.
+        JournalError: the journal is invalid; names the first wrong record.
+        UsageError: ``head`` is not a digest.
         RunError: there is no such run, or it is damaged.
     """
     if head is not None:
@@ -80,7 +80,7 @@ def audit(run: str | Path, head: str | None = None) -> Audit:
 
 
 def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
-    """Raises JournalError if the journal does not hold."""
+    """The audit of a view of a run."""
     dataset, places = opened.dataset, list(_places(opened, view))
     check, lines = checked_lines(opened, view, places)
     plan, ledger = check.plan, check.updates.ledger
@@ -127,7 +127,7 @@ def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
 
 
 def _places(run: OpenedRun, view: RunView) -> Iterator[Place]:
-    """Where in the run its checkpoints stand, of those that can be read and tell it."""
+    """The places of the readable checkpoints in the run."""
     for version in view.checkpoints:
         with suppress(RunError):
             place = read_place(checkpoint_path(run.folder.checkpoints, version))
@@ -164,12 +164,12 @@ class _ClassCount:
         return epoch
 
     def add_whole(self, epochs: int) -> None:
-        """So many whole epochs; with replacement nobody knows without drawing each of them."""
+        """Whole epochs; with replacement their examples are not known without drawing them."""
         if self._plan.sampling != "random":
             self._counts += epochs * self._of(self._labels)
 
     def close(self, epoch: int) -> None:
-        """Nothing of an epoch is added any more."""
+        """Count an epoch to which nothing more is added."""
         slots = self._slots.pop(epoch, [])
         if slots:
             order = self._plan.order(epoch)

@@ -33,7 +33,7 @@ class Part:
 
 @dataclass
 class Sum:
-    """A sum of gradients, shaped as W is kept, and how far a good one may be off."""
+    """A sum of gradients, shaped like W, and bounds of its rounding error."""
 
     total: Array
     variance: Array
@@ -101,7 +101,7 @@ class Recomputer:
         raise IndexError(index)
 
     def lease(self, worker: int, lease: Lease, read: Floats) -> tuple[Sum, list[Part]]:
-        """What a worker should have answered to a lease."""
+        """The answer that a worker should have given to a lease."""
         if lease.replicas:
             return self._replica(worker, lease, self.kept(read))
         return self._slots(worker, *lease.piece, self.kept(read))
@@ -127,7 +127,7 @@ class Recomputer:
             raise VerificationError(
                 f"step {step}, slot {slot}, worker {worker}: example {changed[0]} in the shard "
                 f"{changed[1]} is no longer what it was when training began",
-                "Check it with `distsgd data verify`, mend it with `distsgd data fetch --force`",
+                "Check it with `distsgd data verify`, and fetch or import it again",
             )
         pixels, labels = self._rows.read(indices)
         scale, loss = self._config.pixel_scale, self._config.loss

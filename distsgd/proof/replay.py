@@ -1,4 +1,4 @@
-"""The replay: a run computed anew, serially, from its journal alone."""
+"""The replay: a run recomputed serially from its journal."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from distsgd.errors import JournalError
 from distsgd.proof.replayer import Replayer, records_of, start_of
 from distsgd.runs.checkpoint import checkpoint_path, read_if_kept, weights_sha256
 from distsgd.runs.folder import other_kernels
+from distsgd.runs.journal_check import RunView, checked_lines, proven
 from distsgd.runs.opened_run import OpenedRun, open_run
-from distsgd.runs.run_view import RunView, checked_lines, proven
 
 __all__ = ["Replay", "replay"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a replay came to.
+    """The result of a replay.
 
     Attributes:
         run_dir: the run folder.
-        running: whether the run was training; then all of this is as of ``updates`` updates after
+        running: whether the run was training; the replay then covers ``updates`` updates after
             ``begins_after``.
-        updates: updates that were made anew.
+        updates: updates that were recomputed.
         begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
-        checkpoints: how many were compared; each has the bits of the replay.
+        checkpoints: how many were compared; all have the same bits.
     """
 
     run_dir: str
@@ -39,16 +39,16 @@ class Replay:
 
 
 def replay(run: str | Path) -> Replay:
-    """Compute a run anew from its first W and its journal, and compare its checkpoints.
+    """Recompute a run from its first W and its journal, and compare its checkpoints.
 
-    Where the beginning of the journal was dropped, it begins with the checkpoint that is there. The
-    run may be training: then it is computed as far as it has come.
+    If earlier lines of the journal were dropped, the replay starts from the checkpoint there. A run
+    that is training is recomputed up to its last update.
 
     Args:
         run: path or name of a run, or "latest".
 
     Raises:
-        JournalError: the journal does not hold, or a checkpoint has other bits than the replay.
+        JournalError: the journal is invalid, or a checkpoint differs from the replay.
         RunError: there is no such run, or it is damaged.
     """
     opened = open_run(run)
@@ -57,7 +57,7 @@ def replay(run: str | Path) -> Replay:
 
 
 def _replayed(opened: OpenedRun, view: RunView) -> Replay:
-    """Raises JournalError if the journal does not hold, or a checkpoint has other bits."""
+    """The replay of a view of a run."""
     folder, first = opened.folder, view.base
     entries = [entry for entry, _ in checked_lines(opened, view)[1]]
     config = first.place.config(opened.origin) if first.place else opened.origin
@@ -74,7 +74,7 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
         if kept.weights.tobytes() != found.tobytes():
             raise JournalError(
                 before + 1,
-                f"the bits of W differ from version {before + 1} to {version} on"
+                f"the bits of W differ, first in one of versions {before + 1} to {version}"
                 + (f"; but {other}" if (other := other_kernels(folder)) else ""),
             )
         before = version

@@ -1,4 +1,4 @@
-"""Makes the updates of a journal anew, one after another: for `replay`, and to go on with a run."""
+"""Recomputes the updates of a journal, one after another: to replay a run, or to resume it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def records_of(entries: Sequence[Entry]) -> list[Record]:
 
 
 def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:
-    """The server as it was at a checkpoint, with the residuals that belong to it."""
+    """The server at a checkpoint, with the residuals that belong to it."""
     pad = model.architecture.pad
     state = {name: pad(array) for name, array in model.state.items()}
     reads = {version: pad(array) for version, array in model.reads.items()}
@@ -47,12 +47,12 @@ def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:
 
 
 class Replayer:
-    """Makes every update of a journal, keeping each W for as long as it is read.
+    """Recomputes every update of a journal, keeping each W for as long as it is read.
 
     Args:
-        config: the settings of the run, as they are before the first line.
+        config: the settings of the run before the first line.
         dataset: what it was trained on.
-        start: where to begin; with error feedback it has the residuals.
+        start: where to start; with error feedback it has the residuals.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
@@ -71,17 +71,17 @@ class Replayer:
         )  # fmt: skip
 
     def residuals(self) -> Residuals:
-        """Those that belong to the version that `versions` has given last."""
+        """The residuals that belong to the version that `versions` yielded last."""
         return self._compressed.residuals()
 
     def versions(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Floats]]:
-        """Every version from the start on, and its W, which is valid until the next is asked for.
+        """Yield every version from the start on with its W, which is valid until the next version.
 
         Args:
             entries: lines of the journal, from the start on at the latest.
 
         Raises:
-            JournalError: names the first line that cannot be made anew.
+            JournalError: names the first line that cannot be recomputed.
         """
         records, start = records_of(entries), self._updater.version
         last_read = {
@@ -122,7 +122,7 @@ class Replayer:
         return Snapshot(updater.version, updater.weights.copy(), state, residuals)
 
     def _resumed(self, entry: Resumed) -> None:
-        """The schedule may be another from here on, and the residuals were shared out."""
+        """The schedule may change from here on, and the residuals were redistributed."""
         if entry.epochs != self._job.plan.epochs:
             self._job = make_job(
                 replace(self._config, servers=1, epochs=entry.epochs), self._dataset
@@ -137,7 +137,7 @@ class Replayer:
             push = self._answer(number, worker, lease, kept)
             minibatch.leased[lease.piece] = worker, lease
             if not minibatch.take(worker, push, self._tree):
-                raise JournalError(number, "its contributions do not go together")
+                raise JournalError(number, "its contributions do not fit together")
         _, _, examples = minibatch.loss()
         update = self._updater.average if minibatch.replicas else self._updater.apply
         update(minibatch.gradient(), examples, record.step)
@@ -152,29 +152,29 @@ class Replayer:
 
 
 class _CompressedAnswers:
-    """The answers of workers with error feedback: each depends on those that it gave before.
+    """The answers of workers with error feedback, each of which depends on the earlier ones.
 
-    An update may use a worker's answers in another order than they were given; they are computed
-    in the order in which they were given.
+    An update may use answers of a worker in another order than the worker gave them; here they are
+    computed in the order in which they were given.
 
     Args:
         job: what was trained.
         worker: computes the gradients.
-        residuals: of the workers, where the journal is begun with.
+        residuals: of the workers, where the replay starts.
     """
 
     def __init__(self, job: Job, worker: Worker, residuals: Residuals) -> None:
         self._codec, self._feeds_back = job.codec(), job.error_feedback
         self._nothing = np.zeros(job.parameters, dtype=job.dtype)
         self._worker = worker
-        self._before = residuals  # of those that have not answered since
+        self._before = residuals  # of the workers that have not answered since
         self._feedback: dict[tuple[int, int], ErrorFeedback] = {}
         self._serials: dict[tuple[int, int], int] = {}
         self._expected: dict[tuple[int, int], deque[tuple[int, Lease]]] = {}
         self._early: dict[tuple[int, int], Push] = {}
 
     def expect(self, records: list[Record]) -> None:
-        """What is to come, whole."""
+        """Announce all records that follow."""
         for record in records:
             for worker, lease in record.contributions:
                 incarnation = (worker, incarnation_of(lease.serial))
@@ -183,13 +183,13 @@ class _CompressedAnswers:
             self._expected[incarnation] = deque(sorted(leases, key=lambda entry: entry[1].serial))
 
     def resumed(self, worker: Worker, workers: int) -> None:
-        """From here on there are so many workers, who share the residuals of those before."""
+        """Redistribute the residuals over another number of workers."""
         self._before, self._worker = shared_out(self.residuals(), workers), worker
         self._feedback.clear()
         self._serials.clear()
 
     def residuals(self) -> dict[int, Residual]:
-        """Of each worker, after the last of its answers that have been used."""
+        """The residual of each worker after the last of its answers that was used."""
         found = dict(self._before)
         for incarnation in sorted(self._serials):  # the last one of a worker counts
             serial = self._serials[incarnation]
@@ -198,7 +198,7 @@ class _CompressedAnswers:
         return found
 
     def answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
-        """The answer to a lease; those before it are computed first, and kept."""
+        """The answer to a lease; earlier answers are computed first, and kept."""
         expected = self._expected[worker, incarnation_of(lease.serial)]
         while (worker, lease.serial) not in self._early:
             found, earlier = expected.popleft()
@@ -208,7 +208,7 @@ class _CompressedAnswers:
     def _next(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         incarnation = (worker, incarnation_of(lease.serial))
         if incarnation not in self._feedback:
-            self._feedback[incarnation] = self._begun(
+            self._feedback[incarnation] = self._feedback_from(
                 start_of_incarnation(self._before.get(worker), lease.serial)
             )
         self._worker.feedback = self._feedback[incarnation]
@@ -217,17 +217,18 @@ class _CompressedAnswers:
             return self._worker.answer(lease, _weights(number, lease, kept))
         except KeyError:
             raise JournalError(
-                number, f"an answer of worker {worker} is not here, and took part in its feedback"
+                number,
+                f"an earlier answer of worker {worker}, which its feedback depends on, is missing",
             ) from None
 
-    def _begun(self, residual: Residual) -> ErrorFeedback:
+    def _feedback_from(self, residual: Residual) -> ErrorFeedback:
         assert self._codec is not None
         values = self._nothing if residual.values is None else residual.values
         return ErrorFeedback(self._codec, values, feedback=self._feeds_back, serial=residual.serial)
 
 
 def _weights(number: int, lease: Lease, kept: dict[int, Floats]) -> Floats:
-    """W as a lease has read it."""
+    """W as a lease read it."""
     if lease.version not in kept:
-        raise JournalError(number, f"it reads version {lease.version}, which is not there")
+        raise JournalError(number, f"it reads version {lease.version}, which is missing")
     return kept[lease.version]

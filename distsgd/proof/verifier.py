@@ -1,4 +1,4 @@
-"""Compares sampled updates with an independent recomputation, while training goes on."""
+"""Compares sampled updates with an independent recomputation during training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OPERATIONS = 32
 
 
 class Verifier:
-    """Recomputes updates, and remembers how near they were.
+    """Recomputes updates, and keeps the largest deviation.
 
     Args:
         config: the settings.
@@ -45,14 +45,14 @@ class Verifier:
         self._difference, self._tolerance, self._used = 0.0, 0.0, 0.0
 
     def went_back(self) -> None:
-        """A server was started anew; what it did last may be done again."""
+        """A server was restarted: its last updates may recur."""
         self._last = None
 
     def check(self, event: UpdateSampled) -> None:
         """Compare one update.
 
         Raises:
-            VerificationError: it is not what it should be; names step, slot and worker.
+            VerificationError: they differ; names step, slot and worker.
         """
         if self._recomputer is None:
             self._recomputer = Recomputer(self._config, self._dataset, self._job)
@@ -69,10 +69,10 @@ class Verifier:
         self._updates += 1
 
     def summary(self, let_pass: int) -> dict[str, object]:
-        """What was found; differences are relative to the largest value of a gradient.
+        """The results so far; differences are relative to the largest value of a gradient.
 
         Args:
-            let_pass: sampled updates that found no room to wait for their recomputation.
+            let_pass: sampled updates that were skipped, as too many waited.
         """
         unchecked = "" if self._config.compress == "none" else "gradients before compression"
         return {
@@ -98,7 +98,7 @@ class Verifier:
         return total, parts
 
     def _chained(self, sampled: SampledUpdate) -> None:
-        """Between two updates that follow each other nothing may touch W."""
+        """W must not change between two successive updates."""
         if self._last is None or self._last[0] != sampled.update.version - 1:
             return
         if not np.array_equal(self._last[1], sampled.before):
@@ -227,6 +227,6 @@ def _differs(
     raise VerificationError(
         f"update {update.version} does not verify: {place}: {what} should be {expected}, "
         f"and is {found}{near}",
-        "The newest checkpoint is of before it. `distsgd data verify` checks the dataset; "
-        "if that holds, suspect the memory of the machine",
+        "The newest checkpoint is from before it. `distsgd data verify` checks the dataset; "
+        "if that passes, suspect the memory of the machine",
     )

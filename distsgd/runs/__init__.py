@@ -1,1 +1,1 @@
-"""The run folder: everything a run is can be read from it."""
+"""The run folder and its files: everything about a run can be read from it."""

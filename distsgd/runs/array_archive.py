@@ -1,7 +1,7 @@
-"""Arrays out of an .npz file that `numpy.savez` wrote, which need not be what it says it is.
+"""Arrays from an untrusted .npz file as `numpy.savez` writes it.
 
-Nothing is unpickled or unpacked, and nothing is allocated before its size was compared with that of
-the file: whatever a header claims, memory stays below the size of the file.
+Nothing is unpickled or decompressed, and every size in a header is compared with the size of the
+file before memory is allocated: it never exceeds the size of the file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LONGEST_HEADER = 1 << 12
 
 
 class ArrayArchive(Mapping[str, NDArray[Any]]):
-    """The arrays of a file by name, each read when it is asked for.
+    """The arrays of a file by name, each read on access.
 
     Args:
-        file: that can be read and sought.
+        file: a seekable file.
 
     Raises:
-        ValueError: it is no such archive, or it claims more than it has.
-        zipfile.BadZipFile: likewise.
+        ValueError: it is no such archive, or sizes in it are wrong.
+        zipfile.BadZipFile: it is no such archive.
         OSError: it cannot be read.
     """
 
@@ -73,11 +73,11 @@ class ArrayArchive(Mapping[str, NDArray[Any]]):
         return self.headers[name][0]
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """The type of its entries, likewise."""
+        """The dtype of an array, from its header alone."""
         return self.headers[name][1]
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Raises ValueError if an array would not have just the size that is there for it."""
+        """Shape and dtype; raises ValueError if they do not match the size of the data."""
         info = self._members[name]
         with self._archive.open(info) as member:
             begin = io.BytesIO(member.read(_LONGEST_HEADER))
@@ -97,10 +97,10 @@ class ArrayArchive(Mapping[str, NDArray[Any]]):
 
 
 def _check_directory(file: IO[bytes], size: int) -> None:
-    """See that the list at the end of an archive is as long as such a list is.
+    """Check the list of arrays at the end of an archive.
 
     Raises:
-        ValueError: it is not, or there is none.
+        ValueError: it is too long, misplaced or missing.
     """
     at = max(0, size - _END.size - _LOCATOR - _END_64.size)
     file.seek(at)

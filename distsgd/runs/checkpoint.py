@@ -1,14 +1,11 @@
-"""Checkpoints: W, the state of the optimiser and the recipe of features, in one .npz file.
+"""Checkpoints: W, the state of the optimiser and the preprocessing, in one .npz file.
 
-Written beside, fsynced, renamed: a checkpoint is either whole or absent. Read without pickle,
-and checked against the SHA-256 of its arrays.
+A checkpoint is written beside its place, fsynced and renamed, so it is whole or absent. It is read
+without pickle and checked against the SHA-256 of its arrays. Its `Place` says where in the run it
+stands, so that training resumes from it without the journal before it.
 
-Where in its run a checkpoint stands: what is needed to go on from it without what was before.
-
-Which checkpoints of a run stay: the newest, and a series of older ones that thins out.
-
-A long run would otherwise fill the disk. What draws the path of a run, such as `landscape`, needs
-some from its whole length, more where W moves fast; what goes on with a run needs the newest.
+A long run keeps the newest checkpoints, from which it resumes, and a series of older ones that
+thins out, from which `landscape` draws the path of W; see `superfluous`.
 """
 
 from __future__ import annotations
@@ -47,20 +44,19 @@ __all__ = [
 
 
 RESUMABLE_SETTINGS = ("workers", "servers", "channel", "epochs")
-"""The settings that may be others where a run is gone on with."""
+"""The settings that a resume may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in its run a checkpoint stands.
+    """The point in its run where a checkpoint stands.
 
     Attributes:
         mark: the place in the journal.
         ledger: which slots have been applied, as JSON; see `distsgd.core.server.position.Ledger`.
-        settings: those of `RESUMABLE_SETTINGS`, as they were.
-        usable: whether all that later updates read is in the checkpoint or comes after it.
-        fleet: most workers that the fleet has had since the run began or was gone on with; None
-            for those of ``settings``.
+        settings: the values of `RESUMABLE_SETTINGS` there.
+        usable: whether the checkpoint has everything older that later updates read.
+        fleet: the most workers since the run started or resumed; None for those of ``settings``.
     """
 
     mark: Mark
@@ -70,28 +66,28 @@ class Place:
     fleet: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """The fields as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Place:
-        """What `to_json` gave.
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: it is not that.
+            ValueError, KeyError, TypeError: the content is malformed.
         """
         mark = Mark(**content["mark"])
         counts = [mark.offset, mark.lines, content.get("fleet") or 0]
         if any(type(n) is not int or not 0 <= n < _MOST for n in counts):
-            raise ValueError("its place in the journal is none")
+            raise ValueError("its place in the journal is invalid")
         if set(content["settings"]) != set(RESUMABLE_SETTINGS) or type(mark.digest) is not str:
-            raise ValueError("its settings are not those that a run goes on with")
+            raise ValueError("its settings are not those that a resume may change")
         place = cls(**{**content, "mark": mark})
         Ledger.from_json(place.ledger)
         return place
 
     def config(self, origin: TrainConfig) -> TrainConfig:
-        """The settings here, from those at the beginning of the run.
+        """The settings here, given those at the start of the run.
 
         Raises:
             UsageError: one cannot be used.
@@ -100,7 +96,7 @@ class Place:
 
 
 def resumed_settings(config: TrainConfig, entry: Resumed) -> TrainConfig:
-    """The settings from a line of the journal on that says that the run was gone on with.
+    """The settings after a line of the journal that records a resume.
 
     Raises:
         UsageError: one cannot be used.
@@ -120,14 +116,14 @@ _STATE, _READ = "state.", "read."
 _LONGEST_META = 1 << 24
 _MOST = 1 << 62
 _SCALES = (1e-6, 1e30)
-"""What pixels may be divided by; see the setting `pixel_scale`."""
+"""Bounds of what pixels are divided by; see the setting `pixel_scale`."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A classifier as it is kept in a checkpoint.
+    """A classifier as a checkpoint holds it.
 
     Attributes:
         weights: W, shape (classes, features + 1), whose last column is the bias. Of more layers,
@@ -139,9 +135,9 @@ class Model:
         shape: shape of an example, (channels, rows, columns).
         preprocessing: from pixels to features.
         reads: older version -> W, of the same shape, where a later update reads it.
-        place: where in its run it stands; None if that is not known.
+        place: where in its run it stands; None if unknown.
         model: "linear" or "mlp:HIDDEN".
-        columns: how numbers became pixels; None if they were pixels already.
+        columns: how numbers were scaled to pixels; None for images.
         residuals: SHA-256 of the file beside it with the residuals of the workers, if there is one;
             see `distsgd.runs.residual_file`.
     """
@@ -170,7 +166,7 @@ class Model:
 
 
 def weights_sha256(weights: Floats) -> str:
-    """SHA-256 of W as it is kept, as C-order little-endian float32."""
+    """SHA-256 of W as C-order little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
 
 
@@ -201,7 +197,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     np.savez(buffer, **everything, **arrays)
     path = checkpoint_path(folder, model.version)
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+        folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
         replace_inside(path, buffer.getvalue(), below=folder.parent)
     except OSError as error:
         raise storage_error(error, path) from None
@@ -213,11 +209,11 @@ def read_checkpoint(path: Path, model: str | None = None) -> Model:
 
     Args:
         path: its file.
-        model: the model that it must be of; None for any.
+        model: the expected model; None for any.
 
     Raises:
         RunError: it is missing or damaged, or of another model.
-        StorageError: the machine keeps it from being read.
+        StorageError: the machine cannot read it.
     """
     found = _read(path)
     if model is not None and found.model != model:
@@ -229,7 +225,7 @@ def read_checkpoint(path: Path, model: str | None = None) -> Model:
 
 
 def read_if_kept(path: Path, model: str | None = None) -> Model | None:
-    """The same; None if it is missing, as a training removes those that it need not keep.
+    """Like `read_checkpoint`, but None for a missing one: a training removes old checkpoints.
 
     Raises:
         RunError: it is damaged, or of another model.
@@ -257,7 +253,7 @@ def read_newest(folder: Path, model: str | None = None) -> Model:
 
 
 def read_place(path: Path) -> Place | None:
-    """Where in its run a checkpoint stands, without its arrays; None if that is not known.
+    """The place of a checkpoint, without reading its arrays; None if unknown.
 
     Raises:
         RunError: it is missing or damaged.
@@ -271,7 +267,7 @@ def _read(path: Path) -> Model:
 
 
 def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
-    """What is made of a checkpoint's file; all that may be wrong with it has one form."""
+    """Parse a checkpoint file; everything wrong with it becomes one kind of error."""
     try:
         with reader_inside(path, below=path.parent.parent) as file:
             archive = ArrayArchive(file)
@@ -284,14 +280,14 @@ def _parsed(path: Path, parse: Callable[[ArrayArchive], T]) -> T:
     except Exception as error:  # a damaged zip archive can raise almost anything
         raise machine_trouble(error, path) or RunError(
             f"the checkpoint {path} is damaged: {in_short(error)}",
-            "Remove it to go on from an older one",
+            "Remove it to resume from an older one",
         ) from None
 
 
 def _meta(archive: ArrayArchive, path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """The metadata of a checkpoint."""
     if archive.dtype("meta") != np.uint8 or math.prod(archive.shape("meta")) > _LONGEST_META:
-        raise ValueError("what it says of itself is no text")
+        raise ValueError("its metadata is not text")
     meta = parse_json(archive["meta"].tobytes())
     if type(meta) is not dict or meta["format"] != _FORMAT:
         raise ValueError("it is of another format")
@@ -305,12 +301,12 @@ def _place(meta: dict[str, Any]) -> Place | None:
 
 
 def _checked_model(archive: ArrayArchive, path: Path) -> Model:
-    """The model, whose shapes go together before any of its arrays is read."""
+    """The model; shapes are checked before any array is read."""
     meta = _meta(archive, path)
     classes, shape, scale = meta["classes"], meta["shape"], meta["scale"]
     sizes = [meta["version"], len(classes), *shape]
     if any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
-        raise ValueError("its classes and shape are none")
+        raise ValueError("its classes or shape are invalid")
     if type(scale) is not float or not _SCALES[0] <= scale <= _SCALES[1]:
         raise ValueError(f"it divides pixels by {scale}")
     if not all(type(name) is str and is_printable(name) for name in classes):
@@ -329,7 +325,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
     if meta["sha256"] != _digest(arrays):
         raise ValueError("its checksum does not match")
     if not (np.isfinite(arrays["weights"]).all() and np.isfinite(arrays["mean"]).all()):
-        raise ValueError("it has entries that are no finite numbers")
+        raise ValueError("it has entries that are not finite")
     reads, residuals = _named(arrays, _READ).items(), meta.get("residuals")
     columns = meta["columns"]
     return Model(
@@ -349,7 +345,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
 
 
 def _named(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The arrays whose names begin so, without the beginning."""
+    """The arrays whose names start with a prefix, by their names without it."""
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -372,7 +368,7 @@ def checkpoint_path(folder: Path, version: int) -> Path:
 
 
 def checkpoint_versions(folder: Path) -> list[int]:
-    """The versions that there are checkpoints of, oldest first.
+    """The versions of the checkpoints in a folder, oldest first.
 
     Raises:
         RunError: the folder cannot be read.
@@ -382,7 +378,7 @@ def checkpoint_versions(folder: Path) -> list[int]:
         names = names_inside(folder, below=folder.parent)
     except OSError as error:
         raise machine_trouble(error, folder) or RunError(
-            f"{folder} cannot be read: {error.strerror}", "It is to be a folder of checkpoints"
+            f"{folder} cannot be read: {error.strerror}", "It must be a folder of checkpoints"
         ) from None
     found = map(_NAME.fullmatch, names)
     return sorted(int(match[1]) for match in found if match)
@@ -401,24 +397,24 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def remove_checkpoints(folder: Path, versions: Iterable[int]) -> None:
-    """Remove the checkpoints of these versions, those that are there."""
+    """Remove the checkpoints of some versions, if they exist."""
     for version in versions:
         remove_inside(checkpoint_path(folder, version), below=folder.parent)
 
 
 def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:
-    """Flat padded arrays as they are kept, each shaped like W."""
+    """Flat padded arrays as a checkpoint holds them, each shaped like W."""
     return {name: model.unpad(array) for name, array in flat.items()}
 
 
 _NEWEST = 8
-"""The newest that stay, if as many may."""
+"""How many of the newest checkpoints stay, if so many may."""
 
 
 def wanted(epoch: int, keep: int) -> bool:
     """Whether the checkpoint of an epoch that has just ended belongs to the series.
 
-    Those that a later epoch still counts in are among those that did when they ended.
+    The series of a later epoch is a subset of the epochs for which this was true.
 
     Args:
         epoch: which, from 1.
@@ -428,7 +424,7 @@ def wanted(epoch: int, keep: int) -> bool:
 
 
 def superfluous(versions: Sequence[int], epochs: int, version: int, keep: int) -> set[int]:
-    """The checkpoints that need not stay.
+    """The versions of the checkpoints that need not stay.
 
     The newest stay, 8 or ``keep``, whatever is less. Of the others those of every epoch stay, or
     of every 2nd, 4th, 8th, ..., with epochs 1, 2, 4, 8, ..., so that all are at most ``keep``. A

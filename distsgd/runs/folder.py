@@ -1,14 +1,13 @@
-"""The run folder: made, found, listed.
+"""The run folder: creating, finding and listing runs, and their small JSON files.
 
-config.json             settings, dataset, versions of everything
-metrics.jsonl           one record a logging interval, one an epoch
+config.json             settings, dataset, versions of packages and system
+journal.jsonl           one line for each update; see `distsgd.runs.journal`
+metrics.jsonl           one line each logging interval and each epoch
 checkpoints/*.npz       W and the state of the optimiser
 checkpoints/*.bin       residuals of error feedback, beside the newest of them
-report.json             what came out, once the run has ended
-
-How many workers a live run is to have: a file in its folder that the user's command writes.
-
-Which kernels have multiplied the matrices of a run: its bits are theirs, see `engine.blas`.
+report.json             the result, once the run has ended
+workers.json            the number of workers that `distsgd scale` asks for
+kernels.json            BLAS kernels that computed parts of the run, if they differ from the first
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from distsgd.errors import (
     machine_trouble,
     storage_error,
 )
-from distsgd.spelling import Spelling, written
+from distsgd.spelling import Spelling, spelling, written
 from distsgd.version import __version__
 
 __all__ = [
@@ -66,19 +65,19 @@ _KINDS: dict[str, type] = {
     "settings": dict, "dataset": object, "versions": dict, "created": str, "status": str,
     "problem": str, "weights_sha256": str, "kernels": list,
 }  # fmt: skip
-"""What stands under some names in the JSON files of a run."""
+"""Types of some entries in the JSON files of a run."""
 
 _PATIENCE = 5.0
-"""Seconds that `RunFolder.hold` waits for processes that only look whether the run is running."""
+"""Seconds that `RunFolder.hold` waits for processes that only check whether the run is running."""
 
 
 def runs_home() -> Path:
-    """Where runs lie that are given no folder: the user's data folder, or ``$DISTSGD_HOME``."""
+    """The folder of runs without a folder of their own: the user's, or ``$DISTSGD_HOME/runs``."""
     return home_folder() / "runs"
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that the bits of a run may depend on."""
+    """Versions of everything that the bits of a run may depend on."""
     found = {"distsgd": __version__, "python": platform.python_version()}
     for package in ("ray", "numpy", "pyarrow"):
         with suppress(metadata.PackageNotFoundError):
@@ -107,7 +106,7 @@ class RunFolder:
         """Mark the run as running for as long as this process lives, or until `release`.
 
         Raises:
-            RunError: another process has done so.
+            RunError: it is running already.
             StorageError: the folder cannot be written.
         """
         give_up = time.monotonic() + _PATIENCE
@@ -123,9 +122,9 @@ class RunFolder:
         return is_locked(self.path / _LOCK)
 
     def others(self) -> str:
-        """Who beside this user can change the run while it trains, as a sentence; "" for nobody.
+        """A remark if another user can change the run while it trains, else "".
 
-        A group is nobody: a folder that a group may write to is meant to be shared.
+        Members of a group do not count: a folder that a group can write to is meant to be shared.
         """
         try:
             found = self.path.stat()
@@ -138,7 +137,7 @@ class RunFolder:
         return ""
 
     def release(self) -> None:
-        """The run is no longer running."""
+        """Mark the run as no longer running."""
         self._lock.release()
 
     def read(self, name: str) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class RunFolder:
 
         Raises:
             RunError: it is missing or damaged.
-            StorageError: the machine keeps it from being read.
+            StorageError: the machine cannot read it.
         """
         path = self.path / name
         try:
@@ -158,7 +157,7 @@ class RunFolder:
                 f"{path} is damaged: {in_short(error)}", "Train again"
             ) from None
         if not isinstance(content, dict):
-            raise RunError(f"{path} is damaged: it holds no object", "Train again")
+            raise RunError(f"{path} is damaged: it is not a JSON object", "Train again")
         try:
             holds = content.pop("digest", None) == _digest(name, content)
         except RecursionError:
@@ -167,7 +166,9 @@ class RunFolder:
             raise RunError(f"{path} is damaged: it does not match its own checksum", "Train again")
         for key, kind in _KINDS.items():
             if not isinstance(content.get(key, kind()), kind):
-                raise RunError(f"{path} is damaged: its {key} is no {kind.__name__}", "Train again")
+                raise RunError(
+                    f"{path} is damaged: its {key} is not a {kind.__name__}", "Train again"
+                )
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -211,7 +212,7 @@ class RunFolder:
             ) from None
 
     def report(self) -> dict[str, Any]:
-        """What came out; empty while there is nothing, or if it cannot be read."""
+        """The content of report.json; empty if it is missing or cannot be read."""
         with suppress(RunError, StorageError):
             return self.read("report.json")
         return {}
@@ -227,24 +228,24 @@ class RunFolder:
 
 
 def _digest(name: str, content: dict[str, Any]) -> str:
-    """Of a file and its name, so that none is taken for another."""
+    """The digest of a file and its name, so that no file can replace another."""
     return hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()
 
 
 def create_run(
     path: Path | None, config: TrainConfig, dataset: dict[str, Any], chaos: str | None = None
 ) -> RunFolder:
-    """Make a new run folder with its config; never over an existing one.
+    """Make a new run folder with its config.json; existing files are never overwritten.
 
     Args:
-        path: where; None for a new name in `runs_home`.
+        path: the folder; None for a new one in `runs_home`.
         config: the settings, complete.
         dataset: what is trained on.
-        chaos: the faults that were asked for. No setting: a run that is resumed, or repeated from
-            this config, is left in peace.
+        chaos: the faults that were requested. They are no setting: a resume, or a repetition from
+            this config, causes none.
 
     Raises:
-        RunError: there is something at ``path`` already.
+        RunError: ``path`` exists and is not empty.
         StorageError: it cannot be made.
     """
     now = datetime.now(UTC)
@@ -260,14 +261,17 @@ def create_run(
         if taken:
             raise RunError(
                 f"{chosen} exists already and is not empty",
-                "Choose another --run-dir; a run is never written over",
+                f"Choose another {spelling().setting('run_dir')}; a run is never overwritten",
             )
         chosen.mkdir(parents=True, mode=0o700, exist_ok=True)
         chosen.chmod(0o700)
         (chosen / "checkpoints").mkdir(mode=0o700)
     except OSError as error:
         ours = path is None and error.errno != errno.ENOSPC
-        hint = "Give another folder with --run-dir, or set DISTSGD_HOME to one" if ours else ""
+        hint = ""
+        if ours:
+            chosen_by = spelling().setting("run_dir")
+            hint = f"Choose another folder with {chosen_by}, or set DISTSGD_HOME to one"
         raise storage_error(error, chosen, hint) from None
     run = RunFolder(chosen)
     run.hold()  # before config.json makes it a run, so that it never looks dead
@@ -291,14 +295,14 @@ def create_run(
 
 
 def _unused(name: str) -> Path:
-    """A folder among the runs that is not there yet; many may begin within a second."""
+    """A new folder in `runs_home`; several runs may start within a second."""
     while (path := runs_home() / f"{name}-{secrets.token_hex(2)}").exists():
         pass
     return path
 
 
 def _register(path: Path) -> None:
-    """Leave a link among the runs, so that `runs list` shows a run that lies elsewhere."""
+    """Leave a link in `runs_home`, so that `runs list` shows a run in another folder."""
     with suppress(OSError, StorageError):
         home = runs_home()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -306,7 +310,7 @@ def _register(path: Path) -> None:
 
 
 def list_runs() -> Iterator[RunFolder]:
-    """All runs that can be found, oldest first; links to removed folders are dropped."""
+    """All runs that can be found, oldest first; links to removed folders are deleted."""
     found: dict[Path, RunFolder] = {}
     try:
         home = runs_home()
@@ -329,18 +333,18 @@ def _created(run: RunFolder) -> str:
 
 
 def handle(run: RunFolder) -> str:
-    """What commands find a run by from any folder: its name, or its path if it lies elsewhere."""
+    """A name for a run that commands accept from any folder: its name, or its path."""
     return run.path.name if run.path.parent == runs_home().resolve() else str(run.path)
 
 
 def find_run(name: str | Path) -> RunFolder:
-    """A run by its path, by its name, or "latest".
+    """Find a run by its path, by its name, or "latest".
 
-    A path from this folder goes before the name of a run in `runs_home`, and that before the name
-    of one that lies elsewhere.
+    A relative path takes precedence over the name of a run in `runs_home`, and that over the name
+    of a run in another folder.
 
     Raises:
-        RunError: there is none, or several lie elsewhere.
+        RunError: there is none, or several have this name.
     """
     if str(name) == "latest":
         runs = list(list_runs())
@@ -348,11 +352,11 @@ def find_run(name: str | Path) -> RunFolder:
             raise RunError("there are no runs yet", "Make one: `distsgd train`")
         return runs[-1]
     if not isinstance(name, str | os.PathLike):
-        raise RunError(f"{name!r} is no run", "Give its path, its name, or latest")
+        raise RunError(f"{name!r} is not a run", "Give its path, its name, or latest")
     places = [expanded(name)]
     with suppress(StorageError):
         places.append(runs_home() / name)
-    with suppress(OSError, ValueError):  # no such path can be, as one that is too long
+    with suppress(OSError, ValueError):  # an impossible path, for example a very long one
         for path in places:
             if (path / "config.json").is_file():
                 return RunFolder(path.resolve())
@@ -362,14 +366,14 @@ def find_run(name: str | Path) -> RunFolder:
         raise RunError(f"there are {len(found)} runs {name}", f"Give the path of one: {paths}")
     if found:
         return found[0]
-    raise RunError(f"there is no run {name}", "`distsgd runs list` shows the runs there are")
+    raise RunError(f"there is no run {name}", "`distsgd runs list` shows all runs")
 
 
 _WORKERS_FILE = "workers.json"
 
 
 def want_workers(run: RunFolder, workers: int) -> None:
-    """Leave word for the process that trains.
+    """Ask the process that trains a run for another number of workers.
 
     Raises:
         StorageError: it cannot be written.
@@ -378,7 +382,7 @@ def want_workers(run: RunFolder, workers: int) -> None:
 
 
 class WantedWorkers:
-    """What the process that trains reads of it.
+    """The number of workers that `want_workers` asks for, as the training process reads it.
 
     Args:
         run: the run folder.
@@ -389,11 +393,11 @@ class WantedWorkers:
         self._seen = 0
 
     def again(self) -> None:
-        """What has been told is to be told once more: the workers are others."""
+        """Return the last request once more: the workers were restarted."""
         self._seen = 0
 
     def __call__(self) -> int | None:
-        """How many, if there is new word."""
+        """The number of workers, if there is a new request."""
         try:
             now = stat_inside(self._path).st_mtime_ns
         except OSError:
@@ -412,14 +416,14 @@ _KERNELS_FILE = "kernels.json"
 
 
 def kernels_of(run: RunFolder) -> list[str]:
-    """The one that began the run, then those of workers and resumes that had others."""
-    begun = run.read("config.json")["versions"]["blas"]
+    """The BLAS kernels of a run: the first, then those of workers and resumes that differ."""
+    first = run.read("config.json")["versions"]["blas"]
     later = run.read(_KERNELS_FILE)["kernels"] if (run.path / _KERNELS_FILE).exists() else []
-    return [begun, *later]
+    return [first, *later]
 
 
 def add_kernel(run: RunFolder, kernel: str) -> None:
-    """Remember one, unless it is known.
+    """Remember a kernel of the run, unless it is known.
 
     Raises:
         StorageError: the disk is full or cannot be written.
@@ -452,7 +456,7 @@ def note_kernel(run: RunFolder) -> str:
 
 
 def clean_up(run: RunFolder) -> None:
-    """Remove what earlier processes left for no one: unfinished files, a request for workers."""
+    """Remove what earlier processes left behind: unfinished files, a request for workers."""
     for folder in (run.path, run.checkpoints):
         with suppress(OSError):
             for name in names_inside(folder, below=run.path):

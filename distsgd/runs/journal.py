@@ -2,42 +2,40 @@
 
 A line is a JSON object. Each carries a digest of itself and of the digest before it; the first
 digest is made from the settings of the run, so that a journal belongs to its run. The chain has no
-key: it finds what a disk, a program or a mix-up has changed, and not what somebody has forged who
-computed all later digests anew. The digest of the last line, the head, stands for all lines before
-it: if it was kept where the forger cannot write, that is found too. A record has:
+key: it detects changes by a disk, a program or a mix-up, but not a forgery that recomputes all
+later digests. The digest of the last line, the head, covers all lines before it: a copy kept out of
+reach detects that too. A record has:
 
     v   version of W after the update
     s   step of the plan that its learning rate belongs to
     c   contributions in the order in which they were added, each
         [worker, step, first leaf, one past the last, version read, steps, replicas, serial]
-    q   pieces put off to a later update, each
+    q   pieces deferred to a later update, each
         [place in the reduction tree, step, first slot, one past the last]
     d   digest
 
-Where a run was gone on with after an interruption, there is a line instead that has
+Where a run was resumed, there is a line that has
 
-    r   version of W from which it went on
+    r   version of W from which it resumes
     e   epochs asked for from there on
     n   worker processes from there on
     s   servers from there on
     h   channel from there on
     d   digest
 
-Where a fleet was given another number of workers while it trained, there is a line that has
+Where the number of workers changed during training, there is a line that has
 
     w   worker processes from there on
     d   digest
 
-A journal whose beginning was dropped (the setting `journal`) begins with a line that has
+A journal whose earlier lines were dropped (the setting `journal`) begins with a line that has
 
     o   bytes of the lines that were dropped
     l   how many they were
     d   digest of the last of them
 
-Reading a journal, from its beginning or from any mark, each line checked against the chain.
-
-A journal may grow, or lose its beginning, while it is read: read its beginning and its lines by one
-`whole_journal` where they must go together.
+A journal may grow, or lose its first lines, while it is read: where its beginning and its lines
+must match, read both from one `whole_journal`.
 """
 
 from __future__ import annotations
@@ -54,6 +52,7 @@ from distsgd.core.messages import Applied, Lease
 from distsgd.data.folder_files import reader_inside, replace_inside
 from distsgd.errors import JournalError, UsageError, machine_trouble, storage_error
 from distsgd.runs.line_file import LineFile
+from distsgd.spelling import spelling
 
 __all__ = [
     "JOURNAL", "Entry", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized",
@@ -76,7 +75,7 @@ class Record:
         version: version of W after it.
         step: step of the plan that its learning rate belongs to.
         contributions: worker and lease of each piece, in the order in which they were added.
-        requeued: pieces put off to a later update, as in `distsgd.core.messages.Applied`.
+        requeued: pieces deferred to a later update, as in `distsgd.core.messages.Applied`.
     """
 
     version: int
@@ -87,10 +86,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run was gone on with.
+    """The run was resumed.
 
     Attributes:
-        version: version of W from which it went on.
+        version: version of W from which it resumes.
         epochs: epochs asked for from there on.
         workers: worker processes from there on; 0 for one process without Ray.
         servers: parameter servers from there on.
@@ -106,7 +105,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Resized:
-    """The fleet was given another number of workers while it trained.
+    """The number of workers changed during training.
 
     Attributes:
         workers: worker processes from there on.
@@ -137,8 +136,7 @@ def first_digest(settings: Mapping[str, Any], dataset_digest: str) -> str:
     """The digest before the first line.
 
     Args:
-        settings: as they are in the run's config.json, and no others: a later version may have
-            more of them.
+        settings: exactly those of the run's config.json; later versions may know more settings.
         dataset_digest: digest of the dataset's manifest.
     """
     text = json.dumps([dict(settings), dataset_digest], sort_keys=True)
@@ -156,7 +154,7 @@ class JournalWriter(LineFile):
 
     Args:
         folder: the run folder.
-        end: where its journal ends; a line that was cut short after it is removed.
+        end: where its journal ends; an incomplete line after it is removed.
     """
 
     def __init__(self, folder: Path, end: Mark) -> None:
@@ -183,7 +181,7 @@ class JournalWriter(LineFile):
         })  # fmt: skip
 
     def resumed(self, entry: Resumed) -> None:
-        """Append that the run is gone on with.
+        """Append that the run resumes.
 
         Raises:
             StorageError: the disk is full.
@@ -194,7 +192,7 @@ class JournalWriter(LineFile):
         })  # fmt: skip
 
     def resized(self, entry: Resized) -> None:
-        """Append that the fleet has another number of workers.
+        """Append a new number of workers.
 
         Raises:
             StorageError: the disk is full.
@@ -202,7 +200,7 @@ class JournalWriter(LineFile):
         self._append({"w": entry.workers})
 
     def mark(self) -> Mark:
-        """Where the journal ends now; everything is handed to the disk.
+        """Where the journal ends now, after an fsync.
 
         Raises:
             StorageError: the disk is full.
@@ -239,20 +237,20 @@ _LONGEST = 1 << 23
 _LONGEST_NAME, _LONGEST_MARK = 100, 1000
 _PIECE = 1 << 20
 _MOST = 1 << 63
-"""No number of a record is as large."""
+"""Every number of a record is smaller."""
 
 
 class MarkMissing(JournalError):
-    """A journal does not have the place that it is to be read from."""
+    """The place to read a journal from does not exist in it."""
 
 
 class Journal:
-    """A journal as it was at one moment; it is read piece by piece, however long it is.
+    """A journal at one moment, read piece by piece.
 
     Args:
         begin: the mark where it begins.
-        file: descriptor of the file, which is closed with this object. What is appended later is
-            not read; a file that takes the place of this one changes nothing.
+        file: descriptor of the file, closed with this object. Lines appended later are not read,
+            and a file that replaces this one has no effect.
         start: where in the file the first line begins.
 
     Attributes:
@@ -267,17 +265,17 @@ class Journal:
         os.close(self._file)
 
     def entries(self) -> Iterator[tuple[Entry, Mark]]:
-        """Its lines, each with the mark after it; a last line that was cut short is left out.
+        """Its lines, each with the mark after it; an incomplete last line is left out.
 
         Raises:
-            JournalError: names the first line that does not hold.
+            JournalError: names the first invalid line.
         """
         # A generator of this object's own, so that the file stays open for as long as it is read.
         yield from _checked(self._file, self._start, self._end, self.begin)
 
 
 def whole_journal(folder: Path, first: str) -> Journal:
-    """All of a run's journal, as it is now.
+    """The whole journal of a run, as it is now.
 
     Args:
         folder: the run folder.
@@ -303,14 +301,14 @@ def whole_journal(folder: Path, first: str) -> Journal:
 def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
     """The lines of a run's journal from a mark on, each checked against the chain.
 
-    A last line that was cut short is not there.
+    An incomplete last line is left out.
 
     Yields:
         each line, and the mark after it.
 
     Raises:
         MarkMissing: the journal has no such place.
-        JournalError: names the first line that does not hold.
+        JournalError: names the first invalid line.
     """
     try:
         with reader_inside(folder / JOURNAL) as file:
@@ -370,25 +368,26 @@ def _checked(file: int, start: int, last: int, begin: Mark) -> Iterator[tuple[En
 
 
 def check_head(head: str) -> None:
-    """See that a text may be the digest of a line.
+    """Check that a text can be the digest of a line.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it cannot.
     """
     if len(head) not in (DIGEST_LENGTH, 64) or not set(head) <= set("0123456789abcdef"):
         raise UsageError(
-            f"--head {head} is no digest of a journal, of {DIGEST_LENGTH} hexadecimal digits",
-            "Give the one that `distsgd train` or `distsgd audit` has shown",
+            f"{spelling().given('head', head)} is not the digest of a journal: "
+            f"{DIGEST_LENGTH} hexadecimal digits",
+            "Give the one that `distsgd train` or `distsgd audit` printed",
         )
 
 
 def find_head(journal: Journal, head: str) -> int:
     """The number of the line with a digest that was kept, from 1; 0 for the beginning.
 
-    The chain makes everything before that line what it was when the digest was kept.
+    The chain proves that everything before that line is unchanged.
 
     Raises:
-        JournalError: the journal has no such line, or one that does not hold.
+        JournalError: the journal has no such line, or an invalid one.
     """
     begin = journal.begin
     if head == begin.digest:
@@ -397,15 +396,15 @@ def find_head(journal: Journal, head: str) -> int:
         if mark.digest == head:
             return mark.lines
     dropped = (
-        f"; or its line is among the first {begin.lines}, which were dropped" if begin.lines else ""
+        f"; or the line is among the first {begin.lines}, which were dropped" if begin.lines else ""
     )
     raise JournalError(
-        0, f"the journal has no line with the digest {head}: it is not the one it was{dropped}"
+        0, f"the journal has no line with the digest {head}: it has changed{dropped}"
     )
 
 
 def resumptions(folder: Path) -> list[Resumed]:
-    """The lines of a journal that say that the run was gone on with; unchecked, to be shown."""
+    """The resumptions in a journal, unchecked, for display."""
     try:
         with reader_inside(folder / JOURNAL) as file:
             lines = _lines(file.fileno(), 0, os.fstat(file.fileno()).st_size, 0)
@@ -435,7 +434,7 @@ def _place_of(file: BinaryIO, mark: Mark) -> int:
     else:
         digest = dropped.digest if dropped else mark.digest
     if not whole or digest != mark.digest:
-        raise MarkMissing(mark.lines, "it is missing, or another than it was")
+        raise MarkMissing(mark.lines, "it is missing, or it has changed")
     return place
 
 
@@ -447,7 +446,7 @@ def _digest_of(line: bytes) -> str | None:
 
 
 def _dropped(line: bytes) -> Mark | None:
-    """The mark of a first line that stands for lines that were dropped; it is a short one."""
+    """The mark in a first line that stands for dropped lines; None for any other line."""
     if len(line) > _LONGEST_MARK:
         return None
     try:
@@ -459,7 +458,7 @@ def _dropped(line: bytes) -> Mark | None:
 
 
 def _parse(content: dict[str, Any]) -> Entry:
-    """Raises ValueError, LookupError or TypeError if it is none."""
+    """Raises ValueError, LookupError or TypeError for a malformed line."""
     names = set(content)
     if names == {"r", "e", "n", "s", "h"}:
         version, epochs, workers, servers = _whole([content[name] for name in "rens"])
@@ -479,10 +478,10 @@ def _parse(content: dict[str, Any]) -> Entry:
 
 
 def _whole(values: list[Any]) -> list[int]:
-    """Whole numbers from 0 on, and nothing that can only be converted to them.
+    """Check that a list has whole numbers from 0 on, and nothing that merely converts to them.
 
     Raises:
-        ValueError: one is none.
+        ValueError: it does not.
     """
     if type(values) is not list or any(
         type(value) is not int or not 0 <= value < _MOST for value in values

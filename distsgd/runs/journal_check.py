@@ -1,29 +1,47 @@
-"""Whether the lines of a journal are ones that its run can have written, for all that reads it.
+"""Checks that the lines of a journal are ones that its run can have written.
 
-Audit, replay and resume go through it before anything is computed from a line, so that no number of
-a journal is believed, allocated or counted up to that the plan does not have.
+Audit, replay and resume check each line before anything is computed from it, so that no number that
+contradicts the plan is trusted, allocated or counted up to.
+
+A run may be training while it is checked. A training writes an update to the journal before a
+checkpoint of it, and writes a checkpoint before it drops the lines of the journal before that. So
+`RunView` lists the checkpoints before it reads the journal, and retries until the journal and the
+checkpoint where it begins match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.plan import Plan
 from distsgd.core.server import Ledger, UpdateCheck
 from distsgd.errors import JournalError, RunError, UsageError
-from distsgd.runs.checkpoint import Model, Place, resumed_settings
-from distsgd.runs.journal import Entry, Mark, Record, Resized
+from distsgd.runs.checkpoint import (
+    Model,
+    Place,
+    checkpoint_versions,
+    latest_checkpoint,
+    resumed_settings,
+)
+from distsgd.runs.journal import JOURNAL, Entry, Journal, Mark, Record, Resized
 from distsgd.runs.opened_run import OpenedRun
 
-__all__ = ["Beginning", "JournalCheck", "beginning_of"]
+__all__ = ["Beginning", "JournalCheck", "RunView", "beginning_of", "checked_lines", "proven"]
+
+_TRIES = 100
+"""How often lines of a journal may be dropped while the checkpoint where it begins is read."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where in a run the lines of a journal begin.
+    """The point in a run where the lines of a journal begin.
 
     Attributes:
         config: the settings there.
@@ -54,19 +72,19 @@ def beginning_of(run: OpenedRun, model: Model) -> Beginning:
         raise RunError(
             f"the checkpoint of version {model.version} of {run.folder.path} is of another run: "
             f"{error}",
-            "Remove it to go on from an older one",
+            "Remove it to resume from an older one",
         ) from None
     fleet = config.workers if place.fleet is None else place.fleet
     return Beginning(config, ledger, fleet, place.mark)
 
 
 class JournalCheck:
-    """Goes through the lines of a journal.
+    """Checks the lines of a journal, one after another.
 
     Args:
         run: the run.
         begin: where the first line is.
-        places: of checkpoints, which say what the journal was when they were written.
+        places: of checkpoints, to compare with the journal.
 
     Attributes:
         updates: the check of the updates.
@@ -89,7 +107,7 @@ class JournalCheck:
         """The same lines, each once it has been checked.
 
         Raises:
-            JournalError: names the first that the run cannot have written.
+            JournalError: names the first line that the run cannot have written.
         """
         for entry, mark in lines:
             try:
@@ -111,7 +129,7 @@ class JournalCheck:
         return self.updates.ledger.whole == self.plan.total_steps
 
     def end(self) -> None:
-        """See that the journal reaches as far as the checkpoints say.
+        """Check that the journal reaches as far as the checkpoints.
 
         Raises:
             JournalError: it does not.
@@ -138,10 +156,143 @@ class JournalCheck:
             version = self.updates.ledger.version
             if place.mark != mark:
                 raise JournalError(
-                    version, "a checkpoint that was written after it has another digest of it"
+                    version, "a checkpoint that was written after it has a different digest of it"
                 )
             settings = {name: getattr(self.config, name) for name in place.settings}
             if place.settings != settings or place.ledger != self.updates.ledger.to_json():
                 raise JournalError(
-                    version, "a checkpoint that was written after it tells of other updates"
+                    version, "a checkpoint that was written after it has different updates"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A run at one moment.
+
+    Attributes:
+        running: whether it was training then.
+        finished: whether it had finished.
+        head: digest of the last line of the journal according to its report; None without one,
+            or if the report may be from an earlier session.
+        checkpoints: versions of the checkpoints, oldest first. The journal reaches as far as the
+            newest.
+        journal: the journal.
+        base: the checkpoint that the journal begins with.
+    """
+
+    running: bool
+    finished: bool
+    head: str | None
+    checkpoints: tuple[int, ...]
+    journal: Journal
+    base: Model
+
+
+def _view(run: OpenedRun) -> RunView:
+    """The run as it is now.
+
+    Raises:
+        RunError: it has no checkpoint, or none that the journal begins with.
+        JournalError: the journal cannot be read.
+    """
+    folder, tries = run.folder, 0
+    while True:
+        status, report = folder.status(), folder.report()
+        latest_checkpoint(folder.checkpoints)  # refuses a run without any
+        known = tuple(checkpoint_versions(folder.checkpoints))
+        journal = run.journal()
+        try:
+            base = run.base(journal.begin)
+        except RunError:
+            tries += 1
+            if tries < _TRIES and run.journal().begin != journal.begin:
+                continue
+            raise
+        # A run that is resumed loses its report before its journal grows.
+        ended = status != "running" and folder.report() == report
+        return RunView(
+            running=status == "running",
+            finished=status == "finished" and ended,
+            head=report.get("journal_head") if ended else None,
+            checkpoints=known,
+            journal=journal,
+            base=base,
+        )
+
+
+def checked_lines(
+    run: OpenedRun, view: RunView, places: Iterable[Place] = ()
+) -> tuple[JournalCheck, Iterator[tuple[Entry, Mark]]]:
+    """The lines of a journal, each checked against the plan of the run before it is yielded.
+
+    Args:
+        run: the run.
+        view: the same at one moment.
+        places: of its checkpoints, to be compared with the journal.
+
+    Returns:
+        the check, and the lines. These raise a JournalError at the first invalid line, and at their
+        end if the journal is shorter than the run.
+    """
+    begin = view.journal.begin
+    if begin.lines:
+        beginning = beginning_of(run, view.base)
+    else:
+        beginning = Beginning(run.origin, Ledger(), run.origin.workers, begin)
+    check = JournalCheck(run, beginning, places)
+
+    def lines() -> Iterator[tuple[Entry, Mark]]:
+        last = begin
+        for entry, last in check.follow(view.journal.entries()):
+            yield entry, last
+        _check_end(view, check, last)
+
+    return check, lines()
+
+
+def _check_end(view: RunView, check: JournalCheck, end: Mark) -> None:
+    """Check that the journal is not shorter than the run."""
+    known, updates = view.checkpoints[-1], check.updates.ledger.version
+    if updates < known:
+        raise JournalError(updates + 1, f"it is missing: a checkpoint has version {known}")
+    check.end()
+    if view.finished and not check.complete:
+        raise JournalError(updates, "the run has finished, but examples are missing")
+    if view.head is not None and view.head != end.digest:
+        raise JournalError(
+            updates, f"the report gives {view.head} as the head of the journal, which it is not"
+        )
+
+
+def proven(run: OpenedRun, check: Callable[[RunView], T]) -> T:
+    """The result of a check of a run. If the run changes meanwhile, an error must occur twice.
+
+    Args:
+        run: the run.
+        check: checks a view of it.
+
+    Raises:
+        RunError: from ``check``; if the run is training, or was resumed or stopped since the check
+            started, the same error in two readings.
+    """
+    before: RunError | None = None
+    while True:
+        state = _state(run)
+        try:
+            view = _view(run)
+            return check(view)
+        except RunError as error:
+            unchanged = state[0] != "running" and _state(run) == state
+            if str(error) == str(before) or unchanged:
+                raise
+            before = error
+
+
+def _state(run: OpenedRun) -> tuple[str, set[tuple[str, int, int]]]:
+    """The status of a run, and the sizes and times of its journal and checkpoints."""
+    files = set()
+    for path in (run.folder.path / JOURNAL, *run.folder.checkpoints.glob("*.npz")):
+        with suppress(OSError):
+            info = path.stat()
+            files.add((path.name, info.st_size, info.st_mtime_ns))
+    return run.folder.status(), files

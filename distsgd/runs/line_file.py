@@ -1,4 +1,4 @@
-"""A file of JSON objects, one a line, that grows while a run goes on."""
+"""A file of JSON objects, one a line, that grows during a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _BLOCK = 1 << 16
 
 
 class LineFile:
-    """Appends lines; what goes wrong names the file.
+    """Appends lines to a file; errors name the file.
 
-    Lines that a full disk refuses are kept in memory, and go out when there is room again: the
-    file always ends with a whole line.
+    Lines that a full disk refuses stay in memory until there is room again: the file always ends
+    with a whole line.
 
     Args:
-        path: made if it is not there, readable by the user alone. A last line without an end, as
-            of a process that was killed while it wrote, is removed.
+        path: created if missing, readable by the user alone. An incomplete last line, from a
+            process that was killed while it wrote, is removed.
 
     Raises:
         StorageError: the file cannot be made.
@@ -51,10 +51,10 @@ class LineFile:
         return file, end
 
     def reopen(self) -> None:
-        """Another file has taken its place.
+        """Continue with the file that has replaced this one.
 
         Raises:
-            StorageError: that cannot be opened; the old one is gone on with.
+            StorageError: it cannot be opened; the old one stays in use.
         """
         old = self._file
         self._file, self._size = self._opened()
@@ -110,7 +110,7 @@ class LineFile:
             return False
 
     def close(self) -> None:
-        """Close the file; what a full disk refuses has been reported before."""
+        """Close the file; a full disk was reported before."""
         with suppress(StorageError):
             self.flush()
         with suppress(OSError):

@@ -1,10 +1,8 @@
-"""The metrics of a run: one JSON object a line, appended as training goes on.
+"""The metrics of a run, one JSON object a line, and its timeline.
 
-Each line ends with its own CRC-32 (c), so that a number that the disk has altered is not shown.
-
-A timeline of a run, in the JSON that Perfetto and Chrome's tracing page read.
-
-Source: "Trace Event Format"; complete events (ph "X") with times in microseconds.
+Each line of metrics ends with its own CRC-32 (c), so that a corrupted number is not shown. The
+timeline is in the "Trace Event Format" that Perfetto and Chrome's tracing page read: complete
+events (ph "X") with times in microseconds.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from distsgd.engine.events import Track
 from distsgd.errors import RunError, UsageError, machine_trouble, storage_error
 from distsgd.runs.checkpoint import checkpoint_versions
 from distsgd.runs.line_file import LineFile
+from distsgd.spelling import spelling
 
 __all__ = [
     "Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows", "read_metrics",
@@ -49,7 +48,7 @@ class MetricsWriter(LineFile):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut off is left out.
+    """The records of a run; an incomplete last line is left out.
 
     Raises:
         RunError: a line is damaged; names it.
@@ -58,7 +57,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The same one by one, however long the file is."""
+    """The same one by one, for files of any length."""
     try:
         with reader_inside(path) as file:
             for number in count(1):
@@ -74,8 +73,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                         return
                     raise RunError(
                         f"line {number} of {path} is damaged",
-                        "Remove that line: metrics are shown, and say which epoch was the best; "
-                        "no more",
+                        "Remove that line: metrics are only displayed, and name the best epoch",
                     ) from None
                 yield record
     except FileNotFoundError:
@@ -87,32 +85,31 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _check_numbers(record: dict[str, Any]) -> None:
-    """See that what is shown and counted with is of the kind that it should be.
+    """Check the types of the numbers that are displayed and computed with.
 
     Raises:
-        ValueError, KeyError: it is not.
+        ValueError, KeyError: one is wrong.
     """
     if record.get("kind") == "epoch" and not set(record) >= _EPOCH:
-        raise ValueError("it lacks what is known of an epoch")
+        raise ValueError("it lacks metrics of an epoch")
     for name in _COUNTS & set(record):
         if type(record[name]) is not int or not 0 <= record[name] < _MOST:
-            raise ValueError(f"{name} is no count")
+            raise ValueError(f"{name} is not a count")
     for name in _NUMBERS & set(record):
         if type(record[name]) not in (int, float) or abs(record[name]) >= math.inf:
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
 
 
 def epoch_rows(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a run; of one that was done again, as after a kill, the last time counts."""
+    """The epochs of a run; of one that was repeated, as after a kill, the last time counts."""
     found = {row["epoch"]: row for row in _records(path) if row.get("kind") == "epoch"}
     return [found[epoch] for epoch in sorted(found)]
 
 
 def seconds_of_steps(path: Path, examples: int) -> float:
-    """Seconds that a run has spent on the steps of its first examples, in all its parts.
+    """Seconds that a run has spent on the steps of its first examples, over all its sessions.
 
-    Steps after the last record, of a run that was killed between two, are taken to have been as
-    fast as those before.
+    Steps after the last record, in a run that was killed, are assumed to be as fast as those before.
 
     Args:
         path: of the metrics.
@@ -129,14 +126,14 @@ def seconds_of_steps(path: Path, examples: int) -> float:
 
 
 Best = tuple[float, float, int]
-"""Test accuracy, test loss times -1, version: the largest of several is the best."""
+"""Test accuracy, negative test loss, version: the largest tuple is the best."""
 
 
 def best_epoch(folder: Path) -> Best | None:
-    """The best W at the end of an epoch that has a checkpoint, if one has ended.
+    """The best epoch that has a checkpoint, or None before the first.
 
-    That is the one with the largest test accuracy; of several, that with the smallest loss. Of many
-    epochs a second some have no checkpoint, or have it later: their rows have a false "saved".
+    The best has the largest test accuracy, and among equals the smallest test loss. If epochs are
+    short, some have no checkpoint, or a delayed one: "saved" is false in their rows.
 
     Args:
         folder: the run folder.
@@ -159,13 +156,16 @@ def _check(content: dict[str, Any]) -> int:
 
 
 def check_trace_file(path: Path) -> None:
-    """Refuse, before a long run, a file that could not be written after it.
+    """Refuse a file that could not be written, before a long run rather than after it.
 
     Raises:
         UsageError: its folder is missing, or it is a folder itself.
     """
     if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"--trace {path} is no file in a folder that is there", "Name another")
+        raise UsageError(
+            f"{spelling().given('trace', str(path))} is not a file in an existing folder",
+            "Name another",
+        )
 
 
 def write_trace_file(path: Path, tracks: Sequence[Track]) -> None:

@@ -1,8 +1,8 @@
 """Residuals on disk: a file beside a checkpoint, which names it by its SHA-256.
 
-They are as large as W for each worker, and only the newest checkpoints are gone on from: so they
-have a file of their own, which is removed when there are newer ones. Written before its checkpoint,
-and named by its content, it never takes the place of one that a checkpoint still names.
+Residuals are as large as W for each worker, and needed only to resume, from the newest checkpoints:
+so they have a file of their own, which is removed when there are newer ones. Written before its
+checkpoint and named by its content, it never replaces one that a checkpoint still names.
 
 A line of JSON (format, version, type, length, and [worker, serial, whether values follow] of each
 worker), then the values, one worker after another, as little-endian floats.
@@ -80,7 +80,7 @@ def read_residuals(
 
     Raises:
         RunError: they are missing or damaged, or of another run.
-        StorageError: the machine keeps them from being read.
+        StorageError: the machine cannot read them.
     """
     path = _path(folder, version, digest)
     try:
@@ -118,7 +118,7 @@ def _rows(
         raise ValueError("it belongs to another run")
     for worker, serial, has in rows:
         if not (type(worker) is type(serial) is int and type(has) is bool):
-            raise ValueError("it has a worker that is no number")
+            raise ValueError("it has a worker that is not a number")
         if not (0 <= worker < _MOST_NUMBER and 0 <= serial < _MOST_SERIAL):
             raise ValueError(f"it has a worker {worker} with serial {serial}")
     if len({worker for worker, _, _ in rows}) < len(rows):

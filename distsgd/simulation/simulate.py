@@ -172,7 +172,9 @@ def simulate_with(
             run = SimulatedRun(config, fleet, measuring, dataset, stop)
             result = run.result()
     if run.diverged is not None:
-        raise DivergedError(run.diverged.step, run.diverged.loss, run.diverged.learning_rate)
+        rate = run.diverged.learning_rate
+        remedy = config.spelling.given("learning_rate", float(f"{rate / 10:.3g}"))
+        raise DivergedError(run.diverged.step, run.diverged.loss, rate, remedy)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the Python functions: one of a wrong type is refused in one line, as a flag is."""
+"""Checks of the arguments of Python functions: a wrong type is refused in one line."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def as_text(name: str, value: Any, example: str) -> str | None:
 
 
 def as_whole_number(name: str, value: Any, least: int) -> int:
-    """A whole number that is not too small.
+    """A whole number of a least value.
 
     Args:
-        name: of the argument, as a flag.
+        name: of the argument.
         value: what was given for it.
         least: the smallest that can be used.
 
@@ -77,15 +77,15 @@ def as_reporter(value: Any) -> Reporter:
     if isinstance(value, type) or not all(callable(getattr(value, call, None)) for call in _CALLS):
         raise UsageError(
             f"reporter cannot be {_shown(value)}",
-            "Give an object of a class that extends distsgd.Reporter and overrides what it wants "
-            f"of {', '.join(_CALLS)}",
+            "Give an object of a class that extends distsgd.Reporter and overrides some of "
+            + ", ".join(_CALLS),
         )
     reporter: Reporter = value
     return reporter
 
 
 def _shown(value: Any) -> str:
-    """The value, if it is short, and what it is."""
+    """The value, if it is short, and its type."""
     text, kind = repr(value), type(value).__name__
     short = len(text) <= 60 and "\n" not in text and not text.startswith("<")
     return f"{text} ({kind})" if short else f"a {kind}"

@@ -34,8 +34,7 @@ __all__ = ["ChaosWatch", "chaos_from"]
 
 
 _STALL = 0.5
-"""Seconds without an update that count as lost; the driver hears of updates several times a
-second."""
+"""Seconds without an update that count as stalled; events come several times a second."""
 
 
 class ChaosWatch(Hook):
@@ -74,7 +73,7 @@ class ChaosWatch(Hook):
         return self._kills
 
     def _strike(self, strike: Strike, process: str) -> None:
-        """A process was struck."""
+        """Log a fault of a process."""
         name = strike.fault.name
         self._struck[name] += 1
         self._log.write({"fault": name, "due": strike.version, "process": process})
@@ -132,30 +131,30 @@ _UNITS = {"s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|ms)")
 
 SILENCE = 1.5
-"""Seconds that a worker says nothing after a push of its was dropped, if none are given. The server
-finds a lease overdue after a second at the soonest, and gives it to others."""
+"""Default seconds for which a worker stays silent after a dropped push. The server finds a lease
+overdue after a second at the earliest, and gives it to others."""
 
 _MOMENT = "every=UPDATES or at=UPDATE"
 _NEEDS = {
     "kill-worker": (_MOMENT, ("every", "at")),
     "stop-worker": (f"for=TIME and {_MOMENT}", ("every", "at", "for")),
     "kill-server": (_MOMENT, ("every", "at")),
-    "drop-push": ("p=CHANCE, and for=TIME if you like", ("p", "for")),
+    "drop-push": ("p=CHANCE, and optionally for=TIME", ("p", "for")),
     "dup-push": ("p=CHANCE", ("p",)),
     "delay": ("p=CHANCE and for=TIME", ("p", "for")),
 }
 
 
 def chaos_from(text: str, seed: int, workers: int) -> Chaos:
-    """The faults that a text asks for.
+    """The faults that a text requests.
 
     Args:
         text: pieces with commas between, each FAULT:NAME=VALUE:NAME=VALUE..., or seed=N.
-        seed: of the run; that of the faults, if the text has none.
-        workers: of the run; one process without Ray has nobody to kill.
+        seed: of the run; used for the faults if the text has none.
+        workers: of the run; 0 for one process, which has no others to kill.
 
     Raises:
-        UsageError: names the piece that cannot be used.
+        UsageError: a piece of the text cannot be used.
     """
     faults: list[Fault] = []
     seeds: list[int] = []
@@ -174,7 +173,7 @@ def chaos_from(text: str, seed: int, workers: int) -> Chaos:
                 f"Give 1 worker or more; {', '.join(PUSH_FAULTS)} need none",
             )
     if not faults:
-        raise _refused(text, "no fault is asked for", _known())
+        raise _refused(text, "no fault is requested", _known())
     return Chaos(tuple(faults), seeds[0] if seeds else seed, text)
 
 
@@ -208,7 +207,7 @@ def _fault(piece: str) -> Fault:
         if key in allowed and key not in given and (name, key) != ("drop-push", "for"):
             raise _refused(piece, f"it needs {key}=", hint)
     if name == "drop-push" and given["p"] == 1:
-        raise _refused(piece, "no push would ever come", "Give a p below 1")
+        raise _refused(piece, "no push would ever arrive", "Give a p below 1")
     return Fault(
         name, given.get("every", 0), given.get("at", 0), given.get("p", 0.0),
         given.get("for", SILENCE if name == "drop-push" else 0.0),

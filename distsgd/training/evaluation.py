@@ -1,4 +1,4 @@
-"""What a trained classifier is worth, and what it says of an image."""
+"""Evaluation of a run on a dataset, and predictions for images and rows."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from distsgd.runs.checkpoint import (
 from distsgd.runs.folder import RunFolder, find_run
 from distsgd.runs.metrics import best_epoch
 from distsgd.runs.opened_run import dataset_of_run
+from distsgd.spelling import spelling
 from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
 
@@ -35,17 +36,17 @@ __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good a checkpoint of a run is.
+    """The loss and accuracy of a checkpoint.
 
     Attributes:
         run_dir: the run folder.
-        running: whether the run was training; then this is W as of update ``step``.
+        running: whether the run was training at the time.
         step: updates applied to W.
         dataset: what it was measured on.
         split: "test" or "train".
         examples: how many examples.
         loss: mean L_i plus the L2 penalty.
-        accuracy: share of examples classified rightly.
+        accuracy: share of examples classified correctly.
         class_accuracy: the same for the examples of each class.
         weights_sha256: SHA-256 of W.
     """
@@ -64,10 +65,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the classifier says of one image, or of one row.
+    """The most likely classes of one image or row.
 
     Attributes:
-        image: the file; of rows also which, as ``flowers.csv row 3``.
+        image: the file, with the row if it has several: ``flowers.csv row 3``.
         classes: names of the most likely classes, the first the likeliest.
         probabilities: softmax of the scores, for each of these classes. An SVM is not trained
             to give probabilities: there, they only order the classes.
@@ -84,6 +85,8 @@ class Prediction:
 
 
 def _model(run: RunFolder, best: bool) -> Model:
+    """The newest checkpoint of a run, or that of its best epoch."""
+    leave_out = f"Leave out {spelling().setting('best')}"
     kind = run.settings().model
     if not best:
         return read_newest(run.checkpoints, kind)
@@ -96,31 +99,31 @@ def _model(run: RunFolder, best: bool) -> Model:
         if found == before:
             raise RunError(
                 f"the checkpoint of the best epoch of {run.path}, update {found[-1]}, is missing",
-                "Leave out --best",
+                leave_out,
             )
-    raise RunError(f"no epoch of {run.path} has ended, so none is the best", "Leave out --best")
+    raise RunError(f"no epoch of {run.path} has ended, so none is the best", leave_out)
 
 
 def evaluate(
     run: str | Path, *, dataset: str | None = None, split: str = "test", best: bool = False
 ) -> Evaluation:
-    """Measure the newest checkpoint of a run.
+    """Measure the loss and accuracy of a run.
 
     Args:
         run: path or name of a run, or "latest".
-        dataset: another one, whose columns and classes are matched by name and whose numbers are
-            put on the steps of the run; None for the very one it was trained on.
+        dataset: another dataset, whose columns and classes are matched by name and whose numbers
+            are scaled as the run's were; None for the dataset it was trained on.
         split: "test" or "train".
-        best: instead of the newest, that of the epoch with the largest test accuracy.
+        best: use the epoch with the largest test accuracy, not the newest checkpoint.
 
     Raises:
         UsageError: there is no such split.
-        RunError: there is no such run, it is damaged, or its dataset is another by now.
+        RunError: there is no such run, it is damaged, or its dataset has changed.
         DatasetError: the dataset is missing or damaged.
-        UsageError: the dataset does not go with the run, see `Conversion`.
+        UsageError: the dataset does not fit the run, see `Conversion`.
     """
     if split not in ("test", "train"):
-        raise UsageError(f"--split cannot be {split}", "Give test or train")
+        raise UsageError(f"{spelling().setting('split')} cannot be {split}", "Give test or train")
     folder = find_run(run)
     settings = folder.settings()
     chosen = settings.dataset if dataset is None else dataset
@@ -150,7 +153,7 @@ def evaluate(
 
 
 def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
-    """What to classify: names, and pixels of shape (examples, features)."""
+    """Names of the examples in files, and their pixels, shape (examples, features)."""
     if len(model.shape) == 3:
         return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
     from distsgd.data.importing.choose import read_numbers
@@ -183,19 +186,19 @@ def _of_array(given: Any, model: Model) -> tuple[list[str], Bytes]:
             f"an array of {values.dtype} cannot be classified", "Give numbers"
         ) from None
     if not np.isfinite(numbers).all():
-        raise UsageError("the array has entries that are no finite numbers", "Leave those rows out")
+        raise UsageError("the array has entries that are not finite", "Remove those rows")
     if model.columns is None and ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
         raise UsageError(
-            "the array has numbers that are no pixels", "Give whole numbers from 0 to 255"
+            "the array has numbers that are not pixels", "Give whole numbers from 0 to 255"
         )
     return [f"row {row}" for row in range(1, len(values) + 1)], _pixels(numbers, model)
 
 
 def _files(given: Any) -> list[Path]:
-    """Several files.
+    """Paths, at least one.
 
     Raises:
-        UsageError: it is something else, or none.
+        UsageError: there are none, or something else.
     """
     files = list(given) if isinstance(given, Iterable) else [given]
     for file in files:
@@ -230,7 +233,7 @@ def predict(
             imported: pixels from 0 to 255, channel by channel, or columns in their order. Or a
             table (pandas.DataFrame) with these columns.
         top: how many classes to name.
-        best: instead of the newest, that of the epoch with the largest test accuracy.
+        best: use the epoch with the largest test accuracy, not the newest checkpoint.
 
     Raises:
         RunError: there is no such run, or it is damaged.
@@ -238,7 +241,7 @@ def predict(
             another shape.
         SourceError: a row lacks a number.
     """
-    as_whole_number("--top", top, least=1)
+    as_whole_number(spelling().setting("top"), top, least=1)
     model = _model(find_run(run), best)
     if isinstance(images, str | Path):
         names, pixels = _of_files([Path(images)], model)

@@ -1,4 +1,4 @@
-"""How a training is asked to end early: at a whole update, with its checkpoint written."""
+"""Requests to end a training early, after a whole update and with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["NEVER", "FirstCtrlC", "Stop", "Stopping"]
 
 
 class Stop:
-    """Asked after every update whether to end there; this one never says so."""
+    """Called after every update: whether training should end there. This one never asks for it."""
 
     def __call__(self) -> bool:
         """Whether training should end."""
@@ -21,17 +21,17 @@ class Stop:
 
 
 Stopping = AbstractContextManager[Stop]
-"""Entered when training begins. What ends a process before that leaves nothing behind."""
+"""Entered when training starts; what ends the process earlier leaves nothing behind."""
 
 NEVER: Stopping = nullcontext(Stop())
-"""Nothing asks: a signal does what it does in the process anyway."""
+"""No request: signals do what they do in the process anyway."""
 
 
 class FirstCtrlC(Stop):
-    """While entered, the first Ctrl-C ends a training well; the next is a KeyboardInterrupt.
+    """While entered, the first Ctrl-C ends a training after an update; the next is an exception.
 
-    It takes the place of Python's own handler alone, and for that time. Where the caller has
-    another one, or trains outside the main thread, signals are the caller's.
+    It replaces Python's own handler alone, and only while entered. If the caller has another
+    handler, or trains outside the main thread, signals are left to the caller.
     """
 
     def __init__(self) -> None:
@@ -57,10 +57,10 @@ class FirstCtrlC(Stop):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self, run_dir: str, step: int) -> None:
-        """Pass a Ctrl-C on to the caller, once the run has been kept.
+        """Pass a Ctrl-C on to the caller, once the run is saved.
 
         Raises:
-            TrainingInterrupted: one has come.
+            TrainingInterrupted: it was pressed.
         """
         if self._received:
             raise TrainingInterrupted(run_dir, step)

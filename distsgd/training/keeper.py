@@ -1,7 +1,4 @@
-"""What a training keeps in its run folder: journal, metrics, checkpoints.
-
-What is written of every update: the journal, and beside it where the run stands.
-"""
+"""Writes the files of a run while it trains: journal, metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -39,21 +36,21 @@ __all__ = ["Keeper"]
 
 
 _LOOK_SECONDS = 1.0
-"""Seconds between two looks at whether the run folder is still there."""
+"""Seconds between two checks that the run folder still exists."""
 
 _USABLE = 2
-"""Checkpoints that a run can be gone on from which are kept at least, if there are as many."""
+"""How many checkpoints that a run can resume from are always kept."""
 
 _FEW_EPOCHS, _EVERY_SECONDS = 60, 0.5
-"""Epochs that have a checkpoint each; and seconds after which a later one has one in any case."""
+"""The first epochs all have a checkpoint; later ones at least after these seconds."""
 
 
 class Keeper:
-    """Writes the run folder while training goes on.
+    """Writes the run folder during a training.
 
-    A full disk does not end a training, nor does a folder that is deleted or moved: the user is
-    told when it happens, and what could not be written is tried again later. Only the first
-    checkpoint and the last have to be written.
+    Neither a full disk nor a deleted or moved folder ends a training: the user is notified, and
+    what could not be written is tried again later. Only the first and the last checkpoint must be
+    written.
 
     Args:
         run: the run.
@@ -70,7 +67,7 @@ class Keeper:
         self._logbook = Logbook(run, start, config)
         self._folder = run.folder.checkpoints
         self._metrics = MetricsWriter(run.folder.path / "metrics.jsonl")
-        self._saved, self._told = -1, False
+        self._saved, self._notified = -1, False
         self._lost, self._next_look = False, 0.0
         self._best: Best = best_epoch(run.folder.path) or (-1.0, 0.0, 0)
         self._best_saved = self._best[2]
@@ -80,12 +77,12 @@ class Keeper:
         self._saved_at = -_EVERY_SECONDS
         self._begin = 0  # of the journal
         self._waiting: Snapshot | None = None
-        self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can be gone on from
+        self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can resume from
         self._residuals: dict[int, str] = {}  # of the same, by their digests
         self._passing: set[int] = set()  # versions of checkpoints within an epoch
 
     def updated(self, update: Applied) -> None:
-        """An update goes to the journal."""
+        """Write an update to the journal."""
         if (now := monotonic()) >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
             self._look_for_folder()
@@ -94,17 +91,17 @@ class Keeper:
             self.try_to_save(self._waiting)
 
     def resized(self, workers: int) -> None:
-        """A new number of workers goes to the journal, before any of them works."""
+        """Write a new number of workers to the journal, before any of them works."""
         self._logbook.resized(workers)
 
     def progress(self, event: Progress) -> None:
-        """Some updates go to the metrics."""
+        """Write progress to the metrics."""
         self._look_for_folder()
         self._if_there_is_room(self._logbook.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
 
     def ended(self, event: Ended) -> None:
-        """The time until the last update goes to the metrics."""
+        """Write the time of the last update to the metrics."""
         content = {
             "kind": "ended", "step": event.snapshot.version,
             "examples_seen": event.examples_seen, "seconds": event.seconds,
@@ -116,10 +113,10 @@ class Keeper:
         return seconds_of_steps(self._metrics.path, examples)
 
     def epoch(self, row: EpochRow, version: int) -> None:
-        """An epoch goes to the metrics; checkpoints that are not to be kept are removed.
+        """Write an epoch to the metrics, and remove checkpoints that need not stay.
 
         Args:
-            row: what is known of it.
+            row: its metrics.
             version: of W at its end.
         """
         content = {"kind": "epoch", "version": version, **asdict(row)}
@@ -135,10 +132,10 @@ class Keeper:
         self._tidy()
 
     def save_epoch(self, snapshot: Snapshot, epoch: int) -> None:
-        """Write a checkpoint of the end of an epoch, if there is room; of many a second, only some.
+        """Write a checkpoint of the end of an epoch, if there is room; of short epochs, only some.
 
-        Those are the epochs of the series, and two a second. If one of the others is the best, it
-        stays in memory until the next of these, or until the training ends.
+        Those are the epochs of the series, and two a second. The best of the others stays in memory
+        until the next checkpoint, or until the training ends.
 
         Args:
             snapshot: of the server.
@@ -155,7 +152,7 @@ class Keeper:
             self._if_there_is_room(self._save_best)
 
     def _save_best(self) -> None:
-        """Write the best epoch, if that has no checkpoint and the journal has come as far.
+        """Write the best epoch, if it has no checkpoint and the journal has its last update.
 
         Raises:
             StorageError: it cannot be written; it is tried again later.
@@ -173,7 +170,7 @@ class Keeper:
 
         Args:
             snapshot: of the server.
-            passing: whether it is removed when there are two newer ones to go on from.
+            passing: whether to remove it once the run can resume from two newer ones.
 
         Raises:
             StorageError: it cannot be written.
@@ -203,7 +200,7 @@ class Keeper:
         self._tidy()
 
     def start(self, snapshot: Snapshot) -> None:
-        """Write the checkpoint that a session begins with, where a new fleet takes over.
+        """Write the checkpoint that a session starts from.
 
         Raises:
             StorageError: it cannot be written.
@@ -219,7 +216,7 @@ class Keeper:
         return write_residuals(self._folder, version, residuals, self._job.dtype)
 
     def try_to_save(self, snapshot: Snapshot, *, passing: bool = False) -> None:
-        """The same, if there is room; or as soon as the journal has come as far."""
+        """The same, if there is room; delayed until the journal has its last update."""
         if snapshot.version > self._logbook.version:
             self._waiting = snapshot
             self._passing |= {snapshot.version} if passing else set()
@@ -240,12 +237,14 @@ class Keeper:
         self._logbook.flush()
 
     def _tidy(self) -> None:
-        """Remove the checkpoints, and the beginning of the journal, that are not to be kept."""
+        """Remove the checkpoints, and the start of the journal, that need not stay."""
         usable = sorted(self._marks)[-_USABLE:]
         self._marks = {version: self._marks[version] for version in usable}
         if len(usable) == _USABLE and self._config.journal == "bounded":
             begin = self._marks[usable[0]]
-            if begin.offset > self._begin:  # first the journal, so that it always has its beginning
+            if (
+                begin.offset > self._begin
+            ):  # the journal first, so that there is always a checkpoint where it begins
                 if not self._if_there_is_room(partial(self._logbook.drop_before, begin)):
                     return
                 self._begin = begin.offset
@@ -261,10 +260,10 @@ class Keeper:
         self._passing &= set(usable)
 
     def _superfluous(self, usable: set[int]) -> set[int]:
-        """The versions of checkpoints that are not to be kept."""
+        """The versions of checkpoints that need not stay."""
         config, epochs = self._config, self._epochs
         if config.journal == "bounded" and len(usable) < _USABLE:
-            return set()  # the journal may begin with any of them
+            return set()  # the journal may begin at any of them
         found = set(self._passing) if len(usable) == _USABLE else set()
         if config.keep_checkpoints and epochs[0]:
             versions = checkpoint_versions(self._folder)
@@ -286,7 +285,7 @@ class Keeper:
         self._logbook.close()
 
     def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
-        """A snapshot as it is kept."""
+        """A snapshot as a checkpoint holds it."""
         job, manifest = self._job, self._run.dataset.manifest
         return Model(
             model=job.model,
@@ -303,29 +302,29 @@ class Keeper:
         )
 
     def _look_for_folder(self) -> None:
-        """Tell the user, once, that what is written no longer comes to the run folder."""
+        """Notify the user, once, that the files of the run are gone from its folder."""
         lost = self._logbook.is_lost()
         if lost and not self._lost:
             error = self._loss()
-            self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
+            self._reporter.notice(f"{error.problem}; training continues. {error.hint}.")
         self._lost = lost
 
     def _loss(self) -> StorageError:
         folder = self._run.folder.path
         what = "its journal" if folder.is_dir() else "the run folder"
         return StorageError(
-            f"{folder}: {what} has been deleted or moved, and nothing more of this run is kept",
+            f"{folder}: {what} has been deleted or moved, and nothing more of this run is saved",
             "Put it back where it was before the training ends, or stop and train again",
         )
 
     def _if_there_is_room(self, write: Callable[[], None]) -> bool:
-        """Whether it has been written."""
+        """Write; returns whether it worked, and notifies the user the first time it does not."""
         try:
             write()
         except StorageError as error:
             self._look_for_folder()
-            if not self._told and not self._lost:
-                self._reporter.notice(f"{error.problem}; training goes on. {error.hint}.")
-                self._told = True
+            if not self._notified and not self._lost:
+                self._reporter.notice(f"{error.problem}; training continues. {error.hint}.")
+                self._notified = True
             return False
         return True

@@ -1,7 +1,4 @@
-"""Whether a training can be placed at all, seen before anything of it is made.
-
-How much memory a training needs, from its settings and the shape of its dataset alone.
-"""
+"""Checks before a training starts: memory, processes, cache, and settings that fit the dataset."""
 
 from __future__ import annotations
 
@@ -188,11 +185,11 @@ def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
 
 
 _LEAST: dict[str, int] = {"hidden": 1, "batch_size": 1, "workers": 0}
-"""What may be given less of, and the least of it."""
+"""Settings that can be reduced to save memory, and their least values."""
 
 
 def what_fits(sizes: Sizes, fits: Callable[[Sizes], bool]) -> tuple[str, int] | None:
-    """What to give less of so that a training fits, and how much of it does.
+    """The setting to reduce so that a training fits, and its largest value that does.
 
     Args:
         sizes: those that do not fit.

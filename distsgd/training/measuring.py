@@ -1,7 +1,4 @@
-"""Loss and accuracy of a model on a split of a dataset.
-
-A thread that takes what the training leaves of the processors.
-"""
+"""Loss and accuracy of a model on a dataset, and a low-priority thread to compute them in."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ __all__ = ["Background", "Measured", "conversion_for", "measure_split"]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """How good a model is.
+    """Loss and accuracy of a model on some examples.
 
     Attributes:
         loss: mean L_i plus the penalty.
@@ -42,10 +39,10 @@ class Measured:
 
 
 def conversion_for(model: Model, dataset: Dataset) -> Conversion:
-    """From the examples of a dataset to those that a model takes.
+    """How examples of a dataset become inputs of a model.
 
     Raises:
-        UsageError: they do not go together, see `Conversion`.
+        UsageError: they do not fit, see `Conversion`.
     """
     return Conversion(
         model.shape, model.classes, model.columns, dataset.manifest, dataset.folder
@@ -56,7 +53,7 @@ def measure_split(model: Model, dataset: Dataset, split: str, regularization: fl
     """Measure a model on the "train" or "test" examples of a dataset.
 
     Raises:
-        UsageError: the dataset does not go with the model, see `Conversion`.
+        UsageError: the dataset does not fit the model, see `Conversion`.
     """
     conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
@@ -76,7 +73,7 @@ Result = TypeVar("Result")
 
 
 class Background:
-    """Runs one thing at a time, for a caller that waits for it, at the lowest priority.
+    """Runs one function at a time at the lowest priority, for a caller that waits.
 
     The priority is the thread's own (Linux), since a process that has lowered its own may not
     raise it again.
@@ -86,7 +83,7 @@ class Background:
         self._thread = ThreadPoolExecutor(1, OWN_THREAD, _step_back)
 
     def run(self, what: Callable[[], Result]) -> Result:
-        """What it returns, or raises."""
+        """Call ``what`` in the thread; returns or raises what it does."""
 
         def work() -> Result:
             with one_blas_thread(check_at_end=False):
@@ -100,5 +97,5 @@ class Background:
 
 
 def _step_back() -> None:
-    with suppress(OSError):  # then it has the priority of all others
+    with suppress(OSError):  # the thread then keeps the usual priority
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -19,7 +19,7 @@ __all__ = ["NeedsRestart", "Processes"]
 
 
 class NeedsRestart(Exception):
-    """The number of workers changes while they have residuals, which a restart shares out anew.
+    """The number of workers changes while they have residuals, which a restart redistributes.
 
     Args:
         workers: how many from here on.
@@ -68,7 +68,7 @@ class Processes:
         return ray_session(cpus=self._config.workers + self._config.servers)
 
     def restart(self, workers: int) -> None:
-        """The next generation has so many workers, unless another number was asked for since."""
+        """The number of workers to restart with, unless `scale` has asked for another since."""
         self.workers = workers
         self._requested.again()
 

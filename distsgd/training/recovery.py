@@ -33,11 +33,11 @@ def first_start(run: OpenedRun) -> Start:
 
 @dataclass(frozen=True)
 class Tail:
-    """A checkpoint, and all lines of the journal that are needed to go on from it.
+    """A checkpoint, and all lines of the journal after it.
 
     Attributes:
         model: the checkpoint.
-        begin: where the first of the lines is.
+        begin: where the lines begin.
         settings: the settings after the last of them.
         entries: the lines.
         ledger: what has been applied until the last of them.
@@ -88,15 +88,15 @@ class Stopped(Exception):
 
 
 def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None) -> Tail:
-    """From the newest checkpoint that will do, with all that comes after it.
+    """The newest checkpoint that a run can resume from, with all that comes after it.
 
     Args:
         run: the run.
-        notice: given what the user should know of checkpoints whose residuals cannot be had.
+        notice: called with a text about checkpoints whose residuals cannot be read.
 
     Raises:
-        RunError: there is no checkpoint that will do.
-        JournalError: the journal does not hold.
+        RunError: there is no such checkpoint.
+        JournalError: the journal is invalid.
     """
     problem, without = "it has no checkpoint that can be read", ""
     for model in run.checkpoints():
@@ -106,12 +106,12 @@ def find_tail(run: OpenedRun, notice: Callable[[str], None] = lambda text: None)
             problem = without = without or error.problem
             continue
         tail = _tail(run, model, residuals)
-        if tail is not None and _will_do(tail):
+        if tail is not None and _is_sufficient(tail):
             if without:
                 notice(f"{without}; all updates after update {model.version} are recomputed")
             return tail
-        problem = without or "its checkpoints and its journal do not go together"
-    raise RunError(f"{run.folder.path} cannot be gone on with: {problem}", "Train again")
+        problem = without or "its checkpoints and its journal do not match"
+    raise RunError(f"{run.folder.path} cannot be resumed: {problem}", "Train again")
 
 
 def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
@@ -136,11 +136,10 @@ def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
     )
 
 
-def _will_do(tail: Tail) -> bool:
-    """Whether all later updates can be made from a checkpoint.
+def _is_sufficient(tail: Tail) -> bool:
+    """Whether all later updates can be recomputed from a checkpoint.
 
-    What they read must be in it, or not be older than it; and what their workers answered before
-    must be in it.
+    It must hold every older version of W that they read, and the residuals that they start from.
     """
     model, before = tail.model, tail.begin.ledger.version
     records = records_of(tail.entries)
@@ -153,17 +152,17 @@ def _will_do(tail: Tail) -> bool:
 
 
 def _came_before(tail: Tail, worker: int, lease: Lease) -> bool:
-    """Whether a worker gave an answer before those after which its residual is known."""
+    """Whether a worker gave this answer before the ones that its residual includes."""
     known = tail.residuals.get(worker, Residual(0, None)).serial
     return lease.serial < known
 
 
 def resumed_config(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
-    """The settings of a run with those that are to be others from here on.
+    """The settings of a run that resumes with some new ones.
 
     Args:
-        config: as they were.
-        given: new values by name; None for the old ones.
+        config: the settings so far.
+        given: new values by name; None to keep the old one.
 
     Raises:
         UsageError: a value cannot be used, or there are fewer epochs than before.

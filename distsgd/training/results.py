@@ -1,7 +1,4 @@
-"""What training tells and returns.
-
-How a caller follows a training.
-"""
+"""What a training reports while it runs, and what it returns."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ __all__ = ["ChaosReport", "EpochRow", "Reporter", "TrainResult", "result_from"]
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosReport:
-    """What was done to a training, and what it cost. The audit has held, or there is no report.
+    """The faults caused in a training, and their cost. There is a report only if the audit passes.
 
     Attributes:
-        asked: the faults as they were asked for.
-        seed: of their choices.
-        faults: fault -> how often it came.
-        stalled_seconds: in which no update came for more than half a second on end.
-        answers_in_vain: gradients that were computed, and that no update used: their push was
-            dropped or came late, or the update was lost with its server and made anew.
+        asked: the request.
+        seed: of the random choices.
+        faults: fault -> how often it was caused.
+        stalled_seconds: total of all pauses between updates of more than half a second.
+        answers_in_vain: gradients that were computed and not used: their push was dropped or came
+            late, or the update was lost with its server and recomputed.
         slots_in_vain: slots in them.
         audited_updates: updates in the journal, by which each example was applied exactly once.
     """
@@ -42,7 +39,7 @@ class ChaosReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """What is known at the end of an epoch; losses include the L2 penalty.
+    """The metrics at the end of an epoch; losses include the L2 penalty.
 
     Attributes:
         epoch: from 1.
@@ -63,7 +60,7 @@ class EpochRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run came to. Losses are the objective: mean L_i plus the L2 penalty.
+    """The result of a run. Losses are the objective: mean L_i plus the L2 penalty.
 
     Attributes:
         run_dir: the run folder.
@@ -82,7 +79,7 @@ class TrainResult:
         consistency: the policy.
         gradient_ages: age of a gradient in updates -> contributions of that age.
         dropped: pushes that were not used.
-        requeued: slots that were put off to a later update.
+        requeued: slots deferred to a later update.
         waiting_seconds: worker -> seconds it waited for work. These, gradient_ages, dropped,
             requeued, bytes and busy share are of the steps since the processes were last started.
         answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
@@ -107,7 +104,7 @@ class TrainResult:
             layers, of W1 and then W2.
         journal_head: digest of the last line of the journal. A copy kept elsewhere tells
             later whether the journal is still the same: ``audit(run, head=...)``.
-        chaos: what was done to it on purpose, and what that cost; None if nothing was asked for.
+        chaos: the faults caused on purpose, and their cost; None without any.
         verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
             how many let pass, the largest difference of a gradient and the largest tolerance
             (both relative to its largest value), which part of a tolerance was used at most, and
@@ -157,10 +154,10 @@ class TrainResult:
 
 
 def result_from(content: dict[str, Any]) -> TrainResult:
-    """The result that a report of a run holds.
+    """The result in the report of a run.
 
     Raises:
-        TypeError: it holds something else.
+        TypeError: the report holds something else.
     """
     if "staleness" in content:  # the name of `gradient_ages` in reports of development versions
         content = {**content, "gradient_ages": content["staleness"]}
@@ -201,19 +198,19 @@ _KINDS: dict[str, Callable[[object], bool]] = {
 
 
 class Reporter:
-    """Told how training goes. This one says nothing; override what is of interest."""
+    """Receives the progress of a training. Every method does nothing; override what you need."""
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        """The run folder is there, and work begins."""
+        """The run folder exists, and training starts."""
 
     def progress(self, progress: Progress) -> None:
-        """Some updates have been applied."""
+        """Some updates were applied."""
 
     def epoch(self, row: EpochRow) -> None:
-        """An epoch is over."""
+        """An epoch has ended."""
 
     def notice(self, text: str) -> None:
-        """Something has happened that does not end the training, such as a server's death."""
+        """Something happened that does not end the training, such as the death of a server."""
 
     def ended(self) -> None:
-        """No more steps; the final evaluation follows."""
+        """All steps are done; the final evaluation follows."""

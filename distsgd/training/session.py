@@ -233,7 +233,9 @@ class Session:
     def _ended(self, event: Ended) -> Ended:
         if event.diverged is not None:
             found = event.diverged
-            raise DivergedError(found.step, found.loss, found.learning_rate)
+            rate = float(f"{found.learning_rate / 10:.3g}")
+            remedy = self._config.spelling.given("learning_rate", rate)
+            raise DivergedError(found.step, found.loss, found.learning_rate, remedy)
         self._keeper.save(event.snapshot)
         self._keeper.ended(event)
         return event

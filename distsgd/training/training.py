@@ -1,4 +1,4 @@
-"""Training: from settings to a run folder with a trained classifier."""
+"""The Python functions `train`, `resume` and `scale`."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def resume(
 
 
 def scale(run: str | Path, workers: int) -> None:
-    """Give a run that is training another number of workers, without a restart.
+    """Change the number of workers of a run that is training, without a restart.
 
     Args:
         run: path or name of a run, or "latest".
@@ -131,12 +131,12 @@ def scale(run: str | Path, workers: int) -> None:
     if folder.status() != "running":
         raise RunError(
             f"{folder.path} is not running",
-            f"`distsgd resume {handle(folder)} --workers {workers}` goes on with it",
+            f"Resume it with as many: `distsgd resume {handle(folder)} --workers {workers}`",
         )
     if folder.settings().workers == 0:
         raise UsageError(
             f"{folder.path} trains in one process, without workers",
-            "Stop it, and `distsgd resume` it with --workers",
+            f"Stop it, and resume it: `distsgd resume {handle(folder)} --workers {workers}`",
         )
     check_processes(workers, folder.settings().servers, spelling().given("workers", workers))
     want_workers(folder, workers)

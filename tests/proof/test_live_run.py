@@ -17,7 +17,7 @@ from distsgd.errors import JournalError, RunError
 from distsgd.lecture.experiments.landscape_directions import path_of
 from distsgd.proof.audit import audit
 from distsgd.proof.replay import replay
-from distsgd.runs import run_view
+from distsgd.runs import journal_check
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions
 from distsgd.runs.folder import RunFolder, create_run
 from distsgd.runs.journal import JOURNAL, Journal
@@ -85,17 +85,17 @@ def test_a_fault_of_a_live_run_is_believed_when_it_is_found_twice(tmp_path: Path
     run = a_run(tmp_path / "run")
     found: list[int] = []
 
-    def check(view: run_view.RunView) -> str:
+    def check(view: journal_check.RunView) -> str:
         found.append(len(found))
         raise JournalError(7 if len(found) != 1 else 5, "it is not a record")
 
     with pytest.raises(JournalError, match="record 5"):
-        run_view.proven(run, check)
+        journal_check.proven(run, check)
     assert len(found) == 1, "one that has ended is read once"
     run.folder.hold()
     found.clear()
     with pytest.raises(JournalError, match="record 7"):
-        run_view.proven(run, check)
+        journal_check.proven(run, check)
     assert len(found) == 3
     run.folder.release()
 
