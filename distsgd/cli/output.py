@@ -1,4 +1,4 @@
-"""All that a command writes: lines, pairs and tables for people, one JSON object for machines.
+"""Output of commands: lines, pairs and tables for people, one JSON object for machines.
 
 Nothing else in ``cli/`` prints or imports rich. Text is shown as it is: brackets are no markup,
 ``:cat:`` is no emoji, and control characters are escaped, so that neither a class name nor a path
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")
+    bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")
 ]
 
 _MARGIN = "  "
@@ -85,7 +85,7 @@ def show(*lines: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Lines about what is going on, on stderr."""
+    """Lines about progress and problems, on stderr."""
     for line in lines or ("",):
         _write(sys.stderr, visible(line))
 
@@ -188,7 +188,7 @@ def print_table(
         show("")
         return
     rule = "─" if _encodable("─") == "─" else "-"
-    # A colour would tell the heading from the rows: not where NO_COLOR asks for none.
+    # Bold headings, unless NO_COLOR is set.
     bold = _drawable(sys.stdout) and not os.environ.get("NO_COLOR")
     show("")
     for line in _folded(names, widths):

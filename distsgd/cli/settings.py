@@ -1,9 +1,7 @@
-"""Settings on the command line: how errors name them, and what an unknown option was meant for.
+"""Settings on the command line: how errors name them, and suggestions for unknown options.
 
-Typer has a click of its own, or takes that of click, by its version; so commands are known here by
-their attributes alone.
-
-Arguments that several commands take.
+Typer bundles click or imports it, depending on its version, so commands are recognised by their
+attributes alone.
 """
 
 from __future__ import annotations
@@ -20,16 +18,16 @@ __all__ = ["CommandLine", "GroupTakesSettings", "Run", "TakesSettings", "spellin
 
 
 def spelling_of(command: Any) -> Spelling:
-    """How settings are written for a command: those that it has options for, others by --set."""
+    """How settings are written for a command: as its options, others with --set."""
     names = {one.name for one in command.params if one.param_type_name == "option"}
     return Spelling(frozenset(names), "set_" in names)
 
 
 class CommandLine:
-    """The line that was typed.
+    """The command line as typed.
 
     Args:
-        words: of it, without the name of the program.
+        words: its words, without the name of the program.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -45,10 +43,10 @@ class CommandLine:
 
 
 class _Meant:
-    """Says of an unknown option by which setting it can be had."""
+    """Suggests a setting for an unknown option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises NoSuchOption with the setting that is meant."""
+        """Add the setting that is probably meant to a NoSuchOption error."""
         try:
             return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
         except Exception as error:
@@ -69,7 +67,7 @@ class TakesSettings(_Meant, TyperCommand):
 
 
 class GroupTakesSettings(_Meant, TyperGroup):
-    """A group of commands that is one itself, with --set."""
+    """A group of commands that is itself a command with --set."""
 
 
 Run = Annotated[str, typer.Argument(help="Path or name of a run, or latest.")]

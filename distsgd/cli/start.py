@@ -1,4 +1,4 @@
-"""What is checked before the command line is loaded: streams, Python, packages, memory."""
+"""The process of the command line: streams, Python, packages and memory are checked first."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from distsgd.errors import DistsgdError, missing_package, resource_error, unread
 __all__ = ["main", "run_process"]
 
 _LEAST_MEMORY = 2**30
-"""Bytes of address space; with less, numpy and Arrow end the process while they are imported."""
+"""Bytes of address space; with less, importing numpy and Arrow kills the process."""
 
 
 class _End:
-    """Ends this process, the last of what it does by itself, if it has loaded Ray.
+    """Exits this process at its very end, if it has loaded Ray.
 
     gRPC waits at the end of a process for threads that the system may never have started, and no
-    signal ends that.
+    signal interrupts that.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,13 @@ class _End:
         if "ray" not in sys.modules or os.getpid() != self._process:
             return
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # `main` has said what it had to say of stdout
+            with suppress(Exception):  # `main` has reported problems of stdout
                 stream.flush()
         os._exit(self.code)
 
 
 def run_process() -> None:
-    """Run the command line in a process that is its own, to its end."""
+    """Run the command line in a process of its own, and exit."""
     end = _End()
     atexit.register(end)  # the first to be registered is the last to be called
     try:
@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command line, if this Python can."""
     open_missing_streams()
     prepare_streams()
-    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a screen, or a wrong name, is no matter
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever the backend
     try:
         problem = _problem()
     except KeyboardInterrupt:
@@ -67,18 +67,18 @@ def main() -> None:
 
 
 def _problem() -> str:
-    """Why not even the help can be shown; empty if it can."""
+    """Why not even the help can be shown; "" if it can."""
     if sys.flags.optimize > 1:
         return (
-            "Python runs with -OO, which removes the texts that the help and Ray are made of. "
-            "Leave out one O: python -O does no harm, nor does PYTHONOPTIMIZE=1."
+            "Python runs with -OO, which removes the docstrings that the help and Ray need. "
+            "Use python -O or PYTHONOPTIMIZE=1 instead."
         )
     memory = resource.getrlimit(resource.RLIMIT_AS)[0]
     if memory != resource.RLIM_INFINITY:
         if memory < _LEAST_MEMORY:
             return (
-                f"this process may use {memory >> 20} MiB of memory, which is too little for numpy "
-                "and Arrow. Raise the limit: ulimit -v unlimited."
+                f"this process may use {memory >> 20} MiB of memory, too little for numpy and "
+                "Arrow. Raise the limit: ulimit -v unlimited."
             )
         # OpenBLAS reserves memory for each thread, and without it sends the process a SIGINT.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

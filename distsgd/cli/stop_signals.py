@@ -1,4 +1,4 @@
-"""Signals that a command takes upon itself: Ctrl-C, SIGTERM and the loss of its terminal."""
+"""Signals that a command handles: Ctrl-C, SIGTERM and the loss of its terminal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ANSWER = "stopping after this update; a second Ctrl-C leaves at once"
 
 
 class StopSignals(Stop):
-    """While entered, the first signal asks for a good end, and a second one leaves at once.
+    """While entered, the first signal asks for an orderly end, and a second one exits at once.
 
-    A lost terminal (SIGHUP) is never the second: the shell and the system both tell of it. Signals
-    that are ignored stay so: SIGHUP under nohup, SIGINT in a background job. The handlers that were
-    there are put back.
+    A lost terminal (SIGHUP) never counts as the second: the shell and the system both send it.
+    Ignored signals stay ignored: SIGHUP under nohup, SIGINT in a background job. The previous
+    handlers are restored.
 
     Python's handlers wait while the main thread is inside a library, such as a Ray that does not
-    start. A thread that the system tells of each signal leaves then.
+    start. A thread that receives each signal through a pipe exits then.
 
     Args:
         answer: a line for stderr as soon as the first comes.
@@ -53,7 +53,7 @@ class StopSignals(Stop):
 
     @property
     def code(self) -> int:
-        """The exit code of a command that such a signal has ended: 130, 143 or 129."""
+        """The exit code after such a signal: 130, 143 or 129."""
         return 128 + (self.received or 0)
 
     def leave(self) -> None:
@@ -122,7 +122,7 @@ class StopSignals(Stop):
             os.write(_STDERR, start + self._answer.encode() + b"\n")
 
     def _let_go_of_terminal(self) -> None:
-        """Whatever is still printed must not fail."""
+        """Send further output nowhere, so that it does not fail."""
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for stream in self._terminals:
             os.dup2(nowhere, stream)

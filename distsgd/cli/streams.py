@@ -25,9 +25,9 @@ _GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)
 def open_missing_streams() -> None:
     """Open /dev/null in place of each standard stream that is missing.
 
-    To be called before a file is opened: the next file would take the number of the stream, and
-    what a library prints would go into a journal. Python has None for such a stream, so that what
-    is printed to stderr goes to stdout.
+    Call it before any file is opened: the next file would take the number of the stream, and
+    output of a library would end up in a journal. Python has None for such a stream, and prints
+    for stderr would go to stdout.
     """
     for number in range(len(_STREAMS)):
         try:
@@ -44,9 +44,9 @@ def open_missing_streams() -> None:
 
 
 class ReaderGone(Exception):
-    """The reader of stdout has closed it: a pipe was closed, or a terminal is lost.
+    """The reader of stdout has closed it: a closed pipe, or a lost terminal.
 
-    Not an OSError, which libraries on the way would take for one of their own.
+    Not an OSError, which libraries in between would take for one of their own.
     """
 
 
@@ -91,21 +91,21 @@ class GuardedStream:
 
 
 _activity: str | None = None
-"""What goes on when stdout is closed, such as "training"; None: the command ends."""
+"""What continues if stdout is closed, such as "training"; None: the command ends."""
 
 _lost: StorageError | None = None
-"""Why output was lost by a command that went on."""
+"""Why output was lost by a command that continued."""
 
 
 @contextmanager
 def outliving_stdout(activity: str) -> Iterator[None]:
-    """While entered, the loss of stdout does not end the command, which goes on without output.
+    """While entered, the loss of stdout does not end the command, which continues without output.
 
-    A training that is followed through a pipe is worth more than its lines: it ends as it would
-    have, and so does its exit code. A full disk under stdout still makes the exit code 1.
+    A training that is followed through a pipe is worth more than its lines: it ends as usual, with
+    the usual exit code. A full disk under stdout still makes the exit code 1.
 
     Args:
-        activity: what goes on, for the notice on stderr.
+        activity: what continues, for the notice on stderr.
     """
     global _activity
     _activity = activity
@@ -136,7 +136,7 @@ def _stdout_failed(error: OSError) -> None:
         raise ReaderGone if gone else lost
     if not gone:
         _lost = lost
-    print(f"cannot write to stdout: {why}; {_activity} goes on without it", file=sys.stderr)
+    print(f"cannot write to stdout: {why}; {_activity} continues without it", file=sys.stderr)
 
 
 def prepare_streams() -> None:

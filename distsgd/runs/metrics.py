@@ -109,7 +109,7 @@ def epoch_rows(path: Path) -> list[dict[str, Any]]:
 def seconds_of_steps(path: Path, examples: int) -> float:
     """Seconds that a run has spent on the steps of its first examples, over all its sessions.
 
-    Steps after the last record, in a run that was killed, are assumed to be as fast as those before.
+    Steps after the last record, in a run that was killed, count as fast as those before.
 
     Args:
         path: of the metrics.

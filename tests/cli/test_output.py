@@ -182,7 +182,7 @@ def test_a_training_outlives_its_reader(tmp_path, where):
     assert done.returncode == (0 if where == "closed" else 1)
     first, *more = done.stderr.decode().splitlines()
     assert first.startswith("cannot write to stdout: ")
-    assert first.endswith("; training goes on without it")
+    assert first.endswith("; training continues without it")
     assert len(more) == (0 if where == "closed" else 1)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "finished"
 

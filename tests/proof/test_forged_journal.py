@@ -209,7 +209,7 @@ def test_a_checkpoint_that_tells_of_another_plan_is_not_gone_on_from(
     change(model.place.ledger)
     write_checkpoint(folder, replace(model))
     remove_checkpoints(folder, [0, 16])
-    with pytest.raises(RunError, match="cannot be gone on with"):
+    with pytest.raises(RunError, match="cannot be resumed"):
         resume(run)
 
 

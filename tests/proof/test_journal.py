@@ -133,7 +133,7 @@ def test_w_that_was_not_made_by_the_journal_is_caught() -> None:
     weights = model.weights.copy()
     weights[3, 7] += 1e-7
     write_checkpoint(folder, replace(model, weights=weights))
-    with pytest.raises(JournalError, match="bits of W differ from version 9 to 16"):
+    with pytest.raises(JournalError, match="bits of W differ, first in one of versions 9 to 16"):
         replay(result.run_dir)
 
 

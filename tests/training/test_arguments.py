@@ -78,12 +78,12 @@ def test_a_run_that_cannot_be(name: Any) -> None:
 
 @pytest.mark.parametrize("split", ["x", None, ["test"]], ids=repr)
 def test_there_are_two_splits(split: Any, run: Path) -> None:
-    refused(UsageError, "--split cannot be", distsgd.evaluate, run, split=split)
+    refused(UsageError, "split cannot be", distsgd.evaluate, run, split=split)
 
 
 @pytest.mark.parametrize("number", [0, -1, "3", 1.5, True, None], ids=repr)
 def test_counts(number: Any, run: Path) -> None:
-    refused(UsageError, "--top cannot be", distsgd.predict, run, "photo.png", top=number)
+    refused(UsageError, "top cannot be", distsgd.predict, run, "photo.png", top=number)
     refused(UsageError, "workers cannot be", distsgd.scale, run, number)
 
 

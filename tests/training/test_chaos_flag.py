@@ -43,7 +43,7 @@ def test_a_seed_of_its_own_and_the_same_fault_twice() -> None:
     [
         ("", "", "no fault"),
         ("kill-worker:at=5,", "", "no fault"),
-        ("seed=3", "seed=3", "no fault is asked for"),
+        ("seed=3", "seed=3", "no fault is requested"),
         ("delay:p=0.1:for=1s,kill-wroker:at=5", "kill-wroker:at=5", "Did you mean kill-worker?"),
         ("burn-disk", "burn-disk", "There are: kill-worker"),
         ("kill-worker", "kill-worker", "every= and at="),

@@ -202,7 +202,7 @@ def test_images_in_memory_are_classified(tmp_path: Path) -> None:
     [
         (np.zeros((4, 3)), r"of shape \(4, 3\) .* Give shape \(rows, 2\)"),
         (np.zeros((0, 2)), "cannot be classified"),
-        (np.full((2, 2), np.nan), "no finite numbers"),
+        (np.full((2, 2), np.nan), "that are not finite"),
         (np.full((2, 2), "a"), "Give numbers"),
         (Table(u=[1.0]), r"of shape \(1, 1\)"),
         ([np.zeros(2)], "a ndarray cannot be classified"),

@@ -174,5 +174,5 @@ def test_the_error_goes_between_processes() -> None:
     found = pickle.loads(pickle.dumps(TrainingInterrupted("/runs/one", 7)))
     assert (found.run_dir, found.step) == ("/runs/one", 7)
     assert str(found) == (
-        "training was interrupted after update 7; to go on: distsgd.resume('/runs/one')"
+        "training was interrupted after update 7; to resume: distsgd.resume('/runs/one')"
     )

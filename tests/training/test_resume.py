@@ -1,4 +1,4 @@
-"""Going on with a run that was cut short, at any byte of its journal."""
+"""Resuming a run that was cut short at any byte of its journal."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert resume(run).weights_sha256 == whole
     for checkpoint in (first, second):
         (tmp_path / "other" / "checkpoints" / checkpoint.name).write_bytes(b"")
-    with pytest.raises(RunError, match="cannot be gone on with"):
+    with pytest.raises(RunError, match="cannot be resumed"):
         resume(tmp_path / "other")
 
 

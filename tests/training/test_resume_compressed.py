@@ -151,7 +151,7 @@ def test_with_a_bounded_journal_they_are_needed(tmp_path: Path) -> None:
     run = killed(tmp_path / "run", "onebit", "bsp", 29, journal="bounded", keep_checkpoints=2)
     for path in (run / "checkpoints").glob("residuals-*"):
         damaged(path)
-    with pytest.raises(RunError, match=r"cannot be gone on with: [^\n]+$"):
+    with pytest.raises(RunError, match=r"cannot be resumed: [^\n]+$"):
         resume(run)
     with pytest.raises(RunError, match=r"residuals-\d+-\w+\.bin is damaged: [^\n]+$"):
         replay(run)

@@ -53,7 +53,7 @@ def test_training_goes_on_and_nothing_is_missing(tmp_path: Path) -> None:
         trouble.relieve()
     assert result.weights_sha256 == undisturbed
     (notice,) = trouble.notices
-    assert "cannot write" in notice and "training goes on" in notice
+    assert "cannot write" in notice and "training continues" in notice
     run = tmp_path / "run"
     kept = sorted(path.name for path in (run / "before").iterdir())
     assert kept == [f"step-{6 * epoch:09d}.npz" for epoch in (0, 1, 2, 5, 6)]
@@ -94,7 +94,7 @@ def test_a_folder_that_is_deleted_is_reported_at_once(name: str, what: str, tmp_
     else:
         train("sample", reporter=reporter, **settings)
     ((step, text),) = reporter.heard
-    assert step == 5 and f"{what} has been deleted or moved" in text and "goes on" in text
+    assert step == 5 and f"{what} has been deleted or moved" in text and "continues" in text
 
 
 def test_a_folder_that_is_put_back_is_whole(tmp_path: Path) -> None:

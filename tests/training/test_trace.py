@@ -55,6 +55,6 @@ def test_workers_and_servers(tmp_path: Path, shared_ray: None) -> None:
 
 def test_a_file_that_cannot_be_is_refused_before_the_run(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing" / "trace.json"):
-        with pytest.raises(UsageError, match="--trace"):
+        with pytest.raises(UsageError, match="trace="):
             train("sample", workers=0, epochs=1, trace=path, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
