@@ -105,14 +105,14 @@ def test_a_run_that_was_resumed_and_stopped_meanwhile_is_read_again(tmp_path: Pa
     run = a_run(tmp_path / "run")
     found: list[int] = []
 
-    def check(view: run_view.RunView) -> str:
+    def check(view: journal_check.RunView) -> str:
         found.append(len(found))
         if len(found) == 1:
             resume(tmp_path / "run", epochs=4)
             raise JournalError(5, "it is missing: a checkpoint was written after line 6")
         return "it holds"
 
-    assert run_view.proven(run, check) == "it holds"
+    assert journal_check.proven(run, check) == "it holds"
     assert len(found) == 2
 
 
