@@ -1,8 +1,8 @@
-"""How fast two workers could be on this machine: what any server of ours is to be held against.
+"""How fast two workers can be on this machine: the limit for every server of distsgd.
 
-"independent": two training loops at once that share nothing. "server": our workers and our shared
-memory, and a server that only adds, applies and answers. It keeps no leases, checks nothing, locks
-nothing and remembers nothing, and loses all if anyone dies.
+"independent": two training loops at the same time that share nothing. "server": the workers and
+the shared memory of distsgd, with a server that only adds, applies and answers. It keeps no leases,
+checks nothing, locks nothing, and loses everything if a worker dies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from distsgd.bench.processes import WARM_UP, Measured, Task, rate, serve, task_f
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease, Message, Push
-from distsgd.core.model import initial_weights
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import open_dataset
 from distsgd.data.system import pause
@@ -45,14 +44,14 @@ class LeastServer:
 
     Args:
         job: what is trained.
-        workers: how many there are, at most as many as a minibatch has slots.
+        workers: number of workers, at most the slots of a minibatch.
 
     Attributes:
-        images: used so far.
+        images: images processed so far.
     """
 
     def __init__(self, job: Job, workers: int) -> None:
-        first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
+        first = job.architecture.initial(0, 1e-4, job.dtype)
         self._updater = job.replica(first)
         self._plan, self._parts = job.plan, shares(job.plan.most_slots, workers)
         self._givers: dict[int, Callable[[Reply | None], None]] = {}
@@ -66,20 +65,20 @@ class LeastServer:
         yield
 
     def arrived(self, worker: int, incarnation: int) -> None:
-        """Nothing depends on it."""
+        """Ignored."""
 
     def lost(self, worker: int, incarnation: int) -> None:
-        """It is the end."""
+        """Ignored: a worker that dies ends the measurement."""
 
     def refused(self, where: str) -> None:
-        """Nobody else comes."""
+        """Ignored: no other peer connects."""
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
-        """There are only workers that are attached."""
+        """Not supported: all workers use shared memory."""
         raise ChannelClosed("only shared memory is measured")
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
-        """Wait for all; add, apply, and give W to all."""
+        """Once all workers have answered, add, apply, and send W to all."""
         self._messages[worker] = message
         if len(self._messages) < len(self._parts):
             return
@@ -92,7 +91,7 @@ class LeastServer:
             self._updater.apply(total, self._plan.batch_size, self._step)
             self.images += self._plan.batch_size
             self._step += 1
-            if self._plan.ends_epoch(self._step):  # which may be short
+            if self._plan.ends_epoch(self._step):  # its last minibatch may be short
                 self._step += 1
         self._messages.clear()
         for number, part in enumerate(self._parts):
@@ -113,7 +112,7 @@ def _shape(job: Job) -> Shape:
 
 
 def _work(job: Job, number: int, address: Address) -> None:
-    """A process: one of the workers."""
+    """Run as a process: one of the workers."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     with one_blas_thread(), suppress(ChannelClosed):
         work(Worker(job), SharedMemoryChannel(address, number, _shape(job)))
@@ -148,15 +147,15 @@ def _until(reached: Callable[[], bool]) -> None:
     until = perf_counter() + _PATIENCE
     while not reached():
         if perf_counter() > until:
-            raise RuntimeFailure("the workers have not begun")
+            raise RuntimeFailure("the workers have not started")
         pause(0.01)
 
 
-def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
-    """A process: minibatches computed and applied, alone."""
+def _loop(job: Job, seconds: float, barrier: Any, rates: Queue[float]) -> None:
+    """Run as a process: compute and apply minibatches alone."""
     with one_blas_thread():
         worker, plan, step = Worker(job), job.plan, 0
-        first = initial_weights(0, job.classes, job.features, 1e-4, job.dtype)
+        first = job.architecture.initial(0, 1e-4, job.dtype)
         replica, slots = job.replica(first), job.plan.most_slots
 
         def one_step() -> int:
@@ -169,22 +168,22 @@ def _loop(job: Job, seconds: float, barrier: Any, found: Queue[float]) -> None:
             return plan.batch_size
 
         barrier.wait(_PATIENCE)
-        found.put(rate(one_step, seconds))
+        rates.put(rate(one_step, seconds))
 
 
 def _independent(task: Task, batch: int) -> Measured:
     job, spawn = _job(task, batch), multiprocessing.get_context("spawn")
-    barrier, found = spawn.Barrier(_WORKERS), spawn.Queue()
+    barrier, rates = spawn.Barrier(_WORKERS), spawn.Queue()
     loops = [
-        spawn.Process(target=_loop, args=(job, task.seconds, barrier, found), daemon=True)
+        spawn.Process(target=_loop, args=(job, task.seconds, barrier, rates), daemon=True)
         for _ in range(_WORKERS)
     ]
     for loop in loops:
         loop.start()
-    rates = [found.get(timeout=_PATIENCE + task.seconds) for _ in loops]
+    total = sum(rates.get(timeout=_PATIENCE + task.seconds) for _ in loops)
     for loop in loops:
         loop.join()
-    return Measured(sum(rates), {})
+    return Measured(total, {})
 
 
 def _measure(task: Task, run: dict[str, Any]) -> Measured:
