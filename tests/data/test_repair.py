@@ -181,7 +181,7 @@ def test_the_command_line_says_what_it_repaired(
     command = ("data", "fetch", "--repair", "--source", binary_folder)
     whole = distsgd_here(*command)
     assert whole.returncode == 0
-    assert whole.stdout == f"nothing to repair: 9 shards of {fetched} are sound\n"
+    assert whole.stdout == f"nothing to repair: 9 shards of {fetched} are intact\n"
     flip(fetched / THIRD, 1_000_000)
     refused = distsgd_here("train", "--workers", 0, "--run-dir", "run")
     assert refused.returncode == 1

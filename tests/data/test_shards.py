@@ -269,14 +269,16 @@ def test_fewer_rows_than_recorded_are_named(folder: Path) -> None:
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_file_of_several_parts_is_named(folder: Path, times: int) -> None:
     replace_first(folder, first_batch(folder), times)
-    with pytest.raises(CorruptDataError, match=f"it has {times} parts, not 1"):
+    with pytest.raises(CorruptDataError, match=f"it has {times} record batches, not 1"):
         verify_dataset(folder)
 
 
 def test_a_label_without_a_class_is_named(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny")
     sign_again(tmp_path / "tiny", classes=["ant", "bee"])
-    with pytest.raises(DatasetError, match=r"the train split of .* has a label 2, but only 2"):
+    with pytest.raises(
+        DatasetError, match=r"the train split of .* has a label 2, but .* only 2"
+    ):
         Dataset(tmp_path / "tiny")
 
 

@@ -54,7 +54,7 @@ def hashes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return hash_file(path)
 
-    monkeypatch.setattr("distsgd.data.shards.hashed", counting)
+    monkeypatch.setattr("distsgd.data.shards.hash_file", counting)
     return seen
 
 

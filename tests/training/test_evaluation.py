@@ -90,7 +90,7 @@ def test_columns_and_classes_that_the_run_does_not_know_are_refused(
     put(tmp_path, "C", [(u, v, name.replace("lo", "low")) for u, v, name in rows])
     with pytest.raises(UsageError, match=r"classes that the run was not trained on: low"):
         evaluate(run, dataset="C")
-    with pytest.raises(UsageError, match=r"of shape 2, and those of .* are 3x32x32"):
+    with pytest.raises(UsageError, match=r"of shape 2, but those of .* are 3x32x32"):
         landscape(run=str(run), dataset="sample", workers=0)
 
 
