@@ -1,6 +1,6 @@
-"""The secret of a Ray cluster: where it lies, and whether a cluster takes it.
+"""The token and the TLS settings of a Ray cluster, checked before Ray connects.
 
-Whether this process and a cluster agree about TLS, seen before Ray is asked to connect.
+Ray itself would retry for 20 to 60 seconds, or end the process.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _NO_HEAD = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
 
 
 def cluster_home() -> Path:
-    """Where token and node file lie: beside the runs, or in ``$DISTSGD_CLUSTER_HOME``."""
+    """Folder of the token and the node records: beside the runs, or ``$DISTSGD_CLUSTER_HOME``."""
     chosen = os.environ.get("DISTSGD_CLUSTER_HOME")
     return expanded(chosen) if chosen else home_folder() / "cluster"
 
 
 def token_file() -> Path:
-    """The secret of the cluster, for this user alone."""
+    """The token of the cluster, readable only by this user."""
     return cluster_home() / "token"
 
 
 def known_token() -> dict[str, str]:
-    """Settings of Ray for the token that is here, if its own variables do not name another."""
+    """Ray's variables for the token on this machine, unless they already name another."""
     named = any(os.environ.get(name) for name in (TOKEN, TOKEN_PATH))
     if named or os.environ.get(AUTH_MODE, "token") != "token" or not token_file().is_file():
         return {}
@@ -51,14 +51,14 @@ def known_token() -> dict[str, str]:
 
 
 def check_token(address: str, settings: dict[str, str]) -> None:
-    """See at once whether a head answers and takes the token; Ray itself would try for 20 s.
+    """Check that a head answers and accepts the token; Ray itself would try for 20 s.
 
     Args:
         address: HOST:PORT of the head.
-        settings: environment variables beside those that are set.
+        settings: environment variables in addition to those that are set.
 
     Raises:
-        RuntimeFailure: it does not take the token, or is no head.
+        RuntimeFailure: it does not accept the token, or is not a head.
     """
     if uses_tls():
         return
@@ -78,14 +78,14 @@ def check_token(address: str, settings: dict[str, str]) -> None:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 what = "another token" if token else "a token"
                 raise RuntimeFailure(
-                    f"the Ray cluster at {address} wants {what}",
+                    f"the Ray cluster at {address} requires {what}",
                     f"Copy the head's token to {token_file()}, or name its file in "
                     f"{TOKEN_PATH} with {AUTH_MODE}=token",
                 ) from None
             if error.code().name in _NO_HEAD:
                 raise RuntimeFailure(
-                    f"what answers at {address} is no head of a Ray cluster, or too busy to say so",
-                    "Give HOST:PORT as `distsgd cluster start --head` shows it",
+                    f"what answers at {address} is not the head of a Ray cluster, or too busy",
+                    "Give HOST:PORT of the head; `distsgd cluster status` shows it there",
                 ) from None
 
 
@@ -102,7 +102,7 @@ _TLS_SECONDS = 5.0
 
 
 def check_tls(address: str) -> None:
-    """Ray would try for a minute, or end the process.
+    """Check that both sides use TLS, or neither; Ray would try for a minute, or end the process.
 
     Args:
         address: HOST:PORT of the head.
@@ -145,7 +145,7 @@ def _problem(address: str, how: ssl.SSLContext) -> str | None:
             how.wrap_socket(plain, server_hostname=host) as secured,
         ):
             if how.verify_mode == ssl.CERT_REQUIRED:
-                secured.recv(1)  # whether ours is taken is told after the greeting
+                secured.recv(1)  # the peer rejects our certificate only after the handshake
     except (OSError, ssl.SSLError) as error:
         return getattr(error, "reason", None) or str(error)
     return None

@@ -1,7 +1,4 @@
-"""Being connected to a Ray cluster that is there already.
-
-What a Ray cluster consists of.
-"""
+"""Connect to a Ray cluster that is running already, and list its nodes."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from distsgd.on_ray.init import init_ray
 from distsgd.on_ray.private import HEAD_RESOURCE, free_cpus, quiet_output
 from distsgd.on_ray.session import is_loopback, ray_environment, shut_down
 from distsgd.on_ray.sharing import shared_connection
+from distsgd.spelling import spelled, spelling
 from distsgd.transport.ray_variables import ADDRESS, LOOPBACK, settings
 
 __all__ = ["address_of", "check_cluster", "cluster_nodes", "joined_cluster"]
@@ -39,7 +37,7 @@ def address_of(address: str) -> str:
         address = _own_cluster()
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise UsageError(f"--address cannot be {address}", "Give HOST:PORT, or auto")
+        raise UsageError(f"{spelled('address')} cannot be {address}", "Give HOST:PORT, or auto")
     return address
 
 
@@ -49,12 +47,13 @@ def _own_cluster() -> str:
         return node.address
     if (node := last_node()) is not None:
         raise UsageError(
-            f"--address auto: this machine's node of the cluster at {node.address} is not up",
-            f"Unless it is being started just now: `{_how_to_start(node)}`",
+            f"{spelling().given('address', 'auto')}: this machine's node of the cluster at "
+            f"{node.address} is not running",
+            f"Unless it is starting just now: `{_how_to_start(node)}`",
         )
     raise UsageError(
-        "--address auto: no cluster is known on this machine",
-        "Give --address HOST:PORT of its head, or start one with `distsgd cluster start`",
+        f"{spelling().given('address', 'auto')}: no cluster is known on this machine",
+        "Give HOST:PORT of its head, or start one with `distsgd cluster start`",
     )
 
 

@@ -1,7 +1,4 @@
-"""Ray jobs: a training that a cluster carries out on its own, with what it needs packaged.
-
-What is sent along with a job: our own code, and no more.
-"""
+"""Ray jobs: commands of distsgd that a cluster runs on its own, each with a copy of our code."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ from distsgd.data.system import pause
 from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
 from distsgd.on_ray.private import JOB_LOGGERS, job_client
 from distsgd.on_ray.session import ray_environment
+from distsgd.spelling import spelled
 from distsgd.transport.ray_variables import ADDRESS, AUTH_MODE, TOKEN_PATH, settings
 from distsgd.version import __version__
 
@@ -45,11 +43,11 @@ __all__ = ["JobApi", "JobState", "job_api", "jobs_address"]
 
 @contextmanager
 def package(files: Sequence[Path], *, sample: bool) -> Iterator[Path]:
-    """A folder with our own code and what else is named; no data, no environment.
+    """A folder with our own code and the given files: no data, no environment.
 
     Args:
-        files: to be there by their names.
-        sample: whether the embedded images are needed.
+        files: copied into it, without their folders.
+        sample: whether the embedded images are included.
     """
     top = Path(__file__).parents[1]
     left_out = ["__pycache__"] if sample else ["__pycache__", "*.arrow"]
@@ -66,7 +64,7 @@ _SECONDS_FOR_AGENT = 40.0
 _SECONDS_TO_STOP = 30.0
 _SECONDS_UNSEEN, _SECONDS_GONE = 5.0, 60.0
 _PATIENCE, _PATIENCE_TO_SEND = (5.0, 60.0), (600.0, 60.0)
-"""Seconds to be connected, and until the head says something; what is sent counts to the first."""
+"""Seconds to connect and to wait for a response; sending counts as connecting."""
 _ENDED = ("succeeded", "failed", "stopped")
 
 T = TypeVar("T")
@@ -78,12 +76,12 @@ class JobState:
 
     Attributes:
         job: its name.
-        run: the name of its run: that of the job, or of the run that it goes on with.
+        run: the name of its run: that of the job, or of the run that it resumes.
         state: "pending", "running", "succeeded", "failed" or "stopped".
-        begun: when, in UTC and as ISO 8601, or "".
-        ended: likewise.
-        command: what it carries out.
-        message: what Ray says of it.
+        begun: start time in UTC, ISO 8601, or "".
+        ended: end time, likewise.
+        command: the command line after "distsgd".
+        message: Ray's message about it.
     """
 
     job: str
@@ -96,7 +94,7 @@ class JobState:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, in whichever way."""
+        """Whether it has ended."""
         return self.state in _ENDED
 
 
@@ -115,7 +113,7 @@ def jobs_address(address: str) -> str:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise UsageError(
-                f"--address cannot be {parts.scheme}://...",
+                f"{spelled('address')} cannot be {parts.scheme}://...",
                 "Give http://HOST:8265, HOST:PORT of the head, or auto",
             )
         return f"{parts.scheme}://{parts.netloc}"
@@ -140,16 +138,16 @@ class JobApi:
         self, arguments: Sequence[str], files: Sequence[Path], *, sample: bool,
         run: str | None = None,
     ) -> str:  # fmt: skip
-        """Hand over a command of distsgd; returns the name of the job.
+        """Submit a command of distsgd; returns the name of the job.
 
         Args:
             arguments: what follows "distsgd".
-            files: that the command reads, by their names without a folder.
-            sample: whether the embedded images are needed.
-            run: that it goes on with; None for one of its own, by the name of the job.
+            files: files that the command reads, by their names without a folder.
+            sample: whether the embedded images are included.
+            run: name of the run that it resumes; None for a new run named after the job.
 
         Raises:
-            RuntimeFailure: the cluster does not take it.
+            RuntimeFailure: the cluster does not accept it.
         """
         job = f"job-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         with package(files, sample=sample) as folder:
@@ -166,37 +164,37 @@ class JobApi:
             until = time.monotonic() + _SECONDS_FOR_AGENT
             while True:
                 try:
-                    self._asked(lambda: self._client.submit_job(**settings))
+                    self._call(lambda: self._client.submit_job(**settings))
                     return job
                 except RuntimeFailure as error:
-                    # A head that has just begun answers before it can take jobs.
+                    # A head that has just started answers before it accepts jobs.
                     if "No available agent" not in error.problem or time.monotonic() > until:
                         raise
                     pause(0.5)
 
     def state(self, job: str) -> JobState:
-        """How a job is.
+        """The state of a job.
 
         Raises:
-            RuntimeFailure: there is none of that name.
+            RuntimeFailure: no job has that name.
         """
-        return _state(self._asked(lambda: self._client.get_job_info(job)))
+        return _state(self._call(lambda: self._client.get_job_info(job)))
 
     def jobs(self) -> list[JobState]:
-        """The jobs of distsgd, the newest first."""
-        found = self._asked(self._client.list_jobs)
+        """The jobs of distsgd, newest first."""
+        found = self._call(self._client.list_jobs)
         ours = [info for info in found if _MARK in (info.metadata or {})]
         return [_state(info) for info in sorted(ours, key=lambda one: -(one.start_time or 0))]
 
     def logs(self, job: str) -> str:
-        """What a job has printed so far."""
-        return str(self._asked(lambda: self._client.get_job_logs(job)))
+        """The output of a job so far."""
+        return str(self._call(lambda: self._client.get_job_logs(job)))
 
     def follow(self, job: str, show: Callable[[str], None]) -> JobState:
-        """Show what a job prints until it ends; returns how it ended.
+        """Show the output of a job until it ends; returns its final state.
 
         Raises:
-            RuntimeFailure: the head no longer answers; of that the stream itself says nothing.
+            RuntimeFailure: the head no longer answers, which the stream itself does not report.
         """
 
         async def lines() -> None:
@@ -211,11 +209,11 @@ class JobApi:
             if reading.done():
                 reading.result()
 
-        self._asked(lambda: asyncio.run(watched()))
+        self._call(lambda: asyncio.run(watched()))
         return self._ended(job)
 
     def _over(self, job: str) -> bool:
-        """Whether it has ended; asked again for a while when the head does not answer."""
+        """Whether it has ended; retries for a minute when the head does not answer."""
         until = time.monotonic() + _SECONDS_GONE
         while True:
             try:
@@ -226,9 +224,9 @@ class JobApi:
                 pause(_SECONDS_UNSEEN)
 
     def stop(self, job: str) -> JobState:
-        """End a job, and wait until it has ended; its run can be gone on with."""
+        """Stop a job, and wait until it has ended; its run can be resumed."""
         if not (state := self.state(job)).over:
-            self._asked(lambda: self._client.stop_job(job))
+            self._call(lambda: self._client.stop_job(job))
             state = self._ended(job)
         return state
 
@@ -238,18 +236,18 @@ class JobApi:
             pause(0.1)
         return state
 
-    def _asked(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            raise _understood(error, self.address) from None
+            raise _as_ours(error, self.address) from None
 
 
 @contextmanager
 def job_api(address: str) -> Iterator[JobApi]:
-    """The jobs of the cluster at this address, see `jobs_address`.
+    """The jobs of a cluster.
 
-    Its token is taken from ``$RAY_AUTH_TOKEN`` or ``$RAY_AUTH_TOKEN_PATH``, else from the file of
+    The token is taken from ``$RAY_AUTH_TOKEN`` or ``$RAY_AUTH_TOKEN_PATH``, else from the file of
     `distsgd cluster start`.
 
     Raises:
@@ -267,13 +265,13 @@ def job_api(address: str) -> Iterator[JobApi]:
         try:
             client = job_client(where, options)
         except Exception as error:
-            raise _understood(error, where) from None
+            raise _as_ours(error, where) from None
         yield JobApi(client, where)
 
 
 @contextmanager
 def _silent(names: Sequence[str]) -> Iterator[None]:
-    """While entered, these loggers tell of errors alone."""
+    """While entered, these loggers report only errors."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -286,7 +284,7 @@ def _silent(names: Sequence[str]) -> Iterator[None]:
 
 
 def _is_near(host: str) -> bool:
-    """Whether a host is this machine or in a private network, which no proxy has to reach."""
+    """Whether a host is this machine or in a private network: requests bypass the proxy."""
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
         return all(ipaddress.ip_address(one).is_private for one in found)
@@ -294,15 +292,15 @@ def _is_near(host: str) -> bool:
         return False
 
 
-def _understood(error: Exception, address: str) -> DistsgdError:
-    """What Ray says, in a line."""
+def _as_ours(error: Exception, address: str) -> DistsgdError:
+    """An error of Ray, as one of ours in one line."""
     if isinstance(error, DistsgdError):
         return error
     text = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
     if type(error).__name__ == "AuthenticationError":
         what = "another token" if "nvalid" in text else "a token"
         return RuntimeFailure(
-            f"the Ray cluster at {address} wants {what}",
+            f"the Ray cluster at {address} requires {what}",
             f"Copy the head's token to {token_file()}, or name its file in {TOKEN_PATH} "
             f"with {AUTH_MODE}=token",
         )
@@ -315,7 +313,7 @@ def _understood(error: Exception, address: str) -> DistsgdError:
     unreachable = isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
     if unreachable or "Failed to connect" in text or "Cannot connect" in text:
         return RuntimeFailure(
-            f"nobody takes jobs at {address}",
+            f"nothing accepts jobs at {address}",
             "Look whether the head is up, and whether its port for jobs (8265) can be reached",
         )
     if "does not exist" in text:

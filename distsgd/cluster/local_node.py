@@ -1,7 +1,4 @@
-"""This machine made a node of a Ray cluster, without harm to others.
-
-A node that somebody stands by: ended when told to, joined again when it falls out.
-"""
+"""Start this machine as the head or a member of a Ray cluster, and keep a member joined."""
 
 from __future__ import annotations
 
@@ -48,6 +45,7 @@ from distsgd.errors import (
 )
 from distsgd.on_ray.session import is_loopback
 from distsgd.on_ray.session_guard import NODE_MARK, clear_session, mark_folder
+from distsgd.spelling import spelled
 from distsgd.transport.ray_variables import LOOPBACK, TLS_FILES, TOKEN, TOKEN_PATH, settings
 
 __all__ = ["JOBS_PORT", "start_head", "start_member"]
@@ -71,18 +69,18 @@ def start_head(
     token: Path | None = None,
     autoscaling: Path | None = None,
 ) -> Node:
-    """Make this machine the head of a new cluster, with a new token.
+    """Start this machine as the head of a new cluster, with a new token.
 
     Args:
-        node_ip: the address to listen at; others reach a head of 127.0.0.1 from here alone.
-        port: of the head.
-        cpus: that the node offers; None for all.
-        jobs_port: where it takes jobs (`distsgd submit`), at the same address.
+        node_ip: address to listen at; a head at 127.0.0.1 can be reached only from here.
+        port: port of the head.
+        cpus: CPUs that the node offers; None for all.
+        jobs_port: port at which it accepts jobs (`distsgd submit`), at the same address.
         token: a file with the token to use; None for a new one.
         autoscaling: the file by which Ray's cluster launcher describes the other machines.
 
     Raises:
-        UsageError: the address is not of this machine, or a node runs already.
+        UsageError: the address is not of this machine, or a node is running already.
         RuntimeFailure: Ray did not start.
     """
     _check_cpus(cpus)
@@ -104,13 +102,14 @@ def start_head(
 
 
 def _check_head(node_ip: str, port: int, jobs_port: int, autoscaling: Path | None) -> None:
-    for flag, number in (("--port", port), ("--jobs-port", jobs_port)):
+    for name, number in (("port", port), ("jobs_port", jobs_port)):
         if not 0 < number < 65_536:
-            raise UsageError(f"{flag} cannot be {number}", "Give a number from 1 to 65535")
-        check_port(node_ip, flag, number)
+            raise UsageError(f"{spelled(name)} cannot be {number}", "Give a number from 1 to 65535")
+        check_port(node_ip, name, number)
     if autoscaling is not None and not autoscaling.is_file():
         raise UsageError(
-            f"--autoscaling-config: there is no file {autoscaling}", "`ray up` puts it on the head"
+            f"{spelled('autoscaling_config')}: there is no file {autoscaling}",
+            "`ray up` puts it on the head",
         )
     _check_no_other_head()
 
@@ -122,7 +121,7 @@ def start_member(
 
     Args:
         address: HOST:PORT of its head.
-        node_ip: the address to listen at; None for the one that the head is reached from.
+        node_ip: address to listen at; None for the one from which the head is reached.
         token: a file with the head's token, which is copied; None for the one that is here.
         cpus: that the node offers; None for all.
 
@@ -143,7 +142,7 @@ def start_member(
 def _check_cpus(cpus: int | None) -> None:
     if cpus is not None and not 0 <= cpus <= _MOST_CPUS:
         raise UsageError(
-            f"--cpus cannot be {cpus}", f"Give a whole number from 0 to {_MOST_CPUS:,}"
+            f"{spelled('cpus')} cannot be {cpus}", f"Give a whole number from 0 to {_MOST_CPUS:,}"
         )
 
 
@@ -167,7 +166,7 @@ def _secret_in(file: Path) -> str:
             raise trouble from None
     raise UsageError(
         f"there is no token of the cluster in {file}",
-        f"Copy the head's, which is {token_file()} there, and give it with --token-file",
+        f"Copy the head's, which is {token_file()} there, and name it with {spelled('token_file')}",
     )
 
 
@@ -213,7 +212,7 @@ def _started(wanted: Node, arguments: list[str], cpus: int | None, secret: str) 
     before = {file: _content(file) for file in (token_file(), note_file())}
     _write(token_file(), secret)
     _write(note_file(), json.dumps(asdict(node)))
-    if (why := _trouble(command, _environment(node), folder)) is None:
+    if (why := _run(command, _environment(node), folder)) is None:
         return node
     clear_session(folder)
     for file, content in before.items():  # the token may be that of a cluster that lives
@@ -233,25 +232,25 @@ def _content(file: Path) -> str | None:
 
 
 def _environment(node: Node) -> dict[str, str]:
-    """Of Ray's processes."""
+    """Environment of Ray's processes."""
     found = {**os.environ, **settings("node"), TOKEN_PATH: str(token_file().absolute())}
     for name in _PATHS:
         if name in found:
             paths = filter(None, found[name].split(os.pathsep))
             found[name] = os.pathsep.join(map(os.path.abspath, paths))
-    # Jobs are begun by the name of "python": let it be this one.
+    # Jobs start "python" by name: make it this interpreter.
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found.pop(TOKEN, None)
     found[NODE_MARK] = node.folder
-    # What Ray's processes would leave there when they are ended, goes with the node.
+    # What Ray's processes leave there is removed with the node.
     found["TMPDIR"] = str(Path(node.folder, _TEMPORARY))
     if is_loopback(node.node_ip):
         found[LOOPBACK] = "0"
     return found
 
 
-def _trouble(command: list[str], environment: dict[str, str], folder: Path) -> str | None:
-    """Run it in a folder, so that Ray imports nothing from ours; returns why it failed."""
+def _run(command: list[str], environment: dict[str, str], folder: Path) -> str | None:
+    """Run a command in a folder, so that Ray imports nothing from ours; returns why it failed."""
     try:
         done = subprocess.run(
             command, env=environment, cwd=folder, capture_output=True,
@@ -265,7 +264,7 @@ def _trouble(command: list[str], environment: dict[str, str], folder: Path) -> s
 
 
 _SECONDS_TO_RETURN = 600.0
-_MOST_FALLS = 5
+_MOST_DROPS = 5
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0
 _log = logging.getLogger("distsgd")
@@ -277,30 +276,30 @@ def guard_node(
     join: Callable[[], Node] | None = None,
     seconds: float = _SECONDS_TO_RETURN,
 ) -> None:
-    """Return when asked to, having ended the node, or when `stop_node` has.
+    """Keep a node running until asked to stop it, or until `stop_node` does.
 
-    Ray takes a node that was cut off for a few seconds for dead, and ends it when it is back.
+    Ray declares a node dead that is cut off for a few seconds, and ends it when it is back.
 
     Args:
-        node: of this machine.
-        stop: asked twice a second whether to end the node.
+        node: the node of this machine.
+        stop: asked twice a second whether to stop the node.
         join: joins it to its cluster again when it has ended by itself; None for a head, whose
             cluster has ended with it.
-        seconds: for how long that is tried.
+        seconds: for how long to try to join again.
 
     Raises:
         DistsgdError: it has ended by itself, and cannot be joined again.
     """
-    falls: deque[float] = deque(maxlen=_MOST_FALLS)
+    drops: deque[float] = deque(maxlen=_MOST_DROPS)
     found: Node | None = node
     while found is not None:
         node = found
         _watch(node, stop)
         if stop() or not _is_last(node):
             break
-        falls.append(time.monotonic())
+        drops.append(time.monotonic())
         try:
-            _check_worth_it(node, join, falls, seconds)
+            _check_rejoin(node, join, drops, seconds)
             assert join is not None
             found = _joined(node, join, stop, seconds)
         except DistsgdError:
@@ -309,21 +308,21 @@ def guard_node(
     stop_node(node.folder)
 
 
-def _check_worth_it(
-    node: Node, join: Callable[[], Node] | None, falls: deque[float], seconds: float
+def _check_rejoin(
+    node: Node, join: Callable[[], Node] | None, drops: deque[float], seconds: float
 ) -> None:
-    """See whether to join again, after these falls."""
+    """Raise an error if joining again is pointless."""
     if join is None:
         raise RuntimeFailure(f"the head {node.node_ip} has ended by itself", "Start it again")
-    if len(falls) == _MOST_FALLS and falls[-1] - falls[0] < seconds:
+    if len(drops) == _MOST_DROPS and drops[-1] - drops[0] < seconds:
         raise RuntimeFailure(
-            f"the node {node.node_ip} has fallen out of its cluster {_MOST_FALLS} times",
+            f"the node {node.node_ip} has dropped out of its cluster {_MOST_DROPS} times",
             "Look at the machine and at its network",
         )
 
 
 def _watch(node: Node, stop: Callable[[], bool]) -> None:
-    """Return when it has ended, looked at twice, or a stop is asked for."""
+    """Return when the node is found dead twice in a row, or a stop is requested."""
     missed = 0
     while missed < 2 and not stop():
         pause(_POLL_SECONDS)
@@ -331,7 +330,7 @@ def _watch(node: Node, stop: Callable[[], bool]) -> None:
 
 
 def _is_last(node: Node) -> bool:
-    """Whether nobody has stopped it: whoever is about to do so is waited for."""
+    """Whether nobody has stopped it; waits for a command that is doing so."""
     with alone():
         return last_node() == node
 
@@ -339,12 +338,12 @@ def _is_last(node: Node) -> bool:
 def _joined(
     node: Node, join: Callable[[], Node], stop: Callable[[], bool], seconds: float
 ) -> Node | None:
-    """The node, once its head takes it; None if it is to end instead."""
-    _log.warning("the node %s has fallen out of its cluster; joining again", node.node_ip)
+    """Join again until the head accepts the node; None if it is to be stopped instead."""
+    _log.warning("the node %s has dropped out of its cluster; joining again", node.node_ip)
     until = time.monotonic() + seconds
     while not stop():
         try:
-            with alone():  # a `cluster stop` beside it comes before, or after
+            with alone():  # a `cluster stop` at the same time runs before or after
                 if last_node() != node:
                     return None
                 found = join()

@@ -1,10 +1,7 @@
-"""What node of a cluster runs on this machine: written down, looked up, ended.
+"""The node of a cluster that runs on this machine: its record, its addresses, its end.
 
-Addresses and ports of this machine, as a node of a cluster needs them.
-
-Whether the head of a Ray cluster listens at an address, seen before Ray is asked to connect.
-
-Ray itself would try for half a minute, say little, and end the process from C++.
+`check_head` tests an address before Ray connects to it: Ray itself would try for half a minute, and
+then end the process from C++ with few words.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.lock_file import LockFile
 from distsgd.errors import RuntimeFailure, UsageError, storage_error
 from distsgd.on_ray.session_guard import clear_session, processes_of
+from distsgd.spelling import spelled, spelling
 
 __all__ = [
     "PORT",
@@ -48,14 +46,14 @@ _entered = threading.local()
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What `cluster start` has started here.
+    """A node that `cluster start` has started on this machine.
 
     Attributes:
         address: HOST:PORT of the cluster's head.
-        node_ip: the address that this machine listens at.
+        node_ip: address that this machine listens at.
         head: whether it is the head.
-        folder: of Ray's files; every process of it has the folder in its environment.
-        jobs_port: where the head takes jobs; 0 on others.
+        folder: folder of Ray's files; every process has it in its environment.
+        jobs_port: port at which a head accepts jobs; 0 on members.
     """
 
     address: str
@@ -66,12 +64,12 @@ class Node:
 
     @property
     def processes(self) -> list[int]:
-        """Those that live."""
+        """Ids of its running processes."""
         return processes_of(self.folder)
 
     @property
     def lives(self) -> bool:
-        """Whether it is part of a cluster: Ray's log monitor, say, outlives a raylet that died."""
+        """Whether it is part of a cluster; Ray's log monitor can outlive a raylet that died."""
         running = set(map(_program, self.processes))
         return running >= ({"raylet", "gcs_server"} if self.head else {"raylet"})
 
@@ -81,16 +79,16 @@ def _program(pid: int) -> str:
         program = Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
         return ""
-    return program.removesuffix(" (deleted)")  # Ray was installed anew since
+    return program.removesuffix(" (deleted)")  # Ray was reinstalled since
 
 
 def note_file() -> Path:
-    """Where it is written what runs here; several machines may share the folder."""
+    """The record of the node on this machine; several machines may share the folder."""
     return cluster_home() / f"node-{socket.gethostname()}.json"
 
 
 def _noted(file: Path) -> Node | None:
-    """The node that a note tells of."""
+    """The node that a record describes."""
     try:
         return Node(**json.loads(read_inside(file, most=SMALL)))
     except (OSError, ValueError, TypeError):
@@ -98,25 +96,25 @@ def _noted(file: Path) -> Node | None:
 
 
 def last_node() -> Node | None:
-    """What was started here last, whether it lives or not."""
+    """The node started here last, running or not."""
     return _noted(note_file())
 
 
 def other_notes() -> list[Node]:
-    """What machines that share the folder have started last."""
+    """The nodes that machines sharing the folder have started last."""
     files = [file for file in cluster_home().glob("node-*.json") if file != note_file()]
     return [node for node in map(_noted, files) if node is not None]
 
 
 def read_node() -> Node | None:
-    """What has been started here and lives, if anything."""
+    """The node that is running here, if any."""
     node = last_node()
     return node if node is not None and node.lives else None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """While entered, no other command starts or stops a node here; may be entered again within.
+    """While entered, no other command starts or stops a node here. Reentrant.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -139,17 +137,17 @@ def alone() -> Iterator[None]:
 
 
 def stop_node(folder: str | None = None) -> Node | None:
-    """End what `cluster start` has started here; returns what that was.
+    """Stop the node that runs here; returns it, or None if there was none.
 
     Args:
-        folder: of the node, to leave another one alone that was started since.
+        folder: folder of the node to stop, so that one started since is left alone.
 
     Raises:
         RuntimeFailure: a process does not end.
     """
     if last_node() is None:
         return None
-    with alone():  # who comes second finds that it is done
+    with alone():  # another command may have done it meanwhile
         node = last_node()
         if node is None or folder not in (None, node.folder):
             return None
@@ -167,7 +165,7 @@ _SECONDS = 5.0
 
 
 def check_address(node_ip: str) -> None:
-    """See whether one can listen at an address.
+    """Check that this machine can listen at an address.
 
     Raises:
         UsageError: it is not of this machine, or not of IP version 4.
@@ -175,26 +173,27 @@ def check_address(node_ip: str) -> None:
     try:
         if ipaddress.ip_address(node_ip).version != 4:
             raise UsageError(
-                f"--node-ip {node_ip} is an address of IP version 6",
+                f"{spelling().given('node_ip', node_ip)} is an address of IP version 6",
                 "Give one of version 4, which is what channels listen at",
             )
         free_port(node_ip)
     except (ValueError, OSError):
         raise UsageError(
-            f"--node-ip {node_ip} is no address of this machine", "`ip addr` shows those it has"
+            f"{spelling().given('node_ip', node_ip)} is no address of this machine",
+            "`ip addr` lists them",
         ) from None
 
 
-def check_port(node_ip: str, flag: str, port: int) -> None:
-    """See whether one can listen at a port; Ray would take another, or say little.
+def check_port(node_ip: str, name: str, port: int) -> None:
+    """Check that a port is free; Ray would take another, or give an obscure error.
 
     Args:
         node_ip: the address.
-        flag: by which the port was given.
+        name: the argument that gives the port.
         port: its number.
 
     Raises:
-        UsageError: somebody else does.
+        UsageError: it is not.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -203,12 +202,13 @@ def check_port(node_ip: str, flag: str, port: int) -> None:
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise UsageError(
-                f"{flag} {port} of {node_ip} cannot be used: {why}", "Give another port"
+                f"{spelling().given(name, port)} of {node_ip} cannot be used: {why}",
+                "Give another port",
             ) from None
 
 
 def free_port(node_ip: str) -> int:
-    """A port of an address that nobody listens at now."""
+    """A port of an address at which nothing listens now."""
     with socket.socket() as probe:
         probe.bind((node_ip, 0))
         port: int = probe.getsockname()[1]
@@ -216,7 +216,7 @@ def free_port(node_ip: str) -> int:
 
 
 def answers(address: str) -> bool:
-    """Whether somebody listens at HOST:PORT."""
+    """Whether something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS).close()
@@ -226,7 +226,7 @@ def answers(address: str) -> bool:
 
 
 def way_to(address: str) -> str:
-    """The address of this machine that a head sees.
+    """The address of this machine from which a head is reached.
 
     Raises:
         UsageError: ``address`` is none.
@@ -234,7 +234,7 @@ def way_to(address: str) -> str:
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise UsageError(f"--join cannot be {address}", "Give HOST:PORT of the head")
+        raise UsageError(f"{spelled('join')} cannot be {address}", "Give HOST:PORT of the head")
     try:
         with socket.create_connection((host, int(port)), timeout=_SECONDS) as found:
             own: str = found.getsockname()[0]
@@ -242,7 +242,7 @@ def way_to(address: str) -> str:
     except OSError as error:
         raise RuntimeFailure(
             f"no head answers at {address}: {error.strerror or error}",
-            "Look whether it was started with --node-ip of an address that this machine reaches",
+            "Look whether it listens at an address that this machine reaches",
         ) from None
 
 
@@ -252,14 +252,14 @@ _REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 
 def check_head(address: str, settings: dict[str, str]) -> None:
-    """See that a head listens, and that it takes our token and our certificates.
+    """Check that a head listens, and that it accepts our token and our certificates.
 
     Args:
         address: HOST:PORT of the head.
         settings: environment variables beside those that are set.
 
     Raises:
-        RuntimeFailure: nobody answers there, it is no head, or it does not take what we have.
+        RuntimeFailure: nothing answers, it is not a head, or it does not accept them.
         UsageError: our certificates cannot be read.
     """
     host, _, port = address.rpartition(":")
@@ -274,7 +274,7 @@ def check_head(address: str, settings: dict[str, str]) -> None:
     with connection:
         if _speaks_http(connection):
             raise RuntimeFailure(
-                f"{address} is no head of a Ray cluster: web pages and jobs are served there",
+                f"{address} is not the head of a Ray cluster: it serves web pages and jobs",
                 f"Give HOST:PORT of the head: {_likely_head(host, int(port))}",
             )
     check_tls(address)
@@ -282,13 +282,13 @@ def check_head(address: str, settings: dict[str, str]) -> None:
 
 
 def _likely_head(host: str, jobs_port: int) -> str:
-    """The head whose jobs port that is, if it is of this machine, else at the usual port."""
+    """The head with this jobs port, if it is on this machine, else the one at the usual port."""
     node = last_node()
     return node.address if node and node.jobs_port == jobs_port else f"{host}:{PORT}"
 
 
 def _speaks_http(connection: socket.socket) -> bool:
-    """Whether it is of version 1; heads speak version 2, and say so in bytes."""
+    """Whether the peer speaks HTTP/1; heads speak HTTP/2."""
     answer = b""
     with suppress(OSError):
         connection.settimeout(_SECONDS_TO_ANSWER)

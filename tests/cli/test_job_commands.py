@@ -148,7 +148,7 @@ def submitted_until_control_c(home: Path) -> str:
     [
         (("--epoks", "3"), 2, "No such option"),
         (("--address", "ftp://x"), 2, "--address cannot be"),
-        (("--address", "http://127.0.0.1:1"), 1, "nobody takes jobs at"),
+        (("--address", "http://127.0.0.1:1"), 1, "nothing accepts jobs at"),
         (("--config", "nowhere.toml"), 2, "there is no file nowhere.toml"),
         (("--epochs", "2", "--json", "--help=1"), 2, "--help"),
         (("--epochs", "-1"), 2, "epochs"),
@@ -174,8 +174,12 @@ def test_without_the_token_every_door_refuses(cluster: Cluster, home: Path) -> N
     token = (home / "cluster" / "token").read_text()
     every = (("submit", "--epochs", "1"), ("jobs", "list"), ("jobs", "stop", "x"))
     for given, says, commands in (
-        ({"DISTSGD_HOME": str(home / "stranger")}, "wants a token", every),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, "wants another token", every[:1]),
+        ({"DISTSGD_HOME": str(home / "stranger")}, "requires a token", every),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            "requires another token",
+            every[:1],
+        ),
     ):
         for command in commands:
             done = cluster(*command, "--address", door, **given)

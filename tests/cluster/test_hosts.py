@@ -119,9 +119,9 @@ def test_nobody_gets_in_without_the_token(cluster: list[Host]) -> None:
     wrong = stranger.folder / "wrong"
     wrong.write_text("0" * 64)
     for says, arguments in (
-        ("wants a token", ("train", "--address", address)),
-        ("wants a token", ("cluster", "status", "--address", address)),
-        ("wants another token", ("cluster", "start", "--join", address, "--token-file", wrong)),
+        ("requires a token", ("train", "--address", address)),
+        ("requires a token", ("cluster", "status", "--address", address)),
+        ("requires another token", ("cluster", "start", "--join", address, "--token-file", wrong)),
         ("no token", ("cluster", "start", "--join", address)),
         ("no Ray cluster answers", ("train", "--address", f"{second.ip}:6379")),
     ):

@@ -23,7 +23,7 @@ def test_who_is_connected_to_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(job_api, "_PATIENCE", (1.0, 0.5))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(RuntimeFailure, match="nobody takes jobs"), job_api.job_api(address):
+        with pytest.raises(RuntimeFailure, match="nothing accepts jobs"), job_api.job_api(address):
             pass
 
 
@@ -63,7 +63,7 @@ def test_following_ends_when_the_head_is_gone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(job_api, "_SECONDS_GONE", 0.3)
     client: Any = Gone()
     shown: list[str] = []
-    with pytest.raises(RuntimeFailure, match="nobody takes jobs at http://head:8265"):
+    with pytest.raises(RuntimeFailure, match="nothing accepts jobs at http://head:8265"):
         JobApi(client, "http://head:8265").follow("job", shown.append)
     assert shown == ["the first line"] and client.asked > 1
 

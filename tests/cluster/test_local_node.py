@@ -60,7 +60,7 @@ def test_a_head_that_does_not_start_leaves_the_token(
         seen.append(token_file().read_text())
         return "it does not start"
 
-    monkeypatch.setattr(local_node, "_trouble", fails)
+    monkeypatch.setattr(local_node, "_run", fails)
     with pytest.raises(RuntimeFailure, match="it does not start"):
         local_node.start_head(port=free(), jobs_port=free())
     assert len(seen[0]) == 64 and token_file().read_text() == "of a cluster"
@@ -127,9 +127,9 @@ def joins(address: str) -> None:
     [
         (
             b"HTTP/1.1 200 OK\r\n\r\n",
-            r"jobs are served there\. Give HOST:PORT of the head: 127\.0\.0\.1:6379",
+            r"it serves web pages and jobs\. Give HOST:PORT of the head: 127\.0\.0\.1:6379",
         ),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", r"no head of a Ray cluster"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", r"not the head of a Ray cluster"),
     ],
 )
 def test_what_is_no_head_is_not_left_to_ray(
@@ -154,7 +154,7 @@ def test_a_proxy_is_not_asked_for_a_head(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with (
         listening(b"SSH-2.0-OpenSSH_9.2\r\n") as address,
-        pytest.raises(RuntimeFailure, match=f"{address} is no head"),
+        pytest.raises(RuntimeFailure, match=f"{address} is not the head"),
     ):
         check_cluster(address)
 
