@@ -1,9 +1,7 @@
-"""How many workers, processes and bytes there is room for, also while nodes join and leave.
+"""How many workers, processes, threads and bytes this machine or cluster has room for, and where.
 
-On which nodes of a cluster servers and workers run.
-
-No placement group: it is all or nothing, while a run begins with the workers there is room for,
-and takes others as nodes join.
+Servers and workers are placed without a placement group, which is all or nothing: a run starts with
+the workers for which there are CPUs, and takes more as nodes join.
 """
 
 from __future__ import annotations
@@ -37,28 +35,28 @@ _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _SECONDS = 1.0
 
 _PER_CORE = 32
-"""Processes on one core beyond which a training stands still more than it computes."""
+"""Processes per core beyond which a training waits more than it computes."""
 
 _ALWAYS = 8
-"""Processes that are never refused."""
+"""Number of processes that is always allowed."""
 
 _PROCESS_BYTES = 100 * 2**20
-"""Memory that a process with numpy and Ray takes, at least."""
+"""Least memory of a process with numpy and Ray."""
 
 
 def connected_ray() -> Any:
     """The module, if this process is connected to a Ray, else None; never imports it."""
     ray = sys.modules.get("ray")
-    # Without the function, another thread is importing it just now.
+    # The function is missing while another thread is importing Ray.
     connected = getattr(ray, "is_initialized", lambda: False)()
     return ray if connected else None
 
 
 def worker_capacity(servers: int) -> int:
-    """Workers that fit beside so many servers, at least 1.
+    """Number of workers that fit beside the servers, at least 1.
 
-    On the cluster that this process is connected to, those for which there are CPUs, whoever uses
-    them now; else one for each core of this machine, as the servers have little to do.
+    On a connected cluster: one per CPU, in use or not, that the servers leave. Otherwise: one per
+    core of this machine, as servers need little of one.
     """
     if (ray := connected_ray()) is not None:
         return max(1, int(ray.cluster_resources().get("CPU", 0)) - servers)
@@ -66,10 +64,10 @@ def worker_capacity(servers: int) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that are free for this process and others; None if the system does not say.
+    """Bytes of free memory; None if unknown.
 
-    That is what the machine has without swapping, or what is left to the groups of processes that
-    this one belongs to, such as a container, if that is less.
+    The smaller of what the machine has without swapping, and what is left to the control groups of
+    this process, such as a container.
     """
     found = _fields(_PROC / "meminfo").get("MemAvailable")
     known = [found * 1024] if found is not None else []
@@ -79,9 +77,9 @@ def free_memory() -> int | None:
 
 
 def process_memory() -> int | None:
-    """Bytes that this process may still allocate by its own limits (ulimit -v, -d); None for any.
+    """Bytes that this process may still allocate by its limits (ulimit -v, -d); None if unlimited.
 
-    Processes that it starts have the same limits.
+    Processes that it starts inherit the limits.
     """
     used = _fields(_PROC / "self" / "status")
     limits = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
@@ -107,10 +105,10 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def free_threads() -> int | None:
-    """Threads, of processes or alone, that may still be started; None for any number.
+    """Number of threads that may still be started; None if unlimited.
 
-    That is what is left of the user's (ulimit -u), which does not bind root, or of the groups of
-    processes that this one belongs to, such as a container, if that is less.
+    The smaller of what is left of the user's limit (ulimit -u), which does not bind root, and of
+    the limits of the control groups of this process, such as a container.
     """
     known = [_numbers_left(group, "pids.max", "pids.current") for group in _groups("pids")]
     most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
@@ -120,7 +118,7 @@ def free_threads() -> int | None:
 
 
 def _threads_of(user: int) -> int:
-    """How many threads a user has."""
+    """Number of threads of a user."""
     found = 0
     for process in _PROC.glob("[0-9]*"):
         with suppress(OSError):
@@ -150,7 +148,7 @@ def _groups(controller: str = "memory") -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         top = _GROUPS / controller if controllers else _GROUPS  # version 1, or 2
-        # Inside of a container the path may be that of outside, where nothing is.
+        # Inside a container the path may be that of the host, which does not exist here.
         inside = top / inner.lstrip("/")
         yield from (path for path in (inside, *inside.parents) if path.is_relative_to(top))
 
@@ -166,13 +164,13 @@ def _left_to(group: Path) -> int | None:
             taken = int((group / used).read_text(encoding="ascii"))
         except (OSError, ValueError):  # not there, or "max"
             continue
-        # What the system keeps of files counts as used, and goes when something else needs it.
+        # Cached files count as used, and are evicted when memory is needed.
         return max(0, limit - taken + _fields(group / "memory.stat").get(files, 0))
     return None
 
 
 def most_processes() -> int:
-    """Workers and servers that may be started, here or on the cluster one is connected to."""
+    """Number of workers and servers that may run, here or on the connected cluster."""
     if (ray := connected_ray()) is not None:
         return max(_ALWAYS, _PER_CORE * int(ray.cluster_resources().get("CPU", 0)))
     most, memory = _PER_CORE * len(os.sched_getaffinity(0)), free_memory()
@@ -182,15 +180,15 @@ def most_processes() -> int:
 
 
 def check_processes(count: int, others: int, what: str) -> None:
-    """See that there is room for so many processes, before any of them is started.
+    """Check a number of processes before any of them is started.
 
     Args:
-        count: the workers, or the servers.
-        others: processes beside them.
-        what: how the user has written ``count``, such as --workers 500.
+        count: number of workers, or of servers.
+        others: number of other processes.
+        what: how the user has given ``count``.
 
     Raises:
-        UsageError: there is none; says what would do.
+        UsageError: there are too many; tells how many fit.
     """
     most = most_processes()
     if count + others > most:
@@ -204,23 +202,23 @@ def check_processes(count: int, others: int, what: str) -> None:
 
 
 class FollowedCapacity:
-    """How many workers a run is to have: what the user says, until then what there is room for.
+    """The number of workers that a run is to have: as many as fit, until the user gives a number.
 
     Args:
-        said: what the user wants, if there is new word.
-        servers: of the run.
-        follow: False for what the user says alone.
+        requested: a number that the user has given since the last call, or None.
+        servers: number of servers.
+        follow: False to wait for the user's number alone.
     """
 
-    def __init__(self, said: Callable[[], int | None], servers: int, follow: bool) -> None:
-        self._said, self._servers, self._follow = said, servers, follow
+    def __init__(self, requested: Callable[[], int | None], servers: int, follow: bool) -> None:
+        self._requested, self._servers, self._follow = requested, servers, follow
         self._next = 0.0
 
     def __call__(self) -> int | None:
-        """How many, if that may have changed; to be asked within a session of Ray."""
-        if (said := self._said()) is not None:
+        """The number, or None if it cannot have changed; called while connected to Ray."""
+        if (requested := self._requested()) is not None:
             self._follow = False
-            return said
+            return requested
         now = monotonic()
         if not self._follow or now < self._next:
             return None
@@ -238,8 +236,8 @@ def server_placement(placement: str) -> dict[str, Any]:
     """Options of the servers' actors.
 
     Args:
-        placement: "near", on the driver's node if there is room, or "spread", on as many nodes
-            as there are.
+        placement: "near": on the driver's node if it has CPUs; "spread": on as many nodes as
+            possible.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -253,5 +251,5 @@ def server_placement(placement: str) -> dict[str, Any]:
 
 
 def worker_placement() -> dict[str, Any]:
-    """Options of a worker's actor: on as many nodes as there are."""
+    """Options of a worker's actor: on as many nodes as possible."""
     return {"scheduling_strategy": "SPREAD"} if _several_nodes() else {}

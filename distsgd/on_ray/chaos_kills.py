@@ -16,11 +16,9 @@ from distsgd.core.chaos import Chaos, Strike
 
 __all__ = ["ChaosKills"]
 
-Told = Callable[[Strike, str], None]
-
 
 class _Process:
-    """One process of this machine. A number may be given to another; a descriptor is not."""
+    """A process of this machine, by descriptor: its id may be used again, a descriptor is not."""
 
     def __init__(self, pid: int) -> None:
         self._file = os.pidfd_open(pid)
@@ -49,7 +47,7 @@ class _Process:
         self.stopped = False
 
     def close(self) -> None:
-        """Leave it be, and awake."""
+        """Wake it, and release the descriptor."""
         self.wake()
         with self._lock:
             if self._file >= 0:
@@ -58,31 +56,31 @@ class _Process:
 
 
 class ChaosKills:
-    """Carries out strikes at the workers and servers that are on the driver's machine.
+    """Kills and stops workers and servers on the driver's machine, as a chaos plan says.
 
     Args:
-        chaos: what is to be done.
-        version: updates that there are already; nothing is done for those.
-        told: told of each strike that hit somebody, and whom.
+        chaos: the plan.
+        version: updates that have been applied; strikes due before are skipped.
+        report: called with each strike that hit a process, and its name.
     """
 
-    def __init__(self, chaos: Chaos, version: int, told: Told) -> None:
-        self._chaos, self._version, self._told = chaos, version, told
+    def __init__(self, chaos: Chaos, version: int, report: Callable[[Strike, str], None]) -> None:
+        self._chaos, self._version, self._report = chaos, version, report
         self._asked: dict[str, Any] = {}
         self._processes: dict[str, _Process] = {}
 
     def started(self, name: str, reference: Any) -> None:
-        """There is a new process.
+        """A process has been started.
 
         Args:
-            name: "worker 0", "server 1", and so on; there may have been another of that name.
-            reference: to come: the node and the process id that it says it has.
+            name: "worker 0", "server 1", and so on; it replaces one of the same name.
+            reference: reference to its node and process id.
         """
         self._forget(name)
         self._asked[name] = reference
 
     def updated(self, version: int) -> None:
-        """So many updates have been applied: strike, if that is due."""
+        """Carry out the strikes that are due at a version."""
         due = self._chaos.strikes(self._version, version)
         self._version = max(self._version, version)
         if due:
@@ -91,7 +89,7 @@ class ChaosKills:
             self._carry_out(strike)
 
     def close(self) -> None:
-        """Wake whoever is stopped, and forget all processes."""
+        """Wake all stopped processes, and forget them."""
         self._asked.clear()
         for name in list(self._processes):
             self._forget(name)
@@ -101,7 +99,7 @@ class ChaosKills:
             self._processes.pop(name).close()
 
     def _look(self) -> None:
-        """Take note of who has said where it is."""
+        """Note which processes are on this machine, and forget those that have died."""
         for name, reference in list(self._asked.items()):
             done, _ = ray.wait([reference], timeout=0)
             if not done:
@@ -115,18 +113,18 @@ class ChaosKills:
             self._forget(name)
 
     def _carry_out(self, strike: Strike) -> None:
-        deed, kind = strike.fault.name.split("-")
+        action, kind = strike.fault.name.split("-")
         names = sorted(
             name
             for name, process in self._processes.items()
-            if name.startswith(kind) and not (deed == "stop" and process.stopped)
+            if name.startswith(kind) and not (action == "stop" and process.stopped)
         )
         if not names:
-            return  # all of them are dead, or have not said yet where they are
+            return  # all are dead, or not located yet
         name = names[int(strike.choice * len(names))]
-        if deed == "stop":
+        if action == "stop":
             self._processes[name].stop(strike.fault.seconds)
         else:
             self._processes[name].send(signal.SIGKILL)
             self._forget(name)
-        self._told(strike, name)
+        self._report(strike, name)

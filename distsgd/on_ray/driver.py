@@ -1,4 +1,4 @@
-"""Training on Ray: server actors, worker actors, and a driver off the path of a step."""
+"""Training on Ray: server actors, worker actors, and a driver that no step waits for."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from distsgd.on_ray.sharing import owns_ray
 __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
-_CHAOS_SECONDS = 0.02  # as long as strikes wait for updates to be told of
-_SECONDS_UNSAID = 5.0
+_CHAOS_SECONDS = 0.02  # how late a strike may be
+_QUIET_SECONDS = 5.0
 _TRACK_SECONDS = 30.0
-_SPARE = 20  # calls beside those of the first workers: the driver's, and of workers to come
+_SPARE = 20  # concurrent calls beside those of the first workers
 
 
 def _cpus_each() -> int:
-    """CPUs that Ray counts for a process; none on a Ray of our own, which trainings may share."""
+    """CPUs that Ray counts for a process; 0 in a session of our own, which trainings may share."""
     return 0 if owns_ray() else 1
 
 
 def _start_servers(job: Job, start: Snapshot, workers: int) -> list[Any]:
-    """The coordinator and its followers."""
+    """Start the coordinator and its followers."""
     where, cpus = server_placement(job.placement), _cpus_each()
     coordinator = (
         ray.remote(ServerProcess)
@@ -76,26 +76,25 @@ def train_on_ray(
 ) -> Iterator[Event]:
     """Train with ``workers`` worker processes, yielding events as they come.
 
-    A worker that dies or hangs is replaced, and its slots go to the others at once. Unless error
-    feedback has a residual there: then that is an error from which training can go on.
+    A worker that dies or hangs is replaced, and its slots go to the others at once; with error
+    feedback, whose residual is lost with it, that is an error that a resume recovers from.
 
     Args:
         job: what to train.
-        start: where to begin.
+        start: where to start.
         workers: number of worker processes, at least 1.
         should_stop: asked several times a second.
         channel: "auto" (shared memory on the server's node, else TCP, else actor calls), or one
             of "shm", "tcp", "ray".
-        wanted: asked several times a second for how many workers there are to be, if that has
-            changed.
-        patience: seconds to wait when no worker is there, or no server can be placed.
+        wanted: asked several times a second for the number of workers; None if unchanged.
+        patience: seconds to wait when no worker is connected, or no server can be placed.
         kills: kills and stops processes on purpose.
 
     Raises:
-        ServerLost: a server has died, or a worker and its residual with it; training can go on
-            from its last update.
-        RuntimeFailure: workers die again and again, or none has come for long.
-        DistsgdError: what a worker or the server raised, such as a corrupt shard.
+        ServerLost: a server has died, or a worker with its residual; training can be resumed from
+            the last update.
+        RuntimeFailure: workers die repeatedly, or none has connected for long.
+        DistsgdError: an error of a worker or a server, such as a corrupt shard.
     """
     with ray_session(cpus=workers + job.servers):
         driver = _Driver(job, start, workers, channel, patience, kills)
@@ -108,7 +107,7 @@ def train_on_ray(
 
 
 class _Driver:
-    """Supervises the actors of one training: follows events, notices deaths."""
+    """Supervises the actors of one training: passes events on, notices deaths."""
 
     def __init__(
         self, job: Job, start: Snapshot, workers: int, channel: str, patience: float,
@@ -120,7 +119,7 @@ class _Driver:
         self._fleet: Fleet | None = None
         self._following: set[Any] = set()
 
-    def _born(self, name: str, actor: Any) -> None:
+    def _started(self, name: str, actor: Any) -> None:
         if self._kills is not None:
             self._kills.started(name, actor.process.remote())
 
@@ -140,18 +139,18 @@ class _Driver:
             ray.remote(WorkerProcess).options(num_cpus=_cpus_each(), **worker_placement())
             .remote(self._job, self._start, number, self._workers)
         )  # fmt: skip
-        self._born(f"worker {number}", actor)
-        actor.open.remote()  # what goes wrong, `connect` says
+        self._started(f"worker {number}", actor)
+        actor.open.remote()  # `connect` raises its errors
         return actor
 
-    def _begin(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Start everyone, and have the workers connect; a stop before that is the end."""
+    def _start_all(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Start all actors, and make the workers connect; a stop before that ends the training."""
         check_ray(surely=True)
         self._servers = _start_servers(self._job, self._start, self._workers)
         for number, server in enumerate(self._servers):
-            self._born(f"server {number}", server)
+            self._started(f"server {number}", server)
         addresses = [server.address.remote() for server in self._servers]
-        room = None if owns_ray() else worker_capacity(self._job.servers)
+        capacity = None if owns_ray() else worker_capacity(self._job.servers)
         together = self._job.has_residuals
         fleet = Fleet(
             self._make_worker,
@@ -159,11 +158,11 @@ class _Driver:
             self._servers[0],
             self._workers,
             self._patience,
-            room,
+            capacity,
             together,
         )
         self._fleet = fleet
-        began, said = monotonic(), False
+        began, warned = monotonic(), False
         while len(ray.wait(addresses, num_returns=len(addresses), timeout=_POLL_SECONDS)[1]):
             check_ray()
             waited = monotonic() - began
@@ -172,10 +171,10 @@ class _Driver:
                 return
             if waited > self._patience:
                 raise RuntimeFailure(f"no server could be placed for {self._patience:g} s", HINT)
-            if not said and waited > min(_SECONDS_UNSAID, self._patience / 2):
-                said = True
+            if not warned and waited > min(_QUIET_SECONDS, self._patience / 2):
+                warned = True
                 seconds = f"{self._patience:g} s"
-                yield Notice(f"waiting up to {seconds} for room for a server, and its start")
+                yield Notice(f"waiting up to {seconds} for a server to be placed and started")
         found = answer_of(addresses)
         contacts = [(server, *at) for server, at in zip(self._servers, found, strict=True)]
         fleet.connect_all(contacts)
@@ -186,7 +185,7 @@ class _Driver:
     def events(
         self, should_stop: Callable[[], bool], wanted: Callable[[], int | None]
     ) -> Iterator[Event]:
-        for event in self._begin(should_stop):
+        for event in self._start_all(should_stop):
             yield event
             if isinstance(event, Ended):
                 return
@@ -206,9 +205,9 @@ class _Driver:
                     answer_of(reference)
                 elif reference != waiting:
                     fleet.ended(reference)
-            yield from self._tended(fleet, wanted())
+            yield from self._supervise(fleet, wanted())
             if waiting in done:
-                events = self._taken(answer_of(waiting))
+                events = self._completed(answer_of(waiting))
                 versions = [event.update.version for event in events if isinstance(event, Updated)]
                 if versions:
                     fleet.progressed()
@@ -219,8 +218,8 @@ class _Driver:
                     return
                 waiting = server.events.remote(poll)
 
-    def _tended(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
-        """See to the workers, now and then; events of what there is to say."""
+    def _supervise(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
+        """Start, resize and check the workers; yields notices about them."""
         if not fleet.begun and fleet.enough():
             said = fleet.start_work()
             there = sorted(fleet.names)
@@ -236,19 +235,19 @@ class _Driver:
         if (notice := fleet.check()) is not None:
             yield notice
 
-    def _taken(self, events: list[Event]) -> list[Event]:
-        """The events with what the coordinator alone does not know."""
+    def _completed(self, events: list[Event]) -> list[Event]:
+        """The events with what the coordinator does not know; hung workers are replaced."""
         assert self._fleet is not None
         hung = [worker for event in events if isinstance(event, Hung) for worker in event.workers]
         said = [self._fleet.hung(worker) for worker in hung]
-        events = [self._whole(event) for event in events if not isinstance(event, Hung)]
+        events = [self._merged(event) for event in events if not isinstance(event, Hung)]
         events = [*(Notice(text) for text in said if text), *events]
         if self._job.trace and events and isinstance(events[-1], Ended):
             events[-1] = replace(events[-1], tracks=self._tracks())
         return events
 
-    def _whole(self, event: Event) -> Event:
-        """The event with the whole of W, where a snapshot has the coordinator's range alone."""
+    def _merged(self, event: Event) -> Event:
+        """The event with all of W: the coordinator's snapshots have only its own range."""
         if not (len(self._servers) > 1 and isinstance(event, EpochEnded | Saved | Ended)):
             return event
         own = event.snapshot
@@ -269,13 +268,13 @@ class _Driver:
         return replace(event, snapshot=replace(own, weights=weights, state=state, reads=reads))
 
     def _parts(self, version: int, floor: int) -> list[Any]:
-        """What the followers have kept of a version."""
+        """The ranges of a version that the followers have kept."""
         followers = self._servers[1:]
         found: list[Any] = answer_of([one.snapshot.remote(version, floor) for one in followers])
         return found
 
     def _tracks(self) -> tuple[Track, ...]:
-        """The timelines of all processes that live."""
+        """The timelines of all living processes."""
         actors = [*self._servers, *(self._fleet.actors if self._fleet else ())]
         found = []
         for reference in [actor.track.remote() for actor in actors]:

@@ -1,8 +1,7 @@
-"""The worker actors of one training: connected, set to work, and replaced when they die.
+"""The worker actors of one training: connected, started, and replaced when they die.
 
-Where a process is, so that one that hangs can be ended at once.
-
-Ray asks a process to end, and uses force after 5 s: one that is stopped holds its CPU until then.
+A worker that hangs is killed by its `ProcessIdentity`, at once: Ray would ask it to end, and use
+force only after 5 s, during which a stopped process holds its CPU.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ __all__ = ["WAIT_SECONDS", "Fleet", "ProcessIdentity", "end_process", "process_i
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process.
+    """What identifies a process, even if its id is used again.
 
     Attributes:
-        machine: boot and namespace in which its number means something.
-        pid: its number.
-        started: when it was started, in ticks since the boot; numbers are used again.
+        machine: boot id and pid namespace of its machine.
+        pid: its process id.
+        started: its start time, in ticks since the boot.
     """
 
     machine: str
@@ -45,12 +44,12 @@ class ProcessIdentity:
 
 
 def process_identity(_: object = None) -> ProcessIdentity:
-    """Those of this process."""
+    """The identity of this process."""
     return ProcessIdentity(_machine(), os.getpid(), _started(os.getpid()))
 
 
 def end_process(place: ProcessIdentity) -> bool:
-    """SIGKILL a process of this machine; returns whether it was here, and still the same."""
+    """SIGKILL a process, if it is on this machine and still the same; returns whether it was."""
     with suppress(OSError):
         if place.machine == _machine():
             return kill_if(place.pid, lambda: place.started == _started(place.pid))
@@ -68,30 +67,30 @@ def _started(pid: int) -> str:
 
 
 _MOST_FAILURES = 5
-_SECONDS_UNSAID = 5.0
+_QUIET_SECONDS = 5.0
 _SECONDS_FOR_ALL = 10.0
 WAIT_SECONDS = 120.0
-"""How long to wait for a worker when there is none."""
+"""Seconds to wait for a worker when none is connected."""
 
 
 class Fleet:
-    """Workers by their numbers.
+    """The workers of a training, by number.
 
     Args:
-        make: starts the actor of a worker; twice, if the first has died.
-        channel: by which channel a worker reaches the servers.
+        make: starts the actor of a worker; called again for a replacement.
+        channel: name of the channel to the servers, or "auto".
         coordinator: the actor of the first server, which is told of deaths.
-        workers: how many there are.
+        workers: number of workers.
         patience: seconds to wait without a single worker.
-        room: how many of them there are CPUs for at all; None if that is not known.
-        together: whether a worker that was at work cannot be replaced alone, as what it knows is
+        capacity: number of workers for which there are CPUs; None if unknown.
+        together: whether a worker that has worked cannot be replaced alone, because its residual is
             lost with it.
 
     Attributes:
         names: worker -> name of its channel, once it is connected.
         hosts: worker -> address of its node, likewise.
-        contacts: how they reach the servers.
-        begun: whether they have been set to work.
+        contacts: how workers reach the servers.
+        begun: whether the workers have started.
     """
 
     def __init__(
@@ -101,11 +100,11 @@ class Fleet:
         coordinator: Any,
         workers: int,
         patience: float,
-        room: int | None = None,
+        capacity: int | None = None,
         together: bool = False,
     ) -> None:
         self._make, self._coordinator = make, coordinator
-        self._patience, self._room = patience, room
+        self._patience, self._capacity = patience, capacity
         self._channel, self.contacts, self._together = channel, list[Any](), together
         self.names: dict[int, str] = {}
         self.hosts: dict[int, str] = {}
@@ -113,29 +112,29 @@ class Fleet:
         self._actors: dict[int, Any] = {}
         self._places: dict[int, Any] = {}
         self._connecting: dict[Any, int] = {}
-        self._ready: dict[int, float] = {}  # connected, but not yet at work: since when
+        self._ready: dict[int, float] = {}  # connected, not yet started -> since when
         self._running: dict[Any, int] = {}
         self._incarnations = defaultdict[int, int](lambda: 1)
         self._failures = 0
         self._alone_since: float | None = None
-        self._said = False
+        self._warned = False
         self._blas = {blas_kernel()}
-        self._to_say: list[Notice] = []
+        self._notices: list[Notice] = []
         for worker in range(workers):
             self._actors[worker] = make(worker)
 
     @property
     def actors(self) -> list[Any]:
-        """The actors there are, dead ones that have not been replaced yet included."""
+        """All actors, including dead ones that are not replaced yet."""
         return list(self._actors.values())
 
     @property
     def pending(self) -> list[Any]:
-        """The calls whose end `ended` wants to be told."""
+        """The calls that `ended` is to be called for."""
         return [*self._connecting, *self._running]
 
     def connect_all(self, contacts: list[Any]) -> None:
-        """Have every worker connect; `ended` is told when one has.
+        """Make every worker connect; `ended` follows for each.
 
         Args:
             contacts: how a worker reaches the servers.
@@ -145,25 +144,25 @@ class Fleet:
             self._connect(worker)
 
     def enough(self) -> bool:
-        """Whether to begin: with all, so that none begins long before the others.
+        """Whether to start: with all workers, so that none starts long before the others.
 
-        Or with those who are there, if there is no room for the others, or they have not come for
-        some time.
+        Or with the connected ones, if there are no CPUs for the others, or they have not connected
+        for some time.
         """
-        full = self._room is not None and len(self._ready) >= self._room
+        full = self._capacity is not None and len(self._ready) >= self._capacity
         late = self._waited() > _SECONDS_FOR_ALL
         return bool(self._ready) and (not self._connecting or full or late)
 
     def _waited(self) -> float:
-        """Seconds since the first worker was ready to begin."""
+        """Seconds since the first worker was ready."""
         first = min(self._ready.values(), default=None)
         return 0.0 if first is None else monotonic() - first
 
     def start_work(self) -> str | None:
-        """Those who are connected begin; returns what there is to say of the others."""
+        """Start the connected workers; returns a message about the others, if there are any."""
         self.begun = True
         there, every = len(self._ready), len(self._actors)
-        if self._together and there < every:  # nobody waits for what is theirs
+        if self._together and there < every:  # else the server waits for their pieces
             missing = self._actors.keys() - self._ready.keys()
             answer_of([self._coordinator.give_up.remote(worker) for worker in missing])
         for worker in self._ready:
@@ -171,20 +170,20 @@ class Fleet:
         self._ready.clear()
         if there == every:
             return None
-        return f"{there} of {every} workers are there; the others join as soon as there is room"
+        return f"{there} of {every} workers are connected; the others join as soon as CPUs are free"
 
     def ended(self, reference: Any) -> None:
-        """A call has ended: a worker is connected, has no more work, or has died.
+        """A call has ended: a worker has connected, finished or died.
 
         Raises:
             ServerLost: a worker has lost its server, which is dead.
             WorkerLost: a worker has died that cannot be replaced alone.
-            RuntimeFailure: workers die again and again.
-            DistsgdError: what a worker says cannot be mended by another.
+            RuntimeFailure: workers die repeatedly.
+            DistsgdError: an error that a replacement would raise again.
         """
         calls = self._running if reference in self._running else self._connecting
         if (worker := calls.pop(reference, None)) is None:
-            return  # of a worker that has been sent away in the meantime
+            return  # of a worker that was removed meanwhile
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
@@ -201,27 +200,27 @@ class Fleet:
                 self.names[worker], self.hosts[worker], blas = result
                 self._compare(worker, blas)
                 if self.begun:
-                    self._tell_of(worker)
+                    self._announce(worker)
                     self._run(worker)
                 else:
                     self._ready[worker] = monotonic()
 
     def hung(self, worker: int) -> str | None:
-        """A worker has not answered for so long that another takes its place.
+        """Replace a worker that has not answered for long.
 
         Returns:
-            what there is to say, unless that has been done already.
+            a message, or None if it has been replaced already.
         """
         if worker not in self._running.values():
             return None
         self._replace(worker, RuntimeFailure("it does not answer"), at_work=True)
-        return f"worker {worker} does not answer; another takes its place"
+        return f"worker {worker} does not answer; it is replaced"
 
     def resize(self, workers: int) -> str | None:
-        """Add workers, or take some away: those who have not come, else the last ones.
+        """Add workers, or remove some: those that are not connected first, then the last ones.
 
         Returns:
-            what there is to say, if anything.
+            a message, or None if nothing changes.
         """
         before = len(self._actors)
         for _ in range(before, workers):
@@ -237,51 +236,51 @@ class Fleet:
         return None if workers == before else f"{workers} workers from here on"
 
     def progressed(self) -> None:
-        """An update has been applied: whoever fails from now on may be replaced again."""
+        """An update has been applied: failures are counted from 0 again."""
         self._failures = 0
 
     def check(self) -> Notice | None:
-        """What there is to say of who has come, or when nobody works.
+        """The next notice about workers that are missing or came late, if any.
 
         Raises:
-            RuntimeFailure: nobody has for too long.
+            RuntimeFailure: no worker has been connected for too long.
         """
-        if self._to_say:
-            return self._to_say.pop(0)
-        if self._ready and self._waited() > _SECONDS_UNSAID and not self._said:
-            self._said = True
-            there = f"{len(self._ready)} of {len(self._actors)} workers are there"
+        if self._notices:
+            return self._notices.pop(0)
+        if self._ready and self._waited() > _QUIET_SECONDS and not self._warned:
+            self._warned = True
+            there = f"{len(self._ready)} of {len(self._actors)} workers are connected"
             return Notice(f"{there}; waiting up to {_SECONDS_FOR_ALL:g} s for the others")
         if self._ready:
             self._alone_since = None
             return None
         if self._running or not self._connecting:
-            self._alone_since, self._said = None, False
+            self._alone_since, self._warned = None, False
             return None
         self._alone_since = self._alone_since or monotonic()
         alone = monotonic() - self._alone_since
         if alone > self._patience:
-            raise RuntimeFailure(f"no worker has come for {self._patience:g} s", HINT)
-        if self._said or alone < min(_SECONDS_UNSAID, self._patience / 2):
+            raise RuntimeFailure(f"no worker has connected for {self._patience:g} s", HINT)
+        if self._warned or alone < min(_QUIET_SECONDS, self._patience / 2):
             return None
-        self._said = True
-        return Notice(f"no worker is there; waiting up to {self._patience:g} s for one")
+        self._warned = True
+        return Notice(f"no worker is connected; waiting up to {self._patience:g} s for one")
 
-    def _tell_of(self, worker: int) -> None:
-        """Where one who comes late is, on a cluster."""
+    def _announce(self, worker: int) -> None:
+        """Tell on which node of a cluster a late worker is."""
         if not (host := self.hosts[worker]).startswith("127."):
             text = f"worker {worker} on {host} by {self.names[worker]}"
-            self._to_say.append(Notice(text))
+            self._notices.append(Notice(text))
 
     def _compare(self, worker: int, blas: str) -> None:
-        """Each kernel that is not the driver's is told of once."""
+        """Warn once of each BLAS kernel that is not the driver's."""
         if blas not in self._blas:
             self._blas.add(blas)
             text = (
                 f"worker {worker} on {self.hosts[worker]} multiplies by {blas}, this process by "
                 f"{blas_kernel()}: the bits depend on who computes what; {SAME_BLAS}"
             )
-            self._to_say.append(Notice(text, blas))
+            self._notices.append(Notice(text, blas))
 
     def kill(self) -> None:
         """End every actor."""
@@ -304,14 +303,14 @@ class Fleet:
         self._running[self._actors[worker].run.remote()] = worker
 
     def _end(self, worker: int) -> None:
-        """End a worker, also one that is stopped: its CPU is for another."""
+        """Kill a worker, even a stopped one, so that its CPU is free."""
         for calls in (self._connecting, self._running):
             for reference in [call for call, number in calls.items() if number == worker]:
                 del calls[reference]
         self._ready.pop(worker, None)
         place = self._places.pop(worker, None)
         if place is not None and ray.wait([place], timeout=0)[0]:
-            with suppress(ray.exceptions.RayError):  # it never was anywhere
+            with suppress(ray.exceptions.RayError):  # it died before it could tell
                 end_process(ray.get(place))
         ray.kill(self._actors.pop(worker))
 
@@ -323,11 +322,11 @@ class Fleet:
         if self._failures > _MOST_FAILURES * len(self._actors):
             memory = isinstance(error, ray.exceptions.OutOfMemoryError)
             problem = why_dead(error) if memory else str(error).strip().splitlines()[-1]
-            raise RuntimeFailure(f"workers die again and again: {problem}", HINT) from error
+            raise RuntimeFailure(f"workers die repeatedly: {problem}", HINT) from error
         self._end(worker)
         self._actors[worker] = self._make(worker)
         self._connect(worker)
 
     def _check_servers(self) -> None:
-        """Raises `ServerLost` unless all of them answer."""
+        """Raise `ServerLost` unless all servers answer."""
         answer_of([server.address.remote() for server, *_ in self.contacts])

@@ -1,9 +1,7 @@
-"""Whether the Ray that this process is connected to still lives.
+"""Whether the Ray that this process is connected to is alive, and what its errors mean.
 
-Ray itself waits for its vital processes to come back, and then ends the process that is connected,
-without a word of ours: after about 15 seconds, see `RAY_gcs_rpc_server_reconnect_timeout_s`.
-
-What actors answer, with our own errors taken out of Ray's.
+Ray itself waits about 15 seconds for its vital processes to come back (see `ray_variables`), and
+then ends the process that is connected, without an error of ours.
 """
 
 from __future__ import annotations
@@ -36,14 +34,14 @@ _EVERY_SECONDS = 1.0
 _CONNECT_SECONDS = 0.5
 _POLL_SECONDS = 0.25
 _PATIENCE_SECONDS = 8.0
-"""Enough for a hiccup of the network, and well before Ray's own end of it."""
+"""Long enough for a short loss of the network, and well before Ray ends the process."""
 
 _REFUSED_SECONDS = 2.0
-"""The machine is there, but no head; no hiccup does that."""
+"""The machine answers, but no head listens: no loss of the network."""
 
 
 class HeadWatch:
-    """Looks now and then whether the head of a cluster takes connections.
+    """Tests once a second whether the head of a cluster accepts connections.
 
     Args:
         address: HOST:PORT of the head.
@@ -55,16 +53,16 @@ class HeadWatch:
         self._silent_since: float | None = None
 
     def look(self) -> None:
-        """Connect, unless that has just been done.
+        """Connect, unless that was done within the last second.
 
         Raises:
-            RuntimeFailure: nobody has answered for some seconds.
+            RuntimeFailure: the head has not answered for some seconds.
         """
         if monotonic() > self._looked + _EVERY_SECONDS:
             self._connect()
 
     def wait(self) -> None:
-        """Return when the head has answered now.
+        """Wait until the head answers.
 
         Raises:
             RuntimeFailure: see `look`.
@@ -84,7 +82,7 @@ class HeadWatch:
                 raise RuntimeFailure(
                     f"the head of the cluster at {self.address} no longer answers: "
                     f"{error.strerror or error}",
-                    "Start it again; `distsgd resume` goes on from the last update",
+                    "Restart it; `distsgd resume` continues from the last update",
                 ) from None
             return False
         self._silent_since = None
@@ -95,11 +93,10 @@ _watch: HeadWatch | None = None
 
 
 def check_ray(*, surely: bool = False) -> None:
-    """See that the processes live that Ray cannot do without: ours, or those of a cluster's head.
+    """Check that Ray's vital processes are alive: those of our session, or of a cluster's head.
 
     Args:
-        surely: look at the head now, and wait until it answers. Before calls of Ray that need
-            it: they do not come back without.
+        surely: wait until the head answers. Needed before calls of Ray that hang without it.
 
     Raises:
         RuntimeFailure: one of them has died, or the head does not answer.
@@ -107,7 +104,7 @@ def check_ray(*, surely: bool = False) -> None:
     for name in sorted(dead_processes() & VITAL_PROCESSES):
         raise RuntimeFailure(
             f"a process of Ray died: {name}",
-            "Look for a lack of memory; `distsgd resume` goes on from the last update",
+            "Look for a lack of memory; `distsgd resume` continues from the last update",
         )
     if not is_head():
         head = _watched(str(ray.get_runtime_context().gcs_address))
@@ -122,11 +119,11 @@ def _watched(address: str) -> HeadWatch:
 
 
 _ANSWER_POLL_SECONDS = 0.25
-HINT = "Look for a lack of memory; `distsgd resume` goes on from the last update"
+HINT = "Look for a lack of memory; `distsgd resume` continues from the last update"
 
 
 DEAD = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
-"""What a call of an actor raises that has died, or that Ray has ended to free memory."""
+"""Errors of a call to an actor that has died, or that Ray has ended to free memory."""
 
 _USED = re.compile(r"was (\S+ used / \S+ limit)")
 
@@ -140,22 +137,22 @@ def why_dead(error: Exception) -> str:
 
 
 def cause_of(error: Any) -> Exception:
-    """Our own error inside Ray's, or Ray's if there is none."""
+    """Our own error within Ray's, or Ray's if there is none."""
     return error.cause if isinstance(error.cause, DistsgdError) else error
 
 
 def server_lost(error: Exception) -> ServerLost:
-    """What there is to say of a server that has died."""
+    """The error for a server that has died."""
     return ServerLost(f"a parameter server died: {why_dead(error)}", HINT)
 
 
 def answer_of(references: Any) -> Any:
-    """What servers answer, one or a list; waits for it as long as Ray lives.
+    """The results of calls to servers, one or a list; waits while Ray is alive.
 
     Raises:
         ServerLost: one of them has died.
         RuntimeFailure: Ray has.
-        DistsgdError: what one of them raised.
+        DistsgdError: an error that one of them raised.
     """
     try:
         while True:

@@ -1,9 +1,8 @@
-"""`ray.init` without what it changes in the process that calls it, and in what its workers import.
+"""`ray.init` without its side effects on the calling process and on the imports of its workers.
 
-It installs a handler of SIGTERM, turns `breakpoint()` into Ray's debugger, enables faulthandler,
-draws from the global random numbers; importing Ray sets variables and an excepthook. It also has
-workers import from the working folder and from the script's, before all others: a `numpy.py` or
-`queue.py` there would end them.
+Ray installs a SIGTERM handler, turns `breakpoint()` into its debugger, enables faulthandler, draws
+global random numbers; importing it sets variables and an excepthook. It also makes workers import
+from the working folder and that of the script first: a `numpy.py` there would break them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _SET_BY_RAY = re.compile(r"RAY_.*|PYTHONBREAKPOINT|KMP_DUPLICATE_LIB_OK|OMP_NUM_
 
 
 _DRAW_NONE = ("ray_", "PythonGCThread", OWN_THREAD)
-"""How the names of threads begin, Ray's and ours, that draw no random numbers."""
+"""Prefixes of the names of threads, Ray's and ours, that draw no random numbers."""
 
 _POLL_SECONDS = 0.05
 
@@ -55,7 +54,7 @@ _auto_init = True
 
 
 def import_ray() -> Any:
-    """The package, imported without a change to this process but for `sys.path`."""
+    """Import Ray with no effect on this process, except on `sys.path`."""
     with _leaving_process_alone():
         import ray
     return ray
@@ -65,8 +64,8 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
     """Connect this process to Ray.
 
     Args:
-        variables: in the environment of the processes that Ray starts now, not of this one.
-        **settings: of `ray.init`.
+        variables: environment of the processes that Ray starts now, not of this one.
+        **settings: arguments of `ray.init`.
 
     Raises:
         RuntimeFailure: the working folder has been deleted, or another thread has connected this
@@ -77,7 +76,7 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
     with _leaving_process_alone():
         import ray
 
-        # Not in a job, whose workers import from the folder that was sent with it.
+        # In a job, workers import from the folder that was submitted with it.
         if JOB_CONFIG not in os.environ:
             settings["job_config"] = installed_only(_extra_folders())
         before = {name: os.environ.get(name) for name in variables}
@@ -105,7 +104,7 @@ def _in_init() -> bool:
 
 
 def wait_for_other_threads() -> None:
-    """Return when no other thread is connecting this process to Ray."""
+    """Wait until no other thread is connecting this process to Ray."""
     import_ray()
     while _in_init():
         pause(_POLL_SECONDS)
@@ -113,9 +112,9 @@ def wait_for_other_threads() -> None:
 
 @contextmanager
 def _other_threads_waiting() -> Iterator[None]:
-    """Connect this process, while another thread that calls `ray.init` waits for the end of it.
+    """While entered, other threads that call `ray.init` wait until this is exited.
 
-    Two at once would both start a Ray, and lose one or both.
+    Two calls at once would both start a Ray, and lose one or both.
 
     Raises:
         RuntimeFailure: another thread was first.
@@ -147,7 +146,7 @@ def _other_threads_waiting() -> Iterator[None]:
 
 @contextmanager
 def no_auto_init() -> Iterator[None]:
-    """While entered, a call to a Ray that has ended fails, and does not start another one."""
+    """While entered, a call to a Ray that has ended fails instead of starting another one."""
     global _without_auto_init, _auto_init
     with _lock:
         if _without_auto_init == 0:
@@ -163,7 +162,7 @@ def no_auto_init() -> Iterator[None]:
 
 
 def check_working_folder() -> None:
-    """See that the working folder exists, which Ray and its processes need.
+    """Check that the working folder exists, which Ray and its processes need.
 
     Raises:
         RuntimeFailure: it has been deleted.
@@ -178,9 +177,9 @@ def check_working_folder() -> None:
 
 @contextmanager
 def _leaving_process_alone() -> Iterator[None]:
-    """Undo what importing and starting Ray change in this process, but for `sys.path`.
+    """Undo what importing and starting Ray changes in this process, except `sys.path`.
 
-    Its own packages are found there; another `import ray` would not add them again.
+    Ray finds its own packages there, and would not add them again.
     """
     variables, hook = _variables(), sys.excepthook
     faults, handler = faulthandler.is_enabled(), signal.getsignal(signal.SIGTERM)
@@ -191,7 +190,7 @@ def _leaving_process_alone() -> Iterator[None]:
         with without_sigterm_handler(), same_random_numbers():
             yield
     finally:
-        # Wherever else Ray may do so.
+        # In case Ray installs one elsewhere.
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         logger.setLevel(level)
@@ -204,9 +203,9 @@ def _leaving_process_alone() -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Let the caller draw the global random numbers that it would have drawn without Ray.
+    """Restore the state of the global random numbers afterwards.
 
-    Not where another thread may draw some meanwhile, which would come a second time.
+    Not if another thread may have drawn some meanwhile: it would draw them a second time.
     """
     threads = [one for one in threading.enumerate() if not one.name.startswith(_DRAW_NONE)]
     numbers = random.getstate() if len(threads) == 1 else None
@@ -218,7 +217,7 @@ def same_random_numbers() -> Iterator[None]:
 
 
 def _variables() -> dict[str, str]:
-    """Those of the environment that Ray sets."""
+    """The environment variables that Ray sets."""
     return {name: value for name, value in os.environ.items() if _SET_BY_RAY.fullmatch(name)}
 
 
@@ -232,9 +231,9 @@ def set_variables(values: Mapping[str, str | None]) -> None:
 
 
 def _extra_folders() -> list[str]:
-    """Where workers find our package, if that is only the folder of the script, or the working one.
+    """The folder of our package, if it is importable only as that of the script or the working one.
 
-    Otherwise a fresh interpreter finds it by itself.
+    Otherwise a new interpreter finds it by itself.
     """
     ours = str(Path(__file__).resolve().parents[2])
     first, *others = [os.path.realpath(path or os.curdir) for path in sys.path] or [""]

@@ -1,16 +1,12 @@
-"""A Ray of our own on this machine: private, quiet, on loopback, and gone afterwards.
+"""A private Ray on this machine, a *session*: quiet, on loopback only, and gone afterwards.
 
-Everything of it lies in one folder under the system's temporary folder. If the owner is killed,
-a guard ends what is left of it. The folder is locked while its owner lives; folders whose owner
-and guard are both gone are removed by the next session.
-
-Only processes that carry the mark of a session in their environment are ever ended.
-
-Sessions of Ray that start at the same time on one machine wait for each other.
+All its files lie in one folder under the system's temporary folder, which is locked while its owner
+lives. If the owner is killed, a guard process ends what is left (`session_guard`); a folder whose
+owner and guard are both gone is removed by the next session. Only processes that carry the mark of
+a session in their environment are ever ended.
 
 A Ray takes seconds of every core to start, and gives up after a minute: twenty at once on two cores
-would all fail. As many start at a time as there are cores, those of one user; the others wait, and
-say so.
+would all fail. So at most as many of one user's sessions start at a time as there are cores.
 """
 
 from __future__ import annotations
@@ -51,6 +47,7 @@ from distsgd.on_ray.session_guard import (
     session_mark,
 )
 from distsgd.on_ray.sharing import OWN, shared_connection
+from distsgd.spelling import spelling
 from distsgd.transport.ray_variables import TOKEN, settings
 
 __all__ = [
@@ -64,22 +61,22 @@ __all__ = [
 
 
 _PATIENCE_SECONDS = 600.0
-"""Seconds after which a session that is starting is taken to be stuck, and no longer waited for."""
+"""Seconds after which a session that is still starting counts as stuck, and is not awaited."""
 
-_UNSAID_SECONDS = 1.0
+_QUIET_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _log = logging.getLogger("distsgd")
 
 
 @contextmanager
 def starting(folder: Path) -> Iterator[None]:
-    """While entered, this session is one of the few that start; waits until it may be.
+    """While entered, this session may start; waits for a free place among those that start.
 
     Args:
-        folder: where sessions lie. If no lock can be made there, nobody waits.
+        folder: folder of the sessions; where no lock file can be made, nothing is awaited.
     """
     names = [f"distsgd-start-{os.getuid()}-{n}.lock" for n in range(len(os.sched_getaffinity(0)))]
-    place = _turn([folder / name for name in names])
+    place = _take_place([folder / name for name in names])
     try:
         yield
     finally:
@@ -90,9 +87,9 @@ def starting(folder: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _turn(places: Sequence[Path]) -> tuple[Path, int] | None:
-    """A place, with the lock on it; None if none can be had."""
-    began, said = monotonic(), False
+def _take_place(places: Sequence[Path]) -> tuple[Path, int] | None:
+    """Lock one of the files; None if none can be locked in time."""
+    began, warned = monotonic(), False
     while True:
         taken = False
         for path in places:
@@ -105,14 +102,14 @@ def _turn(places: Sequence[Path]) -> tuple[Path, int] | None:
         waited = monotonic() - began
         if not taken or waited > _PATIENCE_SECONDS:
             return None
-        if waited > _UNSAID_SECONDS and not said:
-            said = True
-            _log.warning("waiting for other trainings on this machine, which are starting as well")
+        if waited > _QUIET_SECONDS and not warned:
+            warned = True
+            _log.warning("waiting for other trainings on this machine that are starting")
         pause(_POLL_SECONDS)
 
 
 def _own_file(path: Path) -> int | None:
-    """A file of this user's own, opened."""
+    """Open a file that belongs to this user, or make it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(OSError):
         lock = os.open(path, flags, 0o600)
@@ -124,7 +121,7 @@ def _own_file(path: Path) -> int | None:
 
 
 def _locked(lock: int, path: Path) -> bool:
-    """Lock a file, unless another process has; not one that has been removed meanwhile."""
+    """Lock a file, unless another process has, or it has been removed meanwhile."""
     with suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(lock).st_ino == path.stat(follow_symlinks=False).st_ino
@@ -134,18 +131,18 @@ def _locked(lock: int, path: Path) -> bool:
 _PREFIX = "distsgd-ray-"
 _SESSION = re.compile(r"distsgd-ray-[a-z0-9_]{8}")
 _UNNAMED = re.compile(r"\.distsgd-(?P<owner>[0-9]+)-(?P<name>[a-z0-9_]{8})")
-"""A folder of a session: of its final name, and before it has that one."""
+"""Names of a session's folder: the final one, and the one before it is locked."""
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 2.0
 _LEAST_THREADS = 200
-"""With one worker on two cores a session has some 270."""
+"""A session with one worker on two cores has about 270."""
 
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{SOCKET_PATH}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or a name, is this machine's own for itself."""
+    """Whether an address or a name is on the loopback interface."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -153,15 +150,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _root() -> Path:
-    """A short path: those of Ray's sockets must fit."""
+    """The temporary folder, or /tmp where the paths of Ray's sockets would be too long."""
     chosen = Path(tempfile.gettempdir())
     return chosen if len(os.fsencode(chosen)) <= _MOST_BYTES else Path("/tmp")
 
 
 def sweep_dead_sessions() -> None:
-    """End what is left of sessions whose owner was killed, and remove their folders.
+    """End the processes of sessions whose owner was killed, and remove their folders.
 
-    Folders of others stay, whatever their names are, and so do copies of ours.
+    Folders of other users, and copies of ours, stay.
     """
     root = _root()
     for entry in _entries(root):
@@ -188,13 +185,13 @@ def _is_own_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _sweep(folder: Path, path: Path) -> None:
-    """Clear a folder of which nobody holds the lock.
+    """Clear a folder whose lock nobody holds.
 
-    Nothing is made here: the lock is not to be one that comes after the owner has removed its own.
+    Never creates the lock file: its owner may just have removed it.
 
     Args:
-        folder: to be cleared.
-        path: that it has, or was to have; one of another path is not ours.
+        folder: the folder.
+        path: its final path; a folder made for another path is not ours.
     """
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -203,12 +200,12 @@ def _sweep(folder: Path, path: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # It may have been removed since it was opened, by who had it; then all has been done.
+        # Its owner may have removed it since it was opened; then nothing is left to do.
         if not is_ours(lock, path) or (folder / LOCK).stat().st_ino != os.fstat(lock).st_ino:
             return
         if folder == path:
             clear_session(folder)
-        else:  # nothing else has come into it
+        else:  # nothing else is in it yet
             (folder / LOCK).unlink()
             folder.rmdir()
     finally:
@@ -243,8 +240,8 @@ def _variables(**variables: str) -> Iterator[None]:
 @contextmanager
 def _session_folder() -> Iterator[tuple[Path, Guard]]:
     sweep_dead_sessions()
-    # It takes its final name when it is locked already: another sweep never sees it without.
-    # Until then its name has the process id of its owner.
+    # It gets its final name once it is locked, so that another sweep never sees it unlocked. Until
+    # then its name contains the process id of its owner.
     owner = os.getpid()
     unnamed = Path(tempfile.mkdtemp(prefix=f".distsgd-{owner}-", dir=_root()))
     folder = _root() / f"{_PREFIX}{unnamed.name.rpartition('-')[2]}"
@@ -254,21 +251,21 @@ def _session_folder() -> Iterator[tuple[Path, Guard]]:
         with guarded(folder) as guard:
             yield folder, guard
     finally:
-        if os.getpid() == owner:  # and no forked child that ends
+        if os.getpid() == owner:  # not in a forked child
             clear_session(folder, _SECONDS_TO_LEAVE)
-            # What could not be removed stays locked, and so ours, until this process ends.
+            # A folder that could not be removed stays locked until this process ends.
             if not folder.exists():
                 os.close(lock)
 
 
 @contextmanager
 def ray_session(cpus: int) -> Iterator[None]:
-    """Be connected to Ray: to the caller's, if there is one, else to one of our own.
+    """Connect to Ray: to the caller's if there is one, else to a new session.
 
-    Trainings in several threads of a process share our own; the last one ends it.
+    Trainings in several threads of a process share the session; the last one ends it.
 
     Args:
-        cpus: logical CPUs of our own Ray, for which it has worker processes ready.
+        cpus: logical CPUs of a new session, which keeps as many worker processes ready.
 
     Raises:
         RuntimeFailure: Ray did not start, or see `shared_connection`.
@@ -299,7 +296,7 @@ def _own_session(cpus: int) -> Iterator[None]:
 
 
 def _check_threads() -> None:
-    """See that Ray's processes can have their threads: it would wait for them for a minute.
+    """Check that Ray's processes can start their threads; Ray would wait for a minute.
 
     Raises:
         RuntimeFailure: they cannot.
@@ -307,19 +304,20 @@ def _check_threads() -> None:
     free = free_threads()
     if free is not None and free < _LEAST_THREADS:
         raise RuntimeFailure(
-            f"no more than {free} threads and processes may be started, and Ray takes "
-            f"{_LEAST_THREADS} at the least",
-            "Raise the limit (ulimit -u, pids.max), or train in this process: --workers 0",
+            f"only {free} more threads and processes may be started, and Ray needs at least "
+            f"{_LEAST_THREADS}",
+            "Raise the limit (ulimit -u, pids.max), or train in this process: "
+            + spelling().given("workers", 0),
         )
 
 
 _session_token: str | None = None
-"""The token of our own session, while there is one."""
+"""The token of the session of this process, while there is one."""
 
 
 @contextmanager
 def _own_token() -> Iterator[str]:
-    """A new token, which Ray also uses again after `ray_environment` for another cluster."""
+    """A new token; Ray returns to it after `ray_environment` for another cluster."""
     global _session_token
     _session_token = token = secrets.token_hex(32)
     try:
@@ -330,25 +328,25 @@ def _own_token() -> Iterator[str]:
 
 @contextmanager
 def _token_shown(token: str) -> Iterator[None]:
-    """While entered, the token is in the environment, for Ray's processes that are started.
+    """While entered, the token is in the environment, so that Ray's new processes inherit it.
 
-    Processes that the caller starts later do not inherit it.
+    Processes that the caller starts later do not.
     """
     with _variables(**{TOKEN: token}):
         yield
 
 
 def _read_token(token: str) -> None:
-    """Have Ray read a token, and keep it when it is no longer in the environment."""
+    """Make Ray read a token, and keep it when it is no longer in the environment."""
     with _token_shown(token):
         reread_environment()
         read_token()
 
 
 def shut_down() -> None:
-    """End our Ray, and the client of it that Ray itself keeps until this process exits.
+    """Disconnect from Ray, and drop the client that Ray itself keeps until the process exits.
 
-    Such a client ends the process when what it is a client of has been gone for some seconds.
+    That client ends the process some seconds after its cluster has gone.
     """
     import ray
 
@@ -369,7 +367,7 @@ def _start(cpus: int, folder: Path) -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            # Within our folder, which is ours alone: Ray opens its own to everyone.
+            # In our folder, which only this user can enter; Ray lets everyone into its own.
             **init_options(folder / "ray"),
         )
     except RuntimeFailure:
@@ -377,5 +375,6 @@ def _start(cpus: int, folder: Path) -> None:
     except Exception as error:  # Ray raises this very class when a process of it does not come up
         why = str(error).partition("\n")[0].rstrip(".")
         raise RuntimeFailure(
-            f"Ray did not start: {why}", "Train in this process instead: --workers 0"
+            f"Ray did not start: {why}",
+            f"Train in this process instead: {spelling().given('workers', 0)}",
         ) from error

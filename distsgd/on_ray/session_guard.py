@@ -1,7 +1,7 @@
-"""Ends what is left of a Ray session when its owner is killed.
+"""A process that ends what is left of a Ray session when its owner is killed.
 
-Most processes of a local Ray die with the process that started them; its agents stay for about
-a minute. The guard is a process of its own that waits for the owner's end of a pipe to close.
+Most processes of a local Ray die with the process that started them; its agents stay for about a
+minute. The guard waits for the owner's end of a pipe to close.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from distsgd.data.system import kill_if, pause, python_module, wait_for_exit, whole_environment
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.private import DRIVER_LOG
+from distsgd.spelling import spelling
 from distsgd.transport.ray_variables import KEEP_ENVIRONMENT
 
 __all__ = [
@@ -31,35 +32,35 @@ __all__ = [
 ]  # fmt: skip
 
 LOCK = "owner.lock"
-"""In the folder of a session, of which it holds the path: one that was copied or renamed is not
-ours. Its owner holds the lock, or the one that clears up after a dead owner."""
+"""The lock file of a session's folder; it contains the path, so that a copied or renamed folder is
+not taken for a session's. It is locked by the owner, or by who clears up after a dead owner."""
 
 NODE_MARK = "DISTSGD_NODE"
-"""In the environment of what `cluster start` starts, and of its children: their folder."""
+"""Variable of the processes that `cluster start` starts, and their children: their folder."""
 
 _SESSION_MARK = "DISTSGD_SESSION"
-"""In the environment of what Ray starts for a session, and of its children: their folder."""
+"""Variable of the processes that Ray starts for a session, and their children: their folder."""
 
-_SECONDS_TO_STAND, _SECONDS_TO_LEAVE, _SECONDS_TO_DIE = 60.0, 5.0, 10.0
-_STANDS_BY = _STAND_DOWN = b"x"
+_SECONDS_TO_START, _SECONDS_TO_LEAVE, _SECONDS_TO_DIE = 60.0, 5.0, 10.0
+_READY = _DISMISSED = b"x"
 _POLL_SECONDS = 0.02
 
 
 def session_mark(folder: Path) -> dict[str, str]:
-    """Variables for the processes of a session, by which they are known as ours."""
+    """Variables that mark the processes of a session as ours."""
     # Ray's processes rename themselves, by default over what was their environment.
     return {_SESSION_MARK: str(folder), KEEP_ENVIRONMENT: "1"}
 
 
 def processes_of(folder: str) -> list[int]:
-    """Processes, other than this one, that carry the mark of a node or of a session.
+    """Ids of the other processes that carry the mark of a node or of a session.
 
-    Those of a session also have to name its folder, or to have a file of it open: what another
-    thread of the owner starts while Ray starts carries the mark as well, and is not ours. No
-    process is ours for what it names or has open alone: a notebook that has trained, an editor.
+    A process of a session must also name its folder or have a file in it open: what another thread
+    of the owner starts while Ray starts inherits the mark, and is not ours. Naming the folder or
+    having a file open is not enough without the mark: an editor does so too.
 
     Args:
-        folder: of the node or session.
+        folder: folder of the node or session.
     """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -79,7 +80,7 @@ def _belongs(process: Path, folder: str) -> bool:
 
 
 def _names(command: bytes, folder: str) -> bool:
-    """Whether the path is in a command line, whole: not as a part of ``/copies/FOLDER_2``."""
+    """Whether a command line contains the whole path, not as a part of ``/copies/FOLDER_2``."""
     path = re.escape(os.fsencode(folder))
     return re.search(rb"(?<![\w./-])" + path + rb"(?![\w.-])", command) is not None
 
@@ -92,20 +93,20 @@ def _has_open(process: Path, folder: str) -> bool:
 def _open_files(process: Path) -> list[str]:
     found = []
     for link in (process / "fd").iterdir():
-        with suppress(OSError):  # it is closed by now; the others count all the same
+        with suppress(OSError):  # closed meanwhile
             found.append(str(link.readlink()))
     return found
 
 
 def mark_folder(folder: Path, path: Path | None = None) -> int:
-    """Make a new folder ours.
+    """Mark a new folder as ours.
 
     Args:
-        folder: that was made just now.
-        path: that it will have; None for the one it has.
+        folder: a folder that was just made.
+        path: its final path; None for its present one.
 
     Returns:
-        the descriptor of its lock, which is held as long as that is open.
+        the descriptor of its lock, which is held while it is open.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     lock = os.open(folder / LOCK, flags, 0o600)
@@ -115,22 +116,21 @@ def mark_folder(folder: Path, path: Path | None = None) -> int:
 
 
 def _mark(folder: Path) -> bytes:
-    """The path, of which the folder itself may be a link, but is not then ours."""
+    """The content of a lock file: the path with links resolved, except in its last part."""
     return os.fsencode(folder.parent.resolve() / folder.name)
 
 
 def is_ours(lock: int, path: Path) -> bool:
-    """Whether a descriptor is of the lock of a folder that was made by us under that path."""
+    """Whether a descriptor is that of the lock of a folder that this user made under a path."""
     found, mark = os.fstat(lock), _mark(path)
     mine = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
     return mine and os.pread(lock, len(mark) + 1, 0) == mark
 
 
 def clear_session(folder: Path, seconds: float = 0.0) -> None:
-    """End the processes of a session, after so many seconds by force; remove its folder.
+    """Wait for the processes of a session to end, kill them after some seconds, remove its folder.
 
-    The folder of processes that cannot be ended stays, for a later command. So does one that was
-    not made by `mark_folder`.
+    The folder stays if a process cannot be ended, or if `mark_folder` did not make it.
     """
     name, until = str(folder), time.monotonic() + seconds
     while pids := processes_of(name):
@@ -147,9 +147,9 @@ def clear_session(folder: Path, seconds: float = 0.0) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of ours; links in it are removed, and not followed.
+    """Remove a folder of ours, following no links.
 
-    The lock goes last: a folder with something in it has one, or nobody knows if it is used.
+    The lock is removed last, as it tells whether the folder is in use.
     """
     with suppress(OSError), ExitStack() as stack:
         top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -169,36 +169,36 @@ def _remove(folder: Path) -> None:
 
 
 class Guard:
-    """The guard of a session, as its owner sees it.
+    """A handle of the guard process, for the owner of a session.
 
     Args:
-        process: the guard, which says on its stdout that it stands by.
+        process: the guard, which writes a byte to its stdout when it is ready.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def check(self) -> None:
-        """Wait until it stands by.
+        """Wait until it is ready.
 
         Raises:
-            RuntimeFailure: it has not started.
+            RuntimeFailure: it did not start.
         """
-        said = self._process.stdout
-        assert said is not None
-        if not select.select([said], [], [], _SECONDS_TO_STAND)[0]:
-            raise _unguarded(f"it has not answered for {_SECONDS_TO_STAND:g} s")
-        if not os.read(said.fileno(), 1):
+        output = self._process.stdout
+        assert output is not None
+        if not select.select([output], [], [], _SECONDS_TO_START)[0]:
+            raise _unguarded(f"it has not answered for {_SECONDS_TO_START:g} s")
+        if not os.read(output.fileno(), 1):
             code = wait_for_exit(self._process, _SECONDS_TO_LEAVE)
             raise _unguarded(f"it has ended with exit code {code}")
 
-    def stand_down(self) -> None:
+    def dismiss(self) -> None:
         """End it; by force, if it does not end by itself."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(OSError):
                 if pipe.writable():
-                    pipe.write(_STAND_DOWN)
+                    pipe.write(_DISMISSED)
                 pipe.close()
         if wait_for_exit(self._process, _SECONDS_TO_LEAVE) is None:  # stopped, say
             self._process.kill()
@@ -208,13 +208,14 @@ class Guard:
 def _unguarded(why: str) -> RuntimeFailure:
     return RuntimeFailure(
         f"the process that clears up after a killed training did not start: {why}",
-        "Look for a lack of memory or of processes, or train in this process: --workers 0",
+        "Look for a lack of memory or of processes, or train in this process: "
+        + spelling().given("workers", 0),
     )
 
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[Guard]:
-    """While entered, a guard stands by; it is stood down on leaving.
+    """While entered, a guard process watches a session's folder.
 
     Raises:
         RuntimeFailure: it cannot be started.
@@ -234,16 +235,16 @@ def guarded(folder: Path) -> Iterator[Guard]:
     try:
         yield guard
     finally:
-        guard.stand_down()
+        guard.dismiss()
 
 
-def _stand_guard(folder: Path) -> None:
-    """Wait for a byte, which stands us down, or for the end of the pipe, which is a death."""
+def _watch(folder: Path) -> None:
+    """Wait for a byte, which dismisses the guard, or for the end of the pipe: the owner died."""
     with suppress(OSError):  # the owner is dead already
-        os.write(sys.stdout.fileno(), _STANDS_BY)
+        os.write(sys.stdout.fileno(), _READY)
     if not sys.stdin.buffer.read(1):
         clear_session(folder)
 
 
 if __name__ == "__main__":
-    _stand_guard(Path(sys.argv[1]))
+    _watch(Path(sys.argv[1]))

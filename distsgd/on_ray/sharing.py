@@ -1,7 +1,7 @@
-"""A process has one connection to Ray: its trainings share it, or are refused in one line.
+"""One connection to Ray per process, shared by its trainings.
 
 Ray keeps its connection, its settings and its output filters in globals of the process. The first
-training of a process sets them, the last one puts them back.
+training of a process sets them, the last one restores them.
 
 The processes of a Ray die with the *thread* that started them (Linux: PR_SET_PDEATHSIG). So the
 connection is made by the main thread, or by one that lives as long as the connection.
@@ -23,11 +23,12 @@ from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.capacity import connected_ray
 from distsgd.on_ray.init import import_ray, no_auto_init, wait_for_other_threads
 from distsgd.on_ray.private import DRIVER_LOG
+from distsgd.spelling import spelling
 
 __all__ = ["OWN", "owns_ray", "shared_connection"]
 
 OWN = ""
-"""Where a Ray of our own is: the address of no cluster."""
+"""The address of a session of our own: that of no cluster."""
 
 
 @dataclass
@@ -36,8 +37,8 @@ class _Connection:
 
     Attributes:
         address: HOST:PORT of its cluster, or `OWN`.
-        opened: ends it when it is exited.
-        threads: how many times each thread uses it.
+        opened: the context that holds it open.
+        threads: thread id -> number of its trainings that use the connection.
     """
 
     address: str
@@ -45,14 +46,14 @@ class _Connection:
     threads: dict[int, int] = field(default_factory=dict)
 
 
-_lock = threading.RLock()  # a training that is garbage collected leaves in the midst of anything
+_lock = threading.RLock()  # reentrant: garbage collection of a training may leave at any point
 _current: _Connection | None = None
 _forked = False
 _abandoned: list[_Connection] = []
 
 
 def owns_ray() -> bool:
-    """Whether this process is connected to a Ray of our own: its CPUs are only numbers."""
+    """Whether this process is connected to a session of its own, whose CPUs are not counted."""
     connection = _current
     return connection is not None and connection.address == OWN
 
@@ -61,21 +62,21 @@ def owns_ray() -> bool:
 def shared_connection(
     address: str, connect: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Be connected to Ray; trainings in several threads share the connection.
+    """Connect to Ray; trainings in several threads share the connection.
 
-    A caller's connection is used as it is, and left as it is.
+    A connection that the caller has made is used, and left open.
 
     Args:
         address: HOST:PORT of a cluster, or `OWN` for the caller's Ray or one of our own.
-        connect: connects this process while it is entered.
+        connect: makes a context in which this process is connected.
 
     Raises:
-        UsageError: the caller's Ray is not the cluster that is wanted.
+        UsageError: the caller is connected to another cluster.
         RuntimeFailure: another training of this process uses another Ray, or this process was
             forked from one that uses Ray.
     """
     _check_not_forked()
-    thread = threading.get_ident()  # another one may leave, where a training is collected
+    thread = threading.get_ident()  # another thread may exit the context, by garbage collection
     with _lock:
         connection = _entered(address, connect)
     try:
@@ -105,7 +106,7 @@ def _entered(
         where = f"the cluster at {_current.address}" if _current.address else "a Ray of its own"
         raise RuntimeFailure(
             f"another training of this process uses {where}, and a process has one Ray",
-            "Wait for its end, or train in another process",
+            "Wait until it ends, or train in another process",
         )
     _current.threads[thread] = _current.threads.get(thread, 0) + 1
     return _current
@@ -117,7 +118,7 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def _in_own_thread(connect: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Be connected by a thread that lives until this is exited, by whichever thread."""
+    """Connect in a thread of its own, which lives until the context is exited."""
     connected: Future[None] = Future()
     ended: Future[None] = Future()
     leave = threading.Event()
@@ -161,13 +162,13 @@ def _check_caller(address: str) -> None:
     if address == OWN or _numeric(address) == _numeric(theirs):
         return
     raise UsageError(
-        f"--address {address}: this process is connected to the Ray at {theirs}",
+        f"{spelling().given('address', address)}: this process is connected to the Ray at {theirs}",
         "Leave out the address to train there, or call ray.shutdown() first",
     )
 
 
 def _numeric(address: str) -> str:
-    """HOST:PORT with the host as a number, as far as it is known."""
+    """HOST:PORT with the host resolved, if it can be."""
     host, _, port = address.rpartition(":")
     try:
         return f"{socket.gethostbyname(host)}:{port}"
@@ -176,9 +177,9 @@ def _numeric(address: str) -> str:
 
 
 def _check_not_forked() -> None:
-    """Ray has threads that a forked child lacks: calls in it hang, or end it by SIGSEGV."""
+    """Raise in a forked child, which lacks Ray's threads: calls there hang, or crash."""
     drivers = _drivers()
-    # Without the note that a fork leaves: a caller that loads us in the child alone.
+    # Where only the child imports this module, no fork has been noted.
     inherited = connected_ray() is not None and os.getpid() not in drivers
     if drivers - {os.getpid()} and (_forked or inherited):
         raise RuntimeFailure(
@@ -188,7 +189,7 @@ def _check_not_forked() -> None:
 
 
 def _drivers() -> set[int]:
-    """Processes whose driver logs are open here: this one, or one that it was forked from."""
+    """Process ids whose driver logs are open here: ours, or those we were forked from."""
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -201,11 +202,11 @@ def _drivers() -> set[int]:
 
 
 def _note_fork() -> None:
-    """In a forked child: what is connected is the parent's, and so are the holders of the lock."""
+    """In a forked child: forget the connection and the lock, which are the parent's."""
     global _lock, _current, _forked
     _lock, _forked = threading.RLock(), True
     if _current is not None:
-        _abandoned.append(_current)  # never exited, and so never closed, here
+        _abandoned.append(_current)  # keeps it from being closed here
         _current = None
 
 

@@ -1,7 +1,7 @@
-"""Independent tasks, spread over workers, with results in the order of the tasks.
+"""A pool of worker processes for independent tasks, with results in the order of the tasks.
 
-What is computed must not depend on how many workers there are: each task is a pure function of
-itself and of a recipe, and whoever adds results up does so in their order.
+Results do not depend on the number of workers: each task is a pure function of itself and of a
+recipe, and the caller adds results up in their order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 from distsgd.engine.blas import keep_one_blas_thread, one_blas_thread
 from distsgd.errors import RuntimeFailure, UsageError
 from distsgd.on_ray.capacity import check_processes
+from distsgd.spelling import spelled, spelling
 
 __all__ = ["Recipe", "TaskPool", "task_pool"]
 
@@ -21,46 +22,48 @@ T = TypeVar("T", contravariant=True)
 R = TypeVar("R", covariant=True)
 
 _AHEAD = 2
-"""Tasks that a worker has been given at once: the next is there when one is done."""
+"""Tasks that a worker holds at once, so that it need not wait for the next one."""
 _MOST_DEATHS = 3
 _POLL_SECONDS = 0.25
 
 
 class Recipe(Protocol[T, R]):
-    """What tasks are done with; picklable."""
+    """What tasks are computed with; picklable."""
 
     def open(self) -> Callable[[T], R]:
-        """Called once in every process that works: opens the data, makes the buffers."""
+        """Open the data, make the buffers, return the task function; once in every worker."""
         ...
 
 
 class TaskPool(Protocol):
-    """Does tasks."""
+    """Computes tasks; see `task_pool`."""
 
     def map(self, recipe: Recipe[T, R], tasks: Iterable[T]) -> Iterator[R]:
         """The results of the tasks, in their order.
 
         Raises:
-            RuntimeFailure: workers die again and again, or Ray has.
-            DistsgdError: what a task raises.
+            RuntimeFailure: workers die repeatedly, or Ray has died.
+            DistsgdError: an error that a task raises.
         """
         ...
 
 
 @contextmanager
 def task_pool(workers: int) -> Iterator[TaskPool]:
-    """A pool of so many workers.
+    """A pool of workers.
 
     Args:
-        workers: processes on Ray, the caller's if it is connected to one, else one of our own;
-            0 does everything in this process, without Ray. One BLAS thread each.
+        workers: number of processes on Ray, the caller's or a session of our own; 0 computes in
+            this process, without Ray. One BLAS thread each.
 
     Raises:
-        UsageError: there is no room for so many.
+        UsageError: there are too many.
     """
     if workers < 0:
-        raise UsageError(f"--workers cannot be {workers}", "Give a whole number, 0 or more")
-    check_processes(workers, 0, f"--workers {workers}")
+        raise UsageError(
+            f"{spelled('workers')} cannot be {workers}", "Give a whole number, 0 or more"
+        )
+    check_processes(workers, 0, spelling().given("workers", workers))
     if workers == 0:
         with one_blas_thread():
             yield _InThisProcess()
@@ -84,7 +87,7 @@ class TaskProcess:
         self._do: Callable[[Any], Any] | None = None
 
     def do(self, recipe: Recipe[Any, Any], task: Any) -> Any:
-        """Do one task; the first opens the recipe, so that its errors come through."""
+        """Compute one task; the first one opens the recipe, so that its errors are raised here."""
         if self._do is None:
             self._do = recipe.open()
         return self._do(task)
@@ -102,8 +105,8 @@ class _OnRay:
             round_.close()
 
 
-class _Given:
-    """A task in the hands of a worker."""
+class _Assigned:
+    """A task that a worker has been given."""
 
     def __init__(self, task: Any) -> None:
         self.task = task
@@ -124,39 +127,39 @@ class _Round:
         self._recipe = ray.put(recipe)
         self._tasks = iter(tasks)
         self._actors = [self._remote.remote() for _ in range(workers)]
-        self._open: deque[_Given] = deque()
+        self._open: deque[_Assigned] = deque()
         self._deaths = 0
 
     def results(self) -> Iterator[Any]:
-        self._give_out()
+        self._assign_all()
         while self._open:
             yield self._wait(self._open[0])
             self._open.popleft()
-            self._give_out()
+            self._assign_all()
 
-    def _give_out(self) -> None:
-        """Keep workers busy: no more than a bounded number of results is waited for."""
+    def _assign_all(self) -> None:
+        """Keep workers busy, with a bounded number of tasks in flight."""
         while len(self._open) < _AHEAD * len(self._actors):
             try:
-                given = _Given(next(self._tasks))
+                given = _Assigned(next(self._tasks))
             except StopIteration:
                 return
             load = [0] * len(self._actors)
             for other in self._open:
                 load[other.worker] += not self._done(other)
-            self._hand(given, load.index(min(load)))
+            self._assign(given, load.index(min(load)))
             self._open.append(given)
 
-    def _done(self, given: _Given) -> bool:
+    def _done(self, given: _Assigned) -> bool:
         import ray
 
         return bool(ray.wait([given.reference], timeout=0, fetch_local=False)[0])
 
-    def _hand(self, given: _Given, worker: int) -> None:
+    def _assign(self, given: _Assigned, worker: int) -> None:
         given.worker = worker
         given.reference = self._actors[worker].do.remote(self._recipe, given.task)
 
-    def _wait(self, given: _Given) -> Any:
+    def _wait(self, given: _Assigned) -> Any:
         import ray
 
         from distsgd.on_ray.health import DEAD, cause_of, check_ray
@@ -173,22 +176,22 @@ class _Round:
                 self._replace(given.worker, error)
 
     def _replace(self, worker: int, error: Exception) -> None:
-        """A worker has died: another does again what it had not answered."""
+        """Replace a worker that has died; the new one recomputes its unfinished tasks."""
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
             from distsgd.on_ray.health import why_dead
 
             raise RuntimeFailure(
-                f"workers die again and again: {why_dead(error)}",
-                "Look for a lack of memory, or use fewer: --workers 1",
+                f"workers die repeatedly: {why_dead(error)}",
+                f"Look for a lack of memory, or use fewer: {spelling().given('workers', 1)}",
             ) from error
         self._actors[worker] = self._remote.remote()
         for given in self._open:
             if given.worker == worker:
-                self._hand(given, worker)
+                self._assign(given, worker)
 
     def close(self) -> None:
-        """End the workers; others may need their CPUs at once."""
+        """Kill the workers, to free their CPUs at once."""
         import ray
 
         for actor in self._actors:

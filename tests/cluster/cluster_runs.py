@@ -67,7 +67,7 @@ def too_few(nodes: Nodes, run: Path) -> None:
     """Who finds room begins; the others join later."""
     steered = Steered(
         run,
-        (said("1 of 4 workers are there"), lambda: nodes.join(2)),
+        (said("1 of 4 workers are connected"), lambda: nodes.join(2)),
         (crew_of(3), stop),
     )
     train_until_stopped(steered, workers=4)
@@ -93,9 +93,9 @@ def comes_and_goes(nodes: Nodes, run: Path) -> None:
     """Nobody is there; one comes; it goes with its node; another comes."""
     steered = Steered(
         run,
-        (said("no worker is there"), lambda: nodes.join(1)),
+        (said("no worker is connected"), lambda: nodes.join(1)),
         (updates(20), nodes.leave),
-        (said("no worker is there", 2), lambda: nodes.join(1)),
+        (said("no worker is connected", 2), lambda: nodes.join(1)),
         (updates(20), stop),
     )
     train_until_stopped(steered, workers=1)
@@ -107,7 +107,7 @@ def is_empty(nodes: Nodes, run: Path) -> None:
     with pytest.raises(RuntimeFailure, match="no server could be placed for 2 s"):
         train(**SLOW, workers=1, epochs=3, run_dir=run.with_name("none"), wait_seconds=2)
     nodes.stay(1)
-    with pytest.raises(RuntimeFailure, match="no worker has come for 10 s") as caught:
+    with pytest.raises(RuntimeFailure, match="no worker has connected for 10 s") as caught:
         train(**SLOW, workers=1, epochs=3, run_dir=run, wait_seconds=10)  # a server takes some
     assert f"`distsgd resume {run}`" in str(caught.value)
     nodes.join(1)

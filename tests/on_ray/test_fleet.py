@@ -56,8 +56,8 @@ class World:
         self.actors.append((worker, Actor()))
         return self.actors[-1][1]
 
-    def fleet(self, workers: int, room: int | None = None, *, together: bool = False) -> Fleet:
-        fleet = Fleet(self.make, "auto", self, workers, 60.0, room, together)
+    def fleet(self, workers: int, capacity: int | None = None, *, together: bool = False) -> Fleet:
+        fleet = Fleet(self.make, "auto", self, workers, 60.0, capacity, together)
         fleet.connect_all([])
         return fleet
 
@@ -128,7 +128,7 @@ def test_what_ray_ends_to_free_memory_has_died(world: World) -> None:
     dies()
     assert len(world.actors) == 2
     says = r"memory: 22\.23GB used / 23\.59GB limit\. Look"
-    with pytest.raises(RuntimeFailure, match=f"die again and again: Ray ended it, .*{says}"):
+    with pytest.raises(RuntimeFailure, match=f"die repeatedly: Ray ended it, .*{says}"):
         for _ in range(10):
             dies()
     world.results["server"] = OUT_OF_MEMORY
@@ -138,12 +138,12 @@ def test_what_ray_ends_to_free_memory_has_died(world: World) -> None:
 
 def test_workers_without_room_are_not_waited_for(world: World) -> None:
     """As with the `ray.init(num_cpus=2)` of a caller, for 2 workers and a server."""
-    fleet = world.fleet(2, room=1)
+    fleet = world.fleet(2, capacity=1)
     assert not fleet.enough()
     world.connected(fleet, 0)
     assert fleet.enough()
     assert fleet.start_work() == (
-        "1 of 2 workers are there; the others join as soon as there is room"
+        "1 of 2 workers are connected; the others join as soon as CPUs are free"
     )
 
 
@@ -153,7 +153,7 @@ def test_a_wait_for_the_others_is_said(world: World) -> None:
     assert not fleet.enough() and fleet.check() is None
     world.now += 6
     notice = fleet.check()
-    assert notice is not None and "1 of 2 workers are there; waiting up to 10 s" in notice.text
+    assert notice is not None and "1 of 2 workers are connected; waiting up to 10 s" in notice.text
     assert fleet.check() is None and not fleet.enough()
     world.now += 5
     assert fleet.enough()

@@ -19,7 +19,7 @@ def test_one_more_than_there_are_cores_waits_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(start_queue, "_UNSAID_SECONDS", 0.0)
+    monkeypatch.setattr(start_queue, "_QUIET_SECONDS", 0.0)
     began = threading.Event()
 
     def third() -> None:

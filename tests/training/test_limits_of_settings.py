@@ -174,7 +174,7 @@ def test_a_ray_is_not_begun_without_threads_for_it(
     (top / "a" / "pids.max").write_text("60\n")
     (top / "a" / "pids.current").write_text("5\n")
     assert room.free_threads() == 55
-    with pytest.raises(RuntimeFailure, match="no more than 55 threads"):
+    with pytest.raises(RuntimeFailure, match="only 55 more threads"):
         train("sample", workers=1, epochs=1)
 
 
