@@ -1,7 +1,4 @@
-"""A follower that many threads may call: does as the coordinator's log says.
-
-The coordinator's decisions, kept until every follower has taken them.
-"""
+"""The server of another range of W, which carries out the coordinator's log of decisions."""
 
 from __future__ import annotations
 
@@ -32,12 +29,12 @@ _log = logging.getLogger("distsgd")
 
 
 class FollowerHost:
-    """Answers each worker with its range of W, as of the worker's lease.
+    """Answers each worker with its range of W, at the version of the worker's lease. Thread-safe.
 
     Args:
-        job: what is trained.
-        start: where it begins.
-        number: of the follower, from 1.
+        job: what to train.
+        start: where to start.
+        number: number of the follower, from 1.
 
     Attributes:
         trace: its timeline.
@@ -83,18 +80,18 @@ class FollowerHost:
 
     def refused(self, where: str) -> None:
         """See `distsgd.transport.base.ServerPort.refused`; the coordinator tells the driver."""
-        _log.warning("refused: a connection from %s without the training's secret", where)
+        _log.warning("refused: a connection from %s without the training's token", where)
 
     def follow(self, entries: Iterable[Entry]) -> None:
-        """Carry out entries of the log, each when what it needs has come.
+        """Carry out entries of the log, each once the pushes that it needs have arrived.
 
         Raises:
-            RuntimeFailure: it does not come.
+            RuntimeFailure: they do not arrive.
         """
         for entry in entries:
             with self._changed:
                 if not self._changed.wait_for(partial(self._server.ready, entry), _PATIENCE):
-                    self._fail(RuntimeFailure("a part of an update has not come to its server"))
+                    self._fail(RuntimeFailure("a part of an update has not arrived at its server"))
                 self.trace.start()
                 with np.errstate(all="ignore"):
                     self._server.follow(entry)
@@ -122,10 +119,9 @@ class FollowerHost:
                 self._replies.gone(worker, keep=True)
 
     def snapshot(self, version: int, floor: int) -> tuple[Floats, dict[str, Floats], int]:
-        """W and the state of the optimiser at a version that was to be kept, when it is there.
+        """W and the optimiser's state at a version that is kept, and the bytes received so far.
 
-        Versions below ``floor`` will not be asked for any more. Also the bytes that have come from
-        the workers until now.
+        Waits for the version. Versions below ``floor`` are dropped.
         """
         with self._changed:
             while (found := self._server.kept(version, floor)) is None:
@@ -135,10 +131,10 @@ class FollowerHost:
 
 
 class DecisionLog:
-    """A queue with several readers.
+    """The coordinator's decisions, kept until every follower has read them.
 
     Args:
-        readers: how many.
+        readers: number of followers.
     """
 
     def __init__(self, readers: int) -> None:
@@ -147,16 +143,16 @@ class DecisionLog:
         self._taken = [0] * readers
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Append entries; without readers nothing is kept."""
+        """Append entries; without readers, none are kept."""
         if self._taken:
             self._entries.extend(entries)
 
     def news(self, reader: int) -> bool:
-        """Whether there is something that a reader has not taken."""
+        """Whether a reader has entries to read."""
         return self._taken[reader] < self._first + len(self._entries)
 
     def take(self, reader: int) -> list[Entry]:
-        """All that a reader has not taken yet."""
+        """The entries that a reader has not read yet."""
         skip = self._taken[reader] - self._first
         found = [entry for number, entry in enumerate(self._entries) if number >= skip]
         self._taken[reader] += len(found)

@@ -26,7 +26,7 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
 
     Args:
         job: what to train.
-        start: where to begin.
+        start: where to start.
         should_stop: asked after every update.
     """
     worker = Worker(job, job.feedback(start, _WORKER, 1))

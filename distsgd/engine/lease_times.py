@@ -1,4 +1,4 @@
-"""How long leases take, and which has been out for too long: its worker hangs, or is very slow."""
+"""How long leases take, and which are overdue because their workers are slow or hang."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMES_HUNG = 200.0
 _SHARE_OF_NEW = 0.1
 _STANDSTILL_SECONDS = 5.0
 HANG_SECONDS = 10.0
-"""How long a worker may take for a lease, at least, before it is thought to hang."""
+"""Least time after which a worker is considered to hang."""
 
 
 @dataclass(slots=True)
@@ -27,11 +27,11 @@ class _Out:
 class LeaseTimes:
     """Measures the time of a slot, and bounds that of a lease by multiples of it.
 
-    Times are seconds of one clock, given by the caller. Who has not been looked for some seconds
-    stood still itself, and does not hold that time against the workers.
+    Times are seconds of one clock, given by the caller. If the host itself stood still for some
+    seconds, that time does not count.
 
     Args:
-        hang_seconds: how long a lease may be out, at least, before its worker is said to hang.
+        hang_seconds: least time after which a worker is considered to hang.
     """
 
     def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
@@ -47,7 +47,7 @@ class LeaseTimes:
         self._out[worker] = _Out(now, max(1, lease.last - lease.first) * lease.steps)
 
     def answered(self, worker: int, now: float) -> None:
-        """It has come back; the mean moves a little towards what it took."""
+        """A worker has answered; update the moving average of the time of a slot."""
         out = self._out.pop(worker, None)
         if out is None:
             self._late.pop(worker, None)
@@ -59,12 +59,12 @@ class LeaseTimes:
         self._slot_seconds = before + _SHARE_OF_NEW * (took - before)
 
     def lost(self, worker: int) -> None:
-        """It will not come back."""
+        """A worker has died."""
         self._out.pop(worker, None)
         self._late.pop(worker, None)
 
     def overdue(self, now: float) -> list[int]:
-        """The workers whose leases others may have too; each is told once."""
+        """The workers whose leases may be given to others too; each is returned once."""
         self._look(now)
         if self._slot_seconds is None:
             return []
@@ -76,10 +76,9 @@ class LeaseTimes:
         return found
 
     def hung(self, now: float) -> list[int]:
-        """The workers that are not worth waiting for; each is told once.
+        """The workers that are considered to hang; each is returned once.
 
-        One that takes the place of another, and is too late too, is given twice the time: it may
-        be that a lease just takes that long.
+        The replacement of a worker that hung gets twice the time: the lease may just take longer.
         """
         self._look(now)
         every = self._out | self._late
@@ -93,11 +92,11 @@ class LeaseTimes:
         return found
 
     def bound(self, slots: int) -> float:
-        """How long a lease of so many slots may be out before others may have it, in seconds."""
+        """Seconds after which a lease of so many slots is given to others too."""
         return max(_LEAST_SECONDS, _TIMES_LONGER * slots * (self._slot_seconds or 0.0))
 
     def hang_bound(self, slots: int) -> float:
-        """How long it may be out before its worker is said to hang, in seconds."""
+        """Seconds after which the worker of such a lease is considered to hang."""
         return max(self._hang_seconds, _TIMES_HUNG * slots * (self._slot_seconds or 0.0))
 
     def _look(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Work on its way to workers: given to those who are attached, fetched by those who wait."""
+"""Replies to workers: pushed to those that are attached, held for those that call."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Give = Callable[[Reply | None], None]
 
 
 class PendingReplies:
-    """Holds a worker's work until the worker asks for it. All calls are made under one lock.
+    """Holds a worker's reply until the worker asks for it. All calls are made under one lock.
 
     Args:
-        changed: the lock, notified when something has come for a worker that waits.
-        request: what a worker is asked before it gets work, if anything.
+        changed: condition with the lock, notified when a waiting worker has a reply.
+        request: the request that a worker gets before any work, if there is one.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PendingReplies:
 
     @contextmanager
     def attached(self, worker: int, give: Give) -> Iterator[None]:
-        """While it lasts, a worker's work is given in this way."""
+        """While entered, a worker's replies are passed to ``give``."""
         with self._changed:
             self._givers[worker] = give
         try:
@@ -52,14 +52,14 @@ class PendingReplies:
                     del self._givers[worker]
 
     def ask(self, worker: int, now: float) -> None:
-        """A worker wants work, from this time on (of `time.perf_counter`)."""
+        """A worker asks for work, at a time of `time.perf_counter`."""
         if (given := self._given.pop(worker, None)) is not None:
             self.answering[worker] = self.answering.get(worker, 0.0) + now - given
         self._asking[worker] = now
         self.flush(worker)
 
     def put(self, worker: int, work: Work | None) -> None:
-        """There is work for a worker; its W need not last."""
+        """Reply with work, or None to dismiss; W is copied if it cannot be sent now."""
         if worker in self._asking and worker in self._givers and self._request(worker) is None:
             self._give(worker, work)
             return
@@ -67,9 +67,9 @@ class PendingReplies:
         self.flush(worker)
 
     def gone(self, worker: int, *, keep: bool = False) -> None:
-        """A worker is no more: its call is over, and what was there for it is for nobody.
+        """A worker has died: its call ends, and its reply is discarded.
 
-        Unless that was for the worker in its place already: ``keep``, see `called`.
+        ``keep`` keeps the reply, see `called`.
         """
         self._asking.pop(worker, None)
         self._given.pop(worker, None)
@@ -81,7 +81,7 @@ class PendingReplies:
             self._changed.notify_all()
 
     def flush(self, worker: int) -> None:
-        """Give a worker that asks what there is for it."""
+        """Send a worker that asks its reply, if there is one."""
         if worker in self._asking:
             request = self._request(worker)
             if request is not None:
@@ -90,16 +90,16 @@ class PendingReplies:
                 self._give(worker, self._work.pop(worker))
 
     def flush_all(self) -> None:
-        """`flush` for everyone who asks."""
+        """`flush` for every worker that asks."""
         for worker in list(self._asking):
             self.flush(worker)
 
     def called(self, worker: int, *, keep: bool = False) -> int:
-        """A worker that is not attached begins a call; returns its number.
+        """A worker that is not attached starts a call; returns the number of the call.
 
-        A worker makes one at a time: whoever made the ones before is dead, and what has come for
-        it, and was not fetched, is for nobody. Unless it was for the worker in its place already,
-        which may reach one server sooner than another: ``keep`` keeps it for the next to ask.
+        A worker makes one call at a time, so whoever made an earlier one is dead, and its reply is
+        discarded. ``keep`` keeps it for the next call: at a follower it may be meant for the new
+        incarnation, which can reach the coordinator sooner.
         """
         self._calls[worker] = self._calls.get(worker, 0) + 1
         if worker in self._calling:
@@ -113,9 +113,9 @@ class PendingReplies:
         return self._calls[worker]
 
     def fetch(self, worker: int, call: int) -> tuple[Reply | None] | None:
-        """What has come for a worker that is not attached, in a tuple; None if nothing has.
+        """The reply to a call, in a tuple; None if there is none yet.
 
-        A call after which there has been another is over, so that it takes nothing away.
+        A call that a later one has replaced gets (None,).
         """
         if self._calls[worker] != call:
             return (None,)

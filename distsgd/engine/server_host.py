@@ -34,16 +34,16 @@ from distsgd.transport.framing import Entry
 __all__ = ["ServerHost"]
 
 _MOST = 64
-"""Decisions that are kept before events are made of them."""
+"""Decisions that are kept before they are turned into events."""
 
 
 class ServerHost:
     """Carries out the server's decisions: answers workers, keeps events for the driver.
 
     Args:
-        job: what is trained.
-        start: where it begins.
-        workers: how many workers are expected.
+        job: what to train.
+        start: where to start.
+        workers: number of workers that are expected.
 
     Attributes:
         trace: its timeline.
@@ -54,7 +54,7 @@ class ServerHost:
         self._watch = Stopwatch()
         self._recorder = Recorder(job, self._server, self._watch.seconds)
         self._timed = TimedSnapshots(self._server, job.save_seconds, self._watch.seconds)
-        # One lock. Who waits for what is told apart, as to wake somebody for nothing costs time.
+        # One lock, with a condition for each kind of waiter: waking one in vain costs time.
         lock = threading.RLock()
         self._answered = threading.Condition(lock)  # workers whose calls wait for work
         self._decided = threading.Condition(lock)  # followers
@@ -66,7 +66,7 @@ class ServerHost:
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
         self._has_residuals = job.has_residuals
-        # Of workers that have not answered yet.
+        # Residuals of workers that have not answered yet.
         self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
         self._gone: set[int] = set()
         self._heard: set[int] = set()
@@ -78,7 +78,7 @@ class ServerHost:
         with lock:
             for worker in range(workers):
                 self._carry_out(self._server.joined(worker))
-            if self._server.finished:  # the run was killed between its last update and its end
+            if self._server.finished:  # the run was killed after its last update
                 self._end(self._recorder.ended())
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
@@ -136,12 +136,12 @@ class ServerHost:
             self._carry_out(decisions)
 
     def events(self, timeout: float) -> list[Event]:
-        """What has happened since the last call.
+        """The events since the last call.
 
-        Waits ``timeout`` seconds, so that calls are few, or until something does not wait.
+        Waits ``timeout`` seconds, so that calls are few, or until an event is urgent.
 
         Raises:
-            Exception: what went wrong in an exchange, for the driver to see.
+            Exception: an error of an exchange, passed on to the driver.
         """
         with self._lock:
             self._news.wait_for(
@@ -162,11 +162,11 @@ class ServerHost:
             return found
 
     def _crowded(self) -> bool:
-        """Whether so many updates wait to be recomputed that the driver is to take them now."""
+        """Whether the driver has to take the sampled updates now, as their buffer is full."""
         return self._server.sampler is not None and self._server.sampler.full
 
     def log(self, follower: int, timeout: float) -> list[Entry]:
-        """What a follower, counted from 1, has to do next; waits up to ``timeout`` seconds."""
+        """The next entries for a follower, counted from 1; waits up to ``timeout`` seconds."""
         with self._lock:
             self._decided.wait_for(lambda: self._log.news(follower - 1), timeout)
             return self._log.take(follower - 1)
@@ -176,7 +176,7 @@ class ServerHost:
         self.lost(worker, incarnation - 1)
 
     def lost(self, worker: int, incarnation: int) -> None:
-        """A process that was a worker is dead; its slots go to the others.
+        """A worker process is dead; its slots go to the others.
 
         The first report counts, whether it comes from the connection, the driver or the successor.
 
@@ -193,7 +193,7 @@ class ServerHost:
                 self._lose(worker)
 
     def give_up(self, worker: int) -> None:
-        """A worker has not come in time: nobody waits for what was kept for it."""
+        """A worker has not come in time: its pieces and its residual are not waited for."""
         with self._lock:
             self._lose(worker)
 
@@ -208,11 +208,11 @@ class ServerHost:
     def refused(self, where: str) -> None:
         """See `distsgd.transport.base.ServerPort.refused`."""
         with self._lock:
-            self._emit(Notice(f"refused: a connection from {where} without the training's secret"))
+            self._emit(Notice(f"refused: a connection from {where} without the training's token"))
             self._news.notify_all()
 
     def stop(self) -> None:
-        """Hand out no more work; the last event follows."""
+        """Grant no more work; the last event follows."""
         with self._lock:
             decisions = self._server.stop()
             self._record()
@@ -244,9 +244,9 @@ class ServerHost:
             self._replies.flush_all()
 
     def _carry_out(self, decisions: list[Decision]) -> None:
-        """Give out work first, as somebody waits for it, and then take note of everything.
+        """Send work first, as workers wait for it, and then record the decisions.
 
-        But a worker is asked for its residual before it gets more work.
+        With residuals, workers are asked for theirs before they get more work.
         """
         if not self._has_residuals:
             self._grant(decisions)
@@ -264,7 +264,7 @@ class ServerHost:
             self._grant(decisions)
 
     def _record(self) -> None:
-        """Make events of the decisions since the last time: a few at once take less time."""
+        """Turn the decisions since the last time into events: several at once take less time."""
         decisions, self._unrecorded = self._unrecorded, []
         for decision in decisions:
             for event in self._recorder.record(decision):

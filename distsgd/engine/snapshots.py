@@ -1,17 +1,12 @@
-"""Events on their way to the driver; a snapshot waits for the residuals of its workers.
+"""Snapshots on their way to the driver: their residuals, and the versions of W they need.
 
-Error feedback lives at the workers. A snapshot is of one version of W, and the residual of a worker
-that belongs to it is that after the last of its answers in that W. The worker is asked for it when
-it next comes, and keeps it for that long. If one cannot be had, the snapshot has none.
+Residuals of error feedback are kept by the workers. A snapshot of a version of W needs, of each
+worker, the residual after its last answer in that W: the worker is asked for it when it next calls,
+and keeps it until then. If one is missing, the snapshot has none.
 
-A driver that measures epochs more slowly than they end gets one at a time, so that it can stop
-between two of them; the queue is thinned out before its snapshots fill the memory.
-
-When to make a snapshot within an epoch, and the older versions of W that belong to it.
-
-Where workers do not wait for each other, some answer is always on its way that has read an older
-W, and who goes on from a snapshot needs that W as well. So when a snapshot is due, W is kept each
-time that it is given out, until all that is on its way has read a W that is kept.
+Where workers do not wait for each other, some answer that has read an older W is always in flight,
+and a resume needs that W too. So when a snapshot within an epoch is due, every W that is sent is
+kept, until all answers in flight have read a W that is kept.
 """
 
 from __future__ import annotations
@@ -31,11 +26,10 @@ __all__ = ["HeldEvents", "TimedSnapshots"]
 
 
 _PATIENCE = 1.0
-"""Seconds that a snapshot waits for a worker that does not come."""
+"""Seconds that a snapshot waits for a worker's residual."""
 
 _MOST_EPOCHS, _MOST_BYTES = 64, 256 * 2**20
-"""Epochs that wait to be measured; each holds a copy of W. Of a large W so many as take these
-bytes, but at least 2."""
+"""Most epochs that wait to be measured, and most bytes of their copies of W; at least 2 epochs."""
 
 
 @dataclass
@@ -47,7 +41,7 @@ class _Held:
     lost: bool = False
 
     def whole(self) -> Event:
-        """The event with the residuals that were found, if that is all of them."""
+        """The event with its residuals, if all were reported."""
         event = self.event
         if not isinstance(event, EpochEnded | Saved | Ended):
             return event
@@ -58,7 +52,13 @@ class _Held:
 
 
 class HeldEvents:
-    """A queue of events. Times are seconds of one clock, given by the caller."""
+    """A queue of events, in which snapshots wait for their residuals.
+
+    A driver that measures epochs more slowly than they end gets one at a time, so that it can stop
+    between two of them; the queue is thinned out before its snapshots fill the memory.
+
+    Times are seconds of one clock, given by the caller.
+    """
 
     def __init__(self) -> None:
         self._events: deque[_Held] = deque()
@@ -81,7 +81,7 @@ class HeldEvents:
                 self._thin_out(now)
 
     def _thin_out(self, now: float) -> None:
-        """Leave out every second epoch that waits, but not the newest."""
+        """Drop every second waiting epoch, but not the newest."""
         epochs = [held for held in self._events if isinstance(held.event, EpochEnded)]
         left_out = set(map(id, epochs[-2::-2]))
         self._events = deque(held for held in self._events if id(held) not in left_out)
@@ -92,18 +92,18 @@ class HeldEvents:
             self._events.append(_Held(Notice(text), {}, now))
 
     def ready(self, now: float) -> bool:
-        """Whether `take` would give something."""
+        """Whether `take` would return anything."""
         return bool(self._events) and self._complete(self._events[0], now)
 
     def urgent(self, now: float) -> bool:
-        """Whether one of them is more than a step of an epoch."""
+        """Whether a snapshot is ready."""
         return any(
             isinstance(held.event, EpochEnded | Saved | Ended) and self._complete(held, now)
             for held in self._events
         )
 
     def take(self, now: float) -> list[Event]:
-        """The events that wait for nothing, in order, up to the next end of an epoch."""
+        """The events that are complete, in order, up to the next end of an epoch."""
         found: list[Event] = []
         while self.ready(now) and not (found and isinstance(found[-1], EpochEnded)):
             found.append(self._events.popleft().whole())
@@ -112,7 +112,7 @@ class HeldEvents:
         return found
 
     def request(self, worker: int) -> ResidualRequest | None:
-        """What a worker is asked next, if anything."""
+        """The request for a worker's residual, if one is needed."""
         if not self._wanting:
             return None
         for held in self._events:
@@ -137,22 +137,22 @@ class HeldEvents:
 
 
 def _most_epochs(event: EpochEnded) -> int:
-    """How many epochs like this one may wait."""
+    """Number of epochs like this one that may wait."""
     snapshot = event.snapshot
     each = sum(array.nbytes for array in (snapshot.weights, *snapshot.state.values()))
     return max(2, min(_MOST_EPOCHS, _MOST_BYTES // max(1, each)))
 
 
 class TimedSnapshots:
-    """Says when, and collects.
+    """Decides when to make a snapshot within an epoch, and collects the versions it needs.
 
     Args:
-        server: what there are snapshots of.
-        every: seconds of work between two of them; 0 for none.
-        seconds: of work so far.
+        server: the server.
+        every: seconds of work between two snapshots; 0 for none.
+        seconds: returns the seconds of work so far.
 
     Attributes:
-        collecting: whether W is to be kept when it is given out.
+        collecting: whether W has to be kept when it is sent.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TimedSnapshots:
         return True
 
     def take(self) -> Snapshot | None:
-        """The snapshot, if all is there that belongs to it; else collecting begins, or goes on."""
+        """The snapshot, if it is complete; else start or continue collecting."""
         reads, now = self._server.reads(), self._server.version
         for version in self._kept.keys() - reads:
             del self._kept[version]

@@ -41,7 +41,7 @@ class Worker:
 
     Args:
         job: the job; its dataset is opened here.
-        feedback: its memory of what has not been sent, if gradients are encoded.
+        feedback: its error feedback, if gradients are encoded.
     """
 
     def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
@@ -60,23 +60,23 @@ class Worker:
         self._last = Lease(-1, 0, 0, 0)
 
     def compute_in(self, buffer: Floats | None) -> None:
-        """Where sums are computed from now on, such as memory that the server shares."""
+        """Compute sums in this buffer from now on, such as memory that the server shares."""
         if buffer is not None:
             self._gradients = buffer
 
     def get_ready(self, lease: Lease) -> None:
-        """Gather rows of the lease that is likely to come after this one.
+        """Gather the rows of the lease that is likely to be next.
 
-        That is the same piece of a later minibatch, as far on as this one was from the last. If
-        that was wrong the time before, nothing is done.
+        That is the same piece of a later minibatch, as many steps on as this one was from the last.
+        If the last guess was wrong, nothing is gathered.
         """
-        lucky, plan = self._expected in (None, lease.piece), self._job.plan
+        guessed, plan = self._expected in (None, lease.piece), self._job.plan
         stride = min(max(1, lease.step - self._last.step), 64) if self._last.last else 1
         step = lease.step + stride
         self._last, self._expected = lease, (step, lease.first, lease.last)
         if lease.replicas or step >= plan.total_steps or lease.last > plan.slots(step):
             self._expected = None
-        elif lucky:
+        elif guessed:
             indices = next(self._slot_examples(*self._expected))
             self._rows.gather(indices, self._kernel.rows(*indices.shape))
             self._gathered = self._expected
@@ -90,7 +90,7 @@ class Worker:
             flat: flat W of the lease's version.
 
         Raises:
-            RuntimeFailure: somebody has changed the number of BLAS threads meanwhile.
+            RuntimeFailure: the number of BLAS threads has been changed meanwhile.
         """
         push = self._local_steps(lease, flat) if lease.replicas else self._slots(lease, flat)
         check_blas_threads()
@@ -108,7 +108,7 @@ class Worker:
         return self.answer(*reply)
 
     def _compressed(self, push: Push, feedback: ErrorFeedback) -> Push:
-        """The same with all nodes in one, as the server will see it after decoding."""
+        """Encode a push: all nodes in one, and the gradients as the server will decode them."""
         rows = push.gradients
         for row in rows[1:]:
             np.add(rows[0], row, out=rows[0])
@@ -180,11 +180,11 @@ class Worker:
             low = after
 
     def _expect(self, epoch: int, position: int) -> None:
-        """When a window of the order begins, tell those that fetch shards what comes."""
+        """When a window of the order starts, announce the shards that follow."""
         window = (epoch, self._order.window_at(epoch, position))
         if self._window is None or window > self._window:
             self._window = window
-            # Two windows: a minibatch may lie across the end of one.
+            # Two windows, as a minibatch may cross the end of one.
             self._split.expect(self._order.shards_from(*window), 2 * self._job.plan.window)
 
 
@@ -194,7 +194,7 @@ def work(worker: Worker, channel: Channel) -> int:
     message: Message | None = None
     worker.compute_in(channel.buffer)
     worker.trace.start()
-    # A diverging W gives infinities, which the server finds; no warnings about them.
+    # The server detects a W that diverges; no warnings about infinities.
     with np.errstate(all="ignore"):
         while True:
             channel.send(message)

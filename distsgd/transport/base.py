@@ -1,6 +1,6 @@
-"""The worker's end of a channel: the one interface that every transport implements.
+"""The interface of every transport: `Channel` for the worker, `ServerPort` for the server.
 
-A channel within one process: a worker and the server call each other directly.
+`InProcessChannel` is its in-memory implementation: worker and server call each other directly.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class ServerPort(Protocol):
     def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
         """Take what a worker has sent, and wait for its next work.
 
-        Called from as many threads as there are workers.
+        Called from one thread per worker.
 
         Args:
             worker: its number.
             message: see `Channel.send`.
-            size: bytes that came for it.
+            size: bytes received.
 
         Returns:
             see `Channel.receive`.
@@ -80,7 +80,7 @@ class ServerPort(Protocol):
     def attached(
         self, worker: int, give: Callable[[Reply | None], None]
     ) -> AbstractContextManager[None]:
-        """While it lasts, the worker's work is given in this way by whoever has it."""
+        """While entered, replies to the worker are passed to ``give``."""
         ...
 
     def arrived(self, worker: int, incarnation: int) -> None:
@@ -92,7 +92,7 @@ class ServerPort(Protocol):
         ...
 
     def refused(self, where: str) -> None:
-        """Somebody there has no proof of the training's secret; told once of each place."""
+        """A peer at this address does not have the training's token; called once per address."""
         ...
 
 

@@ -1,7 +1,4 @@
-"""The worker's ends: shared memory within a node, TCP between nodes.
-
-A worker's connections to several servers, each of which holds a range of W.
-"""
+"""The worker's channels: shared memory within a node, TCP between nodes, and several servers."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ __all__ = ["ShardedChannel", "SharedMemoryChannel", "TcpChannel", "connect_withi
 
 
 class _Connection:
-    """What the two have in common. See `distsgd.transport.base.Channel`."""
+    """A channel over a socket. See `distsgd.transport.base.Channel`."""
 
     name = ""
     buffer: Floats | None = None
@@ -42,7 +39,7 @@ class _Connection:
         self._connection, self._weights = connection, weights
 
     def close(self) -> None:
-        """Leave; the server notices."""
+        """Close the connection; the server notices."""
         self._connection.close()
 
     def send(self, message: Message | None) -> None:
@@ -65,7 +62,7 @@ class _Connection:
 
 
 def follow(address: Address, follower: int, near: bool) -> Iterator[list[Entry]]:
-    """What a coordinator decides, for one of its followers.
+    """The decisions of a coordinator, for one of its followers.
 
     Args:
         address: where the coordinator listens.
@@ -73,7 +70,7 @@ def follow(address: Address, follower: int, near: bool) -> Iterator[list[Entry]]
         near: whether it is on the same node.
 
     Raises:
-        ChannelClosed: nobody listens there, or the coordinator has gone.
+        ChannelClosed: nothing listens there, or the coordinator has gone.
     """
     connection = (_connect_near if near else _connect_far)(address, FOLLOWER + follower, 0)
     with connection:
@@ -91,7 +88,7 @@ class SharedMemoryChannel(_Connection):
 
     Raises:
         NoSharedMemory: the server cannot share memory.
-        ChannelClosed: nobody listens there, or not to us.
+        ChannelClosed: nothing listens there, or it refuses us.
     """
 
     name = "shm"
@@ -127,19 +124,19 @@ def connect_within_node(
         worker: number of the worker on this end.
         shape: how large messages are.
         incarnation: counts the processes that have had this number, from 1.
-        shared: whether TCP will not do.
+        shared: whether to insist on shared memory.
 
     Raises:
-        RuntimeFailure: it will not, and memory cannot be shared.
-        ChannelClosed: nobody listens there, or not to us.
+        RuntimeFailure: shared memory is required, and the system refuses it.
+        ChannelClosed: nothing listens there, or it refuses us.
     """
     try:
         return SharedMemoryChannel(address, worker, shape, incarnation)
     except NoSharedMemory:
         if shared:
             raise RuntimeFailure(
-                "--channel shm: this system gives no memory to share (memfd_create is refused)",
-                "Give --channel tcp, or allow that system call",
+                "channel shm: this system does not share memory (memfd_create is refused)",
+                "Use channel tcp, or allow that system call",
             ) from None
     return TcpChannel(address, worker, shape, incarnation)
 
@@ -179,7 +176,7 @@ def _connect(connection: socket.socket, where: str | tuple[str, int]) -> None:
 class ShardedChannel:
     """See `distsgd.transport.base.Channel`.
 
-    The followers are told first: what the coordinator decides about is then there, or on its way.
+    Followers are sent their parts first, so that they have them when the coordinator decides.
 
     Args:
         channels: to the coordinator, and to the other servers in the order of their ranges.
@@ -231,11 +228,10 @@ class ShardedChannel:
     def _part(self, channel: Channel, lease: Lease) -> Floats:
         """A follower's range of W, as of a lease.
 
-        What comes first may be for another lease: that of a worker that died before it came, and
-        whose place this one has taken.
+        The first reply may be for the lease of the worker's previous incarnation.
         """
         while (reply := channel.receive()) is not None:
             if not isinstance(reply, ResidualRequest) and reply[0] == lease:
                 return reply[1]
             channel.send(None)
-        raise ChannelClosed("a parameter server has no work where another has")
+        raise ChannelClosed("a parameter server dismisses where another gives work")

@@ -1,4 +1,4 @@
-"""A channel that loses, doubles and delays pushes on purpose, for `distsgd train --chaos`."""
+"""A channel that drops, duplicates and delays pushes on purpose, for chaos runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ROW_BYTES = 8 * len(_COLUMNS)
 
 
 class Tally:
-    """What a worker has computed and suffered, kept where its death loses nothing: a mapped file.
+    """Counts of a worker's answers and faults in a mapped file, which survives its death.
 
     Args:
-        path: the file, made if it is not there. Where it cannot be (on another node without the
-            folder) the worker counts for itself alone.
-        worker: number of the worker, whose row nobody else writes to.
+        path: the file, created if missing. Where it cannot be (on another node without the
+            folder) the counts are kept in memory only.
+        worker: number of the worker, which alone writes to its row.
     """
 
     def __init__(self, path: Path, worker: int) -> None:
@@ -51,7 +51,7 @@ class Tally:
         self._row[:2] += (1, slots)
         return before
 
-    def suffered(self, fault: str) -> None:
+    def count_fault(self, fault: str) -> None:
         """Count one fault."""
         self._row[_COLUMNS.index(fault)] += 1
 
@@ -67,13 +67,13 @@ def read_tally(path: Path) -> dict[str, int]:
 
 
 class PushFaults:
-    """Decides what befalls each push of one worker, counts it, and waits where it is to wait.
+    """Decides the faults of each push of one worker, counts them, and carries out delays.
 
     Args:
         chaos: the faults.
-        worker: whose pushes.
-        tally: where they are counted.
-        sleep: waits so many seconds.
+        worker: number of the worker.
+        tally: where faults are counted.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class PushFaults:
     ) -> None:
         self._chaos, self._worker, self._tally, self.sleep = chaos, worker, tally, sleep
 
-    def befalling(self, push: Push) -> dict[str, Fault]:
-        """The faults, by name; a delay is over when this returns."""
+    def of(self, push: Push) -> dict[str, Fault]:
+        """The faults of a push, by name; a delay has passed when this returns."""
         found = self._chaos.of_push(self._worker, self._tally.answered(len(push.losses)))
         if "drop-push" in found:
-            found.pop("dup-push", None)  # what is lost is lost
+            found.pop("dup-push", None)  # a dropped push cannot be duplicated
         for name in found:
-            self._tally.suffered(name)
+            self._tally.count_fault(name)
         if delay := found.get("delay"):
             self.sleep(delay.seconds)
         return found
@@ -96,12 +96,12 @@ class PushFaults:
 class FaultyChannel:
     """Another channel, with faults. See `distsgd.transport.base.Channel`.
 
-    A push that is dropped reaches no server. The worker is silent for a while, as if it waited for
-    an answer, and then asks for work anew.
+    A dropped push reaches no server. The worker is silent for a while, as if it waited for an
+    answer, and then asks for work again.
 
     Args:
-        inner: the channel, whole; memory that it shares is shared here too.
-        faults: what befalls the pushes.
+        inner: the channel that is wrapped, with its shared memory.
+        faults: the faults of the pushes.
     """
 
     def __init__(self, inner: Channel, faults: PushFaults) -> None:
@@ -114,20 +114,20 @@ class FaultyChannel:
         if not isinstance(message, Push):
             self._inner.send(message)
             return
-        found = self._faults.befalling(message)
+        found = self._faults.of(message)
         if dropped := found.get("drop-push"):
             self._faults.sleep(dropped.seconds)
             self._inner.send(None)
             return
         if "dup-push" in found:
-            # The server may add others to what it has been sent.
+            # The server may add to the gradients that it was sent.
             self._again = message._replace(gradients=message.gradients.copy())
         self._inner.send(message)
 
     def receive(self) -> Reply | None:
-        """See `Channel.receive`; a push that is doubled goes out again after the first's answer.
+        """See `Channel.receive`; a duplicated push is sent again after the reply to the first.
 
-        Not before: the two ends take turns, where they share memory.
+        Not earlier: where memory is shared, the two ends take turns.
         """
         work, again = self._inner.receive(), self._again
         self._again = None
@@ -138,10 +138,10 @@ class FaultyChannel:
 
 
 def faulty_push(deliver: Deliver, faults: PushFaults) -> Deliver:
-    """The same for a server in the worker's process: its ``push``, with faults."""
+    """Wrap the ``push`` of a server in the worker's process, with faults."""
 
     def push(worker: int, push: Push) -> list[Decision]:
-        found = faults.befalling(push)
+        found = faults.of(push)
         if "drop-push" in found:
             return []
         decisions = deliver(worker, push)

@@ -1,14 +1,10 @@
-"""Messages between a worker and a server as bytes of a stream.
+"""Messages between workers and servers as bytes of a stream.
 
-A push is a header, the losses of its slots, and either the sums of its nodes or, where gradients
-are encoded, the encoded bytes. The answer is a header and W. Where memory is shared, sums and W
-are there, and do not travel.
+A push is a header, the losses of its slots, and either the sums of its nodes or the encoded
+gradient. The reply is a header and W. Where memory is shared, sums and W do not travel.
 
-How a connection is to send: at once, and bursts as fast as the line takes them.
-
-The coordinator's decisions as a stream of bytes, for the followers.
-
-A message is its length and a JSON list of entries; what a follower has no use for is left out.
+The coordinator sends its decisions to the followers as messages of a length and a JSON list of
+entries, without those that followers do not need.
 """
 
 from __future__ import annotations
@@ -127,7 +123,7 @@ def _bytes_of(array: Floats) -> memoryview:
 def send_message(
     connection: socket.socket, message: Message | None, shared: Floats | None = None
 ) -> None:
-    """Send a message, or the mere wish for work; sums go into ``shared``, if that is given."""
+    """Send a message, or None to ask for work; sums go into ``shared``, if that is given."""
     if message is None:
         send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         return
@@ -195,7 +191,7 @@ class MessageReader:
         """The next message, valid until the following call, or None; and the bytes it took.
 
         Raises:
-            ChannelClosed: the peer has gone, or sends what cannot be.
+            ChannelClosed: the peer has gone, or its message is invalid.
         """
         content = bytearray(_PUSH.size)
         receive(connection, memoryview(content))
@@ -247,16 +243,16 @@ has measured, and of a worker that sends 123 KB and then waits it measures littl
 
 
 def set_options(connection: socket.socket) -> None:
-    """Set them on either end of a connection; what the system refuses stays as it is."""
+    """Set either end of a connection to send at once, and bursts at full speed; best effort."""
     if connection.family == socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-        return  # the buffers of TCP grow by themselves, unless somebody sets their size
+        return  # TCP buffers grow by themselves unless their size is set
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(OSError):
         if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)[:3] != b"bbr":
             return
     for name in _BY_WINDOW:
-        with suppress(OSError):  # not in this kernel, or for root alone
+        with suppress(OSError):  # not in this kernel, or only for root
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
             return
 
@@ -302,7 +298,7 @@ def _entry(plain: list[Any]) -> Entry:
 
 
 def write_log(connection: socket.socket, news: Callable[[], Iterable[Entry]]) -> None:
-    """Send what ``news`` gives, again and again; it waits a while where there is nothing.
+    """Send the entries that ``news`` returns, in a loop; it waits a while if there are none.
 
     Raises:
         ChannelClosed: the follower has gone.

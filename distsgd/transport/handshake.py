@@ -88,7 +88,7 @@ def greet_server(
 
 
 def same_user(connection: socket.socket) -> bool:
-    """Whether the peer of a Unix socket runs as our user; the kernel vouches for it."""
+    """Whether the peer of a Unix socket runs as our user, according to the kernel."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return bool(struct.unpack("iII", peer)[1] == os.getuid())
 
@@ -98,33 +98,33 @@ _MOST, _MOST_SAFE = 64, 1024
 
 
 class PendingConnections:
-    """Whoever is in it has a time limit for all that he says, and makes room when it is full.
+    """Peers that are not authenticated yet: at most 64, each dropped after 10 s.
 
-    A limit for each word alone could be drawn out byte by byte. When another comes and it is full,
-    the one goes who came first, if that was some time ago: workers are through within a few
-    times the way there and back, also when hundreds come at once.
+    The limit holds for the whole greeting: one for each read could be drawn out byte by byte. When
+    another peer connects and there are 64, the oldest is dropped, unless it is younger than a
+    second: workers need only a few round trips, even when hundreds connect at once.
 
     Args:
-        seconds: that a visitor may stay.
-        safe: seconds for which he is not sent away for others.
+        seconds: time limit of a greeting.
+        safe: seconds for which a peer is not dropped in favour of others.
     """
 
     def __init__(self, seconds: float = _SECONDS, safe: float = _SECONDS_SAFE) -> None:
         self._seconds, self._safe = seconds, safe
         self._lock = threading.Lock()
-        self._inside: dict[socket.socket, float] = {}  # since when, in that order
+        self._pending: dict[socket.socket, float] = {}  # since when, in that order
 
     def enter(self, connection: socket.socket) -> Callable[[], None]:
-        """Somebody has connected.
+        """Add a connection.
 
         Returns:
-            to be called when it is known who it is, or the connection is closed.
+            a function to call once the peer is authenticated or the connection is closed.
 
         Raises:
-            OSError: there is no room for him.
+            OSError: too many are pending.
         """
-        self._make_room()
-        handle = connection.dup()  # TLS takes the first one over
+        self._drop_oldest()
+        handle = connection.dup()  # TLS takes over the original
         timer = threading.Timer(self._seconds, _cut_off, (handle,))
         timer.daemon = True
         try:
@@ -133,38 +133,38 @@ class PendingConnections:
             handle.close()
             raise OSError(str(error)) from None
         with self._lock:
-            self._inside[handle] = time.monotonic()
+            self._pending[handle] = time.monotonic()
         return partial(self._leave, handle, timer)
 
-    def _make_room(self) -> None:
+    def _drop_oldest(self) -> None:
         with self._lock:
-            if len(self._inside) < _MOST:
+            if len(self._pending) < _MOST:
                 return
-            first, since = next(iter(self._inside.items()))
+            first, since = next(iter(self._pending.items()))
             if time.monotonic() - since > self._safe:
-                del self._inside[first]
+                del self._pending[first]
                 _cut_off(first)
-            elif len(self._inside) >= _MOST_SAFE:
+            elif len(self._pending) >= _MOST_SAFE:
                 raise OSError("too many have connected within a second")
 
     def _leave(self, handle: socket.socket, timer: threading.Timer) -> None:
         timer.cancel()
         with self._lock:
-            self._inside.pop(handle, None)
+            self._pending.pop(handle, None)
         handle.close()
 
 
 def _cut_off(connection: socket.socket) -> None:
-    """Whoever reads from it or writes to it finds it closed."""
+    """Shut a connection down, so that reads and writes fail at once."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def secured(connection: socket.socket, *, server: bool) -> socket.socket:
-    """The connection under TLS if the cluster uses it, otherwise as it is.
+    """Wrap a connection in TLS if the cluster uses it.
 
     Raises:
-        ChannelClosed: the other end has no certificate of the same authority.
+        ChannelClosed: the peer has no certificate of the same authority.
         UsageError: a certificate cannot be read.
     """
     if not uses_tls():
@@ -177,7 +177,7 @@ def secured(connection: socket.socket, *, server: bool) -> socket.socket:
 
 
 def check_certificates() -> None:
-    """See whether there are certificates, if the cluster uses TLS.
+    """Check that the certificates can be read, if the cluster uses TLS.
 
     Raises:
         UsageError: they cannot be read.
@@ -187,13 +187,13 @@ def check_certificates() -> None:
 
 
 def context(server: bool) -> ssl.SSLContext:
-    """With Ray's certificates, and those of the other end required.
+    """A TLS context with Ray's certificates, which requires one of the peer.
 
     Raises:
         UsageError: they cannot be read.
     """
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    # Nodes are known by addresses that change; the authority is the cluster's own.
+    # Addresses of nodes change; the authority belongs to the cluster.
     found.check_hostname = False
     found.verify_mode = ssl.CERT_REQUIRED
     certificate, key, authority = (os.environ.get(name, "") for name in TLS_FILES)

@@ -1,8 +1,8 @@
 """Where a server listens: a Unix socket for workers of its node, and TCP for all others.
 
-The Unix socket has an abstract name, so no file is left behind whatever dies. A worker of the same
-node shares memory with the server, and its socket carries words alone; from another node, what is
-pushed and pulled goes over the connection. A death closes the connection and is noticed at once.
+The Unix socket has an abstract name, so no file is left behind. A worker of the same node shares
+memory with the server, and its socket carries only headers; from another node, gradients and W go
+over the connection. A death closes the connection and is noticed at once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from distsgd.transport.shared_memory import NoSharedMemory, SharedLoop
 __all__ = ["Address", "Port"]
 
 _PAUSE_SECONDS = 0.1
-_MOST_PLACES = 100
-"""Places of strangers that are remembered, and told."""
+_MOST_REFUSED = 100
+"""Addresses of unauthenticated peers that are remembered and reported."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Address:
     Attributes:
         unix: abstract name of its Unix socket.
         tcp: host and port.
-        token: secret of this training; not shown when printed.
+        token: token of this training; not shown when printed.
     """
 
     unix: str
@@ -62,14 +62,14 @@ class Address:
 class Port:
     """The server's end of its workers' channels.
 
-    One thread serves all workers of this node; a worker of another has a thread to itself.
+    One thread serves all workers of this node; each worker of another node has its own thread.
 
     Args:
         server: where the messages go.
         shape: how large they are.
         decode: what encoded gradients are decoded with, into so many rows.
-        host: the address to listen at for workers of other nodes.
-        log: of a coordinator: what a follower, by its number, has to do next; waits for it.
+        host: address to listen at for workers of other nodes.
+        log: for a coordinator: waits for the next entries of a follower, by its number.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Port:
         log: Callable[[int], Iterable[Entry]] | None = None,
     ) -> None:
         self._server, self._shape, self._decode, self._log = server, shape, decode, log
-        check_certificates()  # here they are our user's trouble, later a stranger's
+        check_certificates()  # so that this user gets the error, not a peer
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"distsgd-{secrets.token_hex(8)}"
         unix.bind(f"\0{name}")
@@ -97,10 +97,10 @@ class Port:
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._closed.set()
         for listener in self._listeners:
-            # A thread that waits in accept is not woken by close alone.
+            # Closing alone does not wake a thread that waits in accept.
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
@@ -111,7 +111,7 @@ class Port:
         while not self._closed.is_set():
             try:
                 connection, _ = listener.accept()
-            except OSError:  # closed, or there are too many open files for the moment
+            except OSError:  # closed, or too many open files at the moment
                 self._closed.wait(_PAUSE_SECONDS)
                 continue
             try:
@@ -120,10 +120,10 @@ class Port:
                 connection.close()
 
     def _admit(self, connection: socket.socket, pending: PendingConnections) -> None:
-        """Have it served by a thread of its own.
+        """Serve a connection in a thread of its own.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: too many connections are pending.
         """
         leave = pending.enter(connection)
         try:
@@ -133,7 +133,7 @@ class Port:
             raise OSError(str(error)) from None
 
     def _greeted(self, connection: socket.socket) -> tuple[socket.socket, int, int] | None:
-        """The connection, under TLS if that is on, and its worker; None for a stranger."""
+        """The connection (under TLS if that is on), worker and incarnation; None if refused."""
         near = connection.family == socket.AF_UNIX
         where = "this node" if near else str(connection.getpeername()[0])
         try:
@@ -144,10 +144,10 @@ class Port:
             allowed = not near or same_user(connection)
             if allowed and (who := greet_worker(connection, self.address.token)) is not None:
                 return connection, *who
-        except (ChannelClosed, UsageError):  # certificates are being changed, say
+        except (ChannelClosed, UsageError):  # such as certificates that are being replaced
             pass
         connection.close()
-        if where not in self._refused and len(self._refused) < _MOST_PLACES:
+        if where not in self._refused and len(self._refused) < _MOST_REFUSED:
             self._refused.add(where)
             self._server.refused(where)
         return None
@@ -156,7 +156,7 @@ class Port:
         near = connection.family == socket.AF_UNIX
         try:
             greeted = self._greeted(connection)
-        except OSError:  # gone before it has said anything
+        except OSError:  # closed before the greeting
             connection.close()
             greeted = None
         finally:
@@ -178,33 +178,33 @@ class Port:
                     self._shared.add(connection, worker, lost)
                 else:
                     self._stream(connection, worker)
-            except NoSharedMemory:  # the worker comes again, by TCP
+            except NoSharedMemory:  # the worker connects again, by TCP
                 return
             except ChannelClosed:
                 lost()
 
     def _close_older(self, connection: socket.socket, worker: int) -> None:
-        """A worker has come; one of its number that was there before is heard no more."""
+        """Shut down the connection of the previous process with this number."""
         before, self._latest[worker] = self._latest.get(worker), connection
         if before is not None:
-            with suppress(OSError):  # it has been closed, as a rule
+            with suppress(OSError):  # usually it is closed already
                 before.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, connection: socket.socket, follower: int) -> None:
-        """Tell a follower what is decided."""
+        """Send a follower the decisions."""
         if self._log is not None:
             with suppress(ChannelClosed):
                 write_log(connection, partial(self._log, follower))
 
     def _stream(self, connection: socket.socket, worker: int) -> None:
-        """Answer a worker whose gradients come over the connection."""
+        """Serve a worker whose gradients are sent over the connection."""
         reader = MessageReader(self._shape, self._decode)
         while True:
             message, size = reader.read(connection)
             with np.errstate(all="ignore"):  # the server finds what is not finite
                 reply = self._server.exchange(worker, message, size)
             if reply is None:
-                # It needs no more, also if it has gone, and another has come in its place.
+                # Dismissed; it does not matter if it has gone.
                 with suppress(ChannelClosed):
                     send_reply(connection, reply)
                 return

@@ -1,8 +1,8 @@
-"""A channel of plain Ray actor calls: slow, and works wherever Ray does.
+"""A channel of plain Ray actor calls: slow, but it works wherever Ray does.
 
 Ray carries arguments and results below 100 KiB within the call itself and all others through
-its object store, which costs several times as much. W of CIFAR-10 has 121 KiB; so vectors are
-cut into chunks that fit.
+its object store, which costs several times as much. W of CIFAR-10 has 121 KiB, so vectors are
+split into chunks that fit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK_BYTES = 90_000
 
 
 def chunk_count(vector_bytes: int) -> int:
-    """Chunks that a vector of so many bytes is cut into."""
+    """Number of chunks for a vector of so many bytes."""
     return max(1, -(-vector_bytes // _CHUNK_BYTES))
 
 
@@ -59,8 +59,8 @@ class RayPort:
     def exchange(self, worker: int, incarnation: int, meta: Any, *chunks: Any) -> list[Any]:
         """Answer one call: the lease, then the chunks of W; all None when training is over.
 
-        Likewise for a worker that another process has replaced: its calls may come late, and
-        would end those of the other.
+        Late calls of an earlier incarnation are dismissed too, as they would end those of the
+        current one.
         """
         latest = self._latest.get(worker, 0)
         if incarnation < latest:

@@ -131,7 +131,7 @@ def test_a_system_without_shared_memory_is_served_by_tcp(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(refused, refuse)
-    with pytest.raises(RuntimeFailure, match=r"memfd_create is refused.*--channel tcp"):
+    with pytest.raises(RuntimeFailure, match=r"memfd_create is refused.*Use channel tcp"):
         connect_within_node(port.address, 0, SHAPE, shared=True)
     channel = connect_within_node(port.address, 0, SHAPE)
     assert channel.name == "tcp"

@@ -112,7 +112,7 @@ def test_wishes_and_reports_are_left_alone(tmp_path: Path) -> None:
 def test_counts_outlive_a_killed_process_and_go_on(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from distsgd.transport.faulty import Tally\n"
-        "tally = Tally(Path(sys.argv[1]), 2); tally.answered(4); tally.suffered('delay')\n"
+        "tally = Tally(Path(sys.argv[1]), 2); tally.answered(4); tally.count_fault('delay')\n"
         "os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t")])
