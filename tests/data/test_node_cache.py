@@ -166,7 +166,7 @@ def test_a_label_without_a_class_is_told(tmp_path: Path) -> None:
     )  # fmt: skip
     (folder := tmp_path / "all" / "set").mkdir(parents=True)
     split = StreamedSplit(manifest, NodeCache(folder, None, Fetched(few)))
-    with pytest.raises(DatasetError, match="label 2, but only 2 classes"):
+    with pytest.raises(DatasetError, match="label 2, but its manifest names only 2 classes"):
         split.labels_of(np.arange(4))
 
 
