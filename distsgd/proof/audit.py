@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
 from distsgd.errors import RunError
-from distsgd.runs.checkpoint import Place, checkpoint_path, read_place
-from distsgd.runs.journal import Record, check_head, find_head
+from distsgd.runs import Place, Record, check_head, checkpoint_path, find_head, read_place
 from distsgd.runs.journal_check import RunView, checked_lines, proven
 from distsgd.runs.opened_run import OpenedRun, open_run
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import JournalError
 from distsgd.proof.replayer import Replayer, records_of, start_of
-from distsgd.runs.checkpoint import checkpoint_path, read_if_kept, weights_sha256
-from distsgd.runs.folder import other_kernels
+from distsgd.runs import checkpoint_path, other_kernels, read_if_kept, weights_sha256
 from distsgd.runs.journal_check import RunView, checked_lines, proven
 from distsgd.runs.opened_run import OpenedRun, open_run
 

@@ -27,8 +27,7 @@ from distsgd.data.dataset import Dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 from distsgd.errors import JournalError
-from distsgd.runs.checkpoint import Model
-from distsgd.runs.journal import Entry, Record, Resumed
+from distsgd.runs import Entry, Model, Record, Resumed
 
 __all__ = ["Replayer", "records_of", "start_of"]
 

@@ -1,1 +1,98 @@
-"""The run folder and its files: everything about a run can be read from it."""
+"""The run folder and its files: everything about a run can be read from it.
+
+`opened_run` and `journal_check` combine these files with the dataset; they are imported by name, as
+they load Arrow.
+"""
+
+from distsgd.runs.checkpoint import (
+    RESUMABLE_SETTINGS,
+    Model,
+    Place,
+    checkpoint_path,
+    checkpoint_versions,
+    read_if_kept,
+    read_newest,
+    read_place,
+    remove_checkpoints,
+    shaped,
+    superfluous,
+    wanted,
+    weights_sha256,
+    write_checkpoint,
+)
+from distsgd.runs.folder import (
+    RunFolder,
+    WantedWorkers,
+    add_kernel,
+    clean_up,
+    find_run,
+    handle,
+    note_kernel,
+    other_kernels,
+    want_workers,
+)
+from distsgd.runs.journal import (
+    Entry,
+    JournalWriter,
+    Mark,
+    MarkMissing,
+    Record,
+    Resized,
+    Resumed,
+    check_head,
+    find_head,
+)
+from distsgd.runs.line_file import LineFile
+from distsgd.runs.metrics import (
+    Best,
+    MetricsWriter,
+    best_epoch,
+    check_trace_file,
+    seconds_of_steps,
+    write_trace_file,
+)
+from distsgd.runs.residual_file import remove_residuals, write_residuals
+
+__all__ = [
+    "RESUMABLE_SETTINGS",
+    "Best",
+    "Entry",
+    "JournalWriter",
+    "LineFile",
+    "Mark",
+    "MarkMissing",
+    "MetricsWriter",
+    "Model",
+    "Place",
+    "Record",
+    "Resized",
+    "Resumed",
+    "RunFolder",
+    "WantedWorkers",
+    "add_kernel",
+    "best_epoch",
+    "check_head",
+    "check_trace_file",
+    "checkpoint_path",
+    "checkpoint_versions",
+    "clean_up",
+    "find_head",
+    "find_run",
+    "handle",
+    "note_kernel",
+    "other_kernels",
+    "read_if_kept",
+    "read_newest",
+    "read_place",
+    "remove_checkpoints",
+    "remove_residuals",
+    "seconds_of_steps",
+    "shaped",
+    "superfluous",
+    "want_workers",
+    "wanted",
+    "weights_sha256",
+    "write_checkpoint",
+    "write_residuals",
+    "write_trace_file",
+]

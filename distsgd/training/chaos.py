@@ -20,8 +20,7 @@ from distsgd.engine.events import Ended, Event, Updated
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError
 from distsgd.proof.audit import audit
-from distsgd.runs.journal import Record
-from distsgd.runs.line_file import LineFile
+from distsgd.runs import LineFile, Record
 from distsgd.spelling import spelling
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.results import ChaosReport

@@ -17,15 +17,16 @@ from distsgd.data.dataset import open_dataset
 from distsgd.data.importing.images import read_image
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError, UsageError
-from distsgd.runs.checkpoint import (
+from distsgd.runs import (
     Model,
+    RunFolder,
+    best_epoch,
     checkpoint_path,
+    find_run,
     read_if_kept,
     read_newest,
     weights_sha256,
 )
-from distsgd.runs.folder import RunFolder, find_run
-from distsgd.runs.metrics import best_epoch
 from distsgd.runs.opened_run import dataset_of_run
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_whole_number

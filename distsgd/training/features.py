@@ -11,7 +11,7 @@ from distsgd.engine.events import Ended, Event, UpdateSampled
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import VerificationError
 from distsgd.proof.verifier import Verifier
-from distsgd.runs.metrics import check_trace_file, write_trace_file
+from distsgd.runs import check_trace_file, write_trace_file
 from distsgd.training.chaos import ChaosWatch, chaos_from
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.measuring import Background

@@ -34,8 +34,8 @@ class Context:
 class Hook:
     """Takes part in a session. Every method here does nothing; a feature overrides what it needs.
 
-    A session calls `open`, then `event` and `restarted` any number of times, `ended`, `close` and
-    `result`. Whatever happens, `close` follows `open`.
+    A session calls `open`, then `event` and `restarted` any number of times, and in the end
+    `close`, `ended` and `result`. After an error it calls `close` alone.
     """
 
     def open(self, job: Job, context: Context) -> Job:
@@ -53,7 +53,7 @@ class Hook:
         return None
 
     def ended(self, ended: Ended) -> None:
-        """The last update was applied and saved."""
+        """The training has ended, and the run folder is complete but for its report."""
 
     def close(self) -> None:
         """Close files and threads; all workers have exited."""

@@ -14,21 +14,25 @@ from distsgd.core.optim import Residuals, shared_out
 from distsgd.engine.events import Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RunError, StorageError
-from distsgd.runs.checkpoint import (
+from distsgd.runs import (
+    Best,
+    Mark,
+    MetricsWriter,
     Model,
     Place,
+    best_epoch,
     checkpoint_path,
     checkpoint_versions,
     remove_checkpoints,
+    remove_residuals,
+    seconds_of_steps,
     shaped,
     superfluous,
     wanted,
     write_checkpoint,
+    write_residuals,
 )
-from distsgd.runs.journal import Mark
-from distsgd.runs.metrics import Best, MetricsWriter, best_epoch, seconds_of_steps
 from distsgd.runs.opened_run import OpenedRun
-from distsgd.runs.residual_file import remove_residuals, write_residuals
 from distsgd.training.logbook import Logbook, Start
 from distsgd.training.results import EpochRow, Reporter
 

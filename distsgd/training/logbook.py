@@ -10,8 +10,7 @@ from distsgd.core.messages import Applied
 from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
 from distsgd.errors import StorageError
-from distsgd.runs.checkpoint import RESUMABLE_SETTINGS, Place
-from distsgd.runs.journal import JournalWriter, Mark, Resized, Resumed
+from distsgd.runs import RESUMABLE_SETTINGS, JournalWriter, Mark, Place, Resized, Resumed
 from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["Logbook", "Start"]

@@ -16,7 +16,7 @@ from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
 from distsgd.data.system import OWN_THREAD
 from distsgd.engine.blas import one_blas_thread
-from distsgd.runs.checkpoint import Model
+from distsgd.runs import Model
 
 __all__ = ["Background", "Measured", "conversion_for", "measure_split"]
 

@@ -12,7 +12,7 @@ from distsgd.data.dataset import open_dataset
 from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, in_short
-from distsgd.runs.folder import RunFolder, clean_up, note_kernel
+from distsgd.runs import RunFolder, clean_up, note_kernel
 from distsgd.runs.opened_run import new_run, open_run
 from distsgd.training.features import features_of
 from distsgd.training.interrupts import NEVER, Stop, Stopping

@@ -10,7 +10,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Event
 from distsgd.engine.job import Job, Snapshot
 from distsgd.on_ray.capacity import FollowedCapacity
-from distsgd.runs.folder import RunFolder, WantedWorkers
+from distsgd.runs import RunFolder, WantedWorkers
 
 if TYPE_CHECKING:
     from distsgd.on_ray.chaos_kills import ChaosKills

@@ -15,8 +15,7 @@ from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
 from distsgd.errors import RunError, UsageError
 from distsgd.proof.replayer import Replayer, records_of, start_of
-from distsgd.runs.checkpoint import Model
-from distsgd.runs.journal import Entry, Mark, MarkMissing
+from distsgd.runs import Entry, Mark, MarkMissing, Model
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.spelling import spelling

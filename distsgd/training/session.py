@@ -22,8 +22,7 @@ from distsgd.engine.events import (
 )
 from distsgd.engine.job import Snapshot
 from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, StorageError
-from distsgd.runs.checkpoint import Model, weights_sha256
-from distsgd.runs.folder import add_kernel
+from distsgd.runs import Model, add_kernel, weights_sha256
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop

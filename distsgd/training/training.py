@@ -8,7 +8,7 @@ from typing import Any
 from distsgd.config.sources import config_from
 from distsgd.errors import RunError, UsageError
 from distsgd.on_ray.capacity import check_processes
-from distsgd.runs.folder import find_run, handle, want_workers
+from distsgd.runs import find_run, handle, want_workers
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
 from distsgd.training.interrupts import FirstCtrlC

@@ -14,8 +14,14 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LINEAR
 from distsgd.errors import RunError, UsageError
-from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_if_kept
-from distsgd.runs.folder import RunFolder, find_run
+from distsgd.runs import (
+    Model,
+    RunFolder,
+    checkpoint_path,
+    checkpoint_versions,
+    find_run,
+    read_if_kept,
+)
 from distsgd.spelling import spelled
 
 __all__ = ["PRINCIPAL", "Path", "directions", "in_plane", "path_of", "principal_directions"]
