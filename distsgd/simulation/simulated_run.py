@@ -11,7 +11,7 @@ from distsgd.core.messages import Diverged
 from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, Updated
 from distsgd.engine.job import Snapshot
-from distsgd.runs.checkpoint import weights_sha256
+from distsgd.runs import weights_sha256
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring, Probe
 from distsgd.simulation.results import CurvePoint, SimulationResult
