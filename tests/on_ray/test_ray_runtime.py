@@ -170,7 +170,7 @@ def test_workers_that_die_again_and_again_are_given_up(
             os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(ray_runtime, "WorkerProcess", Dying)
-    with pytest.raises(RuntimeFailure, match="again and again"):
+    with pytest.raises(RuntimeFailure, match="die repeatedly"):
         last(ray_runtime.train_on_ray(job, start, 1, never))
 
 

@@ -103,7 +103,7 @@ class TestOnRay:
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_workers_that_die_again_and_again_end_it(self, tmp_path):
-        with task_pool(1) as pool, pytest.raises(RuntimeFailure, match="again and again"):
+        with task_pool(1) as pool, pytest.raises(RuntimeFailure, match="die repeatedly"):
             list(pool.map(DiesOnce(str(tmp_path), 100), range(20)))
 
     def test_the_workers_are_gone_when_nobody_wants_more(self, tmp_path):
