@@ -4,12 +4,19 @@
 >>> result = distsgd.train(dataset="sample", workers=0, epochs=2)
 >>> distsgd.evaluate(result.run_dir).accuracy == result.test_accuracy
 True
+
+`train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained. `TrainConfig`
+holds the settings, `TrainResult`, `EpochRow`, `Evaluation` and `Prediction` what comes out, and a
+`Reporter` follows a training. All errors are of `distsgd.errors`. Names that are not in ``__all__``
+are private and may change.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distsgd import errors
+from distsgd.errors import DistsgdError, TrainingInterrupted, UsageError
 from distsgd.version import __version__
 
 if TYPE_CHECKING:
@@ -17,8 +24,9 @@ if TYPE_CHECKING:
         EpochRow,
         Evaluation,
         Prediction,
+        Progress,
         Reporter,
-        TrainingInterrupted,
+        TrainConfig,
         TrainResult,
         evaluate,
         predict,
@@ -28,13 +36,18 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DistsgdError",
     "EpochRow",
     "Evaluation",
     "Prediction",
+    "Progress",
     "Reporter",
+    "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
+    "UsageError",
     "__version__",
+    "errors",
     "evaluate",
     "predict",
     "resume",

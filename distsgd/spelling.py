@@ -1,75 +1,52 @@
-"""How a user writes settings, so that an error names what was typed, and a hint can be typed.
+"""How messages write the arguments of a function, so that an error names what the user typed.
 
-The same setting is ``--batch-size 64`` or ``--set momentum=0.5`` on a command line, a line of a
-file, or an argument in Python. Every layer names arguments through this module, and only the
-command line says that some of them are flags.
+Every layer names arguments through `spelling`: in Python, a setting is ``batch_size`` or
+``batch_size=64``. A command line puts its own spelling in place (`distsgd.cli.settings`), where
+the same setting is ``--batch-size 64``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Self
 
-__all__ = ["ARGUMENT", "FLAG", "SET", "Spelling", "spelled", "spelling", "written"]
-
-FLAG, SET, ARGUMENT = "a flag", "--set", "an argument"
-"""Where a setting may come from, beside files."""
+__all__ = ["Spelling", "spelled", "spelling", "written"]
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How settings are written.
+    """How arguments are written in Python.
 
     Attributes:
-        flags: settings that are flags of the command; empty in Python.
-        assigns: whether the command takes ``--set``.
-        origins: setting -> where its value came from: `FLAG`, `SET`, `ARGUMENT`, or the name of a
-            file. The others are written as usual.
+        origins: argument -> where its value comes from, such as the name of a file; those given
+            in the call itself are not in it.
     """
 
-    flags: frozenset[str] = frozenset()
-    assigns: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
 
-    def usual(self, name: str) -> str:
-        """How a setting is given here: `FLAG`, `SET` or `ARGUMENT`."""
-        return FLAG if name in self.flags else SET if self.assigns else ARGUMENT
-
-    def origin(self, name: str) -> str:
-        """Where the value of a setting came from, or would come from."""
-        return self.origins.get(name) or self.usual(name)
-
     def setting(self, name: str) -> str:
-        """A setting: --batch-size, --set momentum, momentum in run.toml, or momentum."""
-        origin = self.origin(name)
-        if origin == FLAG:
-            return f"--{name.replace('_', '-')}"
-        if origin == SET:
-            return f"--set {name}"
-        return name if origin == ARGUMENT else f"{name} in {origin}"
+        """An argument: momentum, or momentum in run.toml."""
+        return f"{name} in {self.origins[name]}" if name in self.origins else name
 
     def given(self, name: str, value: object) -> str:
-        """A setting with a value: --batch-size 64, --set momentum=0.5, or momentum=0.5.
+        """An argument with a value: momentum=0.5, or momentum = 0.5 in run.toml."""
+        if name in self.origins:
+            return f"{name} = {json.dumps(value, default=str)} in {self.origins[name]}"
+        return f"{name}={value!r}"
 
-        A tuple is a shape: --size 32x32, or size=(32, 32).
-        """
-        origin = self.origin(name)
-        word = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        word = word.lower() if isinstance(value, bool) else word
-        if origin == FLAG and value is False:
-            return f"--no-{name.replace('_', '-')}"
-        if origin == FLAG:
-            return self.setting(name) + ("" if value is True else f" {word}")
-        if origin == SET:
-            return f"--set {name}={word}"
-        if origin == ARGUMENT:
-            return f"{name}={value!r}"
-        return f"{name} = {json.dumps(value, default=str)} in {origin}"
+    def words(self, name: str, values: Sequence[str]) -> str:
+        """An argument with one text or several: drop='a', or drop=('a', 'b')."""
+        return self.given(name, tuple(values) if len(values) > 1 else values[0])
 
-    def with_origins(self, origins: Mapping[str, str]) -> Spelling:
+    def is_own(self, name: str) -> bool:
+        """Whether an argument, if it was given, was given in the call itself."""
+        return name not in self.origins
+
+    def with_origins(self, origins: Mapping[str, str]) -> Self:
         """The same, with these origins."""
         return replace(self, origins=dict(origins))
 
@@ -79,7 +56,7 @@ _current: ContextVar[Callable[[], Spelling]] = ContextVar("spelling", default=la
 
 
 def spelling() -> Spelling:
-    """How settings are written now; in Python, unless `written` says otherwise."""
+    """The spelling in place: that of Python, unless `written` says otherwise."""
     return _current.get()()
 
 
@@ -90,10 +67,10 @@ def spelled(name: str) -> str:
 
 @contextmanager
 def written(how: Callable[[], Spelling]) -> Iterator[None]:
-    """Within this, settings are written so.
+    """Put a spelling in place for the code within.
 
     Args:
-        how: asked each time.
+        how: gives the spelling; called each time.
     """
     before = _current.set(how)
     try:

@@ -8,23 +8,14 @@ nothing is written, and the exit code is 1 if something would be.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
-from inspect import getdoc, signature
 from pathlib import Path
 
 from distsgd.cli.docs_commands import TOPICS, page
-from distsgd.cli.train_commands import train
-from distsgd.config.settings import (
-    _OF_POLICY,
-    LEARNING_RATES,
-    REGULARIZATION,
-    TWO_LAYER_LEARNING_RATES,
-    TrainConfig,
-)
-from distsgd.runs.checkpoint import RESUMABLE_SETTINGS
+from distsgd.config.recipes import LEARNING_RATES, REGULARIZATION, TWO_LAYER_LEARNING_RATES
+from distsgd.config.settings import SETTINGS
+from distsgd.config.table import GROUPS
 
 TOP = Path(__file__).resolve().parents[1]
 DOCS = TOP / "distsgd" / "docs"
@@ -37,28 +28,24 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def settings() -> str:
-    flags = set(signature(train).parameters)
-    meanings = dict(
-        re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", getdoc(TrainConfig) or "", re.M | re.S)
-    )
     rows = []
-    for field in fields(TrainConfig):
-        name = field.name
-        flag = f"`--{name.replace('_', '-')}`" if name in flags else "`--set`"
-        rows.append((
-            f"`{name}`{' *' if name in RESUMABLE_SETTINGS else ''}",
-            flag,
-            default(name, field.default),
-            " ".join(meanings[name].split()).removesuffix("."),
-        ))  # fmt: skip
-    return table(("setting", "flag", "default", "meaning"), rows)
-
-
-def default(name: str, value: object) -> str:
-    if value is None:
-        numbers = {name: str(number) for name, number, _ in _OF_POLICY.values()}
-        return numbers.get(name, "depends")
-    return str(value).lower() if isinstance(value, bool) else f"{value}"
+    for group in GROUPS:
+        rows.append((f"**{group}**", "", "", "", ""))
+        for name, one in SETTINGS.items():
+            if one.group == group:
+                flag = f"`--{name.replace('_', '-')}`" if one.flag else "`--set`"
+                star = " *" if one.resumable else ""
+                values = one.values.removeprefix("one of ")
+                rows.append(
+                    (
+                        f"`{name}`{star}",
+                        flag,
+                        one.usually or "false",
+                        values,
+                        one.help.removesuffix("."),
+                    )
+                )
+    return table(("setting", "flag", "default", "values", "meaning"), rows)
 
 
 def learning_rates() -> str:

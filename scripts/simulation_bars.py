@@ -13,20 +13,23 @@ import resource
 import sys
 import time
 from functools import cache
+from typing import Any
 
 from harness.tables import Table, print_environment
 
+from distsgd.config.settings import TrainConfig
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring
 from distsgd.simulation.scenario import fleet_from
-from distsgd.simulation.simulate import compare, simulate
+from distsgd.simulation.simulate import compare, policy_configs, simulate
 
 SEEDS = 5
 
 
-def rows(title: str, policies: str, fleet: Fleet, measuring: Measuring, **settings: object) -> None:
+def rows(title: str, policies: str, fleet: Fleet, measuring: Measuring, **settings: Any) -> None:
     """A row for each policy."""
-    found = compare(policies, seeds=SEEDS, fleet=fleet, measuring=measuring, **settings)
+    configs = policy_configs(policies, lambda own: TrainConfig(**settings, **own))
+    found = compare(configs, fleet, measuring, SEEDS)
     for row in found.rows:
         times = row.times_to_loss if measuring.target_loss else row.times_to_accuracy
         known = [at for at in times if at is not None]
@@ -84,11 +87,11 @@ def backup() -> None:
 def thousand() -> None:
     """1,000 workers, asynchronous, minibatches of 16: pushes a second of wall time, memory."""
     began, spent = time.perf_counter(), time.process_time()
-    found = simulate(
-        fleet=fleet_from({"workers": 1000, "jitter": "lognormal:0.5"}),
-        measuring=Measuring(every=10**6), consistency="asp", batch_size=16, slot_size=16,
-        epochs=8, learning_rate=0.0005,
-    )  # fmt: skip
+    config = TrainConfig(
+        consistency="asp", batch_size=16, slot_size=16, epochs=8, learning_rate=0.0005
+    )
+    fleet = fleet_from({"workers": 1000, "jitter": "lognormal:0.5"})
+    found = simulate(config, fleet, Measuring(every=10**6))
     wall, cpu = time.perf_counter() - began, time.process_time() - spent
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -13,10 +13,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from distsgd.config.settings import TrainConfig
 
 PATIENCE = 300.0
 """Seconds to wait for what comes in the end. It says that something hangs, not how fast it is."""
@@ -27,6 +31,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "distsgd", *map(str, arguments)]
+
+
+def on_sample(**settings: Any) -> TrainConfig:
+    """The settings of a training on the embedded images."""
+    from distsgd.config.sources import config_from
+
+    return config_from({"dataset": "sample", **settings})
 
 
 def run_here(

@@ -20,7 +20,7 @@ from distsgd.bench.contenders import Contender, choose, grid, usual_contenders
 from distsgd.bench.environment import Measurement, busy_cores, environment
 from distsgd.bench.processes import Finished, parse_results, run_process
 from distsgd.bench.report import Report, judged, make_rows, markdown
-from distsgd.config.settings import choices
+from distsgd.config.settings import SETTINGS
 from distsgd.data.atomic import replace_file
 from distsgd.data.find import find_dataset
 from distsgd.data.manifest import read_manifest
@@ -206,7 +206,7 @@ def run_benchmark(options: Options, tell: Callable[[str], None]) -> Report:
         DatasetError: there is no such dataset.
     """
     began = perf_counter()
-    channels = choices("channel")
+    channels = SETTINGS["channel"].choices
     contenders = choose(options.only, usual_contenders(channels), grid(channels))
     examples = read_manifest(find_dataset(options.dataset)).rows("train")
     reasons = {one.name: reason_to_skip(one, examples) for one in contenders}

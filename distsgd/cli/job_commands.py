@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distsgd.cli.output import JsonFlag, pass_on, print_json, print_pairs, print_table, say
-from distsgd.cli.settings import spelling_of
+from distsgd.cli.settings import flags_among, spelling_of, typed
 
 if TYPE_CHECKING:
     from distsgd.cluster.jobs import JobApi, JobState
@@ -69,7 +69,6 @@ def _checked(context: typer.Context, resume: str | None) -> tuple[list[str], lis
 
     Its flags are read here once, so that a slip is told before anything is sent.
     """
-    from distsgd.config.settings import TrainConfig
     from distsgd.config.sources import config_elsewhere
     from distsgd.errors import UsageError
     from distsgd.spelling import written
@@ -84,9 +83,8 @@ def _checked(context: typer.Context, resume: str | None) -> tuple[list[str], lis
     words = given if resume is None else [resume, *given]
     read = command.make_context(name, list(words)).params
     file: Path | None = read.get("config")
-    flags = {one.name: read[one.name] for one in fields(TrainConfig) if one.name in read}
     with written(lambda: spelling_of(command)):
-        config = config_elsewhere(flags, file, read.get("set_"))
+        config = config_elsewhere(*typed(flags_among(read), read.get("set_"), file))
     if config.workers == 0:
         raise UsageError("--workers 0 trains without a cluster", "Leave it out, or take train")
     if read["chaos"]:

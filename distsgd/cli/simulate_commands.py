@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, say
-from distsgd.cli.settings import GroupTakesSettings, TakesSettings
+from distsgd.cli.settings import SimulateCommand, SimulateGroup, flags_among, in_panel, typed
 from distsgd.errors import UsageError
 from distsgd.simulation.results import Comparison, CurvePoint, SimulationResult
 
@@ -30,21 +30,12 @@ __all__ = ["add_to"]
 _FLEET_PANEL, _TRAIN, _MEASURE = "The fleet", "The training", "Measuring"
 
 
-def _plain(text: str) -> str:
-    """Brackets are markup to typer."""
-    return text.replace("[", "\\[")
+def _fleet(text: str) -> Any:
+    return in_panel(_FLEET_PANEL, text)
 
 
-def _fleet(text: str) -> typer.models.OptionInfo:
-    return typer.Option(help=_plain(text), rich_help_panel=_FLEET_PANEL)  # type: ignore[no-any-return]
-
-
-def _train(text: str, *names: str) -> typer.models.OptionInfo:
-    return typer.Option(*names, help=_plain(text), rich_help_panel=_TRAIN)  # type: ignore[no-any-return]
-
-
-def _measure(text: str) -> typer.models.OptionInfo:
-    return typer.Option(help=_plain(text), rich_help_panel=_MEASURE)  # type: ignore[no-any-return]
+def _measure(text: str) -> Any:
+    return in_panel(_MEASURE, text)
 
 
 Workers = Annotated[int | None, _fleet("Simulated workers. [default: 8]")]
@@ -68,24 +59,10 @@ Scenario = Annotated[
     Path | None, _fleet("A TOML file with the same names, and settings in a table [train].")
 ]
 
-DatasetName = Annotated[
-    str | None, _train("cifar10, sample, or a dataset folder. [default: cifar10]", "--dataset")
+Set = Annotated[
+    list[str] | None,
+    in_panel(_TRAIN, "Any further setting of train, as name=value.", "--set"),
 ]
-Model = Annotated[str | None, _train("linear, or mlp:HIDDEN, as mlp:100. [default: linear]")]
-Loss = Annotated[str | None, _train("softmax or svm. [default: softmax]")]
-BatchSize = Annotated[
-    int | None, _train("Examples of a minibatch, shared by all workers. [default: 256]")
-]
-Epochs = Annotated[int | None, _train("Passes over the training set. [default: 10]")]
-Seed = Annotated[int | None, _train("Fixes every bit, random slowness included. [default: 0]")]
-Consistency = Annotated[str | None, _train("bsp, ssp, asp, backup or local. [default: bsp]")]
-Staleness = Annotated[int | None, _train("ssp: how many minibatches ahead. [default: 3]")]
-Backup = Annotated[int | None, _train("backup: slots not to wait for. [default: 1]")]
-LocalSteps = Annotated[int | None, _train("local: steps between averagings. [default: 8]")]
-Optimizer = Annotated[
-    str | None, _train("sgd, momentum, nesterov, adagrad or adam. [default: sgd]")
-]
-Set = Annotated[list[str] | None, _train("Any further setting of train, as name=value.", "--set")]
 
 MeasureEvery = Annotated[
     int | None, _measure("Updates between two measurements. [default: 20 times an epoch]")
@@ -104,11 +81,9 @@ Seeds = Annotated[int, _measure("How many seeds, counted up from --seed.")]
 _BEFORE: dict[str, Any] = {
     "workers": Workers, "speed": Speed, "slow": Slow, "jitter": Jitter, "latency": Latency,
     "bandwidth": Bandwidth, "fail": Fail, "rejoin": Rejoin, "scenario": Scenario,
-    "dataset": DatasetName, "model": Model, "loss": Loss, "batch_size": BatchSize,
-    "epochs": Epochs, "seed": Seed,
 }  # fmt: skip
 _AFTER: dict[str, Any] = {
-    "optimizer": Optimizer, "set_": Set, "measure_every": MeasureEvery,
+    "set_": Set, "measure_every": MeasureEvery,
     "measure_examples": MeasureExamples, "target_loss": TargetLoss,
     "target_accuracy": TargetAccuracy, "plot": Plot, "json": JsonFlag,
 }  # fmt: skip
@@ -234,17 +209,13 @@ _MEASURING = {
     "target_loss": "target_loss", "target_accuracy": "target_accuracy",
 }  # fmt: skip
 
-app = typer.Typer(cls=GroupTakesSettings)
+app = typer.Typer(cls=SimulateGroup)
 
 
 @app.callback(invoke_without_command=True)
 @with_shared
 def simulate(
     context: typer.Context,
-    consistency: Consistency = None,
-    staleness: Staleness = None,
-    backup: Backup = None,
-    local_steps: LocalSteps = None,
     **given: Any,
 ) -> None:
     """Train on a virtual clock: the same server and gradients, workers of any number and speed.
@@ -258,11 +229,11 @@ def simulate(
         _refuse_before_command(others, given["json"])
         return
     from distsgd.cli.stop_signals import StopSignals
-    from distsgd.simulation.simulate import simulate_with
+    from distsgd.simulation.simulate import simulate as run_simulation
 
     fleet, make, measuring = _read(context.params)
     stop = StopSignals()
-    result = simulate_with(make({}), fleet, measuring, stop)
+    result = run_simulation(make({}), fleet, measuring, stop)
     _draw(given["plot"], [result])
     if given["json"]:
         print_json(result)
@@ -272,7 +243,7 @@ def simulate(
         stop.leave()
 
 
-@app.command(cls=TakesSettings)
+@app.command(cls=SimulateCommand)
 @with_shared
 def compare(
     context: typer.Context,
@@ -286,7 +257,8 @@ def compare(
 
     Example: distsgd simulate compare --dataset sample --policies bsp,ssp:3,asp --slow 1:4
     """
-    from distsgd.simulation.simulate import compare_with, policy_configs
+    from distsgd.simulation.simulate import compare as run_comparison
+    from distsgd.simulation.simulate import policy_configs
 
     fleet, make, measuring = _read(context.params)
     configs = policy_configs(policies, make)
@@ -294,7 +266,7 @@ def compare(
     def progress(policy: str, number: int) -> None:
         say(f"{policy}, seed {number}")
 
-    found = compare_with(configs, fleet, measuring, seeds, progress)
+    found = run_comparison(configs, fleet, measuring, seeds, progress)
     _draw(given["plot"], found.runs)
     if given["json"]:
         print_json(found)
@@ -320,14 +292,11 @@ def _read(
     )
     if given["plot"]:
         check_plot(given["plot"])
-    settings = {
-        name: given.get(name)
-        for name in ("dataset", "model", "loss", "batch_size", "epochs", "seed", "consistency",
-                     "staleness", "backup", "local_steps", "optimizer")
-    }  # fmt: skip
+    flags = {name: value for name, value in flags_among(given).items() if name not in _FLEET}
+    settings, origins = typed(flags, given["set_"])
 
     def make(policy: dict[str, Any]) -> TrainConfig:
-        return simulated_config(train, settings, given["set_"], policy)
+        return simulated_config(train, settings, origins, policy)
 
     return fleet, make, measuring
 

@@ -10,7 +10,18 @@ import typer
 
 from distsgd.cli import BEGAN
 from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say, show
-from distsgd.cli.settings import TakesSettings
+from distsgd.cli.settings import (
+    FAULTS,
+    FLEET,
+    MORE,
+    OUTPUT,
+    ResumeCommand,
+    Run,
+    TrainCommand,
+    flags_among,
+    in_panel,
+    typed,
+)
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
@@ -20,134 +31,75 @@ __all__ = ["add_to"]
 
 AddressFlag = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to train on: HOST:PORT of its head, or auto. (default: ours)"),
+    in_panel(
+        FLEET,
+        "Ray cluster to train on: HOST:PORT of its head node, or auto. (default: a private Ray)",
+        metavar="text",
+    ),
+]
+
+JsonOutput = Annotated[
+    bool,
+    in_panel(
+        OUTPUT, "Print one JSON object on stdout, all else on stderr.", "--json", metavar="switch"
+    ),
 ]
 
 
 def train(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="cifar10, sample, a name, or a folder's path or URI (s3://...). (default: cifar10)"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="linear, or mlp:HIDDEN, two layers as mlp:100. (default: linear)"),
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="softmax or svm. (default: softmax)")] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(help="Processes; auto: what fits; 0: here, without Ray. (default: 2)"),
-    ] = None,
-    servers: Annotated[
-        int | None, typer.Option(help="Parameter servers that W is split over. (default: 1)")
-    ] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Examples of a minibatch, shared by all workers, or full. (default: 256, or all)"
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training set. (default: 10)")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes every bit. (default: 0)")] = None,
-    sampling: Annotated[
-        str | None, typer.Option(help="shuffle, random or sequential. (default: shuffle)")
-    ] = None,
-    shuffle: Annotated[
-        str | None,
-        typer.Option(help="global, or shard: a few shards at a time. (default: global)"),
-    ] = None,
-    consistency: Annotated[
-        str | None, typer.Option(help="bsp, ssp, asp, backup or local. (default: bsp)")
-    ] = None,
-    staleness: Annotated[
-        int | None, typer.Option(help="ssp: how many minibatches ahead. (default: 3)")
-    ] = None,
-    backup: Annotated[
-        int | None, typer.Option(help="backup: slots not to wait for. (default: 1)")
-    ] = None,
-    local_steps: Annotated[
-        int | None, typer.Option(help="local: steps between averagings. (default: 8)")
-    ] = None,
-    compress: Annotated[
-        str | None, typer.Option(help="none, fp16, topk:FRACTION or onebit. (default: none)")
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(help="sgd, momentum, nesterov, adagrad or adam. (default: sgd)"),
-    ] = None,
-    scale_lr: Annotated[
-        bool | None,
-        typer.Option("--scale-lr", help="Learning rate times batch size / 256, with a warm-up."),
-    ] = None,
-    channel: Annotated[
-        str | None,
-        typer.Option(help="How pushes travel: auto, shm, tcp or ray. (default: auto)"),
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Rows in memory: auto, uint8 or float32. (default: auto)")
-    ] = None,
-    cache_size: Annotated[
-        int | None,
-        typer.Option(help="MiB of remote datasets that a node keeps. (default: 0, no bound)"),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="A new folder for the run; default: among `runs list`.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Settings from a TOML file or a run's config.json.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any further setting, as name=value.")
-    ] = None,
-    chaos: Annotated[
-        str | None,
-        typer.Option(help="Faults on purpose, such as kill-worker:every=50; see above."),
-    ] = None,
+    context: typer.Context,
     address: AddressFlag = None,
-    placement: Annotated[
-        str | None, typer.Option(help="Servers near this node, or spread. (default: near)")
+    run_dir: Annotated[
+        Path | None,
+        in_panel(
+            OUTPUT,
+            "A new folder for the run. (default: one that `runs list` shows)",
+            metavar="folder",
+        ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="A file for a timeline of every process, for Perfetto.")
+        Path | None,
+        in_panel(OUTPUT, "Write a timeline of all processes, for Perfetto.", metavar="file"),
     ] = None,
-    verify: Annotated[
-        float | None,
-        typer.Option(help="Share of updates to recompute independently. (default: 0)"),
+    json: JsonOutput = False,
+    chaos: Annotated[
+        str | None,
+        in_panel(
+            FAULTS,
+            "Inject faults, such as kill-worker:every=50; see `distsgd docs faults`.",
+            metavar="text",
+        ),
     ] = None,
-    json: JsonFlag = False,
+    config: Annotated[
+        Path | None,
+        in_panel(MORE, "Settings from a TOML file or a run's config.json.", metavar="file"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        in_panel(
+            MORE,
+            "Any setting, flag or not; `distsgd docs settings` lists them.",
+            "--set",
+            metavar="name=value",
+        ),
+    ] = None,
 ) -> None:
-    """Train a classifier with minibatch SGD; the same bits for any number of workers.
+    """Train a classifier with minibatch SGD; any number of workers gives the same bits.
 
-    Example: distsgd train --loss svm --workers 2 --epochs 10 --set optimizer=momentum
+    Example: distsgd train --loss svm --workers 2 --epochs 10 --optimizer momentum
 
     Example: distsgd train --model mlp:100 --epochs 20
 
     Example: distsgd train --dataset s3://bucket/cifar10 --shuffle shard --cache-size 2000
 
-    --chaos takes faults with commas between. Of processes, after updates (every=N or at=N):
-    kill-worker, stop-worker (for=TIME) and kill-server. Of pushes, with a chance (p=SHARE):
-    drop-push, dup-push and delay (for=TIME). And seed=N.
-
-    Example: distsgd train --chaos kill-worker:every=500,stop-worker:at=300:for=2s,drop-push:p=0.01
+    Example: distsgd train --chaos kill-worker:every=500,drop-push:p=0.01
     """
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.config.sources import config_from
     from distsgd.training.preparation import train_with
 
-    flags = {
-        "dataset": dataset, "model": model, "loss": loss, "workers": workers,
-        "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
-        "consistency": consistency, "staleness": staleness, "backup": backup,
-        "local_steps": local_steps, "optimizer": optimizer, "scale_lr": scale_lr,
-        "compress": compress, "servers": servers, "channel": channel, "cache": cache,
-        "verify": verify, "placement": placement, "shuffle": shuffle, "cache_size": cache_size,
-    }  # fmt: skip
-    settings = config_from(flags, config, set_)
+    settings = config_from(*typed(flags_among(context.params), set_, config))
     stop, reporter = StopSignals(), make_reporter(json)
     with outliving_stdout("training"):
         result = train_with(settings, run_dir, reporter, trace, chaos, address, stop, BEGAN)
@@ -157,26 +109,16 @@ def train(
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")],
-    workers: Annotated[
-        str | None, typer.Option(help="Processes from here on, or auto. (default: as before)")
-    ] = None,
-    servers: Annotated[
-        int | None, typer.Option(help="Parameter servers from here on. (default: as before)")
-    ] = None,
-    channel: Annotated[
-        str | None, typer.Option(help="auto, shm, tcp or ray. (default: as before)")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Of the whole run, to go on longer. (default: as before)")
-    ] = None,
-    chaos: Annotated[
-        str | None, typer.Option(help="Faults on purpose, as for train. (default: none)")
-    ] = None,
+    context: typer.Context,
+    run: Run,
     address: AddressFlag = None,
-    json: JsonFlag = False,
+    json: JsonOutput = False,
+    chaos: Annotated[
+        str | None,
+        in_panel(FAULTS, "Inject faults, as for train. (default: none)", metavar="text"),
+    ] = None,
 ) -> None:
-    """Go on with a run that was interrupted or killed, from its last update.
+    """Resume a run that was interrupted or killed, from its last update; --epochs makes it longer.
 
     Example: distsgd resume latest --workers 3
     """
@@ -184,21 +126,21 @@ def resume(
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.training.preparation import resume_with
 
-    given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
+    changes = flags_among(context.params)
     stop, reporter = StopSignals(), make_reporter(json)
     with outliving_stdout("training"):
-        result = resume_with(run, given, reporter, chaos, address, stop, BEGAN)
+        result = resume_with(run, changes, reporter, chaos, address, stop, BEGAN)
     _show(result, json)
     if result.status == "interrupted":
         stop.leave()
 
 
 def scale(
-    run: Annotated[str, typer.Argument(help="Path or name of a run, or latest.")],
-    workers: Annotated[int, typer.Option(help="Worker processes from here on, 1 or more.")],
+    run: Run,
+    workers: Annotated[int, typer.Option(help="Worker processes from now on, 1 or more.")],
     json: JsonFlag = False,
 ) -> None:
-    """Give a run that is training another number of workers, without a restart.
+    """Change the number of workers of a running training, without a restart.
 
     Example: distsgd scale latest --workers 4
     """
@@ -208,7 +150,7 @@ def scale(
     if json:
         print_json({"run": run, "workers": workers})
     else:
-        say(f"{run} is told to go on with {workers} workers")
+        say(f"{run} changes to {workers} workers")
 
 
 def _show(result: TrainResult, json: bool) -> None:
@@ -305,6 +247,6 @@ def _verified(result: TrainResult) -> list[tuple[str, str]]:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(cls=TakesSettings)(train)
-    app.command()(resume)
+    app.command(cls=TrainCommand)(train)
+    app.command(cls=ResumeCommand)(resume)
     app.command()(scale)

@@ -5,7 +5,6 @@ they load Arrow.
 """
 
 from distsgd.runs.checkpoint import (
-    RESUMABLE_SETTINGS,
     Model,
     Place,
     checkpoint_path,
@@ -54,7 +53,6 @@ from distsgd.runs.metrics import (
 from distsgd.runs.residual_file import remove_residuals, write_residuals
 
 __all__ = [
-    "RESUMABLE_SETTINGS",
     "Best",
     "Entry",
     "JournalWriter",

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from distsgd.config.settings import TrainConfig
+from distsgd.config.settings import RESUMABLE_SETTINGS, TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LINEAR, LOSSES, Architecture, Preprocessing, make_architecture
 from distsgd.core.server import Ledger
@@ -36,15 +36,11 @@ from distsgd.runs.array_archive import ArrayArchive
 from distsgd.runs.journal import Mark, Resumed
 
 __all__ = [
-    "RESUMABLE_SETTINGS", "Model", "Place", "checkpoint_path", "checkpoint_versions",
+    "Model", "Place", "checkpoint_path", "checkpoint_versions",
     "latest_checkpoint", "read_checkpoint", "read_if_kept", "read_newest", "read_place",
     "remove_checkpoints", "resumed_settings", "shaped", "superfluous", "wanted", "weights_sha256",
     "write_checkpoint",
 ]  # fmt: skip
-
-
-RESUMABLE_SETTINGS = ("workers", "servers", "channel", "epochs")
-"""The settings that a resume may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +97,7 @@ def resumed_settings(config: TrainConfig, entry: Resumed) -> TrainConfig:
     Raises:
         UsageError: one cannot be used.
     """
-    return replace(
-        config,
-        epochs=entry.epochs,
-        workers=entry.workers,
-        servers=entry.servers,
-        channel=entry.channel,
-    )
+    return replace(config, **{name: getattr(entry, name) for name in RESUMABLE_SETTINGS})
 
 
 _FORMAT = "distsgd checkpoint 1"

@@ -14,11 +14,12 @@ from typing import Any
 
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
+from distsgd.config.table import one_of
 from distsgd.core.server.consistency import POLICIES
 from distsgd.data.text_files import read_text
 from distsgd.errors import UsageError
 from distsgd.simulation.fleet import Fleet, Jitter
-from distsgd.spelling import spelled
+from distsgd.spelling import spelled, spelling
 
 __all__ = ["fleet_from", "policy_name", "policy_settings", "read_scenario", "simulated_config"]
 
@@ -212,9 +213,6 @@ def read_scenario(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return content, settings
 
 
-_NUMBERS = {"ssp": "staleness", "backup": "backup", "local": "local_steps"}
-"""Policy -> the setting that is its number."""
-
 _NOT_SIMULATED = {
     "workers": "The number of simulated workers belongs at the top of the scenario",
     "channel": "Describe the channel by latency and bandwidth",
@@ -224,8 +222,8 @@ _NOT_SIMULATED = {
 
 def policy_name(config: TrainConfig) -> str:
     """A policy as it is written for a comparison, such as "ssp:3"."""
-    number = _NUMBERS.get(config.consistency)
-    return f"{config.consistency}:{getattr(config, number)}" if number else config.consistency
+    numbers = (getattr(config, name) for name in POLICIES[config.consistency].parameters())
+    return ":".join(map(str, (config.consistency, *numbers)))
 
 
 def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -237,44 +235,49 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
     texts = parts_of(list(policies) if not isinstance(policies, str) else policies)
     found: list[tuple[str, dict[str, Any]]] = []
     for text in texts:
-        name, colon, number = text.partition(":")
-        settings: dict[str, Any] = {"consistency": name}
-        takes = _NUMBERS.get(name)
-        if name not in POLICIES or (colon and not (takes and number.isdecimal())):
-            raise refuse("policies", text, f"Give some of {', '.join(POLICIES)}, with a whole "
-                          "number after ssp, backup and local, such as ssp:3")  # fmt: skip
-        if colon and takes:
-            settings[takes] = int(number)
+        name, *numbers = text.split(":")
+        takes = tuple(POLICIES[name].parameters()) if name in POLICIES else ()
+        fits = len(numbers) <= len(takes) and all(number.isdecimal() for number in numbers)
+        if name not in POLICIES or not fits:
+            numbered = [name for name, policy in POLICIES.items() if policy.parameters()]
+            raise refuse(
+                "policies", text, f"Give some of {', '.join(POLICIES)}, with a whole number after "
+                f"{one_of(tuple(numbered))}, such as ssp:3",
+            )  # fmt: skip
         if any(text == other for other, _ in found):
             raise UsageError(f"{spelled('policies')} names {text} twice", "Name each policy once")
-        found.append((text, settings))
+        settings = dict(zip(takes, map(int, numbers), strict=False))
+        found.append((text, {"consistency": name, **settings}))
     return found
 
 
 def simulated_config(
     file: dict[str, Any],
-    flags: dict[str, Any],
-    assignments: list[str] | None,
+    given: dict[str, Any],
+    origins: dict[str, str],
     policy: dict[str, Any] | None = None,
 ) -> TrainConfig:
     """The settings of a simulated training; arguments override those of the scenario.
 
     Args:
         file: the table ``[train]`` of a scenario.
-        flags: settings by name; None means not given.
-        assignments: texts of the form "name=value".
-        policy: those of one of the policies that are compared; they override ``given``.
+        given: settings by name, which override those of the file.
+        origins: where those of ``given`` come from that are no arguments; see `Spelling`.
+        policy: the settings of one of the policies that are compared, which override flags.
 
     Raises:
-        UsageError: a setting is unknown, cannot be used, or is not simulated.
+        UsageError: a setting is unknown, given twice, cannot be used, or is not simulated.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    given.update(policy or {})
-    named = {text.partition("=")[0].strip() for text in assignments or []}
-    kept = {name: value for name, value in file.items() if name not in named}
     for name, hint in _NOT_SIMULATED.items():
-        if name in {*kept, *named}:
+        if name in {*file, *given}:
             raise UsageError(f"{name} is no setting of a simulated training", hint)
-    origins = dict.fromkeys(set(kept) - set(given), "[train] of the scenario")
-    origins.update(dict.fromkeys(policy or {}, spelled("policies")))
-    return config_from({**kept, **given}, None, assignments, origins)
+    origins = {**dict.fromkeys(set(file) - set(given), "[train] of the scenario"), **origins}
+    for name in policy or {}:
+        if name in origins and name in given:
+            by, also = spelled("policies"), spelling().with_origins(origins)
+            raise UsageError(
+                f"{name} is given twice: by {by} and by {also.given(name, given[name])}",
+                "Give it once",
+            )
+        origins[name] = spelled("policies")
+    return config_from({**file, **given, **(policy or {})}, origins)

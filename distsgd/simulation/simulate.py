@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.config.sources import config_from
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import DivergedError, UsageError
@@ -19,41 +18,32 @@ from distsgd.simulation.simulated_run import SimulatedRun
 from distsgd.spelling import spelled
 from distsgd.training.interrupts import NEVER, Stopping
 
-__all__ = ["compare", "compare_with", "policy_configs", "simulate", "simulate_with"]
+__all__ = ["compare", "policy_configs", "simulate"]
+
+_USUAL_FLEET, _USUAL_MEASURING = Fleet(), Measuring()
 
 
 def simulate(
-    dataset: str = "cifar10",
-    loss: str = "softmax",
-    *,
-    fleet: Fleet | None = None,
-    measuring: Measuring | None = None,
-    **settings: Any,
+    config: TrainConfig,
+    fleet: Fleet = _USUAL_FLEET,
+    measuring: Measuring = _USUAL_MEASURING,
+    stopping: Stopping = NEVER,
 ) -> SimulationResult:
     """Train on a virtual clock, with real data and real gradients.
 
     Args:
-        dataset: "cifar10", "sample", or the path of a dataset folder.
-        loss: "softmax" or "svm".
-        fleet: the simulated workers; None for 8 equal ones. `fleet_from` makes one from
+        config: the settings; ``workers`` is the fleet's, and the seed is also that of its random
+            slowness.
+        fleet: the simulated workers; 8 equal ones if it is not given. `fleet_from` makes one from
             expressions such as "1:4".
         measuring: when to measure, on what, and when to stop.
-        **settings: further settings, see `distsgd.config.settings.TrainConfig`; ``workers`` is the
-            fleet's, and the seed is also that of its random slowness.
+        stopping: what may end the simulation early.
 
     Raises:
         UsageError: a setting cannot be used.
         DivergedError: the loss of an update was not finite.
         RuntimeFailure: all workers failed.
     """
-    config = config_from({"dataset": dataset, "loss": loss, **settings})
-    return simulate_with(config, fleet or Fleet(), measuring or Measuring())
-
-
-def simulate_with(
-    config: TrainConfig, fleet: Fleet, measuring: Measuring, stopping: Stopping = NEVER
-) -> SimulationResult:
-    """As `simulate`, with the settings as one object, and what may stop it early."""
     with one_blas_thread():
         dataset = _opened(config)
         with stopping as stop:
@@ -72,34 +62,6 @@ def _opened(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def compare(
-    policies: str | Sequence[str],
-    dataset: str = "cifar10",
-    loss: str = "softmax",
-    *,
-    seeds: int = 1,
-    fleet: Fleet | None = None,
-    measuring: Measuring | None = None,
-    **settings: Any,
-) -> Comparison:
-    """Simulate several policies on the same fleet, with the same settings and seeds.
-
-    A training that diverges does not end the comparison; its row counts it.
-
-    Args:
-        policies: such as "bsp,ssp:3,asp,backup:4,local:8".
-        dataset: as for `simulate`.
-        loss: as for `simulate`.
-        seeds: number of seeds, from the setting ``seed`` upward.
-        fleet: as for `simulate`.
-        measuring: as for `simulate`.
-        **settings: as for `simulate`, without those of the policies.
-    """
-    given = {"dataset": dataset, "loss": loss, **settings}
-    configs = policy_configs(policies, lambda policy: config_from({**given, **policy}))
-    return compare_with(configs, fleet or Fleet(), measuring or Measuring(), seeds)
-
-
 def policy_configs(
     policies: str | Sequence[str], make: Callable[[dict[str, Any]], TrainConfig]
 ) -> dict[str, TrainConfig]:
@@ -112,21 +74,27 @@ def policy_configs(
     return {name: make(own) for name, own in policy_settings(policies)}
 
 
-def compare_with(
-    configs: dict[str, TrainConfig],
-    fleet: Fleet,
-    measuring: Measuring,
+def compare(
+    configs: Mapping[str, TrainConfig],
+    fleet: Fleet = _USUAL_FLEET,
+    measuring: Measuring = _USUAL_MEASURING,
     seeds: int = 1,
     progress: Callable[[str, int], None] = lambda policy, seed: None,
 ) -> Comparison:
-    """As `compare`, with the settings of each policy as one object.
+    """Simulate several policies on the same fleet with the same seeds.
+
+    A training that diverges does not end the comparison; it is counted in its row.
 
     Args:
-        configs: name of a policy -> settings.
-        fleet: the simulated workers.
-        measuring: when to measure, on what, and when to stop.
-        seeds: number of seeds.
-        progress: called with the policy and the seed before each training.
+        configs: name of a policy -> settings; see `policy_configs`.
+        fleet: as for `simulate`.
+        measuring: as for `simulate`.
+        seeds: how many seeds, counted up from that of the settings.
+        progress: called with policy and seed before each training.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        RuntimeFailure: all workers failed.
     """
     if seeds < 1:
         raise UsageError(f"{spelled('seeds')} cannot be {seeds}", "Give 1 or more")

@@ -1,5 +1,7 @@
-"""What Python users call: `train`, `resume`, `scale`, `evaluate`, `predict`."""
+"""The public functions and what they take and return; `distsgd` itself exports them."""
 
+from distsgd.config.settings import TrainConfig
+from distsgd.engine.events import Progress
 from distsgd.errors import TrainingInterrupted
 from distsgd.training.evaluation import Evaluation, Prediction, evaluate, predict
 from distsgd.training.results import EpochRow, Reporter, TrainResult
@@ -9,7 +11,9 @@ __all__ = [
     "EpochRow",
     "Evaluation",
     "Prediction",
+    "Progress",
     "Reporter",
+    "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
     "evaluate",

@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from distsgd.config.settings import SETTINGS
+from distsgd.config.sources import check_name
+from distsgd.config.table import described
 from distsgd.errors import UsageError
+from distsgd.spelling import spelling
 from distsgd.training.results import Reporter
 
-__all__ = ["as_path", "as_reporter", "as_text", "as_whole_number"]
+__all__ = ["as_path", "as_reporter", "as_text", "as_whole_number", "with_settings"]
 
 _CALLS = ("started", "progress", "epoch", "notice", "ended")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_settings(function: F) -> F:
+    """Complete a function that takes settings as arguments.
+
+    The meaning of every setting is put in place of SETTINGS in its docstring, and an argument that
+    it does not have is a `UsageError` that names the setting which was probably meant.
+    """
+    lines = "\n        ".join(
+        f"{name}: {described(known)}" + f" (default: {known.usually})" * bool(known.usually)
+        for name, known in SETTINGS.items()
+    )
+    function.__doc__ = (function.__doc__ or "").replace("SETTINGS", lines)
+    known = frozenset(signature(function).parameters)
+
+    @wraps(function)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        for name, value in named.items():
+            if name not in known:
+                check_name(name, value, spelling())
+        return function(*arguments, **named)
+
+    return cast(F, checked)
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from distsgd.config.settings import TrainConfig
+from distsgd.config.settings import RESUMABLE_SETTINGS, TrainConfig
 from distsgd.core.messages import Applied
 from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
 from distsgd.errors import StorageError
-from distsgd.runs import RESUMABLE_SETTINGS, JournalWriter, Mark, Place, Resized, Resumed
+from distsgd.runs import JournalWriter, Mark, Place, Resized, Resumed
 from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["Logbook", "Start"]

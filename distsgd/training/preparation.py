@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
+from distsgd.config.sources import resumed_config
 from distsgd.data.dataset import open_dataset
 from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import one_blas_thread
@@ -18,7 +19,7 @@ from distsgd.training.features import features_of
 from distsgd.training.interrupts import NEVER, Stop, Stopping
 from distsgd.training.limits import check_fleet, check_sizes
 from distsgd.training.logbook import Start
-from distsgd.training.recovery import find_tail, first_start, resumed_config
+from distsgd.training.recovery import find_tail, first_start
 from distsgd.training.results import Reporter, TrainResult, result_from
 from distsgd.training.session import Session, Task
 

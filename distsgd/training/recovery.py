@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from distsgd.config.jobs import first_weights
-from distsgd.config.settings import TrainConfig, as_type
-from distsgd.config.sources import AUTO, with_room
+from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Lease
 from distsgd.core.optim import Residual, Residuals
 from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
-from distsgd.errors import RunError, UsageError
+from distsgd.errors import RunError
 from distsgd.proof.replayer import Replayer, records_of, start_of
 from distsgd.runs import Entry, Mark, MarkMissing, Model
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
-from distsgd.spelling import spelling
 from distsgd.training.logbook import Start
 
-__all__ = ["Stopped", "Tail", "find_tail", "first_start", "resumed_config"]
+__all__ = ["Stopped", "Tail", "find_tail", "first_start"]
 
 
 def first_start(run: OpenedRun) -> Start:
@@ -154,29 +151,3 @@ def _came_before(tail: Tail, worker: int, lease: Lease) -> bool:
     """Whether a worker gave this answer before the ones that its residual includes."""
     known = tail.residuals.get(worker, Residual(0, None)).serial
     return lease.serial < known
-
-
-def resumed_config(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
-    """The settings of a run that resumes with some new ones.
-
-    Args:
-        config: the settings so far.
-        given: new values by name; None to keep the old one.
-
-    Raises:
-        UsageError: a value cannot be used, or there are fewer epochs than before.
-    """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if "epochs" in chosen:
-        chosen["epochs"] = as_type("epochs", "int", chosen["epochs"])
-    if chosen.get("epochs", config.epochs) < config.epochs:
-        less = spelling().given("epochs", chosen["epochs"])
-        raise UsageError(
-            f"{less} is fewer than the {config.epochs} of the run",
-            f"Give {config.epochs} or more",
-        )
-    if chosen.get("workers") == AUTO:
-        chosen = with_room({"servers": config.servers, **chosen})
-    elif "workers" in chosen:
-        chosen["elastic"] = False  # the user has said how many
-    return replace(config, **chosen)

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distsgd.config.settings import SETTINGS, TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.errors import RunError, UsageError
 from distsgd.on_ray.capacity import check_processes
 from distsgd.runs import find_run, handle, want_workers
 from distsgd.spelling import spelling
-from distsgd.training.arguments import as_path, as_reporter, as_text, as_whole_number
+from distsgd.training.arguments import (
+    as_path,
+    as_reporter,
+    as_text,
+    as_whole_number,
+    with_settings,
+)
 from distsgd.training.interrupts import FirstCtrlC
 from distsgd.training.preparation import resume_with, train_with
 from distsgd.training.results import Reporter, TrainResult
@@ -20,60 +27,107 @@ __all__ = ["resume", "scale", "train"]
 _FAULTS, _HEAD = "kill-worker:every=50", "10.0.0.1:6379"
 
 
+@with_settings
 def train(
-    dataset: str | Path = "cifar10",
-    loss: str = "softmax",
+    dataset: str | Path | None = None,
+    loss: str | None = None,
     *,
-    model: str | None = None,
-    workers: int | str | None = None,
-    batch_size: int | str | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-    sampling: str | None = None,
+    config: TrainConfig | None = None,
     run_dir: str | Path | None = None,
     reporter: Reporter | None = None,
     trace: str | Path | None = None,
     chaos: str | None = None,
     address: str | None = None,
-    **settings: Any,
+    batch_size: int | str | None = None,
+    sampling: str | None = None,
+    shuffle: str | None = None,
+    shuffle_window: int | None = None,
+    pixel_scale: float | None = None,
+    cache: str | None = None,
+    cache_budget: int | None = None,
+    cache_size: int | None = None,
+    model: str | None = None,
+    regularization: float | None = None,
+    init_scale: float | None = None,
+    dtype: str | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: str | None = None,
+    momentum: float | None = None,
+    schedule: str | None = None,
+    scale_lr: bool | None = None,
+    warmup_epochs: float | None = None,
+    step_epochs: float | None = None,
+    step_factor: float | None = None,
+    seed: int | None = None,
+    slot_size: int | None = None,
+    workers: int | str | None = None,
+    servers: int | None = None,
+    elastic: bool | None = None,
+    consistency: str | None = None,
+    staleness: int | None = None,
+    backup: int | None = None,
+    local_steps: int | None = None,
+    compress: str | None = None,
+    error_feedback: bool | None = None,
+    channel: str | None = None,
+    placement: str | None = None,
+    log_every: int | None = None,
+    keep_checkpoints: int | None = None,
+    checkpoint_seconds: float | None = None,
+    journal: str | None = None,
+    verify: float | None = None,
+    hang_seconds: float | None = None,
+    wait_seconds: float | None = None,
 ) -> TrainResult:
-    """Train a classifier; the same names and defaults as `distsgd train`.
+    """Train a classifier; the settings are those of `distsgd train`, with the same defaults.
 
     Args:
-        dataset: "cifar10", "sample", a name, or the path or URI of a dataset folder.
-        loss: "softmax" or "svm".
-        model: "linear", or "mlp:HIDDEN" for a network with so many hidden units.
-        workers: worker processes; 0 trains in this process, without Ray; "auto" for as many as
-            there are CPUs for, also while nodes join the cluster of your Ray and leave it.
-        batch_size: examples of a minibatch, however many workers share it; "full" for all. None
-            for 256, or all if there are fewer.
-        epochs: passes over the training set.
-        seed: seed of the order of examples and of the first W.
-        sampling: "shuffle", "random" or "sequential".
+        config: all settings in one object, in place of the arguments below.
         run_dir: a new folder for the run; None for one in the user's data folder.
-        reporter: told how training goes.
+        reporter: its methods are called while the training runs.
         trace: a file for a timeline of every process, for Perfetto or Chrome.
-        chaos: faults that are to come, as "kill-worker:every=50,drop-push:p=0.01".
-        address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a Ray of our own.
-        **settings: further settings, see `distsgd.config.settings.TrainConfig`.
+        chaos: faults to inject, such as "kill-worker:every=50,drop-push:p=0.01".
+        address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a private Ray.
+        SETTINGS
+
+    Returns:
+        What the training came to; `TrainResult.run_dir` is its folder.
 
     Raises:
         TrainingInterrupted: Ctrl-C, after a whole update; a KeyboardInterrupt with the run folder.
-        UsageError: a setting cannot be used.
-        DistsgdError: anything else that the user can mend; see `distsgd.errors`.
+        UsageError: a setting or an argument cannot be used.
+        DatasetError: there is no such dataset, or it is damaged.
+        RunError: there is something in ``run_dir`` already.
+        DivergedError: the loss is no longer finite.
+        VerificationError: an update that was recomputed is different (``verify``).
+        RuntimeFailure: workers or servers could not do their work.
+        DistsgdError: any other trouble that has a remedy; see `distsgd.errors`.
     """
-    named = {
-        "dataset": dataset, "loss": loss, "model": model, "workers": workers,
-        "batch_size": batch_size, "epochs": epochs, "seed": seed, "sampling": sampling,
-    }  # fmt: skip
-    config = config_from({**named, **settings})
+    given = {name: value for name, value in locals().items() if name in SETTINGS}
+    settings = config_from(given) if config is None else _complete(config, given)
     folder = None if run_dir in (None, "") else as_path("run_dir", run_dir)
     timeline = None if trace in (None, "") else as_path("trace", trace)
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
-    result = train_with(config, folder, as_reporter(reporter), timeline, chaos, address, stop)
+    result = train_with(settings, folder, as_reporter(reporter), timeline, chaos, address, stop)
     stop.check(result.run_dir, result.steps)
     return result
+
+
+def _complete(config: Any, given: dict[str, Any]) -> TrainConfig:
+    """The settings of an object, beside which none are given."""
+    if not isinstance(config, TrainConfig):
+        raise UsageError(
+            f"config cannot be a {type(config).__name__}", "Give a distsgd.TrainConfig"
+        )
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"config does not go with {spelling().given(name, value)}",
+                f"Give dataclasses.replace(config, {name}=...)",
+            )
+    return config
 
 
 def resume(
@@ -87,25 +141,29 @@ def resume(
     reporter: Reporter | None = None,
     address: str | None = None,
 ) -> TrainResult:
-    """Go on with a run that was interrupted or killed, from its last update; none is lost.
+    """Resume a run that was interrupted or killed, from its last update; none is lost.
 
-    In `bsp` the run ends with the bits that it would have had. A run that has finished is left
-    as it is, unless it is given more epochs.
+    In `bsp` the run ends with the bits of a run without interruption. A finished run is returned
+    as it is, unless ``epochs`` makes it longer.
 
     Args:
         run: path or name of a run, or "latest".
-        workers: worker processes from here on, or "auto"; None for as many as before.
-        servers: parameter servers from here on; None for as many as before.
-        channel: from here on; None for that of before.
-        epochs: of the whole run; no fewer than before.
-        chaos: faults from here on, as for `train`; those of before come no more.
-        reporter: told how training goes.
-        address: of the Ray cluster to go on with, as for `train`.
+        workers: worker processes from now on, or "auto"; None for as many as before.
+        servers: parameter servers from now on; None for as many as before.
+        channel: how gradients travel from now on; None for as before.
+        epochs: of the whole run; None for as many as before, else no fewer.
+        chaos: faults to inject from now on, as for `train`; earlier ones are not repeated.
+        reporter: its methods are called while the training runs.
+        address: of the Ray cluster to train on, as for `train`.
+
+    Returns:
+        What the whole run came to.
 
     Raises:
         TrainingInterrupted: as `train`.
-        RunError: there is no such run, it is running, or it cannot be gone on with.
-        UsageError: a setting cannot be used.
+        RunError: there is no such run, it is running, or it cannot be resumed.
+        UsageError: a setting or an argument cannot be used.
+        DistsgdError: as `train`.
     """
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
@@ -116,11 +174,11 @@ def resume(
 
 
 def scale(run: str | Path, workers: int) -> None:
-    """Change the number of workers of a run that is training, without a restart.
+    """Change the number of workers of a running training, without a restart.
 
     Args:
         run: path or name of a run, or "latest".
-        workers: how many from here on, at least 1.
+        workers: how many from now on, at least 1.
 
     Raises:
         UsageError: that is no number of workers, or the run trains in one process.

@@ -6,7 +6,7 @@ import pytest
 
 from distsgd.bench.benchmark import in_processes, reason_to_skip
 from distsgd.bench.contenders import choose, grid, usual_contenders
-from distsgd.config.settings import TrainConfig, choices
+from distsgd.config.settings import SETTINGS, TrainConfig
 from distsgd.errors import UsageError
 
 CHANNELS = ("auto", "unix", "pigeon")
@@ -23,12 +23,12 @@ def test_names_are_unique() -> None:
 
 def test_every_channel_of_the_settings_is_measured() -> None:
     assert "bsp-2-512-pigeon" in names(None)
-    real = usual_contenders(choices("channel"))
-    assert {one.settings.get("channel") for one in real} >= set(choices("channel"))
+    real = usual_contenders(SETTINGS["channel"].choices)
+    assert {one.settings.get("channel") for one in real} >= set(SETTINGS["channel"].choices)
 
 
 def test_what_is_told_to_ours_are_settings() -> None:
-    for one in [*usual_contenders(choices("channel")), *grid(choices("channel"))]:
+    for one in [*usual_contenders(SETTINGS["channel"].choices), *grid(SETTINGS["channel"].choices)]:
         if one.module == "distsgd.bench.ours":
             settings = {key: value for key, value in one.settings.items() if key != "whole"}
             assert TrainConfig(**settings).batch_size == one.batch

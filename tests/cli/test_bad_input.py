@@ -113,7 +113,7 @@ def test_files_that_are_no_settings(
 
 
 def test_unknown_flags_are_usage_errors(distsgd: Run) -> None:
-    done = distsgd("train", "--learning-rate", "1")
+    done = distsgd("train", "--learn", "1")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -394,11 +394,11 @@ def test_a_backend_that_matplotlib_does_not_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("train --lr 0.1", "--set learning_rate=LEARNING_RATE"),
+        ("train --lr 0.1", "--learning-rate LEARNING_RATE"),
         ("train --momentum 0.9", "--set momentum=MOMENTUM"),
         ("train --num-workers 3", "--workers WORKERS"),
         ("simulate --bs 3", "--batch-size BATCH_SIZE"),
-        ("simulate compare --wd 1 --policies bsp", "--set regularization=REGULARIZATION"),
+        ("simulate compare --wd 1 --policies bsp", "--regularization REGULARIZATION"),
         ("train --channel foo", "error: --channel cannot be foo"),
         ("train --shuffle foo", "error: --shuffle cannot be foo"),
         ("train --cache foo", "error: --cache cannot be foo"),

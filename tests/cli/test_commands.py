@@ -109,12 +109,16 @@ def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Pat
 
 
 FLAGS = {
-    "--dataset", "--model", "--loss", "--workers", "--batch-size", "--epochs", "--seed",
-    "--sampling",
-    "--consistency", "--staleness", "--backup", "--local-steps", "--optimizer", "--scale-lr",
-    "--compress", "--servers", "--channel", "--cache", "--run-dir", "--trace", "--chaos",
-    "--verify", "--address", "--placement", "--shuffle", "--cache-size",
-    "--config", "--set", "--json", "--help",
+    "Data": ["--dataset", "--batch-size", "--sampling", "--shuffle", "--cache", "--cache-size"],
+    "Model": ["--model", "--loss", "--regularization"],
+    "Optimisation": ["--epochs", "--learning-rate", "--optimizer", "--scale-lr", "--seed"],
+    "Fleet": [
+        "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",
+        "--compress", "--channel", "--placement", "--address",
+    ],
+    "Output": ["--run-dir", "--trace", "--json"],
+    "Faults": ["--verify", "--chaos"],
+    "More settings and help": ["--config", "--set", "--help"],
 }  # fmt: skip
 
 
@@ -123,8 +127,13 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
     import re
 
     shown = distsgd("train", "--help", env={"COLUMNS": "200"}).stdout
-    listed = re.findall(r"^\W*(--[a-z-]+)", shown, re.MULTILINE)
-    assert set(listed) == FLAGS
+    panels: dict[str, list[str]] = {}
+    for title, flag in re.findall(r"^╭─ ([\w ]+?) ─|^│ +(--[a-z-]+)", shown, re.MULTILINE):
+        if title:
+            panels[title] = []
+        else:
+            panels[list(panels)[-1]].append(flag)
+    assert panels == FLAGS
 
 
 @pytest.mark.parametrize(

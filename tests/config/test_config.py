@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from distsgd.config.settings import (
-    LEARNING_RATES,
-    REGULARIZATION,
-    TWO_LAYER_LEARNING_RATES,
-    TrainConfig,
-)
-from distsgd.config.sources import ALIASES, config_elsewhere, config_from
+from distsgd.cli.main import app
+from distsgd.cli.settings import spelling_of, typed
+from distsgd.config.recipes import LEARNING_RATES, REGULARIZATION, TWO_LAYER_LEARNING_RATES
+from distsgd.config.settings import RESUMABLE_SETTINGS, SETTINGS, TrainConfig
+from distsgd.config.sources import ALIASES, config_elsewhere, config_from, read_config_file
 from distsgd.core.model import LOSSES
 from distsgd.core.optim import OPTIMIZERS
 from distsgd.data.importing.import_dataset import import_dataset
 from distsgd.errors import UsageError
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import read_scenario
-from distsgd.spelling import Spelling, written
+from distsgd.spelling import written
 from distsgd.training.results import Reporter
-from distsgd.training.training import train
+from distsgd.training.training import resume, train
 
-TRAIN = Spelling(frozenset({"channel", "cache_size", "shuffle", "optimizer", "epochs"}), True)
-"""A command that has these flags, and --set."""
+TRAIN = spelling_of(typer.main.get_command(app).commands["train"])  # type: ignore[attr-defined]
+
+
+def from_line(
+    flags: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
+) -> TrainConfig:
+    """The settings of a command line of `train`."""
+    with written(lambda: TRAIN):
+        return config_from(*typed(flags, assignments, file))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -64,7 +74,7 @@ def test_the_learning_rate_scales_with_the_minibatch_if_so_wanted() -> None:
 def test_flags_go_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("epochs = 4\nbatch_size = 32\n")
-    config = config_from({"epochs": 7, "seed": None}, file, ["dtype=float64"])
+    config = from_line({"epochs": 7, "seed": None}, file, ["dtype=float64"])
     assert (config.epochs, config.batch_size, config.dtype) == (7, 32, "float64")
 
 
@@ -89,14 +99,14 @@ def test_what_only_the_other_machine_knows_is_left_to_it() -> None:
     ):
         config_elsewhere(settings)
     with pytest.raises(UsageError, match="carries a name or a key"):
-        config_elsewhere({}, None, ["dataset=s3://KEY:SECRET@bucket/set"])
+        config_elsewhere({"dataset": "s3://KEY:SECRET@bucket/set"})
 
 
 def refusal(
     settings: dict[str, Any], file: Path | None = None, assignments: list[str] | None = None
 ) -> str:
-    with written(lambda: TRAIN), pytest.raises(UsageError) as caught:
-        config_from(settings, file, assignments)
+    with pytest.raises(UsageError) as caught:
+        from_line(settings, file, assignments)
     return str(caught.value)
 
 
@@ -121,9 +131,8 @@ def test_a_hint_is_written_as_the_setting_was(tmp_path: Path) -> None:
         f'Give sampling = "shuffle" in {file}.'
     )
     found = refusal({}, None, ["momentum=0.5"])
-    assert found.startswith("--set momentum=0.5 does not go with --optimizer sgd, which has none.")
-    with written(lambda: TRAIN):
-        config = config_from({"optimizer": "momentum"}, None, ["momentum=0.5"])
+    assert found.startswith("--set momentum does not go with --optimizer sgd. It belongs to")
+    config = from_line({"optimizer": "momentum"}, None, ["momentum=0.5"])
     assert config.given("momentum") == "--set momentum=0.5"
     assert dataclasses.replace(config, seed=1).given("momentum") == "momentum=0.5"
 
@@ -135,11 +144,10 @@ def test_following_a_hint_works(alias: str, tmp_path: Path) -> None:
     value = "0.5" if alias in ("lr", "wd", "l2", "weight_decay", "learn_rate") else "3"
     file.write_text(f"{alias} = {value}\n")
     found = refusal({}, None, [f"{alias}={value}"]), refusal({}, file), python(alias, value)
-    typed, lined, called = (text.rpartition("Did you mean ")[2].rstrip("?") for text in found)
-    with written(lambda: TRAIN):
-        config = config_from({}, None, [typed.removeprefix("--set ")])
-        file.write_text(lined.removesuffix(f" in {file}"))
-        assert config_from({}, file) == config
+    shown, lined, called = (text.rpartition("Did you mean ")[2].rstrip("?") for text in found)
+    config = from_line({}, None, [shown.removeprefix("--set ")])
+    file.write_text(lined.removesuffix(f" in {file}"))
+    assert from_line({}, file) == config
     name, _, word = called.partition("=")
     assert config_from({name: word}) == config != TrainConfig()
 
@@ -165,7 +173,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, encoding: str) -
     toml, of_run, fleet = (tmp_path / name for name in ("a.toml", "config.json", "fleet.toml"))
     toml.write_text("epochs = 4", encoding=encoding)
     of_run.write_text('{"settings": {"epochs": 4}}', encoding=encoding)
-    assert config_from({}, toml).epochs == config_from({}, of_run).epochs == 4
+    assert read_config_file(toml) == read_config_file(of_run) == {"epochs": 4}
     fleet.write_text('slow = "1:4"', encoding=encoding)
     assert read_scenario(fleet)[0] == {"slow": "1:4"}
     of_run.unlink()
@@ -187,8 +195,93 @@ def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
     reporter.notice = told.append  # type: ignore[method-assign]
     result = train(dataset=found.name, workers=0, epochs=2, reporter=reporter)
     assert (result.batch_size, result.steps) == (found.train, 2)
-    assert "smaller --batch-size" in told[0]
+    assert "smaller batch_size" in told[0]
     for size in (256, 7):
         assert config_from({"dataset": "plain", "batch_size": size}).batch_size == size
     assert config_from({"dataset": "sample"}).batch_size == 256
     assert config_from({"dataset": "gone"}).batch_size == 256
+
+
+def test_train_has_every_setting_as_an_argument() -> None:
+    """Each parameter of a policy, too: a new one is one line in the signature of `train`."""
+    extra = {"config", "run_dir", "reporter", "trace", "chaos", "address"}
+    parameters = inspect.signature(train).parameters
+    assert set(parameters) == {*SETTINGS, *extra}
+    for name, one in SETTINGS.items():
+        words = {one.kind, "None"} | ({"str"} if one.special else set())
+        words |= {"Path"} if name == "dataset" else set()
+        assert set(str(parameters[name].annotation).split(" | ")) == words, name
+        assert parameters[name].default is None
+        assert f"\n        {name}: " in str(train.__doc__)
+    assert set(inspect.signature(resume).parameters) == {
+        "run", "reporter", "chaos", "address", *RESUMABLE_SETTINGS,
+    }  # fmt: skip
+
+
+def test_settings_in_one_object_are_all_of_them(tmp_path: Path) -> None:
+    config = TrainConfig(dataset="sample", workers=0, epochs=1, seed=3)
+    result = train(config=config, run_dir=tmp_path / "run")
+    assert result.weights_sha256 == train("sample", workers=0, epochs=1, seed=3).weights_sha256
+    with pytest.raises(UsageError, match=r"^config does not go with epochs=2\."):
+        train(config=config, epochs=2)
+    with pytest.raises(UsageError, match=r"^config cannot be a dict"):
+        train(config={"epochs": 1})  # type: ignore[arg-type]
+
+
+def test_an_unknown_argument_names_the_setting_that_is_meant() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean learning_rate=0\.1\?"):
+        train("sample", lr=0.1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [("momentum", 0.5, "optimizer='sgd'"), ("step_factor", 0.5, "schedule='cosine'"),
+     ("shuffle_window", 2, "shuffle='global'"), ("backup", 2, "consistency='bsp'")],
+)  # fmt: skip
+def test_a_setting_that_would_have_no_effect_is_refused(
+    name: str, value: float, other: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{name} does not go with {other}"):
+        config_from({name: value})
+
+
+NEW_POLICY = """
+from dataclasses import dataclass
+
+from distsgd.core.server.consistency import POLICIES
+from distsgd.core.server.consistency.base import Policy, parameter
+
+
+@dataclass(frozen=True)
+class Ahead(Policy):
+    depth: int = parameter("Minibatches that are open at once, but for one.", default=1, least=1)
+    name = "ahead"
+
+    @property
+    def max_staleness(self) -> int:
+        return self.depth
+
+
+POLICIES[Ahead.name] = Ahead  # the line of the registry
+
+from distsgd.__main__ import main
+
+main()
+"""
+
+
+def test_a_policy_with_a_parameter_is_one_file(tmp_path: Path) -> None:
+    """Its flag, --set, the check, the run's settings, and the audit follow from it."""
+
+    def line(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", NEW_POLICY, *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    some = ("train", "--dataset", "sample", "--workers", "0", "--epochs", "1", "--run-dir", "run")
+    done = line(*some, "--consistency", "ahead", "--depth", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["consistency"], settings["depth"]) == ("ahead", 2)
+    assert line("audit", "run").returncode == 0
+    refused = line(*some, "--consistency", "ahead", "--set", "depth=0")
+    assert "--set depth cannot be 0. Give a whole number, 1 or more." in refused.stderr

@@ -21,7 +21,7 @@ LAYERS = (
 BOTTOM = ("errors", "spelling", "version")
 """Modules that everyone may import and that import nothing of the package."""
 
-ROOTS = {"distsgd": ("training", "version"), "distsgd.__main__": ("cli",)}
+ROOTS = {"distsgd": ("training", "errors", "version"), "distsgd.__main__": ("cli",)}
 """What the package itself and `python -m distsgd` may import."""
 
 ONLY_IN = {

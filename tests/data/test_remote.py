@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_support import sample_in_shards
@@ -14,6 +15,7 @@ from s3_server import S3Server, s3_server
 from store_process import SECRETS
 from support import Run
 
+from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.locations import SAMPLE
@@ -177,15 +179,19 @@ def test_streamed_within_a_bound_the_bits_are_the_same(
 def test_a_simulation_streams_within_the_bound_too(
     store: S3Server, buckets: Path, here: Callable[..., str]
 ) -> None:
-    wanted = {"shuffle": "shard", "shuffle_window": 2}
+    wanted: dict[str, Any] = {"shuffle": "shard", "shuffle_window": 2}
+
+    def config(**settings: Any) -> TrainConfig:
+        return TrainConfig(dataset=store.open("many"), **settings)
+
     few = Measuring(examples=100)
-    found = simulate(store.open("many"), epochs=2, cache_size=3, measuring=few, **wanted)
+    found = simulate(config(epochs=2, cache_size=3, **wanted), measuring=few)
     assert found.weights_sha256 == here(buckets / "open" / "many", **wanted)
     assert bytes_here() <= 3 * 2**20
-    compare("bsp", store.open("many"), epochs=1, cache_size=3, measuring=few, **wanted)
+    compare({"bsp": config(epochs=1, cache_size=3, **wanted)}, measuring=few)
     assert bytes_here() <= 3 * 2**20
     with pytest.raises(UsageError, match="shuffle='shard'"):
-        simulate(store.open("many"), cache_size=2)
+        simulate(config(cache_size=2))
 
 
 @pytest.mark.ray

@@ -276,9 +276,7 @@ def test_a_file_of_several_parts_is_named(folder: Path, times: int) -> None:
 def test_a_label_without_a_class_is_named(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny")
     sign_again(tmp_path / "tiny", classes=["ant", "bee"])
-    with pytest.raises(
-        DatasetError, match=r"the train split of .* has a label 2, but .* only 2"
-    ):
+    with pytest.raises(DatasetError, match=r"the train split of .* has a label 2, but .* only 2"):
         Dataset(tmp_path / "tiny")
 
 

@@ -43,7 +43,7 @@ def test_ray_gives_the_bits_of_one_process(workers: int, servers: int, shared_ra
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_and_so_does_a_simulation(workers: int, servers: int) -> None:
     fleet = Fleet(workers=workers, slow=((1, 3.0),), jitter=Jitter("pareto", (1.5,)))
-    found = simulate("sample", fleet=fleet, epochs=2, servers=servers)
+    found = simulate(TrainConfig(dataset="sample", epochs=2, servers=servers), fleet)
     assert found.weights_sha256 == sha_of(0)
 
 

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import image_format
+from support import image_format, on_sample
 
 from distsgd.errors import DivergedError, UsageError
 from distsgd.simulation.figures import check_plot, draw_curves, save_figure
 from distsgd.simulation.probe import Measuring
+from distsgd.simulation.results import Comparison
 from distsgd.simulation.scenario import fleet_from, policy_settings, read_scenario, simulated_config
-from distsgd.simulation.simulate import compare, simulate
+from distsgd.simulation.simulate import compare, policy_configs, simulate
 from distsgd.training import train
+
+
+def comparison(policies: str, settings: dict[str, Any], **more: Any) -> Comparison:
+    return compare(policy_configs(policies, lambda own: on_sample(**settings, **own)), **more)
 
 
 @pytest.mark.parametrize(
@@ -25,15 +30,16 @@ from distsgd.training import train
 def test_bsp_has_the_bits_of_train(settings: dict[str, Any]) -> None:
     fleet = fleet_from({"workers": 5, "slow": "1:4", "jitter": "lognormal:0.5"})
     trained = train("sample", workers=0, epochs=2, **settings)
-    found = simulate("sample", epochs=2, fleet=fleet, **settings)
+    found = simulate(on_sample(epochs=2, **settings), fleet)
     assert found.weights_sha256 == trained.weights_sha256
     assert found.test_accuracy == trained.test_accuracy
     assert found.status == "finished" and found.updates == trained.steps
 
 
 def test_the_curve_and_the_shares() -> None:
-    found = simulate("sample", epochs=2, batch_size=100, consistency="asp", fleet=fleet_from({}),
-                     measuring=Measuring(every=4))  # fmt: skip
+    found = simulate(
+        on_sample(epochs=2, batch_size=100, consistency="asp"), measuring=Measuring(every=4)
+    )
     assert [point.update for point in found.curve] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     seconds = [point.seconds for point in found.curve]
     assert seconds == sorted(seconds) and seconds[-1] == found.seconds
@@ -46,19 +52,23 @@ def test_the_curve_and_the_shares() -> None:
 
 def test_training_stops_when_all_targets_are_reached() -> None:
     both = Measuring(every=1, target_loss=2.1, target_accuracy=0.2)
-    found = simulate("sample", epochs=5, measuring=both)
+    found = simulate(on_sample(epochs=5), measuring=both)
     assert found.status == "target"
     assert found.time_to_loss is not None and found.time_to_accuracy is not None
     assert max(found.time_to_loss, found.time_to_accuracy) == found.seconds
     assert found.train_loss <= 2.1 and found.updates < 30
-    never = simulate("sample", epochs=1, measuring=Measuring(target_loss=0.01))
+    never = simulate(on_sample(epochs=1), measuring=Measuring(target_loss=0.01))
     assert never.status == "finished" and never.time_to_loss is None
 
 
 def test_compare_runs_each_policy_with_each_seed() -> None:
     policies = "bsp,ssp:3,asp,backup:2,local:4"
-    found = compare(policies, "sample", epochs=2, slot_size=32, seeds=2, seed=5,
-                    fleet=fleet_from({"slow": "1:4"}))  # fmt: skip
+    found = comparison(
+        policies,
+        {"epochs": 2, "slot_size": 32, "seed": 5},
+        seeds=2,
+        fleet=fleet_from({"slow": "1:4"}),
+    )
     assert [row.policy for row in found.rows] == policies.split(",")
     assert found.seeds == [5, 6] and len(found.runs) == 10
     rows = {row.policy: row for row in found.rows}
@@ -66,15 +76,15 @@ def test_compare_runs_each_policy_with_each_seed() -> None:
     assert rows["ssp:3"].seconds < rows["bsp"].seconds
     assert rows["backup:2"].requeued > 0
     assert rows["bsp"].test_accuracy == sum(r.test_accuracy for r in found.runs[:2]) / 2
-    alone = simulate("sample", epochs=2, slot_size=32, seed=6, fleet=fleet_from({"slow": "1:4"}))
+    alone = simulate(on_sample(epochs=2, slot_size=32, seed=6), fleet_from({"slow": "1:4"}))
     assert alone == found.runs[1]
 
 
 def test_divergence_is_an_error_alone_and_a_count_in_a_comparison() -> None:
     settings: dict[str, Any] = {"learning_rate": 1e30, "epochs": 2}
     with pytest.raises(DivergedError):
-        simulate("sample", **settings)
-    (row,) = compare("asp", "sample", seeds=2, **settings).rows
+        simulate(on_sample(**settings))
+    (row,) = comparison("asp", settings, seeds=2).rows
     assert row.diverged == 2 and row.time_to_loss is None
 
 
@@ -130,11 +140,11 @@ def test_targets_that_cannot_be_used(measuring: dict[str, Any], words: str) -> N
 def test_settings_that_are_not_simulated() -> None:
     for name, value in (("workers", "2"), ("channel", "ray")):
         with pytest.raises(UsageError, match=name):
-            simulated_config({}, {"dataset": "sample"}, [f"{name}={value}"])
+            simulated_config({}, {"dataset": "sample", name: value}, {})
     with pytest.raises(UsageError, match="batch_size=1501"):
-        simulate("sample", batch_size=1501)
-    with pytest.raises(UsageError, match="seeds"):
-        compare("bsp", "sample", seeds=0)
+        simulate(on_sample(batch_size=1501))
+    with pytest.raises(UsageError, match=r"^seeds cannot be 0"):
+        comparison("bsp", {}, seeds=0)
 
 
 def test_a_scenario_file(tmp_path: Path) -> None:
@@ -142,9 +152,8 @@ def test_a_scenario_file(tmp_path: Path) -> None:
     path.write_text('workers = 4\nslow = "1:4"\nfail = ["0@0.5", "1@0.25"]\n[train]\nepochs = 3\n')
     fleet, settings = read_scenario(path)
     assert fleet_from(fleet) == fleet_from({"workers": 4, "slow": "1:4", "fail": "0@0.5,1@0.25"})
-    assert simulated_config(settings, {"seed": 2, "epochs": None}, None).epochs == 3
-    assert simulated_config(settings, {"epochs": 5}, None).epochs == 5
-    assert simulated_config(settings, {}, ["epochs=6"]).epochs == 6
+    assert simulated_config(settings, {"seed": 2}, {}).epochs == 3
+    assert simulated_config(settings, {"epochs": "5"}, {"epochs": "--set"}).epochs == 5
     for text, words in (
         ("slwo = 1", "Did you mean slow"), ("slow = ", "not valid"), ("train = 3", "not a table"),
     ):  # fmt: skip
@@ -157,8 +166,7 @@ def test_a_scenario_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
 def test_figures(tmp_path: Path, name: str) -> None:
-    found = compare("bsp,asp", "sample", epochs=1, seeds=2,
-                    measuring=Measuring(target_loss=1.5))  # fmt: skip
+    found = comparison("bsp,asp", {"epochs": 1}, seeds=2, measuring=Measuring(target_loss=1.5))
     save_figure(draw_curves(found.runs), tmp_path / name)
     assert image_format(tmp_path / name) == name.rpartition(".")[2].upper()
 

@@ -11,6 +11,7 @@ import pytest
 from support import Run
 
 from distsgd import evaluate, predict, resume, train
+from distsgd.config.sources import config_from
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
@@ -222,7 +223,7 @@ def test_rows_in_memory_are_no_dataset(run: Path, given: Any) -> None:
         lambda: train(dataset=given),
         lambda: evaluate(run, dataset=given),
         lambda: landscape(given),
-        lambda: simulate(given),
+        lambda: simulate(config_from({"dataset": given})),
     ):
         with pytest.raises(UsageError, match=r"this is a .* `distsgd data import`"):
             use()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support import on_sample
 
 from distsgd.core.model import LOSSES
 from distsgd.core.model.reference import loss_and_gradient, with_bias
@@ -52,7 +53,7 @@ def checkpoints(result: TrainResult) -> Path:
 def test_a_simulation_has_the_bits_of_one_process(workers: int, servers: int) -> None:
     fleet = Fleet(workers=workers, slow=((1, 3.0),), jitter=Jitter("pareto", (1.5,)))
     settings = {"model": MODEL, "epochs": 2, "batch_size": 200, "slot_size": 30}
-    found = simulate("sample", fleet=fleet, servers=servers, **settings)  # type: ignore[arg-type]
+    found = simulate(on_sample(servers=servers, **settings), fleet)
     assert found.weights_sha256 == run().weights_sha256
 
 
@@ -179,7 +180,7 @@ def test_models_that_there_are_not_are_refused(model: str, tmp_path: Path) -> No
     for refused in (
         lambda: train("sample", model=model, workers=0, run_dir=tmp_path / "run"),
         lambda: list(gradcheck(model=model)),
-        lambda: simulate("sample", model=model),
+        lambda: simulate(on_sample(model=model)),
     ):
         with pytest.raises(UsageError, match=f"model cannot be {model}"):
             refused()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ from distsgd.data.importing.source import (
 )
 from distsgd.data.text_files import escaped, nearest, normal, some_of
 from distsgd.errors import SourceError, UsageError
-from distsgd.spelling import FLAG, spelling
+from distsgd.spelling import spelling
 
 __all__ = [
     "batch_of",
@@ -81,10 +80,7 @@ def suggestion(argument: str, *values: str) -> str:
 
     Several values are --drop a --drop b, or drop=('a', 'b').
     """
-    how = spelling()
-    if how.origin(argument) == FLAG:
-        return " ".join(how.given(argument, shlex.quote(value)) for value in values)
-    return how.given(argument, values if len(values) > 1 else values[0])
+    return spelling().words(argument, values)
 
 
 def column_named(name: str, names: Sequence[str], argument: str, where: str) -> str:
