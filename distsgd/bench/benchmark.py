@@ -86,7 +86,7 @@ def measure_rounds(
         dataset: name or path.
         rounds: how many.
         seconds: how long each is measured in a round.
-        tell: told what is going on.
+        tell: called with messages about progress.
 
     Returns:
         what was measured, by name; and how many cores were busy between the processes, when
@@ -199,7 +199,7 @@ def run_benchmark(options: Options, tell: Callable[[str], None]) -> Report:
 
     Args:
         options: what is asked for.
-        tell: told what is going on.
+        tell: called with messages about progress.
 
     Raises:
         UsageError: an option cannot be used.

@@ -28,14 +28,14 @@ class Contender:
     """One row of a table.
 
     Attributes:
-        name: what `--only` calls it.
-        what: what it is, for people.
-        module: run as ``python -m MODULE``; measures, and says what it found.
-        unit: of what it says.
-        settings: what the module is told.
+        name: unique; what the argument `only` chooses by.
+        what: description for people.
+        module: run as ``python -m MODULE``, which measures and prints the value.
+        unit: of the value.
+        settings: passed to the module.
         batch: global minibatch, 0 where there is none.
-        needs: package that has to be installed, by the name it is imported by.
-        shares: contenders with the same word that follow one another share a process.
+        needs: import name of a package that must be installed.
+        shares: consecutive contenders with the same word share a process.
     """
 
     name: str
@@ -51,35 +51,35 @@ class Contender:
 def choose(
     only: str | None, usual: Sequence[Contender], others: Sequence[Contender]
 ) -> list[Contender]:
-    """Those that `--only` names, in their usual order.
+    """The contenders that are chosen, in their usual order.
 
     Args:
         only: names by commas, or what several names begin with ("inline" for inline-64,
             inline-256, ...); None for the usual ones.
-        usual: what is measured if nothing is said, and what first words choose from.
-        others: what may be named in full besides.
+        usual: measured by default, and matched by prefixes.
+        others: further ones, matched by full name.
 
     Raises:
-        UsageError: there is nothing of a name.
+        UsageError: nothing has a name.
     """
     if only is None:
         return list(usual)
     known = {contender.name: contender for contender in (*usual, *others)}
     chosen: set[str] = set()
     for word in filter(None, (part.strip() for part in only.split(","))):
-        begun = {one.name for one in usual if one.name.startswith(f"{word}-")}
-        found = {word} if word in known else begun
-        if not found:
+        prefixed = {one.name for one in usual if one.name.startswith(f"{word}-")}
+        matches = {word} if word in known else prefixed
+        if not matches:
             names = ", ".join(one.name for one in usual)
             raise UsageError(f"--only: there is no {word}", f"There are: {names}")
-        chosen |= found
+        chosen |= matches
     if not chosen:
         raise UsageError("--only names nothing", "Give names by commas: --only numpy,inline")
     return [contender for name, contender in known.items() if name in chosen]
 
 
 BATCHES = (64, 256, 512, 2048)
-"""Global minibatches that ours is measured with."""
+"""Global minibatches that distsgd is measured with."""
 
 TARGET = 0.40
 """Test accuracy that is timed."""
@@ -114,7 +114,7 @@ def _inline() -> list[Contender]:
 
 
 def grid(channels: Sequence[str]) -> list[Contender]:
-    """Every form of ours on Ray; `--only` may name any of them."""
+    """Every form of distsgd on Ray."""
     return [
         _ours(workers, batch, consistency, channel)
         for consistency, workers, batch, channel in product(
@@ -124,7 +124,7 @@ def grid(channels: Sequence[str]) -> list[Contender]:
 
 
 def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
-    """The forms of ours that are measured if nothing is said."""
+    """The forms of distsgd that are measured by default."""
     for batch in BATCHES:
         yield _ours(2, batch)
     for consistency, workers, batch in (
@@ -142,7 +142,7 @@ def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
 
 
 def _limits() -> list[Contender]:
-    """What two workers of ours could come to on this machine."""
+    """Limits of two workers on this machine."""
     limits = [
         (f"limit-{batch}", "server", batch, f"limit: 2 workers and the least of servers, {batch}")
         for batch in (256, 512)
@@ -225,7 +225,7 @@ def _startup() -> list[Contender]:
 
 
 def usual_contenders(channels: Sequence[str]) -> list[Contender]:
-    """All that are measured in a round if nothing is said, in order.
+    """The contenders that are measured by default, in order.
 
     Args:
         channels: the values of the setting "channel".

@@ -1,7 +1,4 @@
-"""What figures were measured on: hardware and versions, for the report.
-
-What was measured, round by round, and what it comes to: medians and ratios.
-"""
+"""Hardware and versions for the report; measurements by round, their medians and ratios."""
 
 from __future__ import annotations
 

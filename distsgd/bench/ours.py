@@ -42,7 +42,7 @@ class Window:
         self._last = (0.0, 0)
 
     def add(self, seconds: float, images: int) -> None:
-        """A report: so many images in so many seconds of steps, from the beginning."""
+        """Report the images and the seconds of steps since the start."""
         if self._first is None and seconds >= self._warm_up:
             self._first = (seconds, images)
         self._last = (seconds, images)
@@ -107,7 +107,7 @@ def _whole(task: Task, settings: dict[str, Any]) -> Measured:
 
 
 def main() -> None:
-    """Measure what this process is told, all of it in one Ray session if one is needed."""
+    """Measure the runs of a task, in one Ray session if any needs one."""
     task = task_from_arguments()
     workers = max(run["workers"] for run in task.runs)
     if workers == 0:

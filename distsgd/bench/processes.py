@@ -1,6 +1,6 @@
-"""Processes that are measured, or measure: started one at a time, and ended with all they start.
+"""Processes that are measured or measure: run one at a time, and ended with all their children.
 
-A measuring process: what it is told, what it says, and that it ends with its parent.
+A measuring process reads a task, prints results, and ends with its parent.
 
 It is run as ``python -m MODULE JSON``, with an object that has
 
@@ -8,7 +8,7 @@ It is run as ``python -m MODULE JSON``, with an object that has
     seconds   how long to measure each run
     runs      objects with a name and the settings of a contender
 
-and says one line a run on stdout: RESULT and an object with name, value and details, or error.
+and prints one line a run on stdout: RESULT and an object with name, value and details, or error.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ _SECONDS_TO_LEAVE = 15.0
 
 @dataclass(frozen=True)
 class Task:
-    """What a measuring process is told.
+    """The task of a measuring process.
 
     Attributes:
         dataset: name or path.
@@ -137,7 +137,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run came to.
+    """The result of one run.
 
     Attributes:
         value: in the contender's unit.

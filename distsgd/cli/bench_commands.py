@@ -14,25 +14,24 @@ __all__ = ["add_to"]
 
 def bench(
     dataset: Annotated[str, typer.Option(help="cifar10, sample, or a dataset folder.")] = "cifar10",
-    rounds: Annotated[
-        int | None, typer.Option(help="How often each is measured. (default: 3)")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Measurements of each. (default: 3)")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of steps, in each round. (default: 2)")
+        float | None, typer.Option(help="Seconds of steps in each round. (default: 2)")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Names, or words they begin with: numpy,inline,bsp-2-512.")
+        str | None,
+        typer.Option(help="Names or prefixes, comma-separated: numpy,inline,bsp-2-512."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One round of half a second.")] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Write the report there too, as markdown.")
+        Path | None, typer.Option(help="Also write the report to this file, as Markdown.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure ours beside a numpy loop, Ray's parameter server, PyTorch and scikit-learn.
+    """Compare with a numpy loop, Ray's parameter server, PyTorch and scikit-learn.
 
-    All are measured in this session, in turn, on the same data, with one thread a process; the
-    ratios are the result. It takes several minutes, and wants a machine with nothing else to do.
+    All are measured now, in turn, on the same data, with one thread a process; the ratios are the
+    result. It takes several minutes on a machine that should be idle otherwise.
 
     Example: distsgd bench --only numpy,inline,bsp --rounds 5
     """

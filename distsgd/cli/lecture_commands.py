@@ -59,10 +59,10 @@ def lecture(
 
     path = page_path(out, lang)
     options = Options(dataset=dataset, quick=quick, workers=workers, seed=seed, say=say)
-    found = give_lecture(options, only or ())
-    write_page(path, lecture_page(found, lang))
+    result = give_lecture(options, only or ())
+    write_page(path, lecture_page(result, lang))
     if json:
-        print_json({"page": str(path), **found.summary()})
+        print_json({"page": str(path), **result.summary()})
     else:
         print_table(
             ("chapter", "numbers", "failed", "seconds"),
@@ -70,15 +70,15 @@ def lecture(
                 (one.key, str(len(one.checks)),
                  ", ".join(check.key for check in one.checks if check.passed is False) or "-",
                  f"{one.seconds:.1f}")
-                for one in found.chapters
+                for one in result.chapters
             ],
         )  # fmt: skip
         print_pairs([
-            ("passed", f"{found.passed} of {found.passed + found.failed}"),
+            ("passed", f"{result.passed} of {result.passed + result.failed}"),
             ("page", str(path)),
         ])  # fmt: skip
-    if found.failed:
-        say(f"{found.failed} numbers are wrong: see {path}")
+    if result.failed:
+        say(f"{result.failed} numbers are wrong: see {path}")
         raise typer.Exit(1)
 
 
@@ -102,17 +102,17 @@ def random_(
     """
     from distsgd.lecture.experiments import draw_random_search, random_search
 
-    found = random_search(
+    result = random_search(
         dataset, attempts=attempts, loss=loss, examples=examples, workers=workers, seed=seed,
         progress=lambda done, best: say(f"{done:,} attempts, best loss {best:.4f}"),
     )  # fmt: skip
-    yield found, draw_random_search
+    yield result, draw_random_search
     print_pairs([
-        ("attempts", f"{count(len(found.losses))}, each on {count(found.examples)} examples"),
-        ("losses", f"{min(found.losses):.4f} to {max(found.losses):.4f}"),
-        ("best", f"attempt {count(found.best_attempt + 1)}, loss {found.best_loss:.4f}"),
-        ("training accuracy", percent(found.train_accuracy)),
-        ("test accuracy", percent(found.test_accuracy)),
+        ("attempts", f"{count(len(result.losses))}, each on {count(result.examples)} examples"),
+        ("losses", f"{min(result.losses):.4f} to {max(result.losses):.4f}"),
+        ("best", f"attempt {count(result.best_attempt + 1)}, loss {result.best_loss:.4f}"),
+        ("training accuracy", percent(result.train_accuracy)),
+        ("test accuracy", percent(result.test_accuracy)),
     ])  # fmt: skip
 
 
@@ -134,17 +134,17 @@ def local(
     """
     from distsgd.lecture.experiments import draw_local_search, local_search
 
-    found = local_search(
+    result = local_search(
         dataset, tries=tries, step=step, scale=scale, loss=loss, examples=examples,
         workers=workers, seed=seed,
         progress=lambda done, best: say(f"{done:,} tries, loss {best:.4f}"),
     )  # fmt: skip
-    yield found, draw_local_search
+    yield result, draw_local_search
     print_pairs([
-        ("tries", f"{count(len(found.losses) - 1)}, {count(len(found.taken))} of them taken"),
-        ("loss", f"{found.losses[0]:.4f}, then {found.losses[-1]:.4f}"),
-        ("training accuracy", percent(found.train_accuracy)),
-        ("test accuracy", percent(found.test_accuracy)),
+        ("tries", f"{count(len(result.losses) - 1)}, {count(len(result.taken))} of them taken"),
+        ("loss", f"{result.losses[0]:.4f}, then {result.losses[-1]:.4f}"),
+        ("training accuracy", percent(result.train_accuracy)),
+        ("test accuracy", percent(result.test_accuracy)),
     ])  # fmt: skip
 
 
@@ -174,12 +174,12 @@ def numeric(
     """
     from distsgd.lecture.experiments import draw_numeric_gradient, numeric_gradient
 
-    found = numeric_gradient(
+    result = numeric_gradient(
         dataset, loss=loss, examples=examples, h=h, steps=reals("--steps", steps),
         parameters=parameters, workers=workers, seed=seed,
         progress=lambda done, total: say(f"{done:,} of {total:,} entries"),
     )  # fmt: skip
-    yield found, draw_numeric_gradient
+    yield result, draw_numeric_gradient
     print_table(
         ("differences", "entries", "evaluations", "relative error", "of an entry",
          "shorter steps", "seconds"),
@@ -187,17 +187,17 @@ def numeric(
             (row.scheme, count(row.parameters), count(row.evaluations),
              f"{row.relative_error:.1e}", f"{row.largest_error:.1e}", count(row.shorter_steps),
              f"{row.seconds:.1f}")
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
     print_table(
-        ("h", *(curve.scheme for curve in found.curves)),
+        ("h", *(curve.scheme for curve in result.curves)),
         [
-            (f"{step:g}", *(f"{curve.relative_errors[i]:.1e}" for curve in found.curves))
-            for i, step in enumerate(found.curves[0].steps)
+            (f"{step:g}", *(f"{curve.relative_errors[i]:.1e}" for curve in result.curves))
+            for i, step in enumerate(result.curves[0].steps)
         ],
     )
-    show(f"the analytic gradient takes {1000 * found.analytic_seconds:.1f} ms")
+    show(f"the analytic gradient takes {1000 * result.analytic_seconds:.1f} ms")
 
 
 @experiment
@@ -217,19 +217,19 @@ def stepsize(
     """
     from distsgd.lecture.experiments import draw_step_sizes, step_sizes
 
-    found = step_sizes(
+    result = step_sizes(
         dataset, loss=loss, steps=reals("--steps", steps), examples=examples, workers=workers,
         seed=seed,
     )  # fmt: skip
-    yield found, lambda one: draw_step_sizes([one])
+    yield result, lambda one: draw_step_sizes([one])
     print_table(
         ("step size", "loss"),
         [(f"{step:g}", f"{after:.6g}") for step, after in
-         zip(found.steps, found.losses, strict=True)],
+         zip(result.steps, result.losses, strict=True)],
     )  # fmt: skip
-    ratios = ", ".join("-" if isnan(one) else f"{one:.4g}" for one in found.last_ratios)
+    ratios = ", ".join("-" if isnan(one) else f"{one:.4g}" for one in result.last_ratios)
     show(
-        f"before: {found.loss_before:.6g}; best: a step of {found.best_step:g}",
+        f"before: {result.loss_before:.6g}; best: a step of {result.best_step:g}",
         f"each of the three largest steps multiplies the previous step's loss by {ratios}",
     )
 
@@ -279,30 +279,30 @@ def landscape(
     from distsgd.lecture.experiments import draw_landscape
     from distsgd.lecture.experiments import landscape as compute
 
-    found = compute(
+    result = compute(
         dataset, loss=loss, run=run, along=along or (), points=points, extent=extent,
         examples=examples, example=example, scale=scale, regularization=regularization,
         workers=workers, seed=seed,
     )  # fmt: skip
-    yield found, draw_landscape
-    highest = max(max(row) for row in found.losses)
+    yield result, draw_landscape
+    highest = max(max(row) for row in result.losses)
     pairs = [
-        ("around", found.around),
-        ("along", " and ".join(found.along)),
-        ("loss", f"{found.loss}, of {count(found.examples)} examples"),
-        ("points", f"{count(len(found.a) * len(found.b))}"),
-        ("a", f"{found.a[0]:g} to {found.a[-1]:g}"),
+        ("around", result.around),
+        ("along", " and ".join(result.along)),
+        ("loss", f"{result.loss}, of {count(result.examples)} examples"),
+        ("points", f"{count(len(result.a) * len(result.b))}"),
+        ("a", f"{result.a[0]:g} to {result.a[-1]:g}"),
     ]
-    if len(found.b) > 1:
-        pairs.append(("b", f"{found.b[0]:g} to {found.b[-1]:g}"))
-    a, b = found.lowest_at
-    pairs.append(("lowest", f"{found.lowest:.6g} at a = {a:g}, b = {b:g}"))
+    if len(result.b) > 1:
+        pairs.append(("b", f"{result.b[0]:g} to {result.b[-1]:g}"))
+    a, b = result.lowest_at
+    pairs.append(("lowest", f"{result.lowest:.6g} at a = {a:g}, b = {b:g}"))
     pairs.append(("highest", f"{highest:.6g}"))
-    if found.path_share is not None:
-        share = percent(found.path_share)
-        pairs.append(("path", f"{len(found.path)} checkpoints, {share} of it in the plane"))
-    if len(found.b) == 1 and found.loss == "svm" and found.examples == 1:
-        pairs.append(("kinks", count(found.kinks)))
+    if result.path_share is not None:
+        share = percent(result.path_share)
+        pairs.append(("path", f"{len(result.path)} checkpoints, {share} of it in the plane"))
+    if len(result.b) == 1 and result.loss == "svm" and result.examples == 1:
+        pairs.append(("kinks", count(result.kinks)))
     print_pairs(pairs)
 
 

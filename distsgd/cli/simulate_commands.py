@@ -1,9 +1,4 @@
-"""``distsgd simulate`` and ``distsgd simulate compare``.
-
-The flags that ``distsgd simulate`` and ``distsgd simulate compare`` share.
-
-How simulations are shown to people.
-"""
+"""``distsgd simulate`` and ``distsgd simulate compare``: their shared flags, and their results."""
 
 from __future__ import annotations
 
@@ -43,7 +38,7 @@ Speed = Annotated[
     str | None, _fleet("Examples a second that a usual worker computes. [default: 250000]")
 ]
 Slow = Annotated[
-    str | None, _fleet("COUNT:FACTOR,...: so many workers are so many times slower, such as 1:4.")
+    str | None, _fleet("COUNT:FACTOR,...: COUNT workers are FACTOR times slower, such as 1:4.")
 ]
 Jitter = Annotated[
     str | None,
@@ -53,8 +48,10 @@ Latency = Annotated[str | None, _fleet("Seconds that a message takes. [default: 
 Bandwidth = Annotated[
     str | None, _fleet("Bytes a second of each worker's link. [default: no limit]")
 ]
-Fail = Annotated[list[str] | None, _fleet("WORKER@SECONDS,...: this worker dies then.")]
-Rejoin = Annotated[list[str] | None, _fleet("WORKER@SECONDS,...: it comes back then.")]
+Fail = Annotated[list[str] | None, _fleet("WORKER@SECONDS,...: this worker fails at that time.")]
+Rejoin = Annotated[
+    list[str] | None, _fleet("WORKER@SECONDS,...: this worker rejoins at that time.")
+]
 Scenario = Annotated[
     Path | None, _fleet("A TOML file with the same names, and settings in a table [train].")
 ]
@@ -69,14 +66,14 @@ MeasureEvery = Annotated[
 ]
 MeasureExamples = Annotated[
     int | None,
-    _measure("Training and test examples measured on the way, evenly spaced. [default: 2000]"),
+    _measure("Training and test examples to measure on, evenly spaced. [default: 2000]"),
 ]
-TargetLoss = Annotated[float | None, _measure("Stop at this training loss, and say when.")]
+TargetLoss = Annotated[float | None, _measure("Stop at this training loss, and report the time.")]
 TargetAccuracy = Annotated[
-    float | None, _measure("Stop at this test accuracy, such as 0.4, and say when.")
+    float | None, _measure("Stop at this test accuracy, such as 0.4, and report the time.")
 ]
 Plot = Annotated[Path | None, _measure("Draw the curves: a .png or .svg file.")]
-Seeds = Annotated[int, _measure("How many seeds, counted up from --seed.")]
+Seeds = Annotated[int, _measure("Number of seeds, from --seed upward.")]
 
 _BEFORE: dict[str, Any] = {
     "workers": Workers, "speed": Speed, "slow": Slow, "jitter": Jitter, "latency": Latency,
@@ -111,7 +108,7 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _ROWS = 12
-"""Most rows of the curve that are shown; --json has them all."""
+"""Rows of the curve that are shown; --json has all."""
 
 
 def _seconds(value: float | None) -> str:
@@ -119,7 +116,7 @@ def _seconds(value: float | None) -> str:
 
 
 def show_result(result: SimulationResult) -> None:
-    """The curve of one simulation, and what it came to."""
+    """Show the curve and the result of a simulation."""
     print_table(
         ("virtual seconds", "updates", "training loss", "test accuracy"),
         [
@@ -154,14 +151,14 @@ def _histogram(ages: dict[str, int]) -> str:
 
 
 def _thinned(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """At most so many points, evenly spaced, the first and the last among them."""
+    """At most _ROWS points, evenly spaced, with the first and the last."""
     if len(curve) <= _ROWS:
         return list(curve)
     return [curve[i * (len(curve) - 1) // (_ROWS - 1)] for i in range(_ROWS)]
 
 
 def show_comparison(found: Comparison) -> None:
-    """One row a policy."""
+    """Show one row for each policy."""
     headings = ["policy"]
     if found.target_loss is not None:
         headings.append(f"s to loss {found.target_loss:g}")
@@ -195,7 +192,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def _spread(times: Sequence[float | None]) -> str:
-    """Mean, least and most; or how many got there."""
+    """Mean, least and most; or how many reached the target."""
     known = [time for time in times if time is not None]
     if len(known) < len(times):
         return f"{len(known)} of {len(times)}" if len(times) > 1 else "-"
@@ -218,11 +215,11 @@ def simulate(
     context: typer.Context,
     **given: Any,
 ) -> None:
-    """Train on a virtual clock: the same server and gradients, workers of any number and speed.
+    """Train on a virtual clock, with any number of workers of any speed.
 
     Example: distsgd simulate --dataset sample --workers 8 --slow 1:4 --consistency ssp
 
-    `distsgd simulate compare` sets policies side by side.
+    `distsgd simulate compare` compares policies.
     """
     if context.invoked_subcommand is not None:
         others = {name: value for name, value in context.params.items() if name != "json"}

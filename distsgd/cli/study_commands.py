@@ -46,16 +46,16 @@ def loss(
     """
     from distsgd.lecture.experiments import draw_initial_loss, initial_loss
 
-    found = initial_loss(dataset, examples=examples, scales=reals("--scales", scales), seed=seed)
-    yield found, draw_initial_loss
+    result = initial_loss(dataset, examples=examples, scales=reals("--scales", scales), seed=seed)
+    yield result, draw_initial_loss
     print_table(
         ("standard deviation of W", "of the scores", "SVM loss", "softmax loss"),
         [
             (f"{row.scale:g}", f"{row.score_spread:.3g}", f"{row.svm:.4g}", f"{row.softmax:.4g}")
-            for row in found.rows
+            for row in result.rows
         ],
     )
-    show(f"for small W: {found.expected_svm:g} and {found.expected_softmax:.4f}")
+    show(f"for small W: {result.expected_svm:g} and {result.expected_softmax:.4f}")
 
 
 def hinges(
@@ -71,14 +71,14 @@ def hinges(
     from distsgd.lecture.experiments import draw_hinges
     from distsgd.lecture.experiments import hinges as take_apart
 
-    found = take_apart(reals("--points", points), reals("--weights", weights))
-    yield found, draw_hinges
+    result = take_apart(reals("--points", points), reals("--weights", weights))
+    yield result, draw_hinges
     print_table(
         ("term", "slope", "at w0 = 0", "kink at w0"),
         [
             (f"point {term.example} against class {term.other}", f"{term.slope:g}",
              f"{term.intercept:g}", "-" if term.kink is None else f"{term.kink:g}")
-            for term in found.terms
+            for term in result.terms
         ],
     )  # fmt: skip
     print_table(
@@ -86,13 +86,13 @@ def hinges(
         [
             (f"{kink.w0:g}", f"{kink.loss:.4f}", f"{kink.left:.4f}", f"{kink.right:.4f}",
              f"{kink.used:.4f}")
-            for kink in found.kinks
+            for kink in result.kinks
         ],
     )  # fmt: skip
     show(
-        f"the lowest loss is at w0 = {found.lowest:g}",
-        f"largest error of the sum of the terms: {found.terms_difference:.1e}; of the slopes, "
-        f"against differences: {found.slopes_difference:.1e}",
+        f"the lowest loss is at w0 = {result.lowest:g}",
+        f"largest error of the sum of the terms: {result.terms_difference:.1e}; of the slopes, "
+        f"against differences: {result.slopes_difference:.1e}",
     )
 
 
@@ -108,15 +108,15 @@ def convexity(
     """
     from distsgd.lecture.experiments import check_convexity, draw_convexity
 
-    found = check_convexity(dataset, examples=examples, segments=segments, seed=seed)
-    yield found, draw_convexity
+    result = check_convexity(dataset, examples=examples, segments=segments, seed=seed)
+    yield result, draw_convexity
     print_table(
         ("model", "loss", "largest excess over the chord"),
-        [(one.model, one.loss, f"{one.excess:.1e}") for one in found.shown],
+        [(one.model, one.loss, f"{one.excess:.1e}") for one in result.shown],
     )
     show(
-        f"linear: at most {found.worst_linear:.1e} on {2 * found.segments} segments",
-        f"two layers: at least {found.least_two_layers:.4g} on one segment for each loss",
+        f"linear: at most {result.worst_linear:.1e} on {2 * result.segments} segments",
+        f"two layers: at least {result.least_two_layers:.4g} on one segment for each loss",
     )
 
 
@@ -128,9 +128,9 @@ def chain_rule() -> Steps:
     from distsgd.lecture.drawing import draw_chain_rule
     from distsgd.lecture.plain.chain_rule import worked_examples
 
-    found = worked_examples()
-    yield found, draw_chain_rule
-    for example in found.examples:
+    result = worked_examples()
+    yield result, draw_chain_rule
+    for example in result.examples:
         print_table(
             ("", "value", "gradient", "by differences"),
             [
@@ -141,8 +141,8 @@ def chain_rule() -> Steps:
             title=f"{example.name}: {example.formula}",
         )  # fmt: skip
     show(
-        f"largest error against differences: {found.largest_difference:.1e}; of the gradient "
-        f"through softmax against p - 1(j = y): {found.softmax_difference:.1e}"
+        f"largest error against differences: {result.largest_difference:.1e}; of the gradient "
+        f"through softmax against p - 1(j = y): {result.softmax_difference:.1e}"
     )
 
 
@@ -157,14 +157,14 @@ def formulas(
     """
     from distsgd.lecture.experiments import compare_formulas, draw_formulas
 
-    found = compare_formulas(dataset, examples=examples, seed=seed)
-    yield found, draw_formulas
+    result = compare_formulas(dataset, examples=examples, seed=seed)
+    yield result, draw_formulas
     print_table(
         ("loss", "images", "error of dL_i/dW", "of their mean", "of dL_i/ds"),
         [
             (row.loss, count(row.examples), f"{row.of_an_example:.1e}", f"{row.of_the_mean:.1e}",
              f"{row.numerical:.1e}")
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
 
@@ -182,15 +182,17 @@ def descent(
     """
     from distsgd.lecture.experiments import compare_descents, draw_descents
 
-    found = compare_descents(dataset, loss=loss, epochs=epochs, workers=workers, seed=seed, say=say)
-    yield found, draw_descents
+    result = compare_descents(
+        dataset, loss=loss, epochs=epochs, workers=workers, seed=seed, say=say
+    )
+    yield result, draw_descents
     print_table(
         ("examples a step", "learning rate", "steps", "seconds", "images/s", "test accuracy"),
         [
             (count(one.batch_size), f"{one.learning_rate:g}", count(one.steps),
              f"{one.points[-1].seconds:.2f}", count(one.examples_per_second),
              percent(one.points[-1].test_accuracy))
-            for one in found.descents
+            for one in result.descents
         ],
     )  # fmt: skip
 
@@ -207,14 +209,14 @@ def copies(
     """
     from distsgd.lecture.experiments import compare_copies, draw_copies
 
-    found = compare_copies(dataset, originals=originals, times=times, seed=seed)
-    yield found, draw_copies
+    result = compare_copies(dataset, originals=originals, times=times, seed=seed)
+    yield result, draw_copies
     print_table(
-        ("loss", "relative difference", f"all {found.examples:,}", f"the {found.originals:,}"),
+        ("loss", "relative difference", f"all {result.examples:,}", f"the {result.originals:,}"),
         [
             (row.loss, f"{row.relative_difference:.1e}", f"{row.seconds_all:.2f} s",
              f"{row.seconds_originals:.4f} s")
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
 
@@ -235,20 +237,20 @@ def noise(
     """
     from distsgd.lecture.experiments import draw_minibatch_noise, minibatch_noise
 
-    found = minibatch_noise(
+    result = minibatch_noise(
         dataset, loss=loss, sizes=integers("--sizes", sizes), draws=draws, examples=examples,
         seed=seed,
     )  # fmt: skip
-    yield found, draw_minibatch_noise
+    yield result, draw_minibatch_noise
     print_table(
         ("minibatch", "cosine", "spread", "variance / |g|²", "expected"),
         [
             (count(row.batch_size), f"{row.cosine:.3f}", f"{row.cosine_spread:.3f}",
              f"{row.variance:.3f}", f"{row.expected_variance:.3f}")
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
-    ratio = "-" if isnan(found.variance_ratio) else f"{found.variance_ratio:.4g}"
+    ratio = "-" if isnan(result.variance_ratio) else f"{result.variance_ratio:.4g}"
     show(f"mean ratio of the variance to the expected variance: {ratio}")
 
 
@@ -269,17 +271,17 @@ def minibatch_size(
     """
     from distsgd.lecture.experiments import compare_sizes, draw_sizes
 
-    found = compare_sizes(
+    result = compare_sizes(
         dataset, loss=loss, sizes=integers("--sizes", sizes), epochs=epochs, repeats=repeats,
         workers=workers, seed=seed, say=say,
     )  # fmt: skip
-    yield found, draw_sizes
+    yield result, draw_sizes
     print_table(
         ("minibatch", "steps", "images/s", "test accuracy", "with a scaled learning rate"),
         [
             (count(row.batch_size), count(row.steps), count(row.examples_per_second),
              percent(row.test_accuracy), percent(row.scaled_test_accuracy))
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
 
@@ -298,17 +300,17 @@ def sampling(
     """
     from distsgd.lecture.experiments import compare_samplings, draw_samplings
 
-    found = compare_samplings(
+    result = compare_samplings(
         dataset, loss=loss, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed,
         say=say,
     )  # fmt: skip
-    yield found, draw_samplings
+    yield result, draw_samplings
     print_table(
-        ("minibatches", "never seen", "most often", "after epoch 1", f"after {found.epochs}"),
+        ("minibatches", "never seen", "most often", "after epoch 1", f"after {result.epochs}"),
         [
             (row.name, percent(row.never_seen), f"{row.most_often} times",
              percent(row.test_accuracy[0]), percent(row.test_accuracy[-1]))
-            for row in found.rows
+            for row in result.rows
         ],
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ class Plan:
     """A pure function from (seed, sampling, epoch, step) to the examples of each slot.
 
     The number of workers is not among its arguments: every minibatch is cut into the same
-    slots whoever computes them. Steps are counted from 0 over the whole run.
+    slots, in any process. Steps are counted from 0 over the whole run.
 
     Attributes:
         seed: seed of the run.

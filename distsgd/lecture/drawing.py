@@ -62,11 +62,11 @@ def svg_element(text: str, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text)
 
 
-def draw_chain_rule(found: ChainRule) -> Figure:
+def draw_chain_rule(result: ChainRule) -> Figure:
     """The graph of each example."""
-    rows = -(-len(found.examples) // 2)
+    rows = -(-len(result.examples) // 2)
     figure = new_figure(9, 3.4 * rows)
-    for axes, example in zip(figure.subplots(rows, 2).flat, found.examples, strict=False):
+    for axes, example in zip(figure.subplots(rows, 2).flat, result.examples, strict=False):
         _draw(axes, example)
     return figure
 
@@ -104,7 +104,7 @@ def _places(example: WorkedExample) -> dict[str, tuple[float, float]]:
             depth[end] = max(depth[end], depth[start] + 1)
     places = {}
     for column in set(depth.values()):
-        names = [name for name, found in depth.items() if found == column]
+        names = [name for name, result in depth.items() if result == column]
         for number, name in enumerate(names):
             places[name] = (float(column), 0.5 - (number + 0.5) / len(names))
     return places

@@ -144,7 +144,7 @@ class VirtualClock:
 
 
 class SharedWeights:
-    """Copies of W as leased: one for each version that somebody holds, however many do."""
+    """Copies of leased W: one for each version in use."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Floats] = {}
@@ -161,11 +161,11 @@ class SharedWeights:
         self._holders[version] += 1
 
     def of(self, version: int) -> Floats:
-        """W at a version that somebody holds."""
+        """W at a version in use."""
         return self._copies[version]
 
     def release(self, version: int) -> None:
-        """One holder less; the last one's copy is used anew."""
+        """Release a version; the copy is reused after its last holder."""
         self._holders[version] -= 1
         if not self._holders[version]:
             del self._holders[version]

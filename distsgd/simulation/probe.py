@@ -1,4 +1,4 @@
-"""Measuring W on the way, on a fixed part of each split."""
+"""Measuring W during a simulation, on a fixed part of each split."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Probe:
 
 
 def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Ints]:
-    """Pixels and labels of so many examples, evenly spaced over a split."""
+    """Pixels and labels of examples that are evenly spaced over a split."""
     count = min(examples, len(split))
     rows = np.arange(count, dtype=np.int64) * len(split) // count
     pixels, found = np.empty((count, features), dtype=np.uint8), []

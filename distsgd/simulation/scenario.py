@@ -233,7 +233,7 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
         UsageError: there is no such policy, it takes no number, or it is named twice.
     """
     texts = parts_of(list(policies) if not isinstance(policies, str) else policies)
-    found: list[tuple[str, dict[str, Any]]] = []
+    result: list[tuple[str, dict[str, Any]]] = []
     for text in texts:
         name, *numbers = text.split(":")
         takes = tuple(POLICIES[name].parameters()) if name in POLICIES else ()
@@ -244,11 +244,11 @@ def policy_settings(policies: str | Sequence[str]) -> list[tuple[str, dict[str, 
                 "policies", text, f"Give some of {', '.join(POLICIES)}, with a whole number after "
                 f"{one_of(tuple(numbered))}, such as ssp:3",
             )  # fmt: skip
-        if any(text == other for other, _ in found):
+        if any(text == other for other, _ in result):
             raise UsageError(f"{spelled('policies')} names {text} twice", "Name each policy once")
         settings = dict(zip(takes, map(int, numbers), strict=False))
-        found.append((text, {"consistency": name, **settings}))
-    return found
+        result.append((text, {"consistency": name, **settings}))
+    return result
 
 
 def simulated_config(

@@ -241,7 +241,7 @@ class ErrorFeedback:
         self._left: dict[int, Floats] = {serial: start}
 
     def left(self, serial: int) -> Floats:
-        """What is left over after so many answers, shape (values,).
+        """The residual after a number of answers, shape (values,).
 
         Raises:
             KeyError: that is too long ago, or still to come.
@@ -312,7 +312,7 @@ def share(residuals: Residuals, worker: int, workers: int) -> Residual:
 
 
 def shared_out(residuals: Residuals, workers: int) -> dict[int, Residual]:
-    """The residuals of all workers when a new fleet of so many starts; see `share`."""
+    """The residuals of all workers of a new fleet of a given size; see `share`."""
     known = sorted({*residuals, *(range(workers) if residuals else ())})
     return {worker: share(residuals, worker, workers) for worker in known}
 

@@ -97,7 +97,7 @@ class OpenMinibatch:
         """
         lease = push.lease
         piece = lease.piece
-        # Whoever answers a lease that stands: a gradient does not depend on who computed it.
+        # Any worker may answer a lease: a gradient does not depend on who computed it.
         if piece not in self.leased:
             return False
         nodes = self._nodes(piece)

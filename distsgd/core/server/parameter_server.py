@@ -268,7 +268,7 @@ class ParameterServer:
         return decisions
 
     def _match(self, source: OpenMinibatch) -> tuple[int, int] | None:
-        """Which of the waiting workers is given which piece of a minibatch; None for nobody."""
+        """The next waiting worker and its piece of a minibatch; None if no worker gets one."""
         if not self._own_places:
             # The same piece as last time, so that the worker can get its rows ready; but what
             # was put off comes first.

@@ -31,7 +31,7 @@ class Position:
         version: how many there were.
         step: the first step of the plan of which nothing has been handed out for good.
         holes: what has not been applied of the steps before, as pieces (step, first, last).
-        examples: epoch -> examples applied, of the epochs that are begun and not whole.
+        examples: epoch -> examples applied, of epochs in progress.
         serials: worker -> serial of its next lease (`Lease.serial`); 0 for others.
         examples_seen: examples applied in all epochs.
     """
@@ -45,7 +45,7 @@ class Position:
 
     @classmethod
     def of_step(cls, plan: Plan, version: int) -> Position:
-        """After so many updates of one step of the plan each, in order."""
+        """The ledger after a number of updates, each of one step of the plan, in order."""
         examples = {}
         if 0 < version < plan.total_steps:
             examples[plan.epoch_of(version)] = plan.minibatch(version)[0]
@@ -132,7 +132,7 @@ class Ledger:
                 yield (step, 0, plan.slots(step))
 
     def open_examples(self, plan: Plan) -> dict[int, int]:
-        """Epoch -> examples applied, of the epochs that are begun and not whole."""
+        """Epoch -> examples applied, of epochs in progress."""
         epoch, steps = divmod(self._whole, plan.steps_per_epoch)
         found: Counter[int] = Counter()
         if steps:

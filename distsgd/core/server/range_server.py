@@ -38,7 +38,7 @@ def rebuilt(update: Update) -> OpenMinibatch:
 
 @dataclass(frozen=True)
 class Keep:
-    """To the followers: keep what you have at this version; somebody will ask for it."""
+    """Tells range servers to keep their state at this version, to be asked for later."""
 
     version: int
 

@@ -47,7 +47,7 @@ class UpdateCheck:
         self._used = ledger.open_examples(plan)  # epoch -> examples, of those that are not whole
 
     def resized(self, workers: int) -> None:
-        """The fleet has so many workers from here on; some of those before may still be heard."""
+        """Change the number of workers; leases of the previous ones may still be answered."""
         self._workers = max(self._workers, workers)
 
     def resumed(self, version: int, epochs: int, workers: int) -> None:
@@ -57,9 +57,9 @@ class UpdateCheck:
             ValueError: it does not stand there.
         """
         if version != self.ledger.version:
-            raise ValueError(f"it goes on from version {version}, not {self.ledger.version}")
+            raise ValueError(f"it resumes from version {version}, not {self.ledger.version}")
         if epochs < self._plan.epochs:
-            raise ValueError(f"it goes on to {epochs} epochs, fewer than {self._plan.epochs}")
+            raise ValueError(f"it resumes to {epochs} epochs, fewer than {self._plan.epochs}")
         self._plan = replace(self._plan, epochs=epochs)
         self._workers, self._oldest, self._put_off = max(1, workers), version, None
         self._first_serials = self.ledger.serials

@@ -58,12 +58,12 @@ __all__ = [
 
 _RATES = {"softmax": {"full": 0.02, "256": 0.015, "1": 0.0002},
           "svm": {"full": 0.002, "256": 0.001, "1": 0.00002}}  # fmt: skip
-"""Learning rates: a gradient of fewer examples is noisier, and asks for shorter steps."""
+"""Learning rates: a gradient of fewer examples is noisier and needs shorter steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescentPoint:
-    """Where a descent has come to.
+    """The state of a descent after an epoch.
 
     Attributes:
         epoch: passes over the training set so far.
@@ -80,7 +80,7 @@ class DescentPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """One way to go down.
+    """One descent.
 
     Attributes:
         name: "full", "256" or "1".
@@ -126,7 +126,7 @@ def compare_descents(
     batch_sizes: Sequence[int | str] = ("full", 256, 1),
     say: Callable[[str], None] = lambda text: None,
 ) -> Descents:
-    """Train with steps of all examples, of some, and of one, for as many epochs.
+    """Train with all examples, some, and one in a step, for the same number of epochs.
 
     Args:
         dataset: what to train on.
@@ -135,7 +135,7 @@ def compare_descents(
         workers: worker processes; 0 for this process.
         seed: of the first W and of the order of examples.
         batch_sizes: the sizes to compare.
-        say: told what is going on.
+        say: called with messages about progress.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -143,12 +143,12 @@ def compare_descents(
     check_loss(loss)
     check_limit("epochs", epochs, 10_000)
     examples = len(open_dataset(dataset).train)
-    found = []
+    result = []
     for wanted in batch_sizes:
         size = examples if wanted == "full" else check_limit("sizes", int(wanted), examples)
         say(f"minibatches of {size:,}: {epochs * -(-examples // size):,} steps")
-        found.append(_descend(dataset, loss, epochs, workers, seed, str(wanted), size))
-    return Descents(loss=loss, epochs=epochs, workers=workers, descents=tuple(found))
+        result.append(_descend(dataset, loss, epochs, workers, seed, str(wanted), size))
+    return Descents(loss=loss, epochs=epochs, workers=workers, descents=tuple(result))
 
 
 def _descend(
@@ -172,11 +172,11 @@ def _descend(
     )  # fmt: skip
 
 
-def draw_descents(found: Descents) -> Figure:
+def draw_descents(result: Descents) -> Figure:
     """Test accuracy against epochs, and against seconds."""
     figure = new_figure(8, 3.8)
     by_epoch, by_second = figure.subplots(1, 2, sharey=True)
-    for descent in found.descents:
+    for descent in result.descents:
         label = "all examples" if descent.name == "full" else f"{descent.batch_size:,} a step"
         accuracy = [100 * point.test_accuracy for point in descent.points]
         by_epoch.plot([point.epoch for point in descent.points], accuracy, "o-", label=label)
@@ -244,17 +244,17 @@ def compare_sizes(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> MinibatchSizes:
-    """Train with minibatches of each size, the sizes taking turns.
+    """Train with minibatches of each size, interleaved.
 
     Args:
         dataset: what to train on.
         loss: "softmax" or "svm".
         sizes: of the minibatches.
         epochs: passes of each run.
-        repeats: runs of each size; half of them, the odd ones, with the learning rate scaled.
+        repeats: runs of each size; every second one scales the learning rate.
         workers: worker processes; 0 for this process.
         seed: of every run.
-        say: told what is going on.
+        say: called with messages about progress.
 
     Raises:
         UsageError: an argument cannot be used, or a minibatch is larger than the set.
@@ -277,7 +277,7 @@ def compare_sizes(
                     batch_size=size, **rate,
                 )
             )  # fmt: skip
-    rows = tuple(_row(size, found) for size, found in runs.items())
+    rows = tuple(_row(size, result) for size, result in runs.items())
     return MinibatchSizes(loss=loss, epochs=epochs, workers=workers, rows=rows)
 
 
@@ -291,27 +291,27 @@ def _row(size: int, runs: Sequence[Trained]) -> SizeRow:
     )
 
 
-def draw_sizes(found: MinibatchSizes) -> Figure:
+def draw_sizes(result: MinibatchSizes) -> Figure:
     """Throughput and test accuracy against the size; neighbours of powers of two are hollow."""
     figure = new_figure(8, 3.6)
     speed, accuracy = figure.subplots(1, 2)
-    sizes = [row.batch_size for row in found.rows]
-    speed.plot(sizes, [row.examples_per_second / 1000 for row in found.rows], color="C0", zorder=1)
-    for row in found.rows:
+    sizes = [row.batch_size for row in result.rows]
+    speed.plot(sizes, [row.examples_per_second / 1000 for row in result.rows], color="C0", zorder=1)
+    for row in result.rows:
         speed.plot(
             row.batch_size, row.examples_per_second / 1000, "o", color="C0",
             markerfacecolor="C0" if is_power_of_two(row.batch_size) else "white",
         )  # fmt: skip
     speed.set(xlabel="minibatch size", ylabel="thousand images/s", ylim=(0, None))
     accuracy.plot(
-        sizes, [100 * row.test_accuracy for row in found.rows], "o-", color="C1",
+        sizes, [100 * row.test_accuracy for row in result.rows], "o-", color="C1",
         label="same learning rate",
     )  # fmt: skip
     accuracy.plot(
-        sizes, [100 * row.scaled_test_accuracy for row in found.rows], "s--", color="C2",
+        sizes, [100 * row.scaled_test_accuracy for row in result.rows], "s--", color="C2",
         label="learning rate ∝ size",
     )  # fmt: skip
-    accuracy.set(xlabel="minibatch size", ylabel=f"test accuracy, %, {found.epochs} epochs")
+    accuracy.set(xlabel="minibatch size", ylabel=f"test accuracy, %, {result.epochs} epochs")
     accuracy.legend()
     for axes in (speed, accuracy):
         axes.set_xscale("log", base=2)
@@ -327,7 +327,7 @@ NEVER_SEEN = exp(-1)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRow:
-    """One way to choose.
+    """One way to choose minibatches.
 
     Attributes:
         name: "sequential", "sequential, sorted by class", "random" or "shuffle".
@@ -394,7 +394,7 @@ def compare_samplings(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Samplings:
-    """Train with minibatches chosen in each of the ways, and count what each of them misses.
+    """Train with minibatches chosen in each way, and count the examples that each misses.
 
     Args:
         dataset: what to train on.
@@ -403,7 +403,7 @@ def compare_samplings(
         batch_size: of each run.
         workers: worker processes; 0 for this process.
         seed: of every run.
-        say: told what is going on.
+        say: called with messages about progress.
 
     Raises:
         UsageError: an argument cannot be used, or a minibatch is larger than the set.
@@ -441,11 +441,11 @@ def compare_samplings(
     return Samplings(loss=loss, epochs=epochs, batch_size=batch_size, rows=tuple(rows))
 
 
-def draw_samplings(found: Samplings) -> Figure:
+def draw_samplings(result: Samplings) -> Figure:
     """Test accuracy after each epoch, and the share of examples never seen in one."""
     figure = new_figure(8, 3.8)
     accuracy, missed = figure.subplots(1, 2, width_ratios=(3, 2))
-    for number, row in enumerate(found.rows):
+    for number, row in enumerate(result.rows):
         epochs = range(1, len(row.test_accuracy) + 1)
         percents = [100 * share for share in row.test_accuracy]
         accuracy.plot(epochs, percents, "o-", label=row.name, color=f"C{number}")
@@ -454,7 +454,7 @@ def draw_samplings(found: Samplings) -> Figure:
     accuracy.set(xlabel="epochs", ylabel="test accuracy, %")
     accuracy.grid(alpha=0.3)
     accuracy.legend(fontsize=8)
-    names = [row.name.replace(", ", ",\n") for row in found.rows]
+    names = [row.name.replace(", ", ",\n") for row in result.rows]
     missed.set(
         yticks=range(len(names)), yticklabels=names, xlim=(0, 50),
         xlabel="never seen in an epoch, %",

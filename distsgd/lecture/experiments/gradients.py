@@ -163,16 +163,16 @@ class _Partials:
             if task.avoid_kinks and self.loss == "svm":
                 every = steps_without_kinks(scores, examples.labels, examples.features, task.h)
                 steps = every.reshape(-1)[chosen]
-            found, calls = partials(losses, weights, chosen, steps, task.scheme)
-            return found, calls, int(np.count_nonzero(steps < task.h))
+            result, calls = partials(losses, weights, chosen, steps, task.scheme)
+            return result, calls, int(np.count_nonzero(steps < task.h))
 
         return derive
 
 
 def _setting(dataset: str, examples: int, seed: int) -> tuple[Examples, Floats]:
-    found = first_examples(open_dataset(dataset), "train", examples, scale=_SCALE)
+    result = first_examples(open_dataset(dataset), "train", examples, scale=_SCALE)
     rng = np.random.default_rng(seed)
-    return found, rng.standard_normal(found.shape) * _WEIGHTS
+    return result, rng.standard_normal(result.shape) * _WEIGHTS
 
 
 def numeric_gradient(
@@ -229,8 +229,8 @@ def numeric_gradient(
                 for low in range(0, count, _BLOCK)
             ]
             parts, calls, shorter = [], 0, 0
-            for found, evaluations, halved in pool.map(recipe, tasks):
-                parts.append(found)
+            for result, evaluations, halved in pool.map(recipe, tasks):
+                parts.append(result)
                 calls, shorter = calls + evaluations, shorter + halved
                 progress(sum(map(len, parts)), count)
             # W itself is evaluated once a task; it would be enough once in all.
@@ -241,7 +241,7 @@ def numeric_gradient(
         for scheme in schemes:
             sweep = [_Task(scheme, tuple(some.tolist()), step, False) for step in steps]
             errors = [
-                _relative_error(found, analytic[some]) for found, _, _ in pool.map(recipe, sweep)
+                _relative_error(result, analytic[some]) for result, _, _ in pool.map(recipe, sweep)
             ]
             curves.append(
                 ErrorCurve(scheme=scheme, steps=tuple(steps), relative_errors=tuple(errors))
@@ -260,32 +260,32 @@ def _check_steps(h: float, steps: Sequence[float]) -> None:
             raise UsageError(f"a step h cannot be {step:g}", "Give numbers above 0, as 1e-5")
 
 
-def _relative_error(found: Floats, analytic: Floats) -> float:
+def _relative_error(result: Floats, analytic: Floats) -> float:
     """|numerical - analytic| / |analytic|; absolute where the gradient is 0, as of few examples."""
-    return float(np.linalg.norm(found - analytic) / (np.linalg.norm(analytic) or 1.0))
+    return float(np.linalg.norm(result - analytic) / (np.linalg.norm(analytic) or 1.0))
 
 
 def _numeric_row(
-    scheme: str, found: Floats, analytic: Floats, calls: int, shorter: int, began: float
+    scheme: str, result: Floats, analytic: Floats, calls: int, shorter: int, began: float
 ) -> NumericRow:
-    larger = np.maximum(np.abs(found), np.abs(analytic))
+    larger = np.maximum(np.abs(result), np.abs(analytic))
     counts = larger > 1e-3 * larger.mean()
     return NumericRow(
-        scheme=scheme, parameters=len(found), evaluations=calls,
-        relative_error=_relative_error(found, analytic),
-        largest_error=float((np.abs(found - analytic)[counts] / larger[counts]).max(initial=0.0)),
+        scheme=scheme, parameters=len(result), evaluations=calls,
+        relative_error=_relative_error(result, analytic),
+        largest_error=float((np.abs(result - analytic)[counts] / larger[counts]).max(initial=0.0)),
         shorter_steps=shorter, seconds=time.perf_counter() - began,
     )  # fmt: skip
 
 
-def draw_numeric_gradient(found: NumericGradient) -> Figure:
+def draw_numeric_gradient(result: NumericGradient) -> Figure:
     """The error against h: truncation to the right, rounding to the left."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
-    for curve in found.curves:
+    for curve in result.curves:
         axes.loglog(curve.steps, curve.relative_errors, "o-", label=curve.scheme)
-    axes.axvline(found.h, color="grey", linestyle="--", linewidth=0.8)
-    axes.set(xlabel="h", ylabel=f"relative error of the gradient ({found.loss})")
+    axes.axvline(result.h, color="grey", linestyle="--", linewidth=0.8)
+    axes.set(xlabel="h", ylabel=f"relative error of the gradient ({result.loss})")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -360,10 +360,10 @@ def compare_formulas(dataset: str = "cifar10", *, examples: int = 20, seed: int 
     """
     opened = open_dataset(dataset)
     check_limit("examples", examples, len(opened.train))
-    found = first_examples(opened, "train", examples, scale=64.0)
-    weights = np.random.default_rng(seed).standard_normal(found.shape) * 1e-2
-    rows = tuple(_formula_row(weights, found, loss) for loss in sorted(LOSSES, reverse=True))
-    s, y = score(weights, found.features[0]), int(found.labels[0])
+    result = first_examples(opened, "train", examples, scale=64.0)
+    weights = np.random.default_rng(seed).standard_normal(result.shape) * 1e-2
+    rows = tuple(_formula_row(weights, result, loss) for loss in sorted(LOSSES, reverse=True))
+    s, y = score(weights, result.features[0]), int(result.labels[0])
     first = OneExample(
         label=y, classes=opened.manifest.classes,
         scores=_plain(s), margins=_plain(svm_margins(s, y)),
@@ -374,33 +374,33 @@ def compare_formulas(dataset: str = "cifar10", *, examples: int = 20, seed: int 
     return Formulas(rows=rows, first=first)
 
 
-def _formula_row(weights: Floats, found: Examples, loss: str) -> FormulaRow:
+def _formula_row(weights: Floats, result: Examples, loss: str) -> FormulaRow:
     off, numerical = 0.0, 0.0
-    for x, y in zip(found.features, found.labels.tolist(), strict=True):
+    for x, y in zip(result.features, result.labels.tolist(), strict=True):
         s = score(weights, x)
         fast = loss_and_gradient(weights, x[None], np.array([y]), loss)[1]
         off = max(off, _relative_difference(EXAMPLE_GRADIENT[loss](s, y, x), fast))
         slopes = central_gradient(partial(EXAMPLE_LOSS[loss], y=y), s.copy(), 1e-6)
         numerical = max(numerical, _relative_difference(GRADIENT_BY_SCORES[loss](s, y), slopes))
-    mean = mean_gradient(weights, found.features, found.labels, loss)
-    fast = loss_and_gradient(weights, found.features, found.labels, loss)[1]
+    mean = mean_gradient(weights, result.features, result.labels, loss)
+    fast = loss_and_gradient(weights, result.features, result.labels, loss)[1]
     return FormulaRow(
-        loss=loss, examples=len(found), of_an_example=off, numerical=numerical,
+        loss=loss, examples=len(result), of_an_example=off, numerical=numerical,
         of_the_mean=_relative_difference(mean, fast),
     )  # fmt: skip
 
 
-def _relative_difference(found: Floats, expected: Floats) -> float:
-    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
+def _relative_difference(result: Floats, expected: Floats) -> float:
+    return float(np.abs(result - expected).max() / (np.abs(expected).max() or 1.0))
 
 
 def _plain(values: Floats) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def draw_formulas(found: Formulas) -> Figure:
+def draw_formulas(result: Formulas) -> Figure:
     """The first image: its scores, then margins or probabilities with dL_i/ds, class by class."""
-    one = found.first
+    one = result.first
     figure = new_figure(7, 6)
     axes = figure.subplots(3, 1, sharex=True)
     places = np.arange(len(one.classes))

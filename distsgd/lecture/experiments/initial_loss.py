@@ -88,33 +88,33 @@ def initial_loss(
         raise UsageError(f"{spelled('scales')} must be numbers above 0", "As 1e-6,1e-4,1e-2")
     opened = open_dataset(dataset)
     check_limit("examples", examples, len(opened.train))
-    found = first_examples(opened, "train", examples)
-    unit = np.random.default_rng(seed).standard_normal(found.shape)
+    result = first_examples(opened, "train", examples)
+    unit = np.random.default_rng(seed).standard_normal(result.shape)
     rows = tuple(
         LossRow(
             scale=scale,
-            score_spread=float((found.features @ (unit * scale).T).std()),
-            svm=loss_of(unit * scale, found, "svm"),
-            softmax=loss_of(unit * scale, found, "softmax"),
+            score_spread=float((result.features @ (unit * scale).T).std()),
+            svm=loss_of(unit * scale, result, "svm"),
+            softmax=loss_of(unit * scale, result, "softmax"),
         )
         for scale in scales
     )
     return InitialLoss(
-        examples=examples, expected_svm=found.classes - 1.0, expected_softmax=log(found.classes),
-        scores=tuple((unit * scales[min(2, len(scales) - 1)] @ found.features[0]).tolist()),
-        label=int(found.labels[0]), classes=opened.manifest.classes, rows=rows,
+        examples=examples, expected_svm=result.classes - 1.0, expected_softmax=log(result.classes),
+        scores=tuple((unit * scales[min(2, len(scales) - 1)] @ result.features[0]).tolist()),
+        label=int(result.labels[0]), classes=opened.manifest.classes, rows=rows,
     )  # fmt: skip
 
 
-def draw_initial_loss(found: InitialLoss) -> Figure:
+def draw_initial_loss(result: InitialLoss) -> Figure:
     """Both losses against the scale of W, with what they must be for small W."""
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    scales = [row.scale for row in found.rows]
+    scales = [row.scale for row in result.rows]
     for name, colour, expected in (
-        ("svm", "C0", found.expected_svm), ("softmax", "C1", found.expected_softmax),
+        ("svm", "C0", result.expected_svm), ("softmax", "C1", result.expected_softmax),
     ):  # fmt: skip
-        losses = [getattr(row, name) for row in found.rows]
+        losses = [getattr(row, name) for row in result.rows]
         axes.loglog(scales, losses, "o-", color=colour, label=name)
         axes.axhline(expected, color=colour, linestyle="--", linewidth=0.8)
     axes.set(xlabel="standard deviation of W", ylabel="loss")

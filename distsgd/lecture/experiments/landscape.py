@@ -121,7 +121,7 @@ def scene_of(
         RunError: see `path_of`, or the run's dataset is another by now.
     """
     given = {"dataset": dataset, "loss": loss, "regularization": regularization}
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "dataset": "cifar10", "loss": "svm", "regularization": 0.0, "scale": _SCALE,
         "path": None, "around": "",
     }  # fmt: skip
@@ -129,17 +129,17 @@ def scene_of(
         folder, path = path_of(run)
         settings = folder.settings()
         own = settings.dataset if dataset is not None else str(dataset_of_run(folder).folder)
-        found = {
+        result = {
             "dataset": own, "loss": settings.loss,
             "regularization": settings.regularization, "scale": settings.pixel_scale,
             "path": path, "around": f"the last W of {folder.path.name}",
         }  # fmt: skip
-    found.update({name: value for name, value in given.items() if value is not None})
-    check_loss(found["loss"])
-    if not 0 <= found["regularization"] <= LARGEST:
+    result.update({name: value for name, value in given.items() if value is not None})
+    check_loss(result["loss"])
+    if not 0 <= result["regularization"] <= LARGEST:
         words = f"Give a number from 0 to {LARGEST:g}"
         raise UsageError(f"{spelled('regularization')} cannot be {regularization}", words)
-    return Scene(**found)
+    return Scene(**result)
 
 
 def middle(scene: Scene, opened: Dataset, scale: float, seed: int) -> Floats:
@@ -252,13 +252,13 @@ class _Grid:
         measure = LOSS_OF_SCORES[self.loss]
 
         def sums(piece: tuple[int, int]) -> Floats:
-            found = self.view.examples(opened, *piece)
-            scores = np.stack([found.features @ one.T for one in self.stack])
+            result = self.view.examples(opened, *piece)
+            scores = np.stack([result.features @ one.T for one in self.stack])
             total = np.empty((len(self.b), len(self.a)))
             for row, b in enumerate(self.b):
                 base = scores[0] + b * scores[2] if len(scores) > 2 else scores[0]
                 points = base[:, None, :] + self.a[:, None] * scores[1][:, None, :]
-                total[row] = measure(points, found.labels).sum(axis=0)
+                total[row] = measure(points, result.labels).sum(axis=0)
             return total
 
         return sums
@@ -377,19 +377,19 @@ def _squares(weights: Floats, chosen: Floats, a: Floats, b: Floats) -> Floats:
     products = stack @ stack.T
     factors = [np.ones((len(b), len(a))), np.tile(a, (len(b), 1)), np.tile(b[:, None], len(a))]
     parts = np.stack(factors[: len(stack)])
-    found: Floats = np.einsum("iba,ij,jba->ba", parts, products, parts)
-    return found
+    result: Floats = np.einsum("iba,ij,jba->ba", parts, products, parts)
+    return result
 
 
-def draw_landscape(found: Landscape) -> Figure:
+def draw_landscape(result: Landscape) -> Figure:
     """A line as a curve; a plane as contours and a surface."""
-    return draw_lines([found]) if len(found.b) == 1 else draw_planes([found], surface=True)
+    return draw_lines([result]) if len(result.b) == 1 else draw_planes([result], surface=True)
 
 
-def draw_lines(found: list[Landscape]) -> Figure:
+def draw_lines(result: list[Landscape]) -> Figure:
     """Curves beside each other."""
-    figure = new_figure(max(5.0, 3.6 * len(found)), 3.4)
-    for axes, one in zip(np.atleast_1d(figure.subplots(1, len(found))), found, strict=True):
+    figure = new_figure(max(5.0, 3.6 * len(result)), 3.4)
+    for axes, one in zip(np.atleast_1d(figure.subplots(1, len(result))), result, strict=True):
         axes.plot(one.a, one.losses[0])
         for point in one.path:
             axes.axvline(point.a, color="C3", linewidth=0.6)
@@ -398,16 +398,16 @@ def draw_lines(found: list[Landscape]) -> Figure:
     return figure
 
 
-def draw_planes(found: list[Landscape], surface: bool = False) -> Figure:
+def draw_planes(result: list[Landscape], surface: bool = False) -> Figure:
     """Contour maps, with a run's path; with ``surface`` the landscape itself beside each."""
     wide = 2 if surface else 1
-    figure = new_figure(3.7 * len(found) * wide, 3.6)
-    for number, one in enumerate(found):
-        flat = figure.add_subplot(1, wide * len(found), wide * number + 1)
+    figure = new_figure(3.7 * len(result) * wide, 3.6)
+    for number, one in enumerate(result):
+        flat = figure.add_subplot(1, wide * len(result), wide * number + 1)
         _contours(flat, one)
         if surface:
             a, b = np.meshgrid(one.a, one.b)
-            axes = figure.add_subplot(1, wide * len(found), wide * number + 2, projection="3d")
+            axes = figure.add_subplot(1, wide * len(result), wide * number + 2, projection="3d")
             axes.plot_surface(
                 a, b, np.array(one.losses), cmap="viridis", rcount=60, ccount=60, rasterized=True
             )

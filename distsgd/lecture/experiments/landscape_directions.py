@@ -62,11 +62,11 @@ def path_of(run: str) -> tuple[RunFolder, Path]:
         )
     versions = _some(checkpoint_versions(folder.checkpoints))
     kept = (read_if_kept(checkpoint_path(folder.checkpoints, v), LINEAR) for v in versions)
-    found = [model for model in kept if model is not None]
-    if not found:
+    result = [model for model in kept if model is not None]
+    if not result:
         raise RunError(f"{folder.path} has no checkpoint", "Train for an epoch, at least")
-    weights = np.stack([model.weights for model in found]).astype(float)
-    return folder, Path(tuple(model.version for model in found), weights, found[-1])
+    weights = np.stack([model.weights for model in result]).astype(float)
+    return folder, Path(tuple(model.version for model in result), weights, result[-1])
 
 
 def _some(versions: list[int]) -> list[int]:
@@ -125,18 +125,18 @@ def directions(
             f"{spelled('along')} was given {len(names)} times",
             "Give it once for a line, twice for a plane",
         )
-    found = np.stack([_direction(name, weights, gradient, path) for name in names])
-    lengths = np.sqrt((found**2).sum(axis=(1, 2)))
+    result = np.stack([_direction(name, weights, gradient, path) for name in names])
+    lengths = np.sqrt((result**2).sum(axis=(1, 2)))
     for name, length in zip(names, lengths, strict=True):
         if not length > 0:
             raise UsageError(f"{spelled('along')} {name} is zero here", "Give another direction")
-    found /= lengths[:, None, None]
-    if len(names) == 2 and 1 - abs(float((found[0] * found[1]).sum())) < _PARALLEL:
+    result /= lengths[:, None, None]
+    if len(names) == 2 and 1 - abs(float((result[0] * result[1]).sum())) < _PARALLEL:
         raise UsageError(
             f"{spelled('along')}: {names[0]} and {names[1]} are parallel and span no plane",
             "Give two that differ, as random:0 and random:1, or one alone for a line",
         )
-    return found
+    return result
 
 
 def _direction(name: str, weights: Floats, gradient: Floats, path: Path | None) -> Floats:
@@ -169,8 +169,8 @@ def _towards(name: str, other: Path, weights: Floats, path: Path | None) -> Floa
             f"{spelled('along')} {name} has other columns, steps or classes than {spelled('run')}",
             "Give a run on the same dataset",
         )
-    found: Floats = end - weights
-    return found
+    result: Floats = end - weights
+    return result
 
 
 def in_plane(path: Path, along: Floats) -> tuple[Floats, float]:

@@ -86,14 +86,14 @@ class Copies:
 def gradient_over_copies(
     weights: Floats, originals: Examples, times: int, loss: str, seed: int = 0
 ) -> Floats:
-    """dL/dW over a training set in which each original occurs so many times, shuffled.
+    """dL/dW over a training set of shuffled copies of the originals.
 
     Every one of its examples is scored and differentiated; nothing knows that they are copies.
 
     Args:
         weights: W, shape (classes, columns), float64.
         originals: the different examples.
-        times: how often each occurs.
+        times: copies of each.
         loss: "softmax" or "svm".
         seed: of the order.
     """
@@ -116,7 +116,7 @@ def compare_copies(
     Args:
         dataset: where the originals come from.
         originals: how many.
-        times: how often each occurs.
+        times: copies of each.
         seed: of W and of the order.
 
     Raises:
@@ -146,15 +146,19 @@ def compare_copies(
     return Copies(originals=originals, examples=originals * times, rows=tuple(rows))
 
 
-def draw_copies(found: Copies) -> Figure:
+def draw_copies(result: Copies) -> Figure:
     """The time that each gradient took; they are the same gradient."""
     figure = new_figure(7, 2.6)
     axes = figure.subplots()
-    names = [row.loss for row in found.rows]
+    names = [row.loss for row in result.rows]
     places = np.arange(len(names))
     for shift, label, seconds in (
-        (-0.2, f"all {found.examples:,}", [row.seconds_all for row in found.rows]),
-        (0.2, f"the {found.originals:,} originals", [row.seconds_originals for row in found.rows]),
+        (-0.2, f"all {result.examples:,}", [row.seconds_all for row in result.rows]),
+        (
+            0.2,
+            f"the {result.originals:,} originals",
+            [row.seconds_originals for row in result.rows],
+        ),
     ):
         axes.barh(places + shift, seconds, 0.36, label=label)
     axes.set(yticks=places, yticklabels=names, xscale="log", xlabel="seconds for one gradient")
@@ -239,17 +243,17 @@ def minibatch_noise(
     if not sizes:
         raise UsageError(f"{spelled('sizes')} is empty", "Give sizes of minibatches, as 16,64,256")
     check_limit("draws", draws, 100_000, least=2)
-    found = first_examples(open_dataset(dataset), "train", examples, scale=64.0, dtype="float32")
+    result = first_examples(open_dataset(dataset), "train", examples, scale=64.0, dtype="float32")
     for size in sizes:
-        check_limit("sizes", size, len(found))
+        check_limit("sizes", size, len(result))
     rng = np.random.default_rng(seed)
-    weights = (rng.standard_normal(found.shape) * 1e-4).astype(np.float32)
+    weights = (rng.standard_normal(result.shape) * 1e-4).astype(np.float32)
     with one_blas_thread():
-        by_score = _score_gradients(weights, found, loss)
-        full = _mean_gradient(by_score, found, np.arange(len(found)))
-        spread = _variance_of_examples(by_score, found, full)
-        rows = tuple(_row(by_score, found, full, spread, size, draws, rng) for size in sizes)
-    return MinibatchNoise(loss=loss, examples=len(found), draws=draws, rows=rows)
+        by_score = _score_gradients(weights, result, loss)
+        full = _mean_gradient(by_score, result, np.arange(len(result)))
+        spread = _variance_of_examples(by_score, result, full)
+        rows = tuple(_row(by_score, result, full, spread, size, draws, rng) for size in sizes)
+    return MinibatchNoise(loss=loss, examples=len(result), draws=draws, rows=rows)
 
 
 def _score_gradients(weights: Floats, examples: Examples, loss: str) -> Floats:
@@ -298,18 +302,18 @@ def _row(
     )
 
 
-def draw_minibatch_noise(found: MinibatchNoise) -> Figure:
+def draw_minibatch_noise(result: MinibatchNoise) -> Figure:
     """Cosine to the full gradient, and relative variance, against the size."""
     figure = new_figure(8, 3.6)
     cosine, variance = figure.subplots(1, 2)
-    sizes = [row.batch_size for row in found.rows]
+    sizes = [row.batch_size for row in result.rows]
     cosine.errorbar(
-        sizes, [row.cosine for row in found.rows], [row.cosine_spread for row in found.rows],
+        sizes, [row.cosine for row in result.rows], [row.cosine_spread for row in result.rows],
         marker="o", capsize=3,
     )  # fmt: skip
     cosine.set(xlabel="minibatch size", ylabel="cosine to the full gradient", ylim=(None, 1.02))
-    variance.plot(sizes, [row.variance for row in found.rows], "o", label="measured")
-    variance.plot(sizes, [row.expected_variance for row in found.rows], "--", label="sigma² / B")
+    variance.plot(sizes, [row.variance for row in result.rows], "o", label="measured")
+    variance.plot(sizes, [row.expected_variance for row in result.rows], "--", label="sigma² / B")
     variance.set(xlabel="minibatch size", ylabel="|g_B - g|² / |g|²", yscale="log")
     variance.legend()
     for axes in (cosine, variance):

@@ -201,19 +201,19 @@ def _kink(
     return Kink(w0=w0, loss=loss, left=left, right=right, used=used)
 
 
-def draw_hinges(found: Hinges) -> Figure:
+def draw_hinges(result: Hinges) -> Figure:
     """The six terms above, their mean below, with its kinks."""
     figure = new_figure(7, 5.4)
     above, below = figure.subplots(2, 1, sharex=True)
-    places = [kink.w0 for kink in found.kinks]
-    w0 = _places(found.kinks, 400)
-    for term in found.terms:
+    places = [kink.w0 for kink in result.kinks]
+    w0 = _places(result.kinks, 400)
+    for term in result.terms:
         style = ":" if not term.slope else "-"
         above.plot(w0, term(w0), style, label=f"point {term.example}, class {term.other}")
     above.set(ylabel="hinges")
     above.legend(fontsize=8, ncols=2)
-    below.plot(w0, sum(term(w0) for term in found.terms) / 3, color="black")
-    below.plot(places, [kink.loss for kink in found.kinks], "o", color="C3", label="kinks")
+    below.plot(w0, sum(term(w0) for term in result.terms) / 3, color="black")
+    below.plot(places, [kink.loss for kink in result.kinks], "o", color="C3", label="kinks")
     below.set(xlabel="w0", ylabel="loss: their sum / 3")
     below.legend(fontsize=8)
     for axes in (above, below):
@@ -293,14 +293,14 @@ def check_convexity(
     opened = open_dataset(dataset)
     check_limit("examples", examples, len(opened.train))
     check_limit("segments", segments, 1_000_000)
-    found = first_examples(opened, "train", examples, scale=64.0)
+    result = first_examples(opened, "train", examples, scale=64.0)
     rng = np.random.default_rng(seed)
     worst, shown = -np.inf, []
     for loss in LOSSES:
-        every = [_linear_segment(found, loss, rng) for _ in range(segments)]
+        every = [_linear_segment(result, loss, rng) for _ in range(segments)]
         most = max(every, key=lambda segment: segment.excess)
         worst = max(worst, most.excess)
-        shown += [most, _permuted_network_segment(found, loss, rng)]
+        shown += [most, _permuted_network_segment(result, loss, rng)]
     return Convexity(
         examples=examples, segments=segments, worst_linear=float(worst), shown=tuple(shown)
     )
@@ -342,11 +342,11 @@ def _permuted_network_segment(examples: Examples, loss: str, rng: np.random.Gene
     return _along("two layers", loss, (ends[0], ends[1]), measure)
 
 
-def draw_convexity(found: Convexity) -> Figure:
+def draw_convexity(result: Convexity) -> Figure:
     """The loss along the segments, with their chords."""
     figure = new_figure(8, 3.6)
     for axes, model in zip(figure.subplots(1, 2), ("linear", "two layers"), strict=True):
-        for number, segment in enumerate(one for one in found.shown if one.model == model):
+        for number, segment in enumerate(one for one in result.shown if one.model == model):
             losses = np.array(segment.losses) / (segment.losses[0] or 1.0)
             axes.plot(segment.shares, losses, color=f"C{number}", label=segment.loss)
             axes.plot([0, 1], losses[[0, -1]], "--", color=f"C{number}", linewidth=0.8)

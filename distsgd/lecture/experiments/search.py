@@ -52,7 +52,7 @@ _ATTEMPTS_PER_TASK = 25
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """What was found.
+    """Result of a random search.
 
     Attributes:
         loss: "svm" or "softmax".
@@ -74,14 +74,14 @@ class RandomSearch:
 
 
 def random_weights(seed: int, attempt: int, shape: tuple[int, ...]) -> Floats:
-    """W = randn(10, 3073) * 0.0001, another for each attempt, whoever makes it; float32."""
+    """W = randn(10, 3073) * 0.0001, float32, a function of seed and attempt alone."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, _STREAM, attempt]))
     return (rng.standard_normal(shape) * SCALE).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class _Attempts:
-    """The recipe of a task: the losses of a block of attempts."""
+    """A task: the losses of a block of attempts."""
 
     dataset: str
     loss: str
@@ -114,16 +114,16 @@ def random_search(
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda done, best: None,
 ) -> RandomSearch:
-    """Try so many random W, and keep the best.
+    """Try random W, and keep the best.
 
     Args:
         dataset: where the examples come from; pixels are centred, not scaled.
-        attempts: how many W.
+        attempts: number of W to try.
         loss: "svm" or "softmax".
         examples: training examples to measure on; None for all.
-        workers: worker processes; the answer does not depend on them.
+        workers: worker processes; the result does not depend on them.
         seed: of the attempts.
-        progress: told how many are done, and the lowest loss so far.
+        progress: called with the attempts made and the lowest loss so far.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -134,30 +134,30 @@ def random_search(
     rows = len(opened.train)
     rows = rows if examples is None else check_limit("examples", examples, rows)
     opened.train.verify()
-    found: list[float] = []
+    result: list[float] = []
     recipe = _Attempts(dataset, loss, seed, rows, attempts)
     with task_pool(workers) as pool:
         for losses in pool.map(recipe, range(-(-attempts // _ATTEMPTS_PER_TASK))):
-            found += losses.tolist()
-            progress(len(found), min(found))
-    best = int(np.argmin(found))
+            result += losses.tolist()
+            progress(len(result), min(result))
+    best = int(np.argmin(result))
     shape = len(opened.manifest.classes), opened.manifest.features + 1
     weights = random_weights(seed, best, shape)
     return RandomSearch(
-        loss=loss, examples=rows, losses=tuple(found), best_attempt=best, best_loss=found[best],
+        loss=loss, examples=rows, losses=tuple(result), best_attempt=best, best_loss=result[best],
         train_accuracy=accuracy_of(weights, Pieces.of(opened, "train", rows)),
         test_accuracy=accuracy_of(weights, Pieces.of(opened, "test")),
     )  # fmt: skip
 
 
-def draw_random_search(found: RandomSearch) -> Figure:
+def draw_random_search(result: RandomSearch) -> Figure:
     """The loss of every attempt, and the best so far."""
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    numbers = np.arange(1, len(found.losses) + 1)
-    axes.plot(numbers, found.losses, ".", markersize=3, alpha=0.5, label="attempts")
-    axes.step(numbers, np.minimum.accumulate(found.losses), where="post", label="best so far")
-    axes.set(xlabel="attempt", ylabel=f"{found.loss} loss")
+    numbers = np.arange(1, len(result.losses) + 1)
+    axes.plot(numbers, result.losses, ".", markersize=3, alpha=0.5, label="attempts")
+    axes.step(numbers, np.minimum.accumulate(result.losses), where="post", label="best so far")
+    axes.set(xlabel="attempt", ylabel=f"{result.loss} loss")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -173,7 +173,7 @@ _REFRESH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSearch:
-    """What was found.
+    """Result of a local search.
 
     Attributes:
         loss: "svm" or "softmax".
@@ -201,7 +201,7 @@ def first_weights(seed: int, shape: tuple[int, ...], scale: float = SCALE) -> Fl
 
 
 def direction(seed: int, number: int, shape: tuple[int, ...]) -> Floats:
-    """U = randn(10, 3073) of a try, whoever makes it; float32."""
+    """U = randn(10, 3073) of a try, float32, a function of seed and try alone."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, _DIRECTIONS, number]))
     return rng.standard_normal(shape).astype(np.float32)
 
@@ -233,15 +233,15 @@ def local_search_loop(
     best = loss(weights)
     for number in range(tries):
         attempt = weights + step * direction(seed, number, weights.shape)
-        found = loss(attempt)
-        if found < best:
-            weights, best = attempt, found
+        result = loss(attempt)
+        if result < best:
+            weights, best = attempt, result
         yield weights, best
 
 
 @dataclass(frozen=True)
 class _Directions:
-    """The recipe of a task: the scores of a block of directions."""
+    """A task: the scores of a block of directions."""
 
     dataset: str
     seed: int
@@ -282,12 +282,12 @@ class _Walker:
         return float(losses.sum(dtype=np.float64) / len(losses))
 
     def attempt(self, unit: Floats, its_scores: Floats) -> bool:
-        """Take the step if the loss falls; tells whether it has been taken."""
+        """Take the step if the loss falls; return whether it is taken."""
         scores = self._scores + np.float32(self._step) * its_scores
-        found = self._measure(scores.copy())
-        if not found < self.best:
+        result = self._measure(scores.copy())
+        if not result < self.best:
             return False
-        self.best, self._scores = found, scores
+        self.best, self._scores = result, scores
         self.weights = self.weights + np.float32(self._step) * unit
         return True
 
@@ -304,7 +304,7 @@ def local_search(
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda done, best: None,
 ) -> LocalSearch:
-    """Try so many steps in random directions, each kept when the loss falls.
+    """Try steps in random directions, and keep each that lowers the loss.
 
     Args:
         dataset: where the examples come from; pixels are centred, not scaled.
@@ -313,9 +313,9 @@ def local_search(
         scale: standard deviation of the first W.
         loss: "svm" or "softmax".
         examples: training examples to measure on; None for all.
-        workers: worker processes; the answer does not depend on them.
+        workers: worker processes; the result does not depend on them.
         seed: of the first W and the directions.
-        progress: told how many are done, and the loss.
+        progress: called with the tries made and the loss.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -352,12 +352,12 @@ def local_search(
         )  # fmt: skip
 
 
-def draw_local_search(found: LocalSearch) -> Figure:
+def draw_local_search(result: LocalSearch) -> Figure:
     """The loss after each try; dots are steps that were taken."""
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    axes.step(range(len(found.losses)), found.losses, where="post")
-    axes.plot(found.taken, [found.losses[number] for number in found.taken], ".", markersize=3)
-    axes.set(xlabel="try", ylabel=f"{found.loss} loss")
+    axes.step(range(len(result.losses)), result.losses, where="post")
+    axes.plot(result.taken, [result.losses[number] for number in result.taken], ".", markersize=3)
+    axes.set(xlabel="try", ylabel=f"{result.loss} loss")
     axes.grid(alpha=0.3)
     return figure

@@ -146,11 +146,11 @@ def step_sizes(
     )  # fmt: skip
 
 
-def draw_step_sizes(found: Sequence[StepSizes]) -> Figure:
+def draw_step_sizes(result: Sequence[StepSizes]) -> Figure:
     """The loss after the step, on log axes; dashed: before it."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
-    for number, one in enumerate(found):
+    for number, one in enumerate(result):
         axes.loglog(one.steps, one.losses, "o-", color=f"C{number}", label=one.loss)
         axes.axhline(one.loss_before, color=f"C{number}", linestyle="--", linewidth=0.8)
     axes.set(xlabel="step size", ylabel="loss after one step")

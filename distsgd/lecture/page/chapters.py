@@ -100,7 +100,7 @@ def _examples(options: Options, full: int | None, quick: int) -> tuple[int | Non
 def random(options: Options) -> Part:
     """Strategy 1."""
     examples, flag = _examples(options, None, 1_000)
-    found = random_search(
+    result = random_search(
         options.dataset, attempts=_TRIES, examples=examples, workers=options.workers,
         seed=options.seed,
     )  # fmt: skip
@@ -109,30 +109,30 @@ def random(options: Options) -> Part:
             options.command(f"search random --attempts {_TRIES}{flag}", workers=True),
         ),
         checks=(
-            exactly("attempts", len(found.losses), _TRIES),
-            near("accuracy", found.test_accuracy, 0.155, 0.03, percent=True,
+            exactly("attempts", len(result.losses), _TRIES),
+            near("accuracy", result.test_accuracy, 0.155, 0.03, percent=True,
                  applies=options.cifar10),
         ),
-        figures={"losses": draw_random_search(found)},
+        figures={"losses": draw_random_search(result)},
     )  # fmt: skip
 
 
 def local(options: Options) -> Part:
     """Strategy 2."""
     examples, flag = _examples(options, None, 1_000)
-    found = local_search(
+    result = local_search(
         options.dataset, tries=_TRIES, examples=examples, workers=options.workers,
         seed=options.seed,
     )  # fmt: skip
-    falls = all(b <= a for a, b in zip(found.losses, found.losses[1:], strict=False))
+    falls = all(b <= a for a, b in zip(result.losses, result.losses[1:], strict=False))
     return Part(
         commands=(options.command(f"search local --tries {_TRIES}{flag}", workers=True),),
         checks=(
-            near("accuracy", found.test_accuracy, 0.214, 0.02, percent=True,
+            near("accuracy", result.test_accuracy, 0.214, 0.02, percent=True,
                  applies=options.cifar10),
-            holds("falls", f"{found.losses[0]:.4f} → {found.losses[-1]:.4f}", falls),
+            holds("falls", f"{result.losses[0]:.4f} → {result.losses[-1]:.4f}", falls),
         ),
-        figures={"losses": draw_local_search(found)},
+        figures={"losses": draw_local_search(result)},
     )  # fmt: skip
 
 
@@ -144,19 +144,19 @@ def numerical(options: Options) -> Part:
     checks: list[Check] = []
     commands, figures = [], {}
     for loss in _LOSSES:
-        found = numeric_gradient(
+        result = numeric_gradient(
             options.dataset, loss=loss, examples=examples, parameters=entries,
             workers=options.workers, seed=options.seed,
         )  # fmt: skip
-        one_sided, central = found.rows
+        one_sided, central = result.rows
         if loss == _LOSSES[0]:
             checks.append(exactly("evaluations", one_sided.evaluations, one_sided.parameters + 1))
         checks.append(at_most(f"{loss}_one_sided", one_sided.relative_error, 1e-4))
         checks.append(at_most(f"{loss}_central", central.relative_error, 1e-7))
-        slower = one_sided.seconds / found.analytic_seconds
+        slower = one_sided.seconds / result.analytic_seconds
         checks.append(holds(f"{loss}_slower", f"{slower:,.0f} ×", slower > 10))
         commands.append(options.command(f"gradient numeric --loss {loss}{flag}", workers=True))
-        figures[loss] = draw_numeric_gradient(found)
+        figures[loss] = draw_numeric_gradient(result)
     return Part(commands=tuple(commands), checks=tuple(checks), figures=figures)
 
 
@@ -165,13 +165,13 @@ def steps(options: Options) -> Part:
     examples, flag = _examples(options, None, 5_000)
     if not options.cifar10:
         examples, flag = None, ""
-    found = [
+    result = [
         step_sizes(options.dataset, loss=loss, examples=examples, workers=options.workers,
                    seed=options.seed)
         for loss in _LOSSES
     ]  # fmt: skip
     checks: list[Check] = []
-    for one in found:
+    for one in result:
         best = one.steps.index(one.best_step)
         inner = 0 < best < len(one.steps) - 1
         checks.append(holds(f"{one.loss}_best", f"{one.best_step:g}", inner))
@@ -184,22 +184,22 @@ def steps(options: Options) -> Part:
         for loss in _LOSSES
     ]
     return Part(commands=tuple(commands), checks=tuple(checks), figures={
-        "losses": draw_step_sizes(found),
+        "losses": draw_step_sizes(result),
     })  # fmt: skip
 
 
 def losses(options: Options) -> Part:
     """Scores, both losses, and what they are for W that knows nothing."""
     examples = options.examples(1_000, 500)
-    found = initial_loss(options.dataset, examples=examples, seed=options.seed)
-    small, classes = found.rows[2], len(options.manifest.classes)
+    result = initial_loss(options.dataset, examples=examples, seed=options.seed)
+    small, classes = result.rows[2], len(options.manifest.classes)
     return Part(
         commands=(options.command(f"study loss --examples {examples}"),),
         checks=(
             near("svm", small.svm, classes - 1, 0.3),
             near("softmax", small.softmax, log(classes), 0.15),
         ),
-        figures={"scales": draw_initial_loss(found)},
+        figures={"scales": draw_initial_loss(result)},
     )
 
 
@@ -246,7 +246,7 @@ def landscapes(options: Options) -> Part:
 
 def piecewise(options: Options) -> Part:
     """The SVM loss of three points, term by term; convexity, and where it ends."""
-    found = hinges()
+    result = hinges()
     examples, segments = options.examples(200, 100), options.of(50, 10)
     convex = check_convexity(
         options.dataset, examples=examples, segments=segments, seed=options.seed
@@ -257,19 +257,19 @@ def piecewise(options: Options) -> Part:
             options.command(f"study convexity --examples {examples} --segments {segments}"),
         ),
         checks=(
-            at_most("terms", found.terms_difference, 1e-12),
-            at_most("slopes", found.slopes_difference, 1e-6),
+            at_most("terms", result.terms_difference, 1e-12),
+            at_most("slopes", result.slopes_difference, 1e-6),
             at_most("convex", convex.worst_linear, 1e-12),
             at_least("not_convex", convex.least_two_layers, 0.01),
         ),
-        figures={"hinges": draw_hinges(found), "segments": draw_convexity(convex)},
+        figures={"hinges": draw_hinges(result), "segments": draw_convexity(convex)},
     )
 
 
 def formulas(options: Options) -> Part:
     """The analytic gradients of both losses, formula by formula."""
     examples = options.of(20, 10)
-    found = compare_formulas(options.dataset, examples=examples, seed=options.seed)
+    result = compare_formulas(options.dataset, examples=examples, seed=options.seed)
     return Part(
         commands=(
             options.command(f"study formulas --examples {examples}"),
@@ -277,34 +277,34 @@ def formulas(options: Options) -> Part:
         ),
         checks=tuple(
             check
-            for row in found.rows
+            for row in result.rows
             for check in (
                 at_most(f"{row.loss}_fast", max(row.of_an_example, row.of_the_mean), 1e-12),
                 at_most(f"{row.loss}_numerical", row.numerical, 1e-7),
             )
         ),
-        figures={"first": draw_formulas(found)},
+        figures={"first": draw_formulas(result)},
     )
 
 
 def chain_rule(options: Options) -> Part:
     """The chain rule, worked through."""
-    found = worked_examples()
+    result = worked_examples()
     return Part(
         commands=(options.command("study chain-rule", data=False, seed=False),),
         checks=(
-            at_most("differences", found.largest_difference, 1e-8),
-            at_most("softmax", found.softmax_difference, 1e-12),
+            at_most("differences", result.largest_difference, 1e-8),
+            at_most("softmax", result.softmax_difference, 1e-12),
         ),
-        figures={"graphs": draw_chain_rule(found)},
+        figures={"graphs": draw_chain_rule(result)},
     )
 
 
 def descents(options: Options) -> Part:
     """Gradient descent, minibatch gradient descent, stochastic gradient descent."""
     epochs = options.of(3, 1)
-    found = compare_descents(options.dataset, epochs=epochs, seed=options.seed, say=options.say)
-    full, minibatch, single = (one.points[-1].test_accuracy for one in found.descents)
+    result = compare_descents(options.dataset, epochs=epochs, seed=options.seed, say=options.say)
+    full, minibatch, single = (one.points[-1].test_accuracy for one in result.descents)
     shown = " / ".join(f"{100 * value:.1f} %" for value in (full, minibatch, single))
     return Part(
         commands=(options.command(f"study descent --epochs {epochs}"),),
@@ -312,7 +312,7 @@ def descents(options: Options) -> Part:
             holds("order", shown, full < minibatch, options.cifar10),
             near("minibatch", minibatch, 0.40, 0.03, percent=True, applies=options.cifar10),
         ),
-        figures={"curves": draw_descents(found)},
+        figures={"curves": draw_descents(result)},
     )
 
 
@@ -344,13 +344,13 @@ def sizes(options: Options) -> Part:
     """Powers of two, and their neighbours."""
     chosen = (64, 100, 128, 200, 256) if options.quick else (16, 32, 64, 100, 128, 200, 256, 512)
     epochs = options.of(2, 1)
-    found = compare_sizes(
+    result = compare_sizes(
         options.dataset, sizes=chosen, epochs=epochs, repeats=2, seed=options.seed,
         say=options.say,
     )  # fmt: skip
-    by_size = {row.batch_size: row for row in found.rows}
+    by_size = {row.batch_size: row for row in result.rows}
     two_hundred, power = (by_size[size].scaled_test_accuracy for size in (200, 256))
-    speeds = [row.examples_per_second for row in found.rows]
+    speeds = [row.examples_per_second for row in result.rows]
     listed = ",".join(str(size) for size in chosen)
     return Part(
         commands=(options.command(f"study minibatch-size --sizes {listed} --epochs {epochs}"),),
@@ -366,15 +366,15 @@ def sizes(options: Options) -> Part:
             ),
             holds("speed", f"{min(speeds):,.0f} – {max(speeds):,.0f}", speeds[-1] > speeds[0]),
         ),
-        figures={"sizes": draw_sizes(found)},
+        figures={"sizes": draw_sizes(result)},
     )
 
 
 def samplings(options: Options) -> Part:
     """In order, at random, shuffled."""
     epochs = options.of(3, 2)
-    found = compare_samplings(options.dataset, epochs=epochs, seed=options.seed, say=options.say)
-    by_name = {row.name: row for row in found.rows}
+    result = compare_samplings(options.dataset, epochs=epochs, seed=options.seed, say=options.say)
+    by_name = {row.name: row for row in result.rows}
     ordered, shuffled = by_name["sequential, sorted by class"], by_name["shuffle"]
     return Part(
         commands=(options.command(f"study sampling --epochs {epochs}"),),
@@ -388,7 +388,7 @@ def samplings(options: Options) -> Part:
                 ordered.test_accuracy[-1] < shuffled.test_accuracy[-1],
             ),
         ),
-        figures={"accuracy": draw_samplings(found)},
+        figures={"accuracy": draw_samplings(result)},
     )
 
 

@@ -28,7 +28,7 @@ class Options:
         quick: on fewer images and with fewer steps, in a minute and a half.
         workers: worker processes for what can be parallel; 0 for none.
         seed: of everything random.
-        say: is told what goes on.
+        say: called with messages about progress.
     """
 
     dataset: str = "cifar10"

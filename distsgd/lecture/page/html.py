@@ -27,11 +27,11 @@ LANGUAGES = ("en", "ko")
 
 
 def page_path(folder: Path, language: str) -> Path:
-    """Where the page goes; the folder is made now, so that nothing is computed in vain.
+    """Path of the page. Creates the folder, so that an error comes before the computation.
 
     Raises:
-        UsageError: there is no such language.
-        StorageError: the folder cannot be made.
+        UsageError: the language is unknown.
+        StorageError: the folder cannot be created.
     """
     if language not in LANGUAGES:
         raise UsageError(
@@ -57,12 +57,12 @@ def write_page(path: Path, page: str) -> None:
 
 
 def texts(language: str) -> dict[str, Any]:
-    """The words of the page in "en" or "ko"."""
+    """Texts of the page in "en" or "ko"."""
     content = files("distsgd.lecture").joinpath("text", f"{language}.toml").read_text("utf-8")
     return tomllib.loads(content)
 
 
-def lecture_page(found: Lecture, language: str) -> str:
+def lecture_page(result: Lecture, language: str) -> str:
     """The page.
 
     Args:
@@ -71,7 +71,7 @@ def lecture_page(found: Lecture, language: str) -> str:
     """
     words = texts(language)
     style = files("distsgd.lecture").joinpath("text", "page.css").read_text("utf-8")
-    body = "\n".join([*_head(found, words), *(_chapter(one, words) for one in found.chapters)])
+    body = "\n".join([*_head(result, words), *(_chapter(one, words) for one in result.chapters)])
     return (
         f'<!DOCTYPE html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -81,49 +81,49 @@ def lecture_page(found: Lecture, language: str) -> str:
     )
 
 
-def _head(found: Lecture, words: dict[str, Any]) -> Iterator[str]:
+def _head(result: Lecture, words: dict[str, Any]) -> Iterator[str]:
     yield f"<h1>{escape(words['title'])}</h1>"
     yield f"<p>{escape(words['lead'])}</p>"
-    state = "fail" if found.failed else "pass"
-    total = found.passed + found.failed
-    summary = words["summary"].format(passed=found.passed, total=total, seconds=found.seconds)
+    state = "fail" if result.failed else "pass"
+    total = result.passed + result.failed
+    summary = words["summary"].format(passed=result.passed, total=total, seconds=result.seconds)
     yield f'<p class="summary {state}">{escape(summary)}</p>'
-    if found.quick:
+    if result.quick:
         yield f"<p>{escape(words['quick'])}</p>"
     machine = f"distsgd {__version__}, Python {platform.python_version()}, numpy {np.__version__}"
-    yield f'<p class="small">{escape(found.dataset)} · {escape(machine)}</p>'
+    yield f'<p class="small">{escape(result.dataset)} · {escape(machine)}</p>'
     yield "<nav><ol>"
-    for one in found.chapters:
+    for one in result.chapters:
         title = escape(words["chapters"][one.key]["title"])
         yield f'<li><a href="#{one.key}">{title}</a></li>'
     yield "</ol></nav>"
 
 
-def _chapter(found: Chapter, words: dict[str, Any]) -> str:
-    own = words["chapters"][found.key]
-    parts = [f'<section id="{found.key}">', f"<h2>{escape(own['title'])}</h2>"]
+def _chapter(result: Chapter, words: dict[str, Any]) -> str:
+    own = words["chapters"][result.key]
+    parts = [f'<section id="{result.key}">', f"<h2>{escape(own['title'])}</h2>"]
     parts += [f"<p>{escape(text)}</p>" for text in own["text"]]
     parts += [f'<div class="formula">{formula_svg(one)}</div>' for one in own.get("formulas", ())]
-    for name, svg in found.figures.items():
+    for name, svg in result.figures.items():
         caption = escape(own["figures"][name])
         image = svg.replace("<svg", f'<svg role="img" aria-label="{caption}" {_least(svg)}', 1)
         parts.append(
-            f'<figure id="{found.key}-{name}"><div class="picture">{image}</div>'
+            f'<figure id="{result.key}-{name}"><div class="picture">{image}</div>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts.append(_table(found, own["checks"], words))
-    parts += [f"<pre><code>{escape(line)}</code></pre>" for line in found.commands]
+    parts.append(_table(result, own["checks"], words))
+    parts += [f"<pre><code>{escape(line)}</code></pre>" for line in result.commands]
     return "\n".join([*parts, "</section>"])
 
 
 def _least(svg: str) -> str:
     """The width below which its text of 10 points would have fewer than 10 pixels."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
-    return f'style="min-width:{float(found[1]):.0f}px"' if found else ""
+    result = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+    return f'style="min-width:{float(result[1]):.0f}px"' if result else ""
 
 
-def _table(found: Chapter, names: dict[str, str], words: dict[str, Any]) -> str:
-    rows = [_row(check, names[check.key], words) for check in found.checks]
+def _table(result: Chapter, names: dict[str, str], words: dict[str, Any]) -> str:
+    rows = [_row(check, names[check.key], words) for check in result.checks]
     heads = "".join(f"<th>{escape(words[key])}</th>" for key in ("what", "ours", "theirs", "off"))
     return (
         f'<div class="wide"><table><thead><tr>{heads}<th></th></tr></thead>\n<tbody>'

@@ -69,7 +69,7 @@ def minibatch_gradient_descent(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Iterator[tuple[Floats, float]]:
-    """The same, but the gradient is that of a few examples, drawn anew for each step.
+    """The same, but the gradient is that of a few examples, redrawn at each step.
 
     Args:
         batch_size: examples of a minibatch.
@@ -176,14 +176,14 @@ def partials(
     one_sided = scheme == "one-sided"
     calls = int(one_sided)
     fx = float(losses(x[None])[0]) if one_sided else 0.0
-    found = []
+    result = []
     for low in range(0, len(chosen), _TOGETHER):
         entries, h = chosen[low : low + _TOGETHER], steps[low : low + _TOGETHER]
         above = losses(_moved(x, entries, h))
         below = np.full(len(h), fx) if one_sided else losses(_moved(x, entries, -h))
-        found.append((above - below) / (h if one_sided else 2 * h))
+        result.append((above - below) / (h if one_sided else 2 * h))
         calls += len(h) if one_sided else 2 * len(h)
-    return np.concatenate(found), calls
+    return np.concatenate(result), calls
 
 
 def _moved(x: Floats, entries: Ints, steps: Floats) -> Floats:
