@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from distsgd import errors
-from distsgd.errors import DistsgdError, TrainingInterrupted, UsageError
 from distsgd.version import __version__
 
 if TYPE_CHECKING:
+    from distsgd import errors
     from distsgd.training import (
+        DistsgdError,
         EpochRow,
         Evaluation,
         Prediction,
         Progress,
         Reporter,
         TrainConfig,
+        TrainingInterrupted,
         TrainResult,
+        UsageError,
         evaluate,
         predict,
         resume,
@@ -59,7 +61,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load the public names when they are first used, so that importing distsgd is instant."""
     if name in __all__:
-        from distsgd import training as api
+        from importlib import import_module
 
-        return getattr(api, name)
+        if name == "errors":
+            return import_module("distsgd.errors")
+        return getattr(import_module("distsgd.training"), name)
     raise AttributeError(f"module 'distsgd' has no attribute {name!r}")

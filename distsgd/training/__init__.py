@@ -2,12 +2,13 @@
 
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress
-from distsgd.errors import TrainingInterrupted
+from distsgd.errors import DistsgdError, TrainingInterrupted, UsageError
 from distsgd.training.evaluation import Evaluation, Prediction, evaluate, predict
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import resume, scale, train
 
 __all__ = [
+    "DistsgdError",
     "EpochRow",
     "Evaluation",
     "Prediction",
@@ -16,6 +17,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
+    "UsageError",
     "evaluate",
     "predict",
     "resume",

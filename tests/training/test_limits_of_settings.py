@@ -226,10 +226,9 @@ def test_room_follows_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         check_fleet(TrainConfig(workers=1, servers=9))
     with pytest.raises(UsageError, match=r"workers=8 is more .* Give a number from 1 to 7\."):
         check_fleet(TrainConfig(workers=8))
-    check_fleet(TrainConfig(workers=1000), elsewhere=True)
-    with pytest.raises(UsageError, match="--workers 9 is more"), task_pool(9):
+    with pytest.raises(UsageError, match="workers=9 is more"), task_pool(9):
         pass
-    with pytest.raises(UsageError, match="--workers cannot be -1"), task_pool(-1):
+    with pytest.raises(UsageError, match="workers cannot be -1"), task_pool(-1):
         pass
 
 
@@ -259,9 +258,9 @@ def test_a_simulated_fleet_has_bounds(workers: object) -> None:
 
 @pytest.mark.parametrize("number", [-1, 10**9, 10**30])
 def test_other_numbers_have_bounds(number: int) -> None:
-    with pytest.raises(UsageError, match="--cpus cannot be"):
+    with pytest.raises(UsageError, match=r"^cpus cannot be"):
         start_head(cpus=number)
-    with pytest.raises(UsageError, match="--cpus cannot be"):
+    with pytest.raises(UsageError, match=r"^cpus cannot be"):
         start_member("10.0.0.1:6379", cpus=number)
     with pytest.raises(UsageError, match="rounds cannot be"):
         Options(rounds=number)
