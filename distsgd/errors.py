@@ -11,8 +11,9 @@ DistsgdError                 anything that a user can fix; exit code 1
 ├── ResourceError            too little memory, or too few threads or open files
 ├── DivergedError            the loss is no longer a finite number
 ├── VerificationError        an update that an independent recomputation does not confirm
-├── ServerLost               a parameter server that has died
-│   └── WorkerLost           a worker that has died with its residual
+├── ProcessLost              a process that has died; training resumes after its last update
+│   ├── ServerLost           a parameter server
+│   └── WorkerLost           a worker, and its residual with it
 └── RuntimeFailure           workers or servers that fail again and again, or do not start
     └── ChannelClosed        the other end of a channel is closed
 
@@ -36,6 +37,7 @@ __all__ = [
     "DivergedError",
     "JournalError",
     "NotPlainFile",
+    "ProcessLost",
     "ResourceError",
     "RunError",
     "RuntimeFailure",
@@ -147,12 +149,16 @@ class VerificationError(DistsgdError):
     """An update differs from an independent recomputation; says which one, and by how much."""
 
 
-class ServerLost(DistsgdError):
-    """A parameter server has died; training can resume after its last update."""
+class ProcessLost(DistsgdError):
+    """A process has died whose state is rebuilt from the run folder, after the last update."""
 
 
-class WorkerLost(ServerLost):
-    """A worker has died with its residual; training can resume after the last update."""
+class ServerLost(ProcessLost):
+    """A parameter server has died."""
+
+
+class WorkerLost(ProcessLost):
+    """A worker has died, and its residual with it."""
 
 
 class RuntimeFailure(DistsgdError):

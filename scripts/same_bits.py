@@ -150,13 +150,6 @@ LARGE = {
 VOLATILE = re.compile(r"second|time|duration|wall|_dir$|^(run|page|path|source|folder|created)$")
 """Keys whose values differ between two runs of the same bits."""
 
-RENAMED = {
-    "gradient_ages": "staleness",
-    "mean_gradient_age": "mean_staleness",
-    "largest_gradient_age": "largest_staleness",
-}
-"""Keys of results -> the names that older states of the code have for them."""
-
 Line = tuple[str, str, str]  # the name, what is compared, and the JSON behind it
 
 
@@ -190,15 +183,12 @@ def write_files(folder: Path) -> None:
 
 
 def without_volatile(value: Any) -> Any:
-    """The JSON without times and the folders of paths, by its older names."""
+    """The JSON without times and the folders of paths."""
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name
     if isinstance(value, dict):
-        return {
-            RENAMED.get(key, key): without_volatile(one)
-            for key, one in value.items()
-            if not VOLATILE.search(key)
-        }
+        kept = {key: one for key, one in value.items() if not VOLATILE.search(key)}
+        return {key: without_volatile(one) for key, one in kept.items()}
     return [without_volatile(one) for one in value] if isinstance(value, list) else value
 
 

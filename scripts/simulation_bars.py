@@ -36,7 +36,7 @@ def rows(title: str, policies: str, fleet: Fleet, measuring: Measuring, **settin
         mean = f"{sum(known) / len(known):.3f} ({min(known):.3f}-{max(known):.3f})" if known else ""
         table().row(
             title, row.policy, mean, f"{len(known)}/{len(times)}", f"{row.waiting_share:.1%}",
-            row.mean_gradient_age, row.updates, row.requeued,
+            row.mean_staleness, row.updates, row.requeued,
         )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def thousand() -> None:
     print(
         f"1,000 workers, asp: {found.updates} pushes in {wall:.1f} s wall ({cpu:.1f} s CPU): "
         f"{found.updates / wall:.0f} a second of wall time ({found.updates / cpu:.0f} of CPU), "
-        f"memory {memory:.2f} GiB, mean age {found.mean_gradient_age:.0f}, "
+        f"memory {memory:.2f} GiB, mean age {found.mean_staleness:.0f}, "
         f"test accuracy {found.test_accuracy:.1%}"
     )
 

@@ -50,7 +50,7 @@ def audit(
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} complete" + ("" if found.complete else ", and part of one")),
-        ("oldest gradient", f"{found.largest_gradient_age} updates"),
+        ("oldest gradient", f"{found.largest_staleness} updates"),
         ("checkpoints", f"{count(found.checkpoints)} agree with the journal"),
         ("head", found.head),
     ])  # fmt: skip

@@ -139,7 +139,7 @@ def _pairs(result: SimulationResult) -> Iterator[tuple[str, str]]:
     yield "test accuracy", percent(result.test_accuracy)
     least, most = min(result.waiting_shares), max(result.waiting_shares)
     yield "waiting", f"{percent(result.waiting_share)} ({percent(least)} to {percent(most)})"
-    yield "gradient ages", _histogram(result.gradient_ages)
+    yield "staleness", _histogram(result.staleness)
     yield "dropped, requeued", f"{count(result.dropped)}, {count(result.requeued)}"
     yield "weights", f"sha256 {result.weights_sha256}"
 
@@ -169,7 +169,7 @@ def show_comparison(found: Comparison) -> None:
         "loss",
         "accuracy",
         "waiting",
-        "gradient age",
+        "staleness",
         "updates",
         "dropped",
         "requeued",
@@ -183,12 +183,12 @@ def show_comparison(found: Comparison) -> None:
             cells.append(_spread(row.times_to_accuracy))
         cells += [
             f"{row.seconds:.4g}", f"{row.train_loss:.4f}", percent(row.test_accuracy),
-            percent(row.waiting_share), f"{row.mean_gradient_age:.1f}", count(row.updates),
+            percent(row.waiting_share), f"{row.mean_staleness:.1f}", count(row.updates),
             count(row.dropped), count(row.requeued),
         ]  # fmt: skip
         rows.append(cells)
     title = f"means over {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
-    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "gradient age"))
+    print_table(headings, rows, title, optional=("dropped", "requeued", "updates", "staleness"))
 
 
 def _spread(times: Sequence[float | None]) -> str:

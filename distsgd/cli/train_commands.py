@@ -196,7 +196,7 @@ def _workers(result: TrainResult) -> str:
 
 def _cost_of_policy(result: TrainResult) -> list[tuple[str, str]]:
     """What is worth a line when gradients may be old, put off, or shortened."""
-    ages = ", ".join(f"{age}: {count(n)}" for age, n in result.gradient_ages.items())
+    ages = ", ".join(f"{age}: {count(n)}" for age, n in result.staleness.items())
     waits = ", ".join(f"{seconds:.2f} s" for _, seconds in sorted(result.waiting_seconds.items()))
     lines = [
         ("updates", f"{count(result.steps)} ({result.consistency}); gradients by age: {ages}"),

@@ -24,7 +24,7 @@ from distsgd.engine.events import (
     Updated,
 )
 from distsgd.engine.job import Job, Snapshot
-from distsgd.errors import RuntimeFailure, ServerLost
+from distsgd.errors import ProcessLost, RuntimeFailure
 from distsgd.on_ray.capacity import server_placement, worker_capacity, worker_placement
 from distsgd.on_ray.chaos_kills import ChaosKills
 from distsgd.on_ray.fleet import WAIT_SECONDS, Fleet
@@ -91,7 +91,7 @@ def train_on_ray(
         kills: kills and stops processes on purpose.
 
     Raises:
-        ServerLost: a server has died, or a worker with its residual; training can be resumed from
+        ProcessLost: a server has died, or a worker with its residual; training can be resumed from
             the last update.
         RuntimeFailure: workers die repeatedly, or none has connected for long.
         DistsgdError: an error of a worker or a server, such as a corrupt shard.
@@ -100,7 +100,7 @@ def train_on_ray(
         driver = _Driver(job, start, workers, channel, patience, kills)
         try:
             yield from driver.events(should_stop, wanted)
-        except (OSError, ray.exceptions.RayError, RuntimeFailure, ServerLost) as error:
+        except (OSError, ray.exceptions.RayError, RuntimeFailure, ProcessLost) as error:
             raise classify_failure(error) from error
         finally:
             driver.kill()

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from distsgd.data.system import pause
-from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, ServerLost
+from distsgd.errors import ChannelClosed, DistsgdError, ProcessLost, RuntimeFailure, ServerLost
 from distsgd.on_ray.private import VITAL_PROCESSES, dead_processes, is_head
 
 __all__ = [
@@ -173,6 +173,6 @@ def classify_failure(error: Exception) -> Exception:
         return found
     if isinstance(error, ChannelClosed):
         return ServerLost(f"a parameter server can no longer be reached: {error.problem}", HINT)
-    if isinstance(error, RuntimeFailure | ServerLost):
+    if isinstance(error, RuntimeFailure | ProcessLost):
         return error
     return RuntimeFailure(f"Ray can no longer be reached: {error}".rstrip("."), HINT)

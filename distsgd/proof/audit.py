@@ -34,7 +34,7 @@ class Audit:
         complete: whether every example of every epoch was applied (else the run was cut short).
         epochs: epochs of which every example was applied exactly once.
         examples: examples applied.
-        largest_gradient_age: of any contribution, in updates.
+        largest_staleness: of any contribution, in updates.
         class_examples: class -> how often its examples were applied; with replacement, and a
             beginning that was dropped, in the epochs that the journal has anything of.
         class_delays: class -> how often one of its examples was deferred to a later update.
@@ -50,7 +50,7 @@ class Audit:
     complete: bool
     epochs: int
     examples: int
-    largest_gradient_age: int
+    largest_staleness: int
     class_examples: dict[str, int]
     class_delays: dict[str, int]
     checkpoints: int
@@ -117,7 +117,7 @@ def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
         complete=check.complete,
         epochs=ledger.whole // plan.steps_per_epoch + whole_early,
         examples=ledger.examples(plan),
-        largest_gradient_age=check.updates.largest_age,
+        largest_staleness=check.updates.largest_age,
         class_examples=dict(zip(names, used.counts(), strict=True)),
         class_delays=dict(zip(names, delayed.counts(), strict=True)),
         checkpoints=len(places),

@@ -298,7 +298,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
     if any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
         raise ValueError("its classes or shape are invalid")
     if type(scale) is not float or not _SCALES[0] <= scale <= _SCALES[1]:
-        raise ValueError(f"it divides pixels by {scale}")
+        raise ValueError(f"its pixel scale {scale} is out of range")
     if not all(type(name) is str and is_printable(name) for name in classes):
         raise ValueError("its classes have no names that can be shown")
     if meta["loss"] not in LOSSES:

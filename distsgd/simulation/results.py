@@ -46,8 +46,8 @@ class SimulationResult:
         time_to_accuracy: virtual seconds at the first measurement that reached it, or None.
         waiting_share: share of all workers' time spent waiting for the server to grant work.
         waiting_shares: the same for each worker.
-        gradient_ages: age of a gradient in updates -> how many had it.
-        mean_gradient_age: their mean age.
+        staleness: of a gradient, in updates -> how many had it.
+        mean_staleness: their mean.
         dropped: pushes that were not used.
         requeued: pieces that were put off to a later update.
         bytes_per_update: bytes of gradients sent to the server.
@@ -70,8 +70,8 @@ class SimulationResult:
     time_to_accuracy: float | None = None
     waiting_share: float
     waiting_shares: list[float]
-    gradient_ages: dict[str, int]
-    mean_gradient_age: float
+    staleness: dict[str, int]
+    mean_staleness: float
     dropped: int
     requeued: int
     bytes_per_update: float
@@ -94,7 +94,7 @@ class PolicyRow:
         train_loss: mean at the end.
         test_accuracy: mean at the end.
         waiting_share: mean share of the workers' time spent waiting.
-        mean_gradient_age: mean age of a gradient, in updates.
+        mean_staleness: of a gradient, in updates.
         updates: mean number of updates.
         dropped: mean number of pushes that were not used.
         requeued: mean number of pieces put off.
@@ -110,7 +110,7 @@ class PolicyRow:
     train_loss: float
     test_accuracy: float
     waiting_share: float
-    mean_gradient_age: float
+    mean_staleness: float
     updates: float
     dropped: float
     requeued: float
@@ -164,7 +164,7 @@ def summary(policy: str, runs: Sequence[SimulationResult]) -> PolicyRow:
         train_loss=mean("train_loss"),
         test_accuracy=mean("test_accuracy"),
         waiting_share=mean("waiting_share"),
-        mean_gradient_age=mean("mean_gradient_age"),
+        mean_staleness=mean("mean_staleness"),
         updates=mean("updates"),
         dropped=mean("dropped"),
         requeued=mean("requeued"),

@@ -129,8 +129,8 @@ class SimulatedRun:
                 waited.get(worker, 0.0) / (present or 1.0)
                 for worker, present in enumerate(presence)
             ],
-            gradient_ages={str(age): count for age, count in sorted(ages.items())},
-            mean_gradient_age=sum(age * n for age, n in ages.items()) / max(1, ages.total()),
+            staleness={str(age): count for age, count in sorted(ages.items())},
+            mean_staleness=sum(age * n for age, n in ages.items()) / max(1, ages.total()),
             dropped=statistics.dropped,
             requeued=statistics.requeued,
             bytes_per_update=statistics.bytes_pushed / max(1, ended.snapshot.version),

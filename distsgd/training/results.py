@@ -77,10 +77,10 @@ class TrainResult:
         seed: seed of the run.
         sampling: how minibatches were chosen.
         consistency: the policy.
-        gradient_ages: age of a gradient in updates -> contributions of that age.
+        staleness: of a gradient, in updates -> contributions with it.
         dropped: pushes that were not used.
         requeued: slots deferred to a later update.
-        waiting_seconds: worker -> seconds it waited for work. These, gradient_ages, dropped,
+        waiting_seconds: worker -> seconds it waited for work. These, staleness, dropped,
             requeued, bytes and busy share are of the steps since the processes were last started.
         answering_seconds: worker -> seconds from getting work to its answer's arrival: computing,
             and the way there and back; empty without Ray.
@@ -123,7 +123,7 @@ class TrainResult:
     seed: int
     sampling: str
     consistency: str
-    gradient_ages: dict[str, int]
+    staleness: dict[str, int]
     dropped: int
     requeued: int
     waiting_seconds: dict[str, float]
@@ -159,9 +159,6 @@ def result_from(content: dict[str, Any]) -> TrainResult:
     Raises:
         TypeError: the report holds something else.
     """
-    if "staleness" in content:  # the name of `gradient_ages` in reports of development versions
-        content = {**content, "gradient_ages": content["staleness"]}
-        del content["staleness"]
     found = TrainResult(**content)
     for checked in (found, found.chaos) if found.chaos is not None else (found,):
         for one in fields(checked):

@@ -21,7 +21,7 @@ from distsgd.engine.events import (
     Updated,
 )
 from distsgd.engine.job import Snapshot
-from distsgd.errors import DivergedError, RunError, RuntimeFailure, ServerLost, StorageError
+from distsgd.errors import DivergedError, ProcessLost, RunError, RuntimeFailure, StorageError
 from distsgd.runs import Model, add_kernel, weights_sha256
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.hooks import Context, Hook
@@ -126,7 +126,7 @@ class Session:
             events = self._processes.events(self._job, start, self._stop, self._process_faults)
             try:
                 return self._follow(events, _examples(start))
-            except (ServerLost, NeedsRestart) as error:
+            except (ProcessLost, NeedsRestart) as error:
                 if isinstance(error, NeedsRestart):
                     self._config = replace(self._config, workers=error.workers)
                 else:
@@ -283,7 +283,7 @@ class Session:
             seed=config.seed,
             sampling=config.sampling,
             consistency=config.consistency,
-            gradient_ages={str(k): n for k, n in sorted(ended.statistics.ages.items())},
+            staleness={str(k): n for k, n in sorted(ended.statistics.ages.items())},
             dropped=ended.statistics.dropped,
             requeued=ended.statistics.requeued,
             waiting_seconds=_by_worker(ended.statistics.waiting_seconds),

@@ -234,4 +234,4 @@ class ShardedChannel:
             if not isinstance(reply, ResidualRequest) and reply[0] == lease:
                 return reply[1]
             channel.send(None)
-        raise ChannelClosed("a parameter server dismisses where another gives work")
+        raise ChannelClosed("the parameter servers disagree on whether there is work left")

@@ -15,7 +15,7 @@ COMPARE = ("simulate", "compare", "--dataset", "sample", "--epochs", "1")
 RESULT = {
     "status", "policy", "settings", "fleet", "seconds", "updates", "examples_seen", "curve",
     "target_loss", "time_to_loss", "target_accuracy", "time_to_accuracy", "waiting_share",
-    "waiting_shares", "gradient_ages", "mean_gradient_age", "dropped", "requeued",
+    "waiting_shares", "staleness", "mean_staleness", "dropped", "requeued",
     "bytes_per_update", "train_loss", "test_accuracy", "weights_sha256",
 }  # fmt: skip
 

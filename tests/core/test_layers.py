@@ -28,7 +28,7 @@ ONLY_IN = {
     "ray": {"on_ray", "cluster", "transport"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "pyarrow": {"data", "runs", "transport"},
+    "pyarrow": {"data"},
     "torch": set(),
     "sklearn": set(),
 }

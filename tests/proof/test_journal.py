@@ -49,7 +49,7 @@ def test_a_run_on_ray_holds_and_replays(shared_ray: None) -> None:
     """The policies other than bsp: `tests/training/test_chaos_watch.py`."""
     result = run(3, optimizer="nesterov")
     assert_holds(result)
-    assert sum(result.gradient_ages.values()) >= result.steps
+    assert sum(result.staleness.values()) >= result.steps
 
 
 @pytest.mark.parametrize(

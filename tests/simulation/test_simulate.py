@@ -46,7 +46,7 @@ def test_the_curve_and_the_shares() -> None:
     assert found.curve[-1].train_loss == found.train_loss
     assert found.curve[-1].test_accuracy == found.test_accuracy
     assert len(found.waiting_shares) == 8 and 0 <= found.waiting_share <= 1
-    assert sum(found.gradient_ages.values()) == 30
+    assert sum(found.staleness.values()) == 30
     assert found.policy == "asp" and found.settings["workers"] == 8
 
 
@@ -72,7 +72,7 @@ def test_compare_runs_each_policy_with_each_seed() -> None:
     assert [row.policy for row in found.rows] == policies.split(",")
     assert found.seeds == [5, 6] and len(found.runs) == 10
     rows = {row.policy: row for row in found.rows}
-    assert rows["bsp"].mean_gradient_age == 0 < rows["ssp:3"].mean_gradient_age
+    assert rows["bsp"].mean_staleness == 0 < rows["ssp:3"].mean_staleness
     assert rows["ssp:3"].seconds < rows["bsp"].seconds
     assert rows["backup:2"].requeued > 0
     assert rows["bsp"].test_accuracy == sum(r.test_accuracy for r in found.runs[:2]) / 2

@@ -107,7 +107,7 @@ def test_every_policy_holds_and_replays(settings: dict[str, Any], shared_ray: No
     found = audit(result.run_dir)
     assert found.complete and found.epochs == 20
     if settings["consistency"] == "ssp":
-        assert max(map(int, result.gradient_ages)) <= 3
+        assert max(map(int, result.staleness)) <= 3
     if settings["consistency"] == "backup":
         assert sum(found.class_delays.values()) > 0
     assert replay(result.run_dir).weights_sha256 == result.weights_sha256

@@ -256,7 +256,7 @@ def test_a_corrupt_shard_is_never_trained_on(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("chaos", "none"), ("steps", "12"), ("test_accuracy", None), ("gradient_ages", [1]),
+    [("chaos", "none"), ("steps", "12"), ("test_accuracy", None), ("staleness", [1]),
      ("verified", 3), ("chaos", {"asked": "x"}), ("waiting_seconds", {"0": "long"})],
 )  # fmt: skip
 def test_a_report_whose_digest_holds_but_not_its_values(

@@ -199,9 +199,9 @@ class ParameterServer:
         return self._hand_out()
 
     def overdue(self, worker: int) -> list[Decision]:
-        """A worker has had its lease for too long: others may have it too. Who is first counts.
+        """A worker has had its lease for too long: others may have it too; the first push counts.
 
-        With places of one's own, nobody else has.
+        Under `local`, a piece belongs to one worker's replica and is never leased to another.
         """
         if self._own_places:
             return []
