@@ -1,1 +1,1 @@
-"""Measuring: ours beside others, on the same data, in one session, as ratios."""
+"""The benchmark: distsgd beside other systems on the same data, in one session, as ratios."""

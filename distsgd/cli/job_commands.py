@@ -67,7 +67,7 @@ def submit(
 def _checked(context: typer.Context, resume: str | None) -> tuple[list[str], list[Path], bool]:
     """The command for the job, the files it reads, and whether it needs the embedded images.
 
-    Its flags are read here once, so that a slip is told before anything is sent.
+    Its flags are read here once, so that a mistake is reported before anything is sent.
     """
     from distsgd.config.sources import config_elsewhere
     from distsgd.errors import UsageError
@@ -106,7 +106,7 @@ def _by_its_name(word: str, file: Path) -> str:
 
 def _how_to_come_back(job: str) -> tuple[str, str]:
     return (
-        f"the job goes on; to see it: distsgd jobs logs {job} --follow",
+        f"the job continues; to follow it: distsgd jobs logs {job} --follow",
         f"to end it: distsgd jobs stop {job}",
     )
 
@@ -142,7 +142,7 @@ def _follow(api: JobApi, job: str, json: bool = False) -> None:
 def _tell_end(state: JobState) -> None:
     say(f"{state.job} {'is still ' if not state.over else 'has '}{state.state}")
     if state.over and state.state != "succeeded":
-        say(f"if its run has begun, to go on with it: distsgd submit --resume {state.run}")
+        say(f"to resume its run, if it has started: distsgd submit --resume {state.run}")
 
 
 @app.command("list")
@@ -159,7 +159,7 @@ def list_(address: AddressFlag = "auto", json: JsonFlag = False) -> None:
         print_json({"jobs": [asdict(state) for state in found]})
         return
     print_table(
-        ("job", "state", "begun (UTC)", "ended (UTC)", "command"),
+        ("job", "state", "started (UTC)", "ended (UTC)", "command"),
         [
             (one.job, one.state, _plain_time(one.begun), _plain_time(one.ended), one.command)
             for one in found
@@ -195,7 +195,7 @@ def logs(
 
 @app.command()
 def stop(job: Job = "latest", address: AddressFlag = "auto", json: JsonFlag = False) -> None:
-    """End a job; its run can be gone on with.
+    """End a job; its run can be resumed.
 
     Example: distsgd jobs stop latest
     """

@@ -176,7 +176,7 @@ def _show(result: TrainResult, json: bool) -> None:
         ])  # fmt: skip
     if result.status == "interrupted":
         again = f"distsgd resume {shlex.quote(result.run_dir)}"
-        say(f"interrupted after step {result.steps}; to go on: {again}")
+        say(f"interrupted after step {result.steps}; to resume: {again}")
 
 
 def _time(result: TrainResult) -> str:
@@ -190,7 +190,7 @@ def _time(result: TrainResult) -> str:
 
 def _workers(result: TrainResult) -> str:
     """How many, and how their gradients travelled."""
-    how = "none had begun" if result.channel == "none" else result.channel
+    how = "none started" if result.channel == "none" else result.channel
     return f"{result.workers} ({how})"
 
 

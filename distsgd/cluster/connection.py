@@ -69,7 +69,7 @@ def check_cluster(address: str) -> str:
 
     Raises:
         UsageError: see `address_of`.
-        RuntimeFailure: nobody answers there, or the token is not the cluster's.
+        RuntimeFailure: nothing answers there, or the token is not the cluster's.
     """
     where = address_of(address)
     check_head(where, known_token())
@@ -86,7 +86,7 @@ def joined_cluster(address: str) -> Iterator[None]:
 
     Raises:
         UsageError: see `address_of`, or the caller is connected to another Ray.
-        RuntimeFailure: nobody answers there, or the token is not the cluster's, or see
+        RuntimeFailure: nothing answers there, or the token is not the cluster's, or see
             `shared_connection`.
     """
     where = check_cluster(address)

@@ -252,7 +252,7 @@ def job_api(address: str) -> Iterator[JobApi]:
 
     Raises:
         UsageError: see `jobs_address`.
-        RuntimeFailure: nobody answers there, or the token is not the cluster's.
+        RuntimeFailure: nothing answers there, or the token is not the cluster's.
     """
     where = jobs_address(address)
     near = _is_near(urlsplit(where).hostname or "")

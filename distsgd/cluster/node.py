@@ -230,7 +230,7 @@ def way_to(address: str) -> str:
 
     Raises:
         UsageError: ``address`` is none.
-        RuntimeFailure: nobody answers there.
+        RuntimeFailure: nothing answers there.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():

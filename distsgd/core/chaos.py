@@ -85,7 +85,7 @@ class Chaos:
         Args:
             worker: whose.
             number: how many it has sent before in the run. Not the lease: one that was dropped is
-                computed again, and would be dropped for ever.
+                computed again, and would be dropped each time.
 
         Returns:
             the faults by name.

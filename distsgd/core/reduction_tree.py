@@ -190,7 +190,7 @@ class TreeSum:
         return total
 
     def _sum(self, node: Node) -> Floats | None:
-        """Sum what is there below a node; None if nothing is."""
+        """Sum what has arrived below a node; None if nothing has."""
         if node in self._parts:
             return self._parts[node]
         if node.level == 0 or node.first >= self._slots:

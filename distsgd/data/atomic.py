@@ -75,7 +75,7 @@ def locked_dataset(name: str, say: Say) -> Iterator[Path]:
 
     Args:
         name: name of the dataset.
-        say: is told if another process holds the lock, which is waited for.
+        say: called with a message while another process holds the lock.
 
     Raises:
         DistsgdError: for an `OSError` of the system, here or in the body.
@@ -120,6 +120,6 @@ def installed(target: Path) -> Iterator[Path]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what an interrupted process has left; nobody uses it, as we hold the lock."""
+    """Remove what an interrupted process has left; no process uses it, as we hold the lock."""
     for left in target.parent.glob(f".{target.name}{_BESIDE}*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,6 @@
 """A lock that a process holds on a file until it releases it or ends.
 
-The file is opened as one of a folder that somebody else may have made (`folder_files`): a lock file
+The file is opened as one of a folder that another user may have made (`folder_files`): a lock file
 that is a link is refused, and the content of the file is left alone.
 """
 

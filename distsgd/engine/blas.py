@@ -128,7 +128,7 @@ def _limited(libraries: Sequence[Any]) -> Limits:
 
 
 def _restore(limits: Limits) -> None:
-    """Undo `_limited`; a number that somebody else has set meanwhile is theirs, and stays."""
+    """Undo `_limited`; a number set by another thread meanwhile stays."""
     for library, threads in limits:
         if threads != 1 and library.num_threads == 1:
             _set(library, threads)
@@ -161,15 +161,15 @@ def keep_one_blas_thread() -> None:
 
 
 def check_blas_threads() -> None:
-    """Check, inside `one_blas_thread`, that nobody else has changed the number of threads.
+    """Check, inside `one_blas_thread`, that no other code has changed the number of threads.
 
     Raises:
-        RuntimeFailure: somebody has; what was computed meanwhile may have other bits.
+        RuntimeFailure: it has been; what was computed meanwhile may have other bits.
     """
     if (threads := _limit.threads()) != 1:
         raise RuntimeFailure(
             f"the BLAS of this process was set to {threads} threads during a computation whose "
             "bits depend on them",
             "Call threadpool_limits and the like before or after it, or in another process; "
-            "`distsgd resume` goes on with a training",
+            "`distsgd resume` continues a training",
         )

@@ -206,7 +206,7 @@ class Connected:
     servers: tuple[str, ...] = ()
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """Who is where, and how they reach the servers."""
         by_place: dict[tuple[str, str], list[str]] = {}
         for number, place in enumerate(zip(self.hosts, self.channels, strict=True)):
@@ -274,7 +274,7 @@ class Stopwatch:
         self._since: float | None = None
 
     def run(self) -> None:
-        """Start, or go on."""
+        """Start, or continue."""
         if self._since is None:
             self._since = perf_counter()
 
@@ -299,7 +299,7 @@ class _Tally:
         self.examples += update.examples
 
     def take(self) -> tuple[float, float]:
-        """Mean loss and accuracy; starts anew."""
+        """Mean loss and accuracy since the last call."""
         count = max(1, self.examples)
         means = self.loss / count, self.correct / count
         self.__init__()  # type: ignore[misc]

@@ -32,7 +32,7 @@ __all__ = ["Job", "Snapshot", "snapshot"]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All of the server that training goes on from.
+    """The state of the server from which training continues.
 
     Attributes:
         version: updates applied.
@@ -73,7 +73,7 @@ class Job:
         plan: the examples of every slot.
         schedule: the learning rate of every step.
         log_every: updates between two progress events.
-        policy: when a worker may go on, and which pushes make an update.
+        policy: when a worker may continue, and which pushes make an update.
         compress: "none", "fp16", "topk:FRACTION" or "onebit".
         error_feedback: whether what compression leaves out is sent later.
         servers: how many servers W is split over.
@@ -190,7 +190,7 @@ class Job:
         )
 
     def push_bytes(self, nodes: int) -> int:
-        """Bytes of a push of so many nodes, without what is told about it."""
+        """Bytes of a push of this many nodes, without its header."""
         codec = self.codec()
         return nodes * self.vector_bytes if codec is None else codec.size
 

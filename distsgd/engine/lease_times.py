@@ -92,7 +92,7 @@ class LeaseTimes:
         return found
 
     def bound(self, slots: int) -> float:
-        """Seconds after which a lease of so many slots is given to others too."""
+        """Seconds after which a lease of this many slots is given to others too."""
         return max(_LEAST_SECONDS, _TIMES_LONGER * slots * (self._slot_seconds or 0.0))
 
     def hang_bound(self, slots: int) -> float:

@@ -97,9 +97,9 @@ class PendingReplies:
     def called(self, worker: int, *, keep: bool = False) -> int:
         """A worker that is not attached starts a call; returns the number of the call.
 
-        A worker makes one call at a time, so whoever made an earlier one is dead, and its reply is
-        discarded. ``keep`` keeps it for the next call: at a follower it may be meant for the new
-        incarnation, which can reach the coordinator sooner.
+        A worker makes one call at a time, so the process that made an earlier one is dead, and its
+        reply is discarded. ``keep`` keeps it for the next call: at a follower it may be meant for
+        the new incarnation, which can reach the coordinator sooner.
         """
         self._calls[worker] = self._calls.get(worker, 0) + 1
         if worker in self._calling:

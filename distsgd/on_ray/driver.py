@@ -220,7 +220,7 @@ class _Driver:
 
     def _supervise(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
         """Start, resize and check the workers; yields notices about them."""
-        if not fleet.begun and fleet.enough():
+        if not fleet.started and fleet.enough():
             said = fleet.start_work()
             there = sorted(fleet.names)
             yield Connected(

@@ -79,7 +79,7 @@ class Fleet:
     Args:
         make: starts the actor of a worker; called again for a replacement.
         channel: name of the channel to the servers, or "auto".
-        coordinator: the actor of the first server, which is told of deaths.
+        coordinator: the actor of the first server, to which deaths are reported.
         workers: number of workers.
         patience: seconds to wait without a single worker.
         capacity: number of workers for which there are CPUs; None if unknown.
@@ -90,7 +90,7 @@ class Fleet:
         names: worker -> name of its channel, once it is connected.
         hosts: worker -> address of its node, likewise.
         contacts: how workers reach the servers.
-        begun: whether the workers have started.
+        started: whether the workers have started.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Fleet:
         self._channel, self.contacts, self._together = channel, list[Any](), together
         self.names: dict[int, str] = {}
         self.hosts: dict[int, str] = {}
-        self.begun = False
+        self.started = False
         self._actors: dict[int, Any] = {}
         self._places: dict[int, Any] = {}
         self._connecting: dict[Any, int] = {}
@@ -160,7 +160,7 @@ class Fleet:
 
     def start_work(self) -> str | None:
         """Start the connected workers; returns a message about the others, if there are any."""
-        self.begun = True
+        self.started = True
         there, every = len(self._ready), len(self._actors)
         if self._together and there < every:  # else the server waits for their pieces
             missing = self._actors.keys() - self._ready.keys()
@@ -199,7 +199,7 @@ class Fleet:
             if calls is self._connecting:
                 self.names[worker], self.hosts[worker], blas = result
                 self._compare(worker, blas)
-                if self.begun:
+                if self.started:
                     self._announce(worker)
                     self._run(worker)
                 else:

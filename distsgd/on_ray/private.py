@@ -217,7 +217,7 @@ def call_in_actor(actor: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def free_cpus() -> dict[str, float]:
-    """Node id -> CPUs of it that nobody uses."""
+    """Node id -> its free CPUs."""
     import ray
 
     found = ray._private.state.available_resources_per_node()
@@ -225,7 +225,7 @@ def free_cpus() -> dict[str, float]:
 
 
 def job_client(address: str, options: Callable[[bool], Mapping[str, Any]]) -> Any:
-    """A client for jobs whose requests have a time limit; Ray's own waits for ever.
+    """A client for jobs whose requests have a time limit; Ray's own has none.
 
     Args:
         address: URL of the head.

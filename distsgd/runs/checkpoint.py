@@ -398,7 +398,7 @@ def shaped(flat: dict[Any, Floats], model: Architecture) -> dict[Any, Floats]:
 
 
 _NEWEST = 8
-"""How many of the newest checkpoints stay, if so many may."""
+"""How many of the newest checkpoints stay, within the limit."""
 
 
 def wanted(epoch: int, keep: int) -> bool:

@@ -188,7 +188,7 @@ class Session:
                 if not self._connected:
                     self._connected, self._began = True, time.perf_counter()
                 if self._task.address is not None or len(set(event.hosts)) > 1:
-                    self._reporter.notice(event.told)
+                    self._reporter.notice(event.message)
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
                 if event.kernel:

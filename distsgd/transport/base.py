@@ -23,7 +23,7 @@ Reply = Work | ResidualRequest
 
 
 Decode = Callable[[bytes, int], Floats]
-"""Decodes an encoded gradient into so many rows, of which the first has it all."""
+"""Decodes a gradient into a number of rows; the first holds the whole of it."""
 
 
 class Channel(Protocol):

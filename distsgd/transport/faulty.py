@@ -46,7 +46,7 @@ class Tally:
             self._row = np.zeros(len(_COLUMNS), np.int64)
 
     def answered(self, slots: int) -> int:
-        """Count one answer, over so many slots; returns how many there were before."""
+        """Count one answer over this many slots; returns the number before it."""
         before = int(self._row[0])
         self._row[:2] += (1, slots)
         return before

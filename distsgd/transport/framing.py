@@ -175,7 +175,7 @@ class MessageReader:
 
     Args:
         shape: how large they are.
-        decode: what encoded gradients are decoded with, into so many rows.
+        decode: decodes compressed gradients into a number of rows.
         shared: where sums are that are not sent; None if they are.
     """
 
@@ -203,7 +203,7 @@ class MessageReader:
         return message, size
 
     def length(self, content: bytes | bytearray) -> int:
-        """How long a message is without sums that are sent plain, as far as can be told.
+        """How long a message is without sums that are sent plain, as far as is known.
 
         Raises:
             ChannelClosed: it is longer than any.

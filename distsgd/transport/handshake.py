@@ -3,7 +3,7 @@
 Each sends random bytes, and answers the other's with an HMAC under the token of the training. The
 token itself never travels; what is overheard is of no use later.
 
-Connections that have not said yet who they are: so many at once, each for so long.
+Unauthenticated connections: their number and their time are limited.
 
 TLS between nodes, with the certificates that the Ray cluster itself is set up with.
 

@@ -67,7 +67,7 @@ class Port:
     Args:
         server: where the messages go.
         shape: how large they are.
-        decode: what encoded gradients are decoded with, into so many rows.
+        decode: decodes compressed gradients into a number of rows.
         host: address to listen at for workers of other nodes.
         log: for a coordinator: waits for the next entries of a follower, by its number.
     """

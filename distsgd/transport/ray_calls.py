@@ -26,7 +26,7 @@ _CHUNK_BYTES = 90_000
 
 
 def chunk_count(vector_bytes: int) -> int:
-    """Number of chunks for a vector of so many bytes."""
+    """Number of chunks for a vector of this many bytes."""
     return max(1, -(-vector_bytes // _CHUNK_BYTES))
 
 
@@ -48,7 +48,7 @@ class RayPort:
     Args:
         server: where the messages go.
         vector_bytes: bytes of flat W.
-        decode: what encoded gradients are decoded with, into so many rows.
+        decode: decodes compressed gradients into a number of rows.
     """
 
     def __init__(self, server: ServerPort, vector_bytes: int, decode: Decode) -> None:

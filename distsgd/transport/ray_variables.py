@@ -82,7 +82,7 @@ TABLE = (
     ),
     Variable(
         "RAY_IGNORE_UNHANDLED_ERRORS",
-        "errors of calls that nobody waits for are known from other calls",
+        "errors of calls without a waiter are known from other calls",
         "1", ("session", "client"), "_private/worker.py",
     ),
     Variable(

@@ -1,7 +1,7 @@
 """Memory that one worker and one server share: W for the worker, and the sums it pushes.
 
-It is an anonymous file that lives as long as somebody holds it, so nothing is left behind whatever
-dies, and nobody can open it who was not handed it.
+It is an anonymous file that lives as long as a process holds it, so nothing is left behind whatever
+dies, and only a process that was given its descriptor can open it.
 
 There are no locks. W is written by the server while the worker waits for work, and the sums by the
 worker while it has work; a message on the socket between them says whose turn it is.
@@ -107,7 +107,7 @@ class SharedMemory:
 
 
 def _anonymous_file(size: int) -> int:
-    """A file without a name, of a size that nobody can change.
+    """A file without a name, of a fixed size.
 
     Raises:
         OSError: the system refuses it.
@@ -197,7 +197,7 @@ class SharedLoop:
             lost: called if the connection ends before the work does.
 
         Raises:
-            ChannelClosed: memory cannot be shared with it, or nobody is served any more.
+            ChannelClosed: memory cannot be shared with it, or the server has stopped.
         """
         with ExitStack() as stack:
             stack.enter_context(connection)
@@ -213,7 +213,7 @@ class SharedLoop:
             raise ChannelClosed("the server has ended") from None
 
     def close(self) -> None:
-        """Serve nobody any more."""
+        """Stop serving."""
         os.eventfd_write(self._over, 1)
 
     def _run(self) -> None:
@@ -239,7 +239,7 @@ class SharedLoop:
             message, size = peer.reader.parse(peer.content)
             peer.content = b""
             self._server.submit(peer.worker, message, size)
-        except Exception as error:  # of the server it is told to the driver by the server
+        except Exception as error:  # the server reports its own error to the driver
             self._poll.unregister(number)
             del self._peers[number]
             stack.close()

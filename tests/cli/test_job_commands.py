@@ -1,4 +1,4 @@
-"""Trainings as jobs of a cluster with a token: handed over, followed, stopped, gone on with."""
+"""Trainings as jobs of a cluster with a token: handed over, followed, stopped, resumed."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def submitted_until_control_c(home: Path) -> str:
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "the job goes on" in errors
+    assert process.returncode == 130 and "the job continues" in errors
     return errors.partition("jobs logs ")[2].split()[0]
 
 

@@ -142,7 +142,7 @@ def test_a_signal_ends_a_training_well_and_tells_which(
         process.send_signal(number)
         output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
-    assert "stopping after this update" in errors and "to go on: distsgd resume" in errors
+    assert "stopping after this update" in errors and "to resume: distsgd resume" in errors
     result = json.loads(output)
     model = read_checkpoint(latest_checkpoint(folder / "checkpoints"))
     assert (result["status"], model.version) == ("interrupted", result["steps"])
@@ -248,5 +248,5 @@ def test_a_signal_while_ray_starts_is_not_taken_by_ray(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert "stopping after this update" in errors and "interrupted after step 0" in errors
-    assert "2 (none had begun)" in output and " s in all: " in output
+    assert "2 (none started)" in output and " s in all: " in output
     assert not ray_folders()

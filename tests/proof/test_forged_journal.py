@@ -128,7 +128,7 @@ FORGERIES: dict[str, tuple[str, Forgery, str]] = {
     "resumed with no server": ("bsp", resumed(s=0), "servers"),
     "resumed by a channel that is none": ("bsp", resumed(h="\x1b[31m"), "channel"),
     "resumed by a long channel": ("bsp", resumed(h="x" * 10**6), "not a record"),
-    "an answer of before": ("bsp", resumed(), "before the run was gone on with"),
+    "an answer of before": ("bsp", resumed(), "before the run was resumed"),
     "one update more": (
         "bsp", lambda lines: lines.append({**lines[-1], "v": len(lines) + 1}), "no step|comes next"
     ),

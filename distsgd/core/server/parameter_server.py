@@ -43,7 +43,7 @@ class ParameterServer:
         optimizer: update rule.
         schedule: learning rate of each step.
         plan: the slots of each step.
-        policy: when a worker may go on, and which pushes make an update.
+        policy: when a worker may continue, and which pushes make an update.
         version: updates already applied to ``weights``, of one step of the plan each.
         position: the same in full, for a policy that applies them in another order.
         sampler: copies what sampled updates read and do, if some are to be recomputed.

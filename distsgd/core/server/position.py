@@ -25,7 +25,7 @@ _MOST_OPEN = 10_000
 
 @dataclass(frozen=True)
 class Position:
-    """What a server has to know of the updates before, to go on.
+    """What a server needs to know of earlier updates in order to continue.
 
     Attributes:
         version: how many there were.
@@ -111,7 +111,7 @@ class Ledger:
             self._whole += 1
 
     def position(self, plan: Plan, policy: Policy) -> Position:
-        """What a server has to know to go on from here."""
+        """What a server needs to know to continue from here."""
         step = self._next
         if policy.requeues:  # the slots of an epoch are handed out one by one
             step = -(-step // plan.steps_per_epoch) * plan.steps_per_epoch
@@ -157,7 +157,7 @@ class Ledger:
         slots = self._whole * plan.most_slots
         for step, begun in self._begun.items():
             if not (self._whole <= step < self._next and begun):
-                raise ValueError(f"step {step} is not begun between two that are")
+                raise ValueError(f"step {step} is not open, but steps before and after it are")
             if min(begun) < 0 or max(begun) >= plan.slots(step):
                 raise ValueError(f"the plan has no slot {max(begun)} of step {step}")
             slots += len(begun)

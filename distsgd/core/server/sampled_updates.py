@@ -89,7 +89,7 @@ class UpdateSampler:
 
     @property
     def full(self) -> bool:
-        """Whether so many wait that further ones may soon be skipped."""
+        """Whether the queue is nearly full, so that further updates may be skipped."""
         return 4 * self._waiting >= MOST_WAITING
 
     def leased(self, minibatch: OpenMinibatch, version: int, weights: Floats) -> None:

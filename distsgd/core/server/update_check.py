@@ -51,7 +51,7 @@ class UpdateCheck:
         self._workers = max(self._workers, workers)
 
     def resumed(self, version: int, epochs: int, workers: int) -> None:
-        """The run was gone on with: by a new fleet, which knows of no lease before.
+        """The run was resumed by new workers, which hold no earlier lease.
 
         Raises:
             ValueError: it does not stand there.
@@ -168,12 +168,12 @@ class UpdateCheck:
             raise ValueError(f"a gradient is {age} updates old")
         if lease.version < self._oldest:
             raise ValueError(
-                f"a gradient was computed at version {lease.version}, before the run was gone on "
-                f"with at version {self._oldest}"
+                f"a gradient was computed at version {lease.version}, before the run was "
+                f"resumed at version {self._oldest}"
             )
         self.largest_age = max(self.largest_age, age)
         if lease.serial < self._first_serials.get(worker, 0):
-            raise ValueError(f"worker {worker} gave an answer from before the run was gone on with")
+            raise ValueError(f"worker {worker} gave an answer from before the run was resumed")
 
     def _count(self, update: Update) -> None:
         """Count the examples of the epochs that are not whole."""

@@ -40,7 +40,7 @@ _DOWNLOAD_SECONDS = (10.0, 30.0)
 
 
 class TooSlow(OSError):
-    """A server sends next to nothing, and could go on for days."""
+    """A server sends next to nothing, and could continue for days."""
 
 
 class Pace:

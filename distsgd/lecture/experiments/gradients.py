@@ -204,7 +204,7 @@ def numeric_gradient(
         curve_parameters: entries, drawn at random, for the curves.
         workers: worker processes; the answer does not depend on them.
         seed: of W.
-        progress: told how many entries are done, and of how many.
+        progress: called with the number of entries that are done, and of all.
 
     Raises:
         UsageError: an argument cannot be used.
