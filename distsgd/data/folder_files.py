@@ -1,8 +1,8 @@
 """Safe access to files of a folder that another user may have made: plain files, and no links.
 
 A run folder, a dataset or a cache may come from a colleague or a stranger. Through a symbolic link
-in it we would read, truncate or remove a file elsewhere, and on a pipe we would wait without
-end. So all of its files are opened by the functions of this module. The folder itself may be reached
+in it we would read, truncate or remove a file elsewhere, and on a pipe we would wait without end.
+So all of its files are opened by the functions of this module. The folder itself may be reached
 through links: these are the user's own, or the user has named them.
 """
 

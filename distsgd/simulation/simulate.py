@@ -17,10 +17,14 @@ from distsgd.simulation.scenario import policy_settings
 from distsgd.simulation.simulated_run import SimulatedRun
 from distsgd.spelling import spelled
 from distsgd.training.interrupts import NEVER, Stopping
+from distsgd.training.limits import check_cache
 
 __all__ = ["compare", "policy_configs", "simulate"]
 
 _USUAL_FLEET, _USUAL_MEASURING = Fleet(), Measuring()
+
+
+_MOST_SEEDS = 10_000
 
 
 def simulate(
@@ -58,6 +62,7 @@ def simulate(
 
 def _opened(config: TrainConfig) -> Dataset:
     dataset = open_dataset(config.dataset, cache_limit=config.cache_limit, stream=config.streams)
+    check_cache(config, dataset)
     dataset.verify()
     return dataset
 
@@ -96,8 +101,10 @@ def compare(
         UsageError: a setting cannot be used.
         RuntimeFailure: all workers failed.
     """
-    if seeds < 1:
-        raise UsageError(f"{spelled('seeds')} cannot be {seeds}", "Give 1 or more")
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise UsageError(
+            f"{spelled('seeds')} cannot be {seeds}", f"Give a number from 1 to {_MOST_SEEDS:,}"
+        )
     first = next(iter(configs.values()))
     numbers = list(range(first.seed, first.seed + seeds))
     runs: dict[str, list[SimulationResult]] = {}

@@ -52,7 +52,7 @@ class ChaosWatch(Hook):
         self._tallied: dict[str, int] = {}
         self._kills: ChaosKills | None = None
 
-    def open(self, job: Job, context: Context) -> Job:
+    def prepare(self, job: Job, context: Context) -> Job:
         """Start the log; faults of pushes go with the job."""
         chaos, folder = self._chaos, context.run.folder.path
         self._run, self._plan, self._start = context.run, job.plan, context.version

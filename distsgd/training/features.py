@@ -49,7 +49,7 @@ class _Timeline(Hook):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self, job: Job, context: Context) -> Job:
+    def prepare(self, job: Job, context: Context) -> Job:
         return replace(job, trace=True)
 
     def ended(self, ended: Ended) -> None:
@@ -62,7 +62,7 @@ class _Verification(Hook):
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
 
-    def open(self, job: Job, context: Context) -> Job:
+    def prepare(self, job: Job, context: Context) -> Job:
         self._context, self._background = context, Background()
         self._verifier = Verifier(self._config, context.run.dataset, job)
         return job

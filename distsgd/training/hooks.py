@@ -38,7 +38,7 @@ class Hook:
     `close`, `ended` and `result`. After an error it calls `close` alone.
     """
 
-    def open(self, job: Job, context: Context) -> Job:
+    def prepare(self, job: Job, context: Context) -> Job:
         """The session starts: open files and threads; returns the job as this feature needs it."""
         return job
 

@@ -223,8 +223,12 @@ def what_fits(sizes: Sizes, fits: Callable[[Sizes], bool]) -> tuple[str, int] | 
     return name, low
 
 
-def _check_cache(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises UsageError if the cache of a node is too small, or a stream cannot be verified."""
+def check_cache(config: TrainConfig, dataset: Dataset) -> None:
+    """See that the cache of a node is large enough for what is in it at once.
+
+    Raises:
+        UsageError: it is not, or the settings need all of a dataset that is streamed.
+    """
     train, test = ([entry.size for entry in dataset.manifest.shards(s)] for s in ("train", "test"))
     if dataset.streamed and config.verify:
         raise UsageError(
@@ -266,7 +270,7 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
     Raises:
         UsageError: they do not; says what would do.
     """
-    _check_cache(config, dataset)
+    check_cache(config, dataset)
     examples = dataset.manifest.rows("train")
     if config.batch_size > examples:
         raise UsageError(

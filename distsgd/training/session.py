@@ -105,7 +105,7 @@ class Session:
                 self._keeper.resumed(self._config)
             context = Context(self._task.run, self._start.version, self._keeper.try_to_save)
             for hook in self._hooks:
-                self._job = hook.open(self._job, context)
+                self._job = hook.prepare(self._job, context)
                 stack.callback(hook.close)
             self._keeper.start(self._start)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)

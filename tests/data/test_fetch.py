@@ -108,7 +108,7 @@ def test_other_datasets_are_left_alone(cache: Path, tmp_path: Path) -> None:
     other.parent.mkdir(parents=True)
     other.write_text("{}")
     (tmp_path / "bad.tar.gz").write_bytes(b"bad")
-    with pytest.raises(Exception, match="not a whole archive"):
+    with pytest.raises(Exception, match="not a complete archive"):
         fetch_cifar10(str(tmp_path / "bad.tar.gz"))
     assert other.read_text() == "{}"
 

@@ -226,7 +226,7 @@ def test_a_bound_that_is_too_small_is_told_before_anything_is_fetched(
         train(store.open("many"), workers=0, cache_size=2)
     with pytest.raises(UsageError, match="shuffle_window=1"):
         train(store.open("many"), workers=0, cache_size=2, shuffle="shard")
-    with pytest.raises(UsageError, match="lie elsewhere"):
+    with pytest.raises(UsageError, match="cache_size is for remote datasets"):
         train("sample", workers=0, cache_size=2)
     with pytest.raises(UsageError, match="sampling='random'"):
         train("sample", workers=0, shuffle="shard", sampling="random")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from distsgd.data.dataset import Dataset
 from distsgd.engine.events import Ended, Event, Notice, Progress
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot
-from distsgd.errors import DatasetError, RuntimeFailure, ServerLost
+from distsgd.errors import DatasetError, DivergedError, RuntimeFailure, ServerLost
 from distsgd.on_ray import driver as ray_runtime
 from distsgd.on_ray.fleet import Fleet
+from distsgd.training import train
 
 pytestmark = pytest.mark.ray
 
@@ -205,3 +207,11 @@ def test_a_request_to_stop_ends_at_a_whole_update(sample: Dataset, shared_ray: N
     assert not event.finished
     assert event.examples_seen == sum(job.plan.batch_examples(s) for s in range(steps[-1]))
     assert event.snapshot.version == steps[-1]
+
+
+def test_a_training_that_diverges(shared_ray: None, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(DivergedError, match="Lower the learning rate"):
+        train(dataset="sample", workers=2, loss="svm", learning_rate=1e30, run_dir=folder)
+    assert json.loads((folder / "report.json").read_text())["status"] == "diverged"
+    assert (folder / "checkpoints" / "step-000000000.npz").exists()

@@ -28,7 +28,7 @@ class Recorder(Hook):
         self.calls: list[str] = []
         self.most = most
 
-    def open(self, job: Job, context: Context) -> Job:
+    def prepare(self, job: Job, context: Context) -> Job:
         self.calls.append(f"open after {context.version}")
         return job
 

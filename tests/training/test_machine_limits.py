@@ -121,8 +121,8 @@ def test_the_command_line_raises_the_limit(distsgd: Run, tmp_path: Path) -> None
     ("error", "says"),
     [
         (OSError(errno.EACCES, "x"), "permission denied. Check that you may read it"),
-        (OSError(errno.ENOMEM, "x"), "cannot allocate memory. Take less at a time"),
-        (MemoryError(), "cannot allocate memory. Take less at a time"),
+        (OSError(errno.ENOMEM, "x"), "cannot allocate memory. Use smaller sizes"),
+        (MemoryError(), "cannot allocate memory. Use smaller sizes"),
         (OSError(errno.ENOSPC, "x"), "no space left on device. Free some space"),
     ],
 )
