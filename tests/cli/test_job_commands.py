@@ -155,7 +155,7 @@ def submitted_until_control_c(home: Path) -> str:
         (("--run-dir", "mine"), 2, "--run-dir is given twice, or means nothing in a job"),
         (("--chaos", "nonsense"), 2, "nonsense"),
         (("--resume", "first", "--workers", "x"), 2, "workers"),
-        (("--dataset", "./mine"), 2, "is a path from this folder"),
+        (("--dataset", "./mine"), 2, "is a relative path, which is not on the cluster"),
         (("--workers", "0"), 2, "--workers 0 trains without a cluster"),
         (("--dataset", "s3://KEY:SECRET@bucket/x"), 2, "carries a name or a key"),
         (("--set", "dataset=s3://KEY:SECRET@bucket/x"), 2, "carries a name or a key"),
