@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="random schedules that each consistency policy is tested with",
     )
     parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run the tests, too, that take minutes and prove little that quicker ones do not",
+    )
+    parser.addoption(
         "--all-chapters",
         action="store_true",
         help="run the commands of every chapter of the lecture, not of the quick ones alone",
@@ -52,8 +57,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever shares the Ray of all tests is one of those with Ray."""
+    """Mark the tests that share a Ray as tests with Ray; skip those for --thorough alone."""
     for item in items:
+        if item.get_closest_marker("thorough") and not item.config.getoption("thorough"):
+            item.add_marker(pytest.mark.skip(reason="only with --thorough"))
         if "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
 

@@ -16,6 +16,7 @@ from distsgd.training.training import scale
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.thorough
 def test_on_a_cluster(tmp_path: Path) -> None:
     """See `cluster_runs.py`."""
     with short_temporary_folder() as folder:
