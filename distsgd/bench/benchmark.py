@@ -1,6 +1,6 @@
 """The benchmark: choose who is measured, measure them in rounds, and set them side by side.
 
-Rounds: every contender once, one process at a time, then all of them again.
+Rounds: every contender once, one process at a time, then all of them again in reverse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from distsgd.bench.contenders import Contender, choose, grid, usual_contenders
-from distsgd.bench.environment import Measurement, busy_cores, environment
+from distsgd.bench.environment import Measurement, busy_cores, cpu_flags, environment
 from distsgd.bench.processes import Finished, parse_results, run_process
 from distsgd.bench.report import Report, judged, make_rows, markdown
 from distsgd.config.settings import SETTINGS
@@ -64,7 +64,7 @@ def reason_to_skip(
 
 def in_processes(contenders: Sequence[Contender]) -> Iterator[list[Contender]]:
     """Contenders that follow one another and share a process, together."""
-    for shared, group in groupby(contenders, key=lambda one: one.shares):
+    for (shared, _), group in groupby(contenders, key=lambda one: (one.shares, one.kernel)):
         members = list(group)
         yield from [members] if shared else [[one] for one in members]
 
@@ -78,7 +78,9 @@ def measure_rounds(
     seconds: float,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Measurement], float]:
-    """Measure all contenders in interleaved rounds: A B C, A B C, ...
+    """Measure all contenders in interleaved rounds: A B C, C B A, A B C, ...
+
+    So a drift of the machine, which favours the later of two, favours each of them in turn.
 
     Args:
         contenders: in order.
@@ -101,7 +103,7 @@ def measure_rounds(
     present = [one for one in contenders if one.name not in skipped]
     others: list[float] = []
     for number in range(rounds):
-        for together in in_processes(present):
+        for together in in_processes(present[:: -1 if number % 2 else 1]):
             names = ", ".join(one.name for one in together)
             others.append(busy_cores())
             tell(f"round {number + 1} of {rounds}: {names}")
@@ -116,11 +118,13 @@ def _measure_process(
     seconds: float,
     measured: Mapping[str, Measurement],
 ) -> None:
-    runs = [{"name": one.name, **one.settings} for one in together]
+    kernel = together[0].kernel
+    runs = [{"name": one.name, "kernel": kernel, **one.settings} for one in together]
     task = json.dumps({"dataset": dataset, "seconds": seconds, "runs": runs})
     finished = run_process(
         python_module(together[0].module, task),
         _START_LIMIT + len(runs) * (seconds + _RUN_LIMIT),
+        {"OPENBLAS_CORETYPE": kernel} if kernel else None,
     )
     said = {content["name"]: content for content in parse_results(finished.output)}
     for one in together:
@@ -227,7 +231,7 @@ def run_benchmark(options: Options, tell: Callable[[str], None]) -> Report:
         environment=environment(),
         others_busy=others,
         rows=make_rows(contenders, measured),
-        bars=judged(measured),
+        bars=judged(measured, cpu_flags()),
         wall_seconds=perf_counter() - began,
     )
 

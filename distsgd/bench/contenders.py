@@ -34,7 +34,10 @@ class Contender:
         unit: of the value.
         settings: passed to the module.
         batch: global minibatch, 0 where there is none.
+        inline: ours in one process, which it is divided by; empty for that of the same minibatch.
+        plain: the plain numpy loop that it is divided by; empty if that says nothing.
         needs: import name of a package that must be installed.
+        kernel: OPENBLAS_CORETYPE of its process; empty for the usual one.
         shares: consecutive contenders with the same word share a process.
     """
 
@@ -44,7 +47,10 @@ class Contender:
     unit: str = IMAGES
     settings: dict[str, Any] = field(default_factory=dict)
     batch: int = 0
+    inline: str = ""
+    plain: str = "numpy"
     needs: str = ""
+    kernel: str = ""
     shares: str = ""
 
 
@@ -81,6 +87,9 @@ def choose(
 BATCHES = (64, 256, 512, 2048)
 """Global minibatches that distsgd is measured with."""
 
+HASWELL = "Haswell"
+"""The kernels of OpenBLAS for processors without AVX-512, by their OPENBLAS_CORETYPE."""
+
 TARGET = 0.40
 """Test accuracy that is timed."""
 
@@ -90,6 +99,15 @@ _PEERS = "distsgd.bench.peers"
 def _ours(
     workers: int, batch: int, consistency: str = "bsp", channel: str = "auto", **more: Any
 ) -> Contender:
+    """A form of distsgd.
+
+    Args:
+        workers: 0 for one process without Ray.
+        batch: size of a minibatch.
+        consistency: the policy.
+        channel: how gradients travel.
+        **more: fields of the contender; `settings` are added to those of the arguments.
+    """
     end = "" if channel == "auto" else f"-{channel}"
     if workers == 0:
         name, what = f"inline-{batch}", f"ours, inline, {batch}"
@@ -101,16 +119,13 @@ def _ours(
         what = f"ours, {fleet}, {consistency}, {batch}{each}{by}"
     settings = {
         "workers": workers, "batch_size": batch, "consistency": consistency, "channel": channel,
+        **more.pop("settings", {}),
     }  # fmt: skip
-    return Contender(
-        name=more.get("name", name), what=more.get("what", what), module="distsgd.bench.ours",
-        batch=batch, settings={**settings, **more.get("settings", {})},
-        shares="ray" if workers else "",
-    )  # fmt: skip
-
-
-def _inline() -> list[Contender]:
-    return [_ours(0, batch) for batch in BATCHES]
+    fields: dict[str, Any] = {
+        "name": name, "what": what, "module": "distsgd.bench.ours", "batch": batch,
+        "shares": "ray" if workers else "",
+    }  # fmt: skip
+    return Contender(**{**fields, **more, "settings": settings})
 
 
 def grid(channels: Sequence[str]) -> list[Contender]:
@@ -123,21 +138,52 @@ def grid(channels: Sequence[str]) -> list[Contender]:
     ]
 
 
-def _on_ray(channels: Sequence[str]) -> Iterator[Contender]:
-    """The forms of distsgd that are measured by default."""
-    for batch in BATCHES:
-        yield _ours(2, batch)
+def _beside_inline(channels: Sequence[str]) -> Iterator[Contender]:
+    """Ours inline, followed at once by the workers and the peers that it is compared with."""
+    yield _plain()
+    yield _ours(0, 256)
+    yield _ours(2, 256)
+    yield _ours(2, 256, "asp")
+    yield _numpy_pair(256)
+    yield _plain(kernel=HASWELL)
+    yield _ours(
+        0, 256, name="inline-haswell-256", what="ours, inline, 256, with Haswell kernels",
+        inline="inline-haswell-256", plain="numpy-haswell", kernel=HASWELL,
+    )  # fmt: skip
+    yield _numpy_pair(512)
+    yield _ours(0, 512)
+    yield _ours(2, 512)
+    yield _ours(4, 512)
+    yield from _distributed_peers()
+    yield _ours(0, 2048)
+    yield _ours(2, 2048)
+    yield _ours(2, 2048, "asp")
+    yield from _pair("mlp", 256, "mlp:100", {"model": "mlp:100"}, plain="")
+    yield from _pair("train", 512, "with journal, checkpoints and evaluation", {"whole": True})
+    yield from _pair("busy", 256, "beside a busy loop", {"busy": True})
+    yield _ours(0, 64)
+    yield _ours(2, 64)
     for consistency, workers, batch in (
-        ("asp", 2, 256), ("asp", 2, 2048), ("ssp", 2, 256), ("ssp", 2, 512),
-        ("bsp", 1, 256), ("bsp", 1, 512), ("asp", 1, 256),
+        ("ssp", 2, 256), ("ssp", 2, 512), ("bsp", 1, 256), ("bsp", 1, 512), ("asp", 1, 256),
     ):  # fmt: skip
         yield _ours(workers, batch, consistency)
     for channel in channels:
         if channel != "auto":
             yield _ours(2, 512, "bsp", channel)
+
+
+def _pair(
+    word: str, batch: int, how: str, settings: dict[str, Any], **more: Any
+) -> Iterator[Contender]:
+    """Ours inline and with 2 workers, in another way than the usual one."""
+    inline = f"inline-{word}-{batch}"
     yield _ours(
-        2, 512, name="train-2-512", settings={"whole": True},
-        what="ours, 2 workers, bsp, 512, with journal, checkpoints and evaluation",
+        0, batch, name=inline, what=f"ours, inline, {batch}, {how}", inline=inline,
+        settings=settings, **more,
+    )  # fmt: skip
+    yield _ours(
+        2, batch, name=f"bsp-2-{word}-{batch}", what=f"ours, 2 workers, bsp, {batch}, {how}",
+        inline=inline, settings=settings, **more,
     )  # fmt: skip
 
 
@@ -171,16 +217,24 @@ def _floor() -> list[Contender]:
     ]
 
 
-def _plain() -> Contender:
+def _plain(kernel: str = "") -> Contender:
+    end, how = (f"-{kernel.lower()}", f", with {kernel} kernels") if kernel else ("", "")
     return Contender(
-        name="numpy", what="one plain numpy loop, 256", batch=256, module=f"{_PEERS}.numpy_loop"
-    )
+        name=f"numpy{end}", what=f"one plain numpy loop, 256{how}", batch=256,
+        module=f"{_PEERS}.numpy_loop", kernel=kernel, plain=f"numpy{end}",
+        inline=f"inline{end}-256",
+    )  # fmt: skip
 
 
-def _peers() -> list[Contender]:
-    learn: dict[str, Any] = {
-        "module": f"{_PEERS}.sklearn_sgd", "batch": 256, "needs": "sklearn",
-    }  # fmt: skip
+def _numpy_pair(batch: int) -> Contender:
+    return Contender(
+        name=f"numpy-2-{batch}",
+        what=f"2 processes of numpy, all-reduce in shared memory, {batch}", batch=batch,
+        module=f"{_PEERS}.numpy_pair", settings={"batch_size": batch},
+    )  # fmt: skip
+
+
+def _distributed_peers() -> list[Contender]:
     return [
         Contender(
             name="ray-docs", what="Ray docs' parameter server, 2 workers, 256 each", batch=512,
@@ -190,6 +244,14 @@ def _peers() -> list[Contender]:
             name="torch-ddp", what="PyTorch DDP gloo, 2 processes, 256 each", batch=512,
             module=f"{_PEERS}.torch_sgd", settings={"processes": 2}, needs="torch",
         ),
+    ]  # fmt: skip
+
+
+def _peers() -> list[Contender]:
+    learn: dict[str, Any] = {
+        "module": f"{_PEERS}.sklearn_sgd", "batch": 256, "needs": "sklearn",
+    }  # fmt: skip
+    return [
         Contender(
             name="torch", what="PyTorch, one process, 256", batch=256,
             module=f"{_PEERS}.torch_sgd", settings={"processes": 1}, needs="torch",
@@ -227,9 +289,10 @@ def _startup() -> list[Contender]:
 def usual_contenders(channels: Sequence[str]) -> list[Contender]:
     """The contenders that are measured by default, in order.
 
+    The two of a ratio follow one another as closely as possible: a machine that others share drifts
+    within seconds.
+
     Args:
         channels: the values of the setting "channel".
     """
-    return [
-        _plain(), *_inline(), *_on_ray(channels), *_limits(), *_peers(), *_floor(), *_startup(),
-    ]  # fmt: skip
+    return [*_beside_inline(channels), *_limits(), *_peers(), *_floor(), *_startup()]

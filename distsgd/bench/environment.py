@@ -14,9 +14,10 @@ from typing import Any
 
 from distsgd.data.system import pause
 from distsgd.engine.blas import blas_kernel
+from distsgd.errors import RuntimeFailure
 from distsgd.version import __version__
 
-__all__ = ["Measurement", "busy_cores", "environment", "ratio"]
+__all__ = ["Measurement", "busy_cores", "check_kernel", "cpu_flags", "environment", "ratio"]
 
 
 _PACKAGES = ("numpy", "ray", "pyarrow", "torch", "scikit-learn")
@@ -62,12 +63,35 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
+    return _of_cpu("model name") or platform.processor() or "unknown"
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, such as "avx2", by the names of /proc/cpuinfo."""
+    return frozenset(_of_cpu("flags").split())
+
+
+def _of_cpu(wanted: str) -> str:
+    """A line of /proc/cpuinfo on the first core; empty if there is none."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() == "model name":
+            if name.strip() == wanted:
                 return value.strip()
-    return platform.processor() or "unknown"
+    return ""
+
+
+def check_kernel(wanted: str) -> None:
+    """Check that the BLAS of this process has the kernels that it was asked for.
+
+    Args:
+        wanted: such as "Haswell"; empty for any.
+
+    Raises:
+        RuntimeFailure: it has others.
+    """
+    if wanted and f"({wanted})" not in (found := blas_kernel()):
+        raise RuntimeFailure(f"numpy computes by {found}, not by {wanted} kernels")
 
 
 def _memory() -> int:

@@ -1,8 +1,9 @@
 """Ours, measured: throughput of the steps, without start-up. A process of its own; see `child`.
 
 The steps are those of `distsgd train`, driven by the same runtimes; nobody evaluates, writes a
-journal or a checkpoint meanwhile, as none of the peers does. With the setting "whole", all of
-`distsgd train` is measured.
+journal or a checkpoint meanwhile, as none of the peers does. With the word "whole", all of
+`distsgd train` is measured, from the first step to the result. With "busy", another program
+computes without end on the same machine.
 """
 
 from __future__ import annotations
@@ -10,9 +11,18 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from distsgd.bench.processes import WARM_UP, Measured, Task, serve, task_from_arguments
+from distsgd.bench.environment import busy_cores, check_kernel
+from distsgd.bench.processes import (
+    WARM_UP,
+    Measured,
+    Task,
+    busy_loop,
+    serve,
+    task_from_arguments,
+)
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import open_dataset
@@ -23,10 +33,19 @@ from distsgd.errors import RuntimeFailure
 from distsgd.training.preparation import train_with
 from distsgd.training.results import Reporter
 
-__all__ = ["Window", "main", "measure"]
+__all__ = ["WORDS", "Window", "main", "measure"]
 
 _EPOCHS = 100_000
 """More than there is time for."""
+
+_WHOLE_EPOCHS = 20
+"""Of a whole training, for each second: its end must not count for much."""
+
+WORDS = ("name", "kernel", "whole", "busy")
+"""What a run says beside settings of a training."""
+
+_SETTLED, _PATIENCE = 0.2, 5.0
+"""Busy cores of a Ray that has started, and seconds to wait for that."""
 
 
 class Window:
@@ -65,13 +84,15 @@ class Window:
 
 def measure(task: Task, run: dict[str, Any]) -> Measured:
     """Measure one form of ours."""
-    settings = {key: value for key, value in run.items() if key not in ("name", "whole")}
-    if run.get("whole"):
-        return _whole(task, settings)
-    config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
-    job = make_job(config, open_dataset(config.dataset))
-    with one_blas_thread():
-        return _steps(job, config, Window(task.seconds))
+    check_kernel(run["kernel"])
+    settings = {key: value for key, value in run.items() if key not in WORDS}
+    with busy_loop() if run.get("busy") else nullcontext():
+        if run.get("whole"):
+            return _whole(task, settings)
+        config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
+        job = make_job(config, open_dataset(config.dataset))
+        with one_blas_thread():
+            return _steps(job, config, Window(task.seconds))
 
 
 def _steps(job: Job, config: TrainConfig, window: Window) -> Measured:
@@ -97,13 +118,19 @@ def _steps(job: Job, config: TrainConfig, window: Window) -> Measured:
 
 
 def _whole(task: Task, settings: dict[str, Any]) -> Measured:
-    """As the user runs it, for some epochs."""
-    config = TrainConfig(dataset=task.dataset, epochs=max(1, round(5 * task.seconds)), **settings)
+    """As the user runs it, for some epochs; the time is that of the clock, after start-up.
+
+    The clock of the steps would not do: it stands still while one process evaluates, but runs on
+    while workers compute beside the evaluation.
+    """
+    epochs = max(1, round(_WHOLE_EPOCHS * task.seconds))
+    config = TrainConfig(dataset=task.dataset, epochs=epochs, **settings)
     with tempfile.TemporaryDirectory() as folder:
         result = train_with(config, Path(folder) / "run", Reporter())
     busy = result.server_busy_share
     details = {"channel": result.channel, **({"server_busy": busy} if busy else {})}
-    return Measured(result.examples_per_second, details)
+    spent = result.wall_seconds - result.startup_seconds
+    return Measured(result.step_examples / spent, details)
 
 
 def main() -> None:
@@ -117,7 +144,16 @@ def main() -> None:
 
         session = ray_session(cpus=workers + 1)
     with session:
+        if workers:
+            _settle()
         serve(task, measure)
+
+
+def _settle() -> None:
+    """Wait while Ray starts what it starts in the background, or somebody else computes."""
+    until = perf_counter() + _PATIENCE
+    while busy_cores() > _SETTLED and perf_counter() < until:
+        pass
 
 
 if __name__ == "__main__":

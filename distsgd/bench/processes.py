@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "Finished",
     "Measured",
     "Task",
+    "busy_loop",
     "parse_results",
     "rate",
     "run_process",
@@ -197,3 +198,27 @@ def rate(step: Callable[[], int], seconds: float) -> float:
     while (now := perf_counter()) < began + seconds:
         images += step()
     return images / (now - began)
+
+
+_BUSY = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(10**6):
+        pass
+"""
+
+
+@contextmanager
+def busy_loop() -> Iterator[None]:
+    """Within it, a process that computes without end runs beside this one.
+
+    It is as another program of the user would be: a session of its own, no other niceness, on
+    whatever core the system gives it. It ends with this process, however that ends.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _BUSY, str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

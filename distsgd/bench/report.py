@@ -7,7 +7,7 @@ A report as a file to commit: markdown, without a date.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from distsgd.bench.contenders import IMAGES, Contender
@@ -36,6 +36,7 @@ class Bar:
         of: the contender.
         over: the one that it is divided by; empty for none.
         unit: of the figure: "x" for a ratio.
+        flag: what /proc/cpuinfo has to say of the processor, for the bar to hold there.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Bar:
     of: str
     over: str = ""
     unit: str = "x"
+    flag: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +68,33 @@ class Outcome:
 
 
 BARS = (
-    Bar("2 workers bsp, 512, over ours inline, 512", ">=", 1.75, "bsp-2-512", "inline-512"),
-    Bar("2 workers bsp, 256, over ours inline, 256", ">=", 1.6, "bsp-2-256", "inline-256"),
-    Bar(
-        "2 workers asp, 256 a worker, over ours inline, 256", ">=", 1.85, "asp-2-256", "inline-256"
-    ),
-    Bar("ours inline, 256, over one plain numpy loop", ">=", 1.4, "inline-256", "numpy"),
+    Bar("2 workers bsp, 256, over ours inline", ">=", 1.7, "bsp-2-256", "inline-256"),
+    Bar("2 workers bsp, 512, over ours inline", ">=", 1.8, "bsp-2-512", "inline-512"),
+    Bar("2 workers bsp, 2048, over ours inline", ">=", 1.85, "bsp-2-2048", "inline-2048"),
+    Bar("2 workers bsp, mlp:100, 256, over ours inline", ">=", 1.75,
+        "bsp-2-mlp-256", "inline-mlp-256"),
+    Bar("2 workers asp, 256 a worker, over ours inline", ">=", 1.85, "asp-2-256", "inline-256"),
+    Bar("the whole of train, 2 workers over inline, 512", ">=", 1.7,
+        "bsp-2-train-512", "inline-train-512"),
+    Bar("beside a busy loop, 2 workers over inline, 256", ">=", 1.0,
+        "bsp-2-busy-256", "inline-busy-256"),
+    Bar("4 workers bsp, 512, over 2 workers", ">=", 0.8, "bsp-4-512", "bsp-2-512"),
+    Bar("2 workers bsp, 256, over 2 processes of numpy", ">=", 0.9, "bsp-2-256", "numpy-2-256"),
+    Bar("2 workers bsp, 512, over 2 processes of numpy", ">=", 0.9, "bsp-2-512", "numpy-2-512"),
+    Bar("2 workers bsp, 512, over Ray docs' parameter server", ">=", 10, "bsp-2-512", "ray-docs"),
+    Bar("2 workers bsp, 512, over PyTorch DDP", ">=", 6, "bsp-2-512", "torch-ddp"),
+    Bar("ours inline, 256, over one plain numpy loop, with AVX-512", ">=", 1.4,
+        "inline-256", "numpy", flag="avx512f"),
+    Bar("ours inline, 256, over one plain numpy loop, with Haswell kernels", ">=", 1.1,
+        "inline-haswell-256", "numpy-haswell"),
     Bar("slot products over the sgemm peak of one thread", ">=", 0.5, "slot-products", "sgemm"),
-    Bar("2 workers bsp, 512, over Ray docs' parameter server", ">=", 8, "bsp-2-512", "ray-docs"),
-    Bar("2 workers bsp, 512, over PyTorch DDP", ">=", 5, "bsp-2-512", "torch-ddp"),
     Bar("2 workers bsp, 512, over partial_fit, log loss", ">=", 20, "bsp-2-512", "sklearn-log"),
     Bar("2 workers bsp, 512, over partial_fit, hinge", ">=", 20, "bsp-2-512", "sklearn-hinge"),
     Bar("train --epochs 1 --workers 2 over bare Ray", "<=", 2.0, "train-1-epoch", "ray"),
     Bar("distsgd --help", "<=", 0.5, "help", unit="s"),
     Bar("import distsgd", "<=", 0.3, "import", unit="s"),
     Bar("to 40 % test accuracy, over PyTorch DDP", "<", 1, "accuracy", "accuracy-ddp"),
-)
+)  # fmt: skip
 """Throughput: more is better. Whole processes: less is."""
 
 
@@ -103,7 +116,6 @@ def judge(bar: Bar, measured: Mapping[str, Measurement]) -> Outcome:
     )
 
 
-_PLAIN = "numpy"
 _DECIMALS = {IMAGES: 0, "s": 2}
 
 
@@ -119,7 +131,7 @@ class Row:
         least: the least of the rounds.
         most: the most of the rounds.
         over_plain: how many times the plain numpy loop; None where that says nothing.
-        over_inline: how many times ours inline, with the same minibatch; likewise.
+        over_inline: how many times ours in one process, with the same minibatch; likewise.
         rounds: the figure of every round.
         skipped: why it was not measured, or not in every round.
         channel: how gradients travelled, where the contender says.
@@ -187,6 +199,7 @@ def make_rows(
 
 def _row(contender: Contender, measured: Mapping[str, Measurement]) -> Row:
     found, trains = measured[contender.name], contender.unit == IMAGES
+    inline = contender.inline or f"inline-{contender.batch}"
     return Row(
         name=contender.name,
         what=contender.what,
@@ -194,20 +207,25 @@ def _row(contender: Contender, measured: Mapping[str, Measurement]) -> Row:
         median=found.median,
         least=found.least,
         most=found.most,
-        over_plain=ratio(measured, contender.name, _PLAIN) if trains else None,
-        over_inline=(
-            ratio(measured, contender.name, f"inline-{contender.batch}") if trains else None
-        ),
+        over_plain=ratio(measured, contender.name, contender.plain) if trains else None,
+        over_inline=ratio(measured, contender.name, inline) if trains else None,
         rounds=tuple(found.values.values()),
         skipped=found.skipped,
         **found.details,
     )
 
 
-def judged(measured: Mapping[str, Measurement]) -> tuple[Outcome, ...]:
-    """The bars whose contenders were wanted."""
+def judged(measured: Mapping[str, Measurement], flags: Container[str]) -> tuple[Outcome, ...]:
+    """The bars whose contenders were wanted.
+
+    Args:
+        measured: by name of the contender.
+        flags: of this processor.
+    """
     return tuple(
-        judge(bar, measured) for bar in BARS if {bar.of, bar.over or bar.of} <= measured.keys()
+        judge(bar, measured)
+        for bar in BARS
+        if {bar.of, bar.over or bar.of} <= measured.keys() and (not bar.flag or bar.flag in flags)
     )
 
 
@@ -289,9 +307,9 @@ def markdown(report: Report) -> str:
 def _method(report: Report) -> str:
     rounds = "1 round" if report.rounds == 1 else f"{report.rounds} rounds"
     return (
-        f"Dataset {report.dataset}; {rounds}, interleaved, {report.seconds:g} s of steps each; "
-        f"one BLAS thread a process; {report.wall_seconds:.0f} s in all. Figures are medians over "
-        "the rounds; ratios are medians of the ratios within a round. Cores busy with "
+        f"Dataset {report.dataset}; {rounds}, every other one in reverse, {report.seconds:g} s of "
+        f"steps each; one BLAS thread a process; {report.wall_seconds:.0f} s in all. Figures are "
+        "medians over the rounds; ratios are medians of the ratios within a round. Cores busy with "
         f"something else meanwhile: {report.others_busy:.1f}."
     )
 

@@ -24,9 +24,7 @@ def test_json_is_one_object_and_all_else_is_on_stderr(distsgd: Run, tmp_path: Pa
     assert "1500 images" in rows["inline-2048"]["skipped"]
     assert rows["inline-256"]["over_plain"] > 0
     assert {"cpu", "numpy", "blas", "ray", "torch"} <= set(found["environment"])
-    assert {bar["what"] for bar in found["bars"]} == {
-        "ours inline, 256, over one plain numpy loop", "import distsgd",
-    }  # fmt: skip
+    assert "import distsgd" in {bar["what"] for bar in found["bars"]}
     assert found["others_busy"] >= 0 and "round 1 of 1: numpy" in done.stderr
     written = (tmp_path / "bench.md").read_text()
     assert found["command"] in written and "ours, inline, 256" in written

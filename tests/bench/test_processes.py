@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from support import PATIENCE, processes_with, wait_for
 
 from distsgd.bench.benchmark import _take
 from distsgd.bench.environment import Measurement
-from distsgd.bench.processes import parse_results, run_process
+from distsgd.bench.processes import busy_loop, parse_results, run_process
 
 SLEEP = "import time; time.sleep({})"
 
@@ -54,9 +55,36 @@ def test_a_measuring_process_ends_with_its_parent(tmp_path: Path) -> None:
     child.stdout.close()
 
 
+def test_a_busy_loop_ends_with_its_block_and_with_its_process(tmp_path: Path) -> None:
+    with busy_loop():
+        wait_for(lambda: busy_loops(os.getpid()))
+        (loop,) = busy_loops(os.getpid())
+        assert os.getsid(loop) == loop and os.getpriority(os.PRIO_PROCESS, loop) == os.nice(0)
+    assert not busy_loops(os.getpid())
+    code = "from distsgd.bench.processes import busy_loop; import time\n"
+    code += f"with busy_loop(): print(flush=True); time.sleep({2 * PATIENCE})"
+    parent = subprocess.Popen(python(code), stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdout.readline() == b"\n"
+    wait_for(lambda: busy_loops(parent.pid))
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not busy_loops(parent.pid))
+
+
+def busy_loops(parent: int) -> list[int]:
+    """Those that say they belong to this process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = entry.joinpath("cmdline").read_bytes()
+            if b"while os.getppid()" in line and line.endswith(f"\0{parent}\0".encode()):
+                found.append(int(entry.name))
+    return found
+
+
 def test_a_failure_is_a_row_and_not_an_end(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    task = {"dataset": str(tmp_path), "seconds": 1, "runs": [{"name": "numpy"}]}
+    task = {"dataset": str(tmp_path), "seconds": 1, "runs": [{"name": "numpy", "kernel": ""}]}
     module = "distsgd.bench.peers.numpy_loop"
     finished = run_process([sys.executable, "-m", module, json.dumps(task)], 30, environment)
     (said,) = parse_results(finished.output)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distsgd.bench.environment import check_kernel
 from distsgd.bench.processes import Measured, Task, rate, serve, task_from_arguments
 from distsgd.data.dataset import open_dataset
 
@@ -94,7 +95,8 @@ def softmax_gradient(
     return p.T @ x + np.float32(2 * REGULARIZATION) * weights, p.sum(axis=0), float(loss)
 
 
-def _measure(task: Task, _: dict[str, Any]) -> Measured:
+def _measure(task: Task, run: dict[str, Any]) -> Measured:
+    check_kernel(run["kernel"])
     images = load_images(task.dataset)
     weights, bias = first_weights(images)
     batches = minibatches(len(images.labels), BATCH, 0)
