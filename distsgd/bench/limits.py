@@ -27,7 +27,7 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Job
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Reply
+from distsgd.transport.base import Answer, Reply
 from distsgd.transport.connections import SharedMemoryChannel
 from distsgd.transport.framing import Shape
 from distsgd.transport.port import Address, Port
@@ -70,10 +70,15 @@ class LeastServer:
     def lost(self, worker: int, incarnation: int) -> None:
         """Ignored: a worker that dies ends the measurement."""
 
+    bell: int | None = None
+
+    def rung(self) -> None:
+        """Ignored: there are no teams."""
+
     def refused(self, where: str) -> None:
         """Ignored: no other peer connects."""
 
-    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """Not supported: all workers use shared memory."""
         raise ChannelClosed("only shared memory is measured")
 

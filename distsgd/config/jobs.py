@@ -70,6 +70,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         dataset=config.dataset if dataset.remote or not is_uri(config.dataset) else "",
         digest=dataset.manifest.digest,
         cache_limit=config.cache_limit,
+        team=config.channel in ("auto", "team"),
         cache=(
             "shards"
             if dataset.streamed

@@ -182,8 +182,9 @@ class TrainConfig:
         True, "Add what compression leaves out to the next gradient.", _FLEET
     )
     channel: str = setting(
-        "auto", "How gradients travel: shm (shared memory), tcp, ray (actor calls), or auto.",
-        _FLEET, flag=True, choices=("auto", "shm", "tcp", "ray"), resumable=True,
+        "auto", "How gradients travel: team (workers that share memory update W among themselves), "
+        "shm (shared memory with the server), tcp, ray (actor calls), or auto.",
+        _FLEET, flag=True, choices=("auto", "team", "shm", "tcp", "ray"), resumable=True,
         aliases="transport",
     )  # fmt: skip
     placement: str = setting(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import SlotLoss
@@ -25,6 +29,9 @@ __all__ = [
     "Push",
     "ResidualReport",
     "ResidualRequest",
+    "Stand",
+    "StandingLease",
+    "Stretch",
     "Update",
     "incarnation_of",
     "next_incarnation",
@@ -147,6 +154,28 @@ Message = Push | ResidualReport
 """What a worker sends."""
 
 
+class StandingLease(NamedTuple):
+    """Updates that a team, workers that share memory, makes without the server.
+
+    How the team cuts each of them into pieces follows from plan and policy: `TeamSteps`.
+
+    Attributes:
+        step: first step of the plan.
+        end: one past the last.
+        version: version of W at which it begins.
+        updates: how many updates these steps are.
+        members: numbers of the workers, in the order of their pieces.
+        serials: of each member's next answer, see `Lease`.
+    """
+
+    step: int
+    end: int
+    version: int
+    updates: int
+    members: tuple[int, ...]
+    serials: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Grant:
     """Send this worker W, as it is now, and this lease."""
@@ -232,6 +261,72 @@ class Update(Protocol):
         """Place and piece of those that were put off."""
 
 
+class Stretch(NamedTuple):
+    """Updates that a team has made, one after another: what `Applied` says of each, in arrays.
+
+    All are of one epoch. Arrays have an entry for each update.
+
+    Attributes:
+        version: version of W before the first.
+        epoch: as in `Applied`.
+        steps: likewise, int64.
+        loss: likewise, float64.
+        correct: likewise, int64.
+        examples: likewise, int64.
+        learning_rates: likewise, float64.
+        answers: worker and lease of each piece, int64 of shape (updates, pieces, 1 + fields of a
+            lease); a worker of -1 where an update has fewer pieces.
+        ends_epoch: whether the last of them ends its epoch.
+    """
+
+    version: int
+    epoch: int
+    steps: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    correct: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    learning_rates: NDArray[np.float64]
+    answers: NDArray[np.int64]
+    ends_epoch: bool
+
+    @property
+    def end(self) -> int:
+        """Version of W after the last."""
+        return self.version + len(self.steps)
+
+    def ages(self) -> Counter[int]:
+        """Age of a contribution in updates -> how many are so old; see `Applied.ages`."""
+        before = self.version + np.arange(len(self.steps))
+        ages = (before[:, None] - self.answers[:, :, 4])[self.answers[:, :, 0] >= 0]
+        values, counts = np.unique(ages, return_counts=True)
+        return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def updates(self) -> Iterator[Applied]:
+        """The updates one by one."""
+        columns: tuple[list[Any], ...] = tuple(
+            array.tolist()
+            for array in (
+                self.steps, self.loss, self.correct, self.examples, self.learning_rates,
+                self.answers,
+            )
+        )  # fmt: skip
+        version, last = self.version, self.end
+        for step, loss, correct, examples, rate, answers in zip(*columns, strict=True):
+            version += 1
+            contributions = tuple([(row[0], Lease(*row[1:])) for row in answers if row[0] >= 0])
+            yield Applied(
+                step, self.epoch, version, loss, correct, examples, rate, contributions, (),
+                self.ends_epoch and version == last,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Have a team make the updates of this lease by itself."""
+
+    lease: StandingLease
+
+
 @dataclass(frozen=True)
 class Diverged:
     """The loss or the gradient of a step is not finite, and W is as it was; or W became so."""
@@ -241,4 +336,4 @@ class Diverged:
     learning_rate: float
 
 
-Decision = Grant | Dismiss | Dropped | Applied | Diverged
+Decision = Grant | Dismiss | Dropped | Applied | Stretch | Stand | Diverged

@@ -8,11 +8,11 @@ What a process does when: laps of one thread of work, for a timeline.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter, perf_counter_ns
 
-from distsgd.core.messages import Applied, Decision, Diverged, Dropped
+from distsgd.core.messages import Applied, Decision, Diverged, Dropped, Stretch
 from distsgd.core.optim import Residuals
 from distsgd.core.server import ParameterServer, SampledUpdate, SplitServer
 from distsgd.engine.job import Job, Snapshot, snapshot
@@ -33,6 +33,7 @@ __all__ = [
     "Track",
     "UpdateSampled",
     "Updated",
+    "UpdatedByTeam",
 ]
 
 
@@ -69,6 +70,9 @@ class Statistics:
             self.updates += 1
             self.ages.update(decision.ages)
             self.requeued += len(decision.requeued)
+        elif isinstance(decision, Stretch):
+            self.updates += len(decision.steps)
+            self.ages.update(decision.ages())
         elif isinstance(decision, Dropped):
             self.dropped += 1
 
@@ -229,6 +233,17 @@ class Updated:
     update: Applied
 
 
+@dataclass(frozen=True, eq=False)
+class UpdatedByTeam:
+    """Updates of a team, for the journal; a training yields them one by one.
+
+    Attributes:
+        stretch: the updates.
+    """
+
+    stretch: Stretch
+
+
 @dataclass(frozen=True)
 class UpdateSampled:
     """A sampled update, to be recomputed.
@@ -263,7 +278,10 @@ class Hung:
     workers: tuple[int, ...]
 
 
-Event = Notice | Connected | Updated | UpdateSampled | Progress | EpochEnded | Saved | Hung | Ended
+Event = (
+    Notice | Connected | Updated | UpdatedByTeam | UpdateSampled | Progress | EpochEnded | Saved
+    | Hung | Ended
+)  # fmt: skip
 
 
 class Stopwatch:
@@ -298,6 +316,14 @@ class _Tally:
         self.correct += update.correct
         self.examples += update.examples
 
+    def add_all(self, stretch: Stretch, first: int, last: int) -> None:
+        """The updates of a stretch from one place to another."""
+        part = slice(first, last)
+        for loss in (stretch.loss[part] * stretch.examples[part]).tolist():
+            self.loss += loss
+        self.correct += int(stretch.correct[part].sum())
+        self.examples += int(stretch.examples[part].sum())
+
     def take(self) -> tuple[float, float]:
         """Mean loss and accuracy since the last call."""
         count = max(1, self.examples)
@@ -327,6 +353,7 @@ class Recorder:
         self._residuals = residuals
         self._recent, self._epoch = _Tally(), _Tally()
         self._examples_seen = 0
+        self._recorded_at = 0.0  # seconds of steps
         self._sampler = server.sampler
         self.statistics = Statistics()
 
@@ -336,15 +363,18 @@ class Recorder:
             if self._sampler is not None and self._sampler.has_news:
                 return True
             return decision.ends_epoch or decision.version % self._job.log_every == 0
-        return isinstance(decision, Diverged)
+        return isinstance(decision, Diverged | Stretch)
 
     def record(self, decision: Decision) -> list[Event]:
         """The events that a decision gives rise to."""
         self.statistics.count(decision)
         if isinstance(decision, Diverged):
             return [self.ended(decision)]
+        if isinstance(decision, Stretch):
+            return list(self._record_all(decision))
         if not isinstance(decision, Applied):
             return []
+        self._recorded_at = self._seconds()
         self._recent.add(decision)
         self._epoch.add(decision)
         self._examples_seen += decision.examples
@@ -353,22 +383,42 @@ class Recorder:
         if self._sampler is not None and (found := self._sampler.take(decision.version)):
             events.append(UpdateSampled(found))
         if ends_epoch or decision.version % self._job.log_every == 0:
-            events.append(self._progress(decision))
+            version, rate = decision.version, decision.learning_rate
+            events.append(self._progress(version, decision.epoch, rate, self._seconds()))
         if ends_epoch:
-            events.append(self._epoch_ended(decision))
+            events.append(self._epoch_ended(decision.epoch))
         # One push can bring about several updates: the last of them is the end.
         if self._server.finished and decision.version == self._server.version:
             events.append(self.ended())
         return events
 
-    def _progress(self, update: Applied) -> Progress:
-        seen, rate = self._examples_seen, update.learning_rate
-        return Progress(
-            update.version, update.epoch, *self._recent.take(), rate, seen, self._seconds()
-        )
+    def _record_all(self, stretch: Stretch) -> Iterator[Event]:
+        """The events of a stretch; the time since the last is shared out evenly."""
+        yield UpdatedByTeam(stretch)
+        count, every = len(stretch.steps), self._job.log_every
+        before, self._recorded_at = self._recorded_at, self._seconds()
+        each = max(0.0, self._recorded_at - before) / count
+        first = 0
+        while first < count:
+            version = stretch.version + first
+            last = min(count, first + every - version % every)
+            self._recent.add_all(stretch, first, last)
+            self._epoch.add_all(stretch, first, last)
+            self._examples_seen += int(stretch.examples[first:last].sum())
+            version, first = stretch.version + last, last
+            if version % every == 0 or (last == count and stretch.ends_epoch):
+                rate = float(stretch.learning_rates[last - 1])
+                yield self._progress(version, stretch.epoch, rate, before + last * each)
+        if stretch.ends_epoch:
+            yield self._epoch_ended(stretch.epoch)
+        if self._server.finished and stretch.end == self._server.version:
+            yield self.ended()
 
-    def _epoch_ended(self, update: Applied) -> EpochEnded:
-        return EpochEnded(update.epoch, *self._epoch.take(), self._seconds(), self._snapshot())
+    def _progress(self, version: int, epoch: int, rate: float, seconds: float) -> Progress:
+        return Progress(version, epoch, *self._recent.take(), rate, self._examples_seen, seconds)
+
+    def _epoch_ended(self, epoch: int) -> EpochEnded:
+        return EpochEnded(epoch, *self._epoch.take(), self._seconds(), self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         return self.with_residuals(snapshot(self._server))

@@ -18,7 +18,7 @@ from distsgd.engine.events import Trace
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.pending_replies import PendingReplies
 from distsgd.errors import RuntimeFailure
-from distsgd.transport.base import Reply
+from distsgd.transport.base import Answer, Membership, Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["DecisionLog", "FollowerHost"]
@@ -49,7 +49,7 @@ class FollowerHost:
         self._dead: dict[int, int] = {}
         self.trace = Trace(job.trace)
 
-    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """See `distsgd.transport.base.ServerPort.exchange`."""
         with self._changed:
             call = self._replies.called(worker, keep=True)
@@ -59,6 +59,7 @@ class FollowerHost:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
+            assert not isinstance(found[0], Membership)  # it does not share memory
             return found[0]
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
@@ -71,6 +72,11 @@ class FollowerHost:
                 self._received += size
                 self._changed.notify_all()
             self._replies.ask(worker, perf_counter())
+
+    bell: int | None = None
+
+    def rung(self) -> None:
+        """See `distsgd.transport.base.ServerPort.rung`; no team works with a follower."""
 
     def attached(
         self, worker: int, give: Callable[[Reply | None], None]

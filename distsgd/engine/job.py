@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from distsgd.core.arrays import Floats
-from distsgd.core.chaos import Chaos
+from distsgd.core.chaos import PUSH_FAULTS, Chaos
 from distsgd.core.model import LINEAR, Architecture, Kernel, Preprocessing, make_architecture
 from distsgd.core.optim import (
     Codec,
@@ -28,6 +28,10 @@ from distsgd.data.verified import FileChecksum
 from distsgd.engine.lease_times import HANG_SECONDS
 
 __all__ = ["Job", "Snapshot", "snapshot"]
+
+
+_MOST_LOSSES = 4096
+"""Of a record of a team."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +94,7 @@ class Job:
         dataset: what the user called it: where `folder` is not, a node has it by this name.
         digest: of its manifest.
         cache_limit: bytes that remote datasets may take on a node, or None.
+        team: whether workers that share memory may make updates among themselves.
     """
 
     folder: str
@@ -120,6 +125,7 @@ class Job:
     dataset: str = ""
     digest: str = ""
     cache_limit: int | None = None
+    team: bool = False
 
     @property
     def architecture(self) -> Architecture:
@@ -130,6 +136,32 @@ class Job:
     def has_residuals(self) -> bool:
         """Whether an answer depends on those before it: gradients are encoded, with feedback."""
         return self.compress != "none" and self.error_feedback
+
+    @property
+    def in_team(self) -> bool:
+        """Whether workers make updates among themselves where they share memory.
+
+        Not with several servers, encoded gradients, faults of pushes, every update to be
+        recomputed, or rounds so long that their losses fill the memory.
+        """
+        push_faults = self.chaos is not None and any(
+            fault.name in PUSH_FAULTS for fault in self.chaos.faults
+        )
+        return (
+            self.team
+            and self.policy.in_team
+            and self.servers == 1
+            and self.compress == "none"
+            and not push_faults
+            and self.verify < 1
+            and self.most_losses <= _MOST_LOSSES
+        )
+
+    @property
+    def most_losses(self) -> int:
+        """Losses of a push at most, one for each slot of each step."""
+        steps = self.plan.steps_per_epoch
+        return self.plan.most_slots * max(map(self.policy.steps, range(1, steps + 1)))
 
     @property
     def features(self) -> int:

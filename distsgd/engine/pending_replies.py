@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from distsgd.core.messages import ResidualRequest
-from distsgd.transport.base import Reply, Work
+from distsgd.transport.base import Membership, Reply, Work
 
 __all__ = ["PendingReplies"]
 
@@ -58,13 +58,24 @@ class PendingReplies:
         self._asking[worker] = now
         self.flush(worker)
 
-    def put(self, worker: int, work: Work | None) -> None:
+    def put(self, worker: int, work: Work | Membership | None) -> None:
         """Reply with work, or None to dismiss; W is copied if it cannot be sent now."""
         if worker in self._asking and worker in self._givers and self._request(worker) is None:
             self._give(worker, work)
             return
-        self._work[worker] = None if work is None else (work[0], work[1].copy())
+        if work is None or isinstance(work, Membership):
+            self._work[worker] = work
+        else:
+            self._work[worker] = (work[0], work[1].copy())
         self.flush(worker)
+
+    def waited_inside(self, worker: int, seconds: float, now: float) -> None:
+        """A worker has waited for others while it had work; what it has spent until now counts."""
+        if (given := self._given.get(worker)) is not None:
+            self.answering[worker] = self.answering.get(worker, 0.0) + now - given
+            self._given[worker] = now
+        self.answering[worker] = self.answering.get(worker, 0.0) - seconds
+        self.waited[worker] = self.waited.get(worker, 0.0) + seconds
 
     def gone(self, worker: int, *, keep: bool = False) -> None:
         """A worker has died: its call ends, and its reply is discarded.

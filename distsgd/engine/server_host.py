@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 
-from distsgd.core.messages import Decision, Dismiss, Grant, Message, Push, ResidualReport
+from distsgd.core.messages import (
+    Decision,
+    Dismiss,
+    Grant,
+    Lease,
+    Message,
+    Push,
+    ResidualReport,
+    Stand,
+)
 from distsgd.core.optim import shared_out
 from distsgd.core.server import Keep
 from distsgd.engine.events import (
@@ -28,7 +37,8 @@ from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.lease_times import LeaseTimes
 from distsgd.engine.pending_replies import PendingReplies
 from distsgd.engine.snapshots import HeldEvents, TimedSnapshots
-from distsgd.transport.base import Reply
+from distsgd.engine.team_host import TeamHost
+from distsgd.transport.base import Answer, Membership, Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["ServerHost"]
@@ -63,9 +73,12 @@ class ServerHost:
         self._events = HeldEvents()
         self._replies = PendingReplies(self._answered, self._events.request)
         self._unrecorded: list[Decision] = []
+        self._team = TeamHost(self._server, job, self._replies.put)
+        self.bell, self._stopping = self._team.bell, False
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
-        self._has_residuals = job.has_residuals
+        self._has_residuals, self._job = job.has_residuals, job
+        self._attached: dict[int, Callable[[Reply | None], None]] = {}
         # Residuals of workers that have not answered yet.
         self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
         self._gone: set[int] = set()
@@ -81,7 +94,7 @@ class ServerHost:
             if self._server.finished:  # the run was killed after its last update
                 self._end(self._recorder.ended())
 
-    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
+    def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """A worker pushes and pulls; see `distsgd.transport.base.ServerPort.exchange`."""
         with self._lock:
             call = self._replies.called(worker)
@@ -89,6 +102,7 @@ class ServerHost:
         with self._lock:
             while (found := self._replies.fetch(worker, call)) is None:
                 self._answered.wait()
+            assert not isinstance(found[0], Membership)  # it does not share memory
             return found[0]
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
@@ -102,11 +116,83 @@ class ServerHost:
                 self._news.notify_all()
             raise
 
-    def attached(
-        self, worker: int, give: Callable[[Reply | None], None]
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def attached(self, worker: int, give: Callable[[Reply | None], None]) -> Iterator[None]:
         """See `distsgd.transport.base.ServerPort.attached`."""
-        return self._replies.attached(worker, give)
+        with self._replies.attached(worker, give):
+            self._attached[worker] = give
+            with self._lock:
+                self._carry_out(self._team.came(worker))
+            try:
+                yield
+            finally:
+                with self._lock:
+                    if self._attached.get(worker) is give:  # else a successor has come
+                        self._carry_out(self._team.went(worker))
+
+    def rung(self) -> None:
+        """See `distsgd.transport.base.ServerPort.rung`."""
+        try:
+            with self._lock:
+                now = perf_counter()
+                self._advance_team()
+                self._recorder.statistics.busy_seconds += perf_counter() - now
+        except Exception as error:
+            with self._lock:
+                self._failure = error
+                self._news.notify_all()
+            raise
+
+    def _advance_team(self) -> None:
+        """Record what the team has made, and have it go on or stop."""
+        team = self._team
+        if not team.standing:
+            return
+        self.trace.start()
+        stretch = team.read(perf_counter())
+        if team.paused and not team.revoked:
+            team.bring_home()
+        if stretch is not None:
+            self._carry_out([stretch])
+        if team.revoked:
+            return
+        if team.in_trouble or not self._goes_on():
+            team.revoke(perf_counter())
+
+    def _goes_on(self) -> bool:
+        """Grant the team more if it needs that; False if it is to stop."""
+        team = self._team
+        if team.paused:
+            self._record()
+            return team.extend()
+        if team.hungry and not self._timed.due:
+            return team.extend()
+        return True
+
+    def _leave_team(self, worker: int, *, dead: bool = False) -> None:
+        """A member has left the team or died; after the last, others do what it has not done."""
+        team = self._team
+        team.revoke(perf_counter())
+        if team.leave(worker, dead=dead):
+            self._close_team()
+
+    def _close_team(self) -> None:
+        team, now = self._team, perf_counter()
+        stretch = team.read(now)
+        team.bring_home()
+        for worker, seconds in team.waits().items():
+            self._replies.waited_inside(worker, seconds, now)
+        left, late = team.close()
+        if stretch is not None:
+            self._carry_out([stretch])
+        self._carry_out(self._server.disbanded())
+        for worker in late:  # it has its turn as if it held a lease
+            self._times.granted(worker, Lease(0, 0, self._job.plan.most_slots, 0), now)
+            self._carry_out(self._server.overdue(worker))
+        if self._stopping:
+            self._stop()
+        for worker in left:
+            self._carry_out(self._server.pull(worker))
 
     def _submit(self, worker: int, message: Message | None, size: int) -> None:
         self._watch.run()
@@ -116,7 +202,13 @@ class ServerHost:
         self.trace.start()
         if message is None:
             self._replies.ask(worker, now)
-            self._carry_out(self._server.pull(worker))
+            if self._team.inside(worker):
+                self._leave_team(worker)
+            else:
+                self._times.lost(worker)
+                self._carry_out(self._server.pull(worker))
+                if self._team.standing:  # it comes to a team that works without it
+                    self._team.revoke(now)
         elif isinstance(message, ResidualReport):
             self._events.reported(worker, message)
             self._news.notify_all()
@@ -153,6 +245,9 @@ class ServerHost:
             now = perf_counter()
             for worker in self._times.overdue(now):
                 self._carry_out(self._server.overdue(worker))
+            if self._team.look(now):
+                self._close_team()
+            self._advance_team()
             self._record()
             if hung := self._times.hung(now):
                 self._emit(Hung(tuple(hung)))
@@ -203,6 +298,8 @@ class ServerHost:
         self._times.lost(worker)
         self._events.lost(worker)
         self._carry_out(self._server.lost(worker))
+        if self._team.inside(worker):
+            self._leave_team(worker, dead=True)
         self._news.notify_all()
 
     def refused(self, where: str) -> None:
@@ -214,15 +311,25 @@ class ServerHost:
     def stop(self) -> None:
         """Grant no more work; the last event follows."""
         with self._lock:
-            decisions = self._server.stop()
-            self._record()
-            self._end(self._recorder.ended())  # asks for residuals, then dismisses
-            self._carry_out(decisions)
+            self._stopping = True
+            if self._team.standing:  # at the last version that is whole, once its members have left
+                self._team.revoke(perf_counter())
+            else:
+                self._stop()
+
+    def _stop(self) -> None:
+        decisions = self._server.stop()
+        self._record()
+        self._end(self._recorder.ended())  # asks for residuals, then dismisses
+        self._carry_out(decisions)
 
     def _end(self, event: Ended) -> None:
         if not self._over:
             self._over = True
             self._watch.pause()
+            now = perf_counter()
+            for worker, seconds in self._team.waits().items():
+                self._replies.waited_inside(worker, seconds, now)
             self._recorder.statistics.waiting_seconds = self._replies.waited
             self._recorder.statistics.answering_seconds = self._replies.answering
             self._emit(event)
@@ -250,6 +357,7 @@ class ServerHost:
         """
         if not self._has_residuals:
             self._grant(decisions)
+            self._stand(decisions)
         self._tell(decisions)
         if self._timed.collecting and self._timed.keep():
             self._tell([Keep(self._server.version)])
@@ -272,13 +380,24 @@ class ServerHost:
                     self._end(event)
                 else:
                     self._emit(event)
-        if not self._over and self._timed.due and (found := self._timed.take()) is not None:
+        if self._over or self._team.away:
+            return
+        if self._timed.due and (found := self._timed.take()) is not None:
             self._emit(Saved(found))
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         if self._followers:
             self._log.add(entries)
             self._decided.notify_all()
+
+    def _stand(self, decisions: list[Decision]) -> None:
+        """Have a team work, if that has been decided."""
+        for decision in decisions:
+            if isinstance(decision, Stand) and not self._team.stand(decision.lease, perf_counter()):
+                self._team.give_up()
+                self._carry_out(self._server.disbanded())
+                for worker in decision.lease.members:
+                    self._carry_out(self._server.pull(worker))
 
     def _grant(self, decisions: list[Decision]) -> None:
         now = perf_counter()

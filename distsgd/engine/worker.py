@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from distsgd.data.row_cache import open_rows
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
-from distsgd.transport.base import Channel, Reply
+from distsgd.transport.base import Channel, Membership, Reply
 
 __all__ = ["Worker", "dataset_of", "work"]
 
@@ -59,10 +59,12 @@ class Worker:
         self._expected: Piece | None = None
         self._last = Lease(-1, 0, 0, 0)
 
-    def compute_in(self, buffer: Floats | None) -> None:
-        """Compute sums in this buffer from now on, such as memory that the server shares."""
+    def computes_in(self, buffer: Floats | None) -> Floats:
+        """Compute sums in this buffer from now on, such as shared memory; returns the last one."""
+        before = self._gradients
         if buffer is not None:
             self._gradients = buffer
+        return before
 
     def get_ready(self, lease: Lease) -> None:
         """Gather the rows of the lease that is likely to be next.
@@ -96,6 +98,28 @@ class Worker:
         check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push
 
+    def sums(self, lease: Lease, flat: Floats) -> list[SlotLoss]:
+        """Compute a lease in place: the sum of each node goes to the row of its first leaf.
+
+        Args:
+            lease: what to compute.
+            flat: flat W of the lease's version.
+
+        Returns:
+            the loss of each slot.
+
+        Raises:
+            RuntimeFailure: as `answer`.
+        """
+        if lease.replicas:
+            push = self._local_steps(lease, flat)
+            np.copyto(self._gradients[0], push.gradients[0])
+            losses = list(push.losses)
+        else:
+            losses, _ = self._sums(*lease.piece, flat)
+        check_blas_threads()
+        return losses
+
     def report(self, request: ResidualRequest) -> ResidualReport:
         """The residual that the server asks for."""
         assert self.feedback is not None
@@ -105,6 +129,7 @@ class Worker:
         """The answer to what a server sends."""
         if isinstance(reply, ResidualRequest):
             return self.report(reply)
+        assert not isinstance(reply, Membership)
         return self.answer(*reply)
 
     def _compressed(self, push: Push, feedback: ErrorFeedback) -> Push:
@@ -188,11 +213,17 @@ class Worker:
             self._split.expect(self._order.shards_from(*window), 2 * self._job.plan.window)
 
 
-def work(worker: Worker, channel: Channel) -> int:
-    """Answer leases until the server has no more; returns how many."""
+def work(worker: Worker, channel: Channel, join: Callable[[Membership], int] | None = None) -> int:
+    """Answer leases until the server has no more; returns how many.
+
+    Args:
+        worker: who works.
+        channel: to the server.
+        join: works in a team, until that is over, and returns how many pieces it has computed.
+    """
     count = 0
     message: Message | None = None
-    worker.compute_in(channel.buffer)
+    worker.computes_in(channel.buffer)
     worker.trace.start()
     # The server detects a W that diverges; no warnings about infinities.
     with np.errstate(all="ignore"):
@@ -205,5 +236,10 @@ def work(worker: Worker, channel: Channel) -> int:
             worker.trace.lap("wait")
             if received is None:
                 return count
+            if isinstance(received, Membership):
+                assert join is not None
+                count += join(received)
+                message = None
+                continue
             message = worker.reply_to(received)
             count += 1

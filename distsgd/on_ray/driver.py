@@ -22,6 +22,7 @@ from distsgd.engine.events import (
     Statistics,
     Track,
     Updated,
+    UpdatedByTeam,
 )
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import ProcessLost, RuntimeFailure
@@ -104,6 +105,15 @@ def train_on_ray(
             raise classify_failure(error) from error
         finally:
             driver.kill()
+
+
+def _one_by_one(events: list[Event]) -> Iterator[Event]:
+    """The events for those who follow the training: each update of a team by itself."""
+    for event in events:
+        if isinstance(event, UpdatedByTeam):
+            yield from map(Updated, event.stretch.updates())
+        elif not isinstance(event, Hung):
+            yield event
 
 
 class _Driver:
@@ -240,7 +250,7 @@ class _Driver:
         assert self._fleet is not None
         hung = [worker for event in events if isinstance(event, Hung) for worker in event.workers]
         said = [self._fleet.hung(worker) for worker in hung]
-        events = [self._merged(event) for event in events if not isinstance(event, Hung)]
+        events = [self._merged(event) for event in _one_by_one(events)]
         events = [*(Notice(text) for text in said if text), *events]
         if self._job.trace and events and isinstance(events[-1], Ended):
             events[-1] = replace(events[-1], tracks=self._tracks())

@@ -17,9 +17,10 @@ from distsgd.engine.events import Event, Track
 from distsgd.engine.follower import FollowerHost
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.server_host import ServerHost
+from distsgd.engine.team import TeamMember
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, DatasetError, StorageError
-from distsgd.transport.base import Channel
+from distsgd.transport.base import Channel, Membership
 from distsgd.transport.connections import ShardedChannel, TcpChannel, connect_within_node, follow
 from distsgd.transport.faulty import FaultyChannel, PushFaults, Tally
 from distsgd.transport.framing import Entry, Shape
@@ -187,10 +188,13 @@ class WorkerProcess:
         actor, node, address = contact
         here = ray.get_runtime_context().get_node_id()
         shape = _shape(self._job, number)
-        if channel == "shm" or (channel == "auto" and here == node):
-            return connect_within_node(
-                address, self._number, shape, incarnation, shared=channel == "shm"
+        if channel in ("shm", "team") or (channel == "auto" and here == node):
+            near = connect_within_node(
+                address, self._number, shape, incarnation, shared=channel != "auto"
             )
+            if near.descriptor is not None and near.name == "shm" and self._job.in_team:
+                near.name = "team"
+            return near
         if channel in ("tcp", "auto"):
             try:
                 return TcpChannel(address, self._number, shape, incarnation)
@@ -207,7 +211,12 @@ class WorkerProcess:
     def run(self) -> int:
         """Work until the server has no more."""
         assert self._worker is not None
-        return work(self._worker, self._channel)
+        return work(self._worker, self._channel, self._join)
+
+    def _join(self, place: Membership) -> int:
+        """Work in a team; see `work`."""
+        assert self._worker is not None and self._channel.descriptor is not None
+        return TeamMember(self._job, self._worker, place, self._channel.descriptor).run()
 
 
 def _process() -> tuple[str, int]:
@@ -227,8 +236,7 @@ def _settle_down() -> None:
 
 def _shape(job: Job, server: int) -> Shape:
     slots, part = job.plan.most_slots, job.ranges()[server]
-    losses = slots * max(map(job.policy.steps, range(1, job.plan.steps_per_epoch + 1)))
-    return Shape(part.stop - part.start, job.dtype, slots, losses, job.parameters)
+    return Shape(part.stop - part.start, job.dtype, slots, job.most_losses, job.parameters)
 
 
 def _part_bytes(job: Job, server: int) -> int:

@@ -7,19 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Message, Push, ResidualRequest
+from distsgd.transport.team_memory import TeamMemory
 
-__all__ = ["Channel", "Decode", "InProcessChannel", "Reply", "ServerPort", "Work"]
+__all__ = [
+    "Answer", "Channel", "Decode", "InProcessChannel", "Membership", "Reply", "ServerPort", "Work",
+]  # fmt: skip
 
 
 Work = tuple[Lease, Floats]
 """A lease, and the flat W to compute it at, which the receiver must not write to."""
 
-Reply = Work | ResidualRequest
-"""What a server sends; None in its place ends the work."""
+
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """A worker's place in a team, which works in its memory until the team is over.
+
+    Attributes:
+        memory: of the team.
+        number: of the member, from 0.
+    """
+
+    memory: TeamMemory
+    number: int
+
+
+Answer = Work | ResidualRequest
+"""What a server sends to any worker; None in its place ends the work."""
+
+Reply = Answer | Membership
+"""What it sends to one that shares memory with it."""
 
 
 Decode = Callable[[bytes, int], Floats]
@@ -34,6 +55,11 @@ class Channel(Protocol):
 
     buffer: Floats | None
     """Where the worker may compute its sums, shape (most_nodes, parameters), to save a copy."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """Descriptor of its connection, if it is one; it can be read when the server has gone."""
+        ...
 
     def send(self, message: Message | None) -> None:
         """Send the answer to what was received last, if anything was, and ask for the next work.
@@ -58,7 +84,14 @@ class Channel(Protocol):
 class ServerPort(Protocol):
     """What a transport needs of the server: the other end of a `Channel`."""
 
-    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
+    bell: int | None
+    """An eventfd that teams of workers write to; `rung` is to be called then."""
+
+    def rung(self) -> None:
+        """The bell has been rung."""
+        ...
+
+    def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """Take what a worker has sent, and wait for its next work.
 
         Called from one thread per worker.
@@ -106,6 +139,7 @@ class InProcessChannel:
 
     name = "in-process"
     buffer: Floats | None = None
+    descriptor: int | None = None
 
     def __init__(self, server: ServerPort, worker: int) -> None:
         self._server, self._worker = server, worker

@@ -11,7 +11,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Message, Push, ResidualReport, ResidualRequest
 from distsgd.core.optim import Codec
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Channel, Reply
+from distsgd.transport.base import Channel, Membership, Reply
 from distsgd.transport.framing import (
     FOLLOWER,
     Entry,
@@ -37,6 +37,11 @@ class _Connection:
 
     def __init__(self, connection: socket.socket, weights: Floats) -> None:
         self._connection, self._weights = connection, weights
+
+    @property
+    def descriptor(self) -> int | None:
+        """See `Channel.descriptor`."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Close the connection; the server notices."""
@@ -185,6 +190,7 @@ class ShardedChannel:
     """
 
     buffer: Floats | None = None
+    descriptor: int | None = None
 
     def __init__(
         self, channels: Sequence[Channel], ranges: Sequence[slice], codec: Codec | None
@@ -221,6 +227,7 @@ class ShardedChannel:
             for channel in followers:
                 channel.receive()
             return None
+        assert not isinstance(reply, Membership)  # a team has one server
         lease, weights = reply
         rest = [self._part(channel, lease) for channel in followers]
         return lease, np.concatenate([weights, *rest])
@@ -231,7 +238,7 @@ class ShardedChannel:
         The first reply may be for the lease of the worker's previous incarnation.
         """
         while (reply := channel.receive()) is not None:
-            if not isinstance(reply, ResidualRequest) and reply[0] == lease:
+            if isinstance(reply, tuple) and reply[0] == lease:
                 return reply[1]
             channel.send(None)
         raise ChannelClosed("the parameter servers disagree on whether there is work left")

@@ -105,7 +105,7 @@ class FaultyChannel:
     """
 
     def __init__(self, inner: Channel, faults: PushFaults) -> None:
-        self.name, self.buffer = inner.name, inner.buffer
+        self.name, self.buffer, self.descriptor = inner.name, inner.buffer, inner.descriptor
         self._inner, self._faults = inner, faults
         self._again: Push | None = None
 

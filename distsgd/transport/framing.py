@@ -35,7 +35,8 @@ from distsgd.core.messages import (
 from distsgd.core.model import SlotLoss
 from distsgd.core.server import Keep
 from distsgd.errors import ChannelClosed
-from distsgd.transport.base import Decode, Reply
+from distsgd.transport.base import Decode, Membership, Reply, Work
+from distsgd.transport.team_memory import TeamMemory, TeamShape
 
 __all__ = [
     "FOLLOWER",
@@ -57,7 +58,10 @@ _PUSH = struct.Struct("<7qIII")
 _SIZES = struct.Struct("<III")  # the end of a push's header
 _LOSS = struct.Struct("<3d")
 _REPLY = struct.Struct("<7q")
-_NOTHING, _RESIDUAL = -1, -2  # in the place of a lease's step: nothing, or about a residual
+# In the place of a lease's step: nothing, about a residual, or a place in a team.
+_NOTHING, _RESIDUAL, _TEAM = -1, -2, -3
+_MEMBERSHIP = struct.Struct("<7q")
+_MOST_FILES = 250  # that can be passed at once, nearly
 _PLAIN = 0xFFFFFFFF  # in the place of a size: the sums themselves
 
 
@@ -146,7 +150,46 @@ def send_message(
         send(connection, words)
 
 
-def send_reply(connection: socket.socket, reply: Reply | None, *, shared: bool = False) -> None:
+def send_membership(connection: socket.socket, membership: Membership) -> None:
+    """Send a worker of this node its place in a team, with the descriptors of the memory.
+
+    Raises:
+        ChannelClosed: the worker has gone.
+    """
+    shape = membership.memory.shape
+    send(connection, _REPLY.pack(_TEAM, membership.number, *(0,) * 5))
+    sizes = _MEMBERSHIP.pack(
+        shape.members, shape.parameters, np.dtype(shape.dtype).itemsize, shape.states, shape.rows,
+        shape.losses, shape.records,
+    )  # fmt: skip
+    try:
+        socket.send_fds(connection, [sizes], membership.memory.files)
+    except OSError:
+        raise ChannelClosed("the peer of a channel has gone") from None
+
+
+def _receive_membership(connection: socket.socket, number: int, dtype: str) -> Membership:
+    """Its place in a team, for a worker.
+
+    Raises:
+        ChannelClosed: the server has gone.
+    """
+    try:
+        said, files, _, _ = socket.recv_fds(
+            connection, _MEMBERSHIP.size, _MOST_FILES, socket.MSG_CMSG_CLOEXEC
+        )
+    except OSError:
+        said, files = b"", []
+    if len(said) != _MEMBERSHIP.size:
+        raise ChannelClosed("the parameter server has not shared the memory of a team")
+    members, parameters, _, *rest = _MEMBERSHIP.unpack(said)
+    shape = TeamShape(members, parameters, dtype, *rest)
+    return Membership(TeamMemory.attach(files, shape), number)
+
+
+def send_reply(
+    connection: socket.socket, reply: Work | ResidualRequest | None, *, shared: bool = False
+) -> None:
     """Send a lease, with W if that is not shared; a request; or the dismissal."""
     if reply is None:
         send(connection, _REPLY.pack(_NOTHING, *(0,) * 6))
@@ -165,6 +208,8 @@ def receive_reply(connection: socket.socket, weights: Floats, shared: bool) -> R
         return None
     if lease[0] == _RESIDUAL:
         return ResidualRequest(lease[-1])
+    if lease[0] == _TEAM:
+        return _receive_membership(connection, lease[1], weights.dtype.name)
     if not shared:
         receive(connection, _bytes_of(weights))
     return Lease(*lease), weights

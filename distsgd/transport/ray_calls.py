@@ -103,6 +103,7 @@ class RayChannel:
 
     name = "ray"
     buffer: Floats | None = None
+    descriptor: int | None = None
 
     def __init__(self, server: Any, worker: int, vector_bytes: int, incarnation: int = 1) -> None:
         self._worker, self._incarnation = worker, incarnation

@@ -14,7 +14,6 @@ at the interpreter while the workers wait.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import select
@@ -28,14 +27,13 @@ import numpy as np
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import ResidualRequest
 from distsgd.errors import ChannelClosed
-from distsgd.transport.base import Decode, Reply, ServerPort
-from distsgd.transport.framing import MessageReader, Shape, send_reply
+from distsgd.transport.base import Decode, Membership, Reply, ServerPort
+from distsgd.transport.framing import MessageReader, Shape, send_membership, send_reply
+from distsgd.transport.shared_file import anonymous_file, row_bytes
 
 __all__ = ["NoSharedMemory", "SharedLoop", "SharedMemory"]
 
 
-_LINE = 64  # bytes of a cache line
-_F_ADD_SEALS, _FIXED_SIZE = 1033, 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow: linux/fcntl.h
 _MADE, _REFUSED = b".", b"-"
 
 
@@ -75,7 +73,7 @@ class SharedMemory:
             ChannelClosed: the worker has gone.
         """
         try:
-            file = _anonymous_file(_row_bytes(shape) * (1 + shape.most_nodes))
+            file = anonymous_file(_row_bytes(shape) * (1 + shape.most_nodes))
         except OSError as error:
             with suppress(OSError):
                 connection.sendall(_REFUSED)
@@ -106,26 +104,8 @@ class SharedMemory:
         return cls(files[0], shape)
 
 
-def _anonymous_file(size: int) -> int:
-    """A file without a name, of a fixed size.
-
-    Raises:
-        OSError: the system refuses it.
-    """
-    file = os.memfd_create("distsgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(file, size)
-        fcntl.fcntl(file, _F_ADD_SEALS, _FIXED_SIZE)
-    except OSError:
-        os.close(file)
-        raise
-    return file
-
-
 def _row_bytes(shape: Shape) -> int:
-    """Bytes of a row, a whole number of cache lines."""
-    used = shape.parameters * np.dtype(shape.dtype).itemsize
-    return -(-used // _LINE) * _LINE
+    return row_bytes(shape.parameters, shape.dtype)
 
 
 _MOST_BYTES = 1 << 16
@@ -146,6 +126,10 @@ class _Peer:
 
     def give(self, reply: Reply | None) -> None:
         """Write W, and say so. The message is short, and the last one has been read."""
+        if isinstance(reply, Membership):
+            with suppress(ChannelClosed):
+                send_membership(self.connection, reply)
+            return
         if reply is None:
             self.dismissed = True
         elif not isinstance(reply, ResidualRequest):
@@ -186,6 +170,9 @@ class SharedLoop:
         self._poll = select.epoll()
         self._over = os.eventfd(0)
         self._poll.register(self._over, select.EPOLLIN)
+        self._bell = server.bell
+        if self._bell is not None:
+            self._poll.register(self._bell, select.EPOLLIN)
         threading.Thread(target=self._run, daemon=True).start()
 
     def add(self, connection: socket.socket, worker: int, lost: Callable[[], None]) -> None:
@@ -228,7 +215,11 @@ class SharedLoop:
             if number == self._over:
                 self._end()
                 return False
-            self._serve(number)
+            if number == self._bell:
+                os.eventfd_read(number)
+                self._server.rung()
+            else:
+                self._serve(number)
         return True
 
     def _serve(self, number: int) -> None:

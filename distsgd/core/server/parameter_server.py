@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from distsgd.core.arrays import Floats, finite
 from distsgd.core.messages import (
@@ -19,6 +20,9 @@ from distsgd.core.messages import (
     Grant,
     Lease,
     Push,
+    Stand,
+    StandingLease,
+    Stretch,
     incarnation_of,
     next_incarnation,
 )
@@ -30,6 +34,7 @@ from distsgd.core.server.consistency.bsp import BulkSynchronous
 from distsgd.core.server.open_minibatch import OpenMinibatch
 from distsgd.core.server.position import Position, WorkQueue
 from distsgd.core.server.sampled_updates import UpdateSampler
+from distsgd.core.server.standing import Standing, TeamRecords
 
 __all__ = ["ParameterServer"]
 
@@ -84,6 +89,10 @@ class ParameterServer:
         self._used = dict(position.serials)
         self._serials_before = dict(position.serials)
         self._stopping = False
+        self._team: tuple[int, ...] = ()  # workers that share memory
+        self._standing: Standing | None = None  # what the team has been granted
+        self._stretch = 1
+        self._late: set[int] = set()  # members that are not waited for
         in_turn = self._policy.in_order and not self._policy.requeues
         self._own_places = own_places and in_turn and self._policy.window(1) == 1
         self.sampler = sampler
@@ -128,12 +137,17 @@ class ParameterServer:
     @property
     def finished(self) -> bool:
         """Whether every example of every epoch has been applied."""
-        return self._queue.empty and not self._open
+        return self._queue.empty and not self._open and not self._busy
 
     @property
     def stopped(self) -> bool:
         """Whether no more work is handed out."""
-        return self._stopping or not (self._open or not self._queue.empty)
+        return self._stopping or not (self._open or not self._queue.empty or self._busy)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a team has steps that it has not made yet."""
+        return self._standing is not None and self._standing.left > 0
 
     def reads(self) -> set[int]:
         """The versions of W that were read for what is leased, or has come, and is not applied."""
@@ -153,6 +167,7 @@ class ParameterServer:
         """A worker asks for work; what it still holds is free again, and offered to it first."""
         self.joined(worker)
         self._release(worker)
+        self._late.discard(worker)
         if worker not in self._waiting:
             self._waiting.append(worker)
         return self._hand_out()
@@ -206,12 +221,93 @@ class ParameterServer:
         if self._own_places:
             return []
         self._release(worker)
+        self._late.add(worker)
         return self._hand_out()
 
     def stop(self) -> list[Decision]:
         """Hand out no more work; W stays at the last whole update."""
         self._stopping = True
         return self._hand_out()
+
+    def team(self, members: Sequence[int], updates: int) -> list[Decision]:
+        """Workers that share memory make updates by themselves, as soon as none holds a lease.
+
+        They do so while they are all the workers there are; a sampled update is not theirs.
+
+        Args:
+            members: their numbers; none for no team.
+            updates: how many a standing lease is to have at most.
+        """
+        fits = self._policy.in_team and not self._own_places
+        self._team, self._stretch = tuple(sorted(members)) if fits else (), max(1, updates)
+        return self._hand_out()
+
+    def extend(self, updates: int, *, home: bool = False) -> StandingLease | None:
+        """Grant a team more, usually before it has made what it has been granted.
+
+        Args:
+            updates: as for `team`.
+            home: whether it has made that, and W is home.
+
+        Returns:
+            the lease that follows; None where the server must act at the end of the present one.
+        """
+        standing, self._stretch = self._standing, max(1, updates)
+        if standing is None or self.stopped or not self._whole_team():
+            return None
+        if not home and self._plan.ends_epoch(standing.end - 1):
+            return None
+        return self._grant(standing)
+
+    def stood(self, records: TeamRecords) -> Stretch:
+        """A team has made the next updates of its standing leases. W is not known until `home`."""
+        assert self._standing is not None
+        stretch = self._standing.made(records, self._updater.schedule)
+        self._updater.version = stretch.end
+        self._applied[stretch.epoch] += int(stretch.examples.sum())
+        for worker, serial in self._standing.serials():
+            self._serials[worker] = max(self._serials[worker], serial)
+            self._used[worker] = max(self._used.get(worker, 0), serial)
+        return stretch
+
+    def home(self, weights: Floats, state: dict[str, Floats]) -> None:
+        """W and the state of the optimiser, at the version that the last `stood` has brought."""
+        self._updater.weights[...] = weights
+        for name, array in state.items():
+            self._updater.optimizer.state[name][...] = array
+
+    def disbanded(self) -> list[Decision]:
+        """A team has ended; what it has not made is to be made by others. W is home."""
+        assert self._standing is not None
+        standing, self._standing = self._standing, None
+        self._queue.move_to(standing.resume_at)
+        self._queue.reopen(standing.left_out)
+        return self._hand_out()
+
+    def _whole_team(self) -> bool:
+        """Whether the team is all that work here."""
+        return bool(self._team) and self._team == tuple(sorted(self._workers))
+
+    def _stand(self) -> list[Decision]:
+        """Have the team work, if nobody holds a lease."""
+        step = self._queue.next_whole
+        if step is None or self._open or len(self._waiting) < len(self._team):
+            return []
+        serials = tuple(self._serials[worker] for worker in self._team)
+        standing = Standing(self._plan, self._policy, self._team, serials, step, self.version)
+        lease = self._grant(standing)
+        if lease is None:
+            return []
+        self._standing = standing
+        self._waiting.clear()
+        return [Stand(lease)]
+
+    def _grant(self, standing: Standing) -> StandingLease | None:
+        avoid = None if self.sampler is None else self.sampler.samples
+        lease = standing.grant(self._stretch, avoid)
+        if lease is not None:
+            self._queue.move_to(lease.end)
+        return lease
 
     def _release(self, worker: int) -> None:
         """What a worker holds is free again; that is one lease at most."""
@@ -248,6 +344,12 @@ class ParameterServer:
     def _hand_out(self) -> list[Decision]:
         """Give free pieces, oldest minibatch first, to waiting workers, first come first."""
         decisions: list[Decision] = []
+        if self._standing is None and not self.stopped and self._whole_team():
+            decisions += self._stand()
+            if not decisions and self._assembling():
+                return []
+        if self._standing is not None and not self.stopped:
+            return decisions
         while self._waiting and not self.stopped and (source := self._source()) is not None:
             if (match := self._match(source)) is None:
                 break
@@ -266,6 +368,12 @@ class ParameterServer:
             decisions.extend(Dismiss(worker) for worker in self._waiting)
             self._waiting.clear()
         return decisions
+
+    def _assembling(self) -> bool:
+        """Whether workers wait for the others to come for a standing lease."""
+        if self._policy.in_order or self._queue.next_whole is None:
+            return False  # they wait for each other anyway
+        return len(self._waiting) < len(self._team) and not self._late
 
     def _match(self, source: OpenMinibatch) -> tuple[int, int] | None:
         """The next waiting worker and its piece of a minibatch; None if no worker gets one."""

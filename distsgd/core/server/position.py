@@ -259,6 +259,21 @@ class WorkQueue:
         pieces = [(step, *part) for part in ranges]
         return OpenMinibatch(step, pieces, steps=steps, replicas=replicas)
 
+    @property
+    def next_whole(self) -> int | None:
+        """The step that is opened next, if those after it follow; None where there are holes."""
+        if self._policy.requeues or self._holes or self._step >= self._plan.total_steps:
+            return None
+        return self._step
+
+    def move_to(self, step: int) -> None:
+        """Steps before this one are a team's; those from there on are opened next."""
+        self._step = step
+
+    def reopen(self, steps: Iterable[int]) -> None:
+        """Open these steps again, before those that follow."""
+        self._holes.extend((step, 0, self._plan.slots(step)) for step in steps)
+
     def put_off(self, pieces: Iterable[Piece]) -> None:
         """Pieces that did not make their minibatch; they come first in the next."""
         for piece in pieces:

@@ -92,9 +92,13 @@ class UpdateSampler:
         """Whether the queue is nearly full, so that further updates may be skipped."""
         return 4 * self._waiting >= MOST_WAITING
 
+    def samples(self, step: int) -> bool:
+        """Whether the update that is counted under a step is sampled."""
+        return is_sampled(self._seed, self._share, step)
+
     def leased(self, minibatch: OpenMinibatch, version: int, weights: Floats) -> None:
         """Copy W, at which a leased piece of the minibatch will be computed."""
-        if is_sampled(self._seed, self._share, minibatch.step) and version not in minibatch.read:
+        if self.samples(minibatch.step) and version not in minibatch.read:
             minibatch.read[version] = weights.copy()
 
     def before(self, minibatch: OpenMinibatch, total: Floats, updater: Updater) -> None:

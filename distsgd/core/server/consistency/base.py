@@ -54,11 +54,13 @@ class Policy:
         in_order: whether updates are applied in the order of the plan.
         requeues: whether pieces that have not arrived when their minibatch is applied go into a
             later one (else a minibatch waits for all of them).
+        in_team: whether workers that share memory can make the updates among themselves.
     """
 
     name = "bsp"
     in_order = True
     requeues = False
+    in_team = False
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:

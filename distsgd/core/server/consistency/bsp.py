@@ -12,3 +12,5 @@ class BulkSynchronous(Policy):
 
     Source: Valiant 1990.
     """
+
+    in_team = True

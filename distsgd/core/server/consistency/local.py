@@ -34,6 +34,7 @@ class LocalSteps(Policy):
     )  # fmt: skip
     replicas: int = 1
     name = "local"
+    in_team = True
 
     @classmethod
     def create(cls, replicas: int, **parameters: int) -> LocalSteps:

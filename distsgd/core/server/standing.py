@@ -1,0 +1,176 @@
+"""What a team has been granted, and what it has made of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.messages import Lease, StandingLease, Stretch
+from distsgd.core.optim import Schedule
+from distsgd.core.plan import Plan
+from distsgd.core.server.consistency.base import Policy
+from distsgd.core.server.open_minibatch import exact_sum
+from distsgd.core.team import TeamSteps
+
+__all__ = ["Standing", "TeamRecords"]
+
+_FIELDS = 1 + len(Lease._fields)
+"""Worker and lease of a contribution."""
+
+
+class TeamRecords(NamedTuple):
+    """What a team has written down of its next updates.
+
+    Attributes:
+        losses: sum of the losses of each slot, float64 of shape (updates, slots); 0 in places that
+            an update does not use.
+        correct: examples that were classified rightly, int64 of shape (updates,).
+    """
+
+    losses: NDArray[np.float64]
+    correct: NDArray[np.int64]
+
+
+class Standing:
+    """The standing leases of a team, one after another.
+
+    Args:
+        plan: the slots of each step.
+        policy: how a minibatch is cut.
+        members: workers of the team, in the order of their pieces.
+        serials: of each member's next answer.
+        step: first step of the plan.
+        version: version of W there.
+
+    Attributes:
+        end: one past the last step that has been granted.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        policy: Policy,
+        members: tuple[int, ...],
+        serials: tuple[int, ...],
+        step: int,
+        version: int,
+    ) -> None:
+        self._plan, self._members = plan, members
+        self._steps = TeamSteps(plan, policy, len(members))
+        self._granted_serials = list(serials)  # as of the end
+        self._granted = version  # version of W at the end
+        self._serials = list(serials)  # as of what has been made
+        self._step, self._version = step, version
+        self.end = step
+
+    @property
+    def left(self) -> int:
+        """Steps that have been granted and not been made."""
+        return self.end - self._step
+
+    @property
+    def resume_at(self) -> int:
+        """The first step that the team has not made."""
+        return self._step
+
+    @property
+    def left_out(self) -> Sequence[int]:
+        """Steps before that one that it has not made either."""
+        return ()
+
+    def serials(self) -> Iterator[tuple[int, int]]:
+        """Worker and serial of its next answer, after what has been made."""
+        return zip(self._members, self._serials, strict=True)
+
+    def grant(
+        self, updates: int, avoid: Callable[[int], bool] | None = None
+    ) -> StandingLease | None:
+        """The lease that follows, within one epoch.
+
+        Args:
+            updates: the most it may have.
+            avoid: whether the update of a step is not the team's.
+
+        Returns:
+            it; None if the next update is not the team's.
+        """
+        plan, steps, serials = self._plan, self._steps, tuple(self._granted_serials)
+        step, count = self.end, 0
+        while count < updates and step < plan.total_steps:
+            if not steps.suits(step) or (avoid is not None and avoid(step)):
+                break
+            for member in range(len(steps.pieces(step))):
+                self._granted_serials[member] += 1
+            count += 1
+            step += steps.steps(step)
+            if plan.ends_epoch(step - 1):
+                break
+        if not count:
+            return None
+        lease = StandingLease(self.end, step, self._granted, count, self._members, serials)
+        self.end, self._granted = step, self._granted + count
+        return lease
+
+    def made(self, records: TeamRecords, schedule: Schedule) -> Stretch:
+        """The team has made the next updates, which are of one epoch.
+
+        Args:
+            records: what it has written down of them.
+            schedule: learning rate of each step.
+        """
+        plan, count = self._plan, len(records.correct)
+        epoch, version = plan.epoch_of(self._step), self._version
+        starts = np.empty(count, np.int64)
+        answers = np.full((count, len(self._members), _FIELDS), -1, np.int64)
+        done = 0
+        while done < count:
+            alike = self._alike(count - done)
+            self._make(starts[done : done + alike], answers[done : done + alike])
+            done += alike
+        examples = np.array([self._examples(step) for step in starts.tolist()], np.int64)
+        sums = np.array([exact_sum(row) for row in records.losses.tolist()], np.float64)
+        rates = np.array([schedule.at(step) for step in starts.tolist()], np.float64)
+        ends = count > 0 and plan.ends_epoch(self._step - 1)
+        return Stretch(
+            version, epoch, starts, sums / examples, records.correct, examples, rates, answers, ends
+        )
+
+    def _alike(self, most: int) -> int:
+        """How many of the next updates are cut in the same way, and take as many steps."""
+        plan, steps = self._plan, self._steps
+        if steps.steps(self._step) > 1:
+            return 1
+        left = plan.steps_per_epoch - self._step % plan.steps_per_epoch
+        return max(1, min(most, left - 1))
+
+    def _make(self, starts: NDArray[np.int64], answers: NDArray[np.int64]) -> None:
+        """The next updates, which are alike, have been made: fill in who contributed what."""
+        count, each = len(starts), self._steps.steps(self._step)
+        numbers = np.arange(count)
+        starts[:] = self._step + numbers * each
+        for member, worker in enumerate(self._members):
+            lease = self._steps.lease(self._step, member, self._version, self._serials[member])
+            if lease is None:
+                continue
+            answers[:, member] = (worker, *lease)
+            answers[:, member, 1] = starts
+            answers[:, member, 4] += numbers
+            answers[:, member, 7] += numbers
+            self._serials[member] += count
+        self._step += count * each
+        self._version += count
+
+    def _examples(self, step: int) -> int:
+        """Examples of the update that begins at a step."""
+        steps = self._steps.steps(step)
+        low = self._plan.minibatch(step)[0]
+        return self._plan.minibatch(step + steps - 1)[1] - low
+
+
+def is_sound(loss: float) -> bool:
+    """Whether a sum of losses is finite, with room to add some thousands of them."""
+    return math.fabs(loss) < 1e300
