@@ -16,7 +16,7 @@ from distsgd.core.arrays import finite
 from distsgd.core.messages import Lease
 from distsgd.core.optim import Updater, make_optimizer
 from distsgd.core.reduction_tree import shares
-from distsgd.core.team import RangeSum, TeamSteps
+from distsgd.core.server.team_steps import RangeSum, TeamSteps
 from distsgd.engine.job import Job
 from distsgd.engine.worker import Worker
 from distsgd.transport.base import Membership

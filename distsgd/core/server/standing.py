@@ -14,7 +14,7 @@ from distsgd.core.optim import Schedule
 from distsgd.core.plan import Plan
 from distsgd.core.server.consistency.base import Policy
 from distsgd.core.server.open_minibatch import exact_sum
-from distsgd.core.team import TeamSteps
+from distsgd.core.server.team_steps import TeamSteps
 
 __all__ = ["Standing", "TeamRecords"]
 

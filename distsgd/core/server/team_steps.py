@@ -110,7 +110,8 @@ def _additions(nodes: tuple[Node, ...], leaves: int) -> tuple[tuple[_Addition, .
         found.append(_Addition(first, second, into))
         return into
 
-    return tuple(found), place_of(root(leaves))
+    place = place_of(root(leaves))
+    return tuple(found), place
 
 
 class RangeSum:
