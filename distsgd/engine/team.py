@@ -40,9 +40,13 @@ from distsgd.transport.team_memory import (
 
 __all__ = ["WORDS", "FailPoint", "TeamMember"]
 
-_YIELD_NANOSECONDS = 40_000
-"""How long a member waits by yielding before it sleeps: a sleep and waking up cost about as much.
-Pure spinning, or yielding alone, collapses as soon as anything else wants the processors."""
+_ALONE_NANOSECONDS, _CROWDED_NANOSECONDS = 1_000_000, 40_000
+"""How long a member waits by yielding before it sleeps. Waking up from a sleep takes up to 0.2 ms
+where a processor has to be woken for it, so a short sleep makes the others wait in turn. But where
+anything else wants this processor, a member that only yields takes time from those it waits for."""
+
+_GIVEN_AWAY_NANOSECONDS = 10_000
+"""A yield that takes longer has let another process run."""
 
 _LARGEST_LOSS = 1e300
 _LINE_VALUES = 16
@@ -239,11 +243,15 @@ class TeamMember:
     def _wait(self, kind: int, value: int) -> None:
         """Yield for a while, then sleep, until a word is there or the team is over."""
         words, began = self._words, perf_counter_ns()
+        patience, now = _ALONE_NANOSECONDS, began
         while not self._reached(kind, value):
             if words[REVOKED]:
                 raise _Revoked
-            if perf_counter_ns() - began < _YIELD_NANOSECONDS:
+            if now - began < patience:
                 os.sched_yield()
+                before, now = now, perf_counter_ns()
+                if now - before > _GIVEN_AWAY_NANOSECONDS:
+                    patience = _CROWDED_NANOSECONDS
             else:
                 self._sleep(kind, value)
         self._waited += perf_counter_ns() - began
