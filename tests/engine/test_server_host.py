@@ -26,7 +26,7 @@ from distsgd.transport.base import Reply
 @pytest.fixture(scope="module")
 def job() -> Job:
     """Two epochs of two minibatches of four slots."""
-    config = TrainConfig(dataset="sample", epochs=2, batch_size=500, slot_size=125)
+    config = TrainConfig(channel="shm", dataset="sample", epochs=2, batch_size=500, slot_size=125)
     found = make_job(config, open_dataset("sample"))
     return replace(found, plan=replace(found.plan, examples=1000))
 

@@ -19,7 +19,7 @@ from support import PATIENCE
 from distsgd.core.messages import Lease, Message, Push, ResidualReport
 from distsgd.core.model import SlotLoss
 from distsgd.errors import ChannelClosed, RuntimeFailure
-from distsgd.transport.base import Reply
+from distsgd.transport.base import Answer, Reply
 from distsgd.transport.connections import SharedMemoryChannel, TcpChannel, connect_within_node
 from distsgd.transport.framing import _PUSH, Shape
 from distsgd.transport.handshake import PendingConnections, greet_server, greet_worker
@@ -43,7 +43,12 @@ class Recording:
         self.noticed = threading.Event()
         self._give: dict[int, Callable[[Reply | None], None]] = {}
 
-    def exchange(self, worker: int, message: Message | None, size: int) -> Reply | None:
+    bell: int | None = None
+
+    def rung(self) -> None:
+        raise AssertionError("there is no team")
+
+    def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         self.sizes.append(size)
         if isinstance(message, Push):
             message = message._replace(gradients=message.gradients.copy())

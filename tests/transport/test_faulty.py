@@ -32,6 +32,7 @@ class Noted:
     """A channel that notes what is sent, and overwrites it as a server may."""
 
     name, buffer = "noted", np.zeros((2, 3), np.float32)
+    descriptor: int | None = None
 
     def __init__(self, answers: int) -> None:
         self.sent: list[object] = []
