@@ -30,6 +30,7 @@ class Crew(Account):
         if worker in self.workers:
             self.workers.remove(worker)
             self._serials[worker] = next_incarnation(self._serials[worker])
+            self._places.clear()
         self.waiting.pop(worker, None)
         self._give_up(worker)
         self._carry_out(self.server.lost(worker))

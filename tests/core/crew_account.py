@@ -12,7 +12,7 @@ from reference_weights import Reference, plain_local, plain_sgd
 from slot_sets import SlotSets, piece_of
 
 from distsgd.core.messages import Applied, Dismiss, Dropped, Grant, Lease
-from distsgd.core.reduction_tree import TreeSum
+from distsgd.core.reduction_tree import TreeSum, shares
 from distsgd.core.server import Ledger, UpdateCheck
 
 MOST_WORKERS = 7
@@ -50,6 +50,7 @@ class Account:
         self._open = {}  # first step -> workers that it was cut for
         self._next_step = self._most_workers = 0
         self._lent = {}  # worker -> gradients that the server may still read
+        self._places = {}  # worker -> its own place, if it was seen since the fleet last shrank
         self._serials = Counter()  # worker -> serial of its next lease
         self._trees_before = CountedTree.made
         # It must take whatever a server does; `test_update_check` has what it must not take.
@@ -116,23 +117,39 @@ class Account:
         for gradients in self._lent.pop(worker, []):
             gradients[...] = np.nan  # as a worker that computes its next sums in the same place
         assert not self._slots.of(lease) & (self._taken() | self._used)
-        self._check_opened(lease)
-        freed = self._freed & self._slots.round(lease.step)
-        assert not freed or self._slots.of(lease) & freed, "what was given up comes first"
+        self._check_opened(worker, lease)
+        freed = not self._freed or self._slots.of(lease) & self._freed
+        assert freed, "what was given up comes first"
         self._freed &= ~self._slots.of(lease)
         self.standing[piece_of(lease)] = worker, lease
 
-    def _check_opened(self, lease):
+    def _check_opened(self, worker, lease):
         if self.promise.backup:
             assert self.plan.epoch_of(lease.step) == self._epoch(), "it is from another epoch"
             return
         if self.promise.staleness is not None:
             assert 0 <= lease.step - self._next_step <= self.promise.staleness, "too far ahead"
-        older = sum(self._slots.round(step) for step in self._open if step < lease.step)
-        assert not older & ~self._taken(), "the oldest minibatch comes first"
         if lease.step not in self._open:
             self._open[lease.step] = len(self.workers)
             assert len(self._open) <= self.promise.window(len(self.workers)), "too many open"
+        taken = self._taken() | self._slots.of(lease)
+        older = [step for step in self._open if step < lease.step]
+        passed = [step for step in older if self._slots.round(step) & ~taken]
+        if passed and not self._slots.of(lease) & self._freed:
+            self._check_own(worker, lease, passed)
+
+    def _check_own(self, worker, lease, passed):
+        """The oldest minibatch comes first, unless its free pieces are others' and this is not."""
+        pieces = [self.promise.pieces(self.plan.slots(step), self._open[step]) for step in passed]
+        assert min(pieces) >= len(self.workers), "the oldest minibatch comes first"
+        slots = self.plan.slots(lease.step)
+        cut = shares(slots, self.promise.pieces(slots, self._open[lease.step]))
+        if len(cut) < len(self.workers):  # anyone's
+            return
+        place = cut.index((lease.first, lease.last))
+        assert self._places.setdefault(worker, place) == place, "it has two places"
+        assert len({*self._places.values()}) == len(self._places), "two workers have one place"
+        self.seen["own place"] += 1
 
     def _check_applied(self, update):
         self._check.add(update)

@@ -61,6 +61,7 @@ def test_the_schedules_reach_what_they_are_made_for(name):
     bounds = {promise.staleness for promise in promises}
     assert seen["dropped"] > 300
     assert stalest > 3 if bounds == {None} else stalest == max(bounds)
+    assert (seen["own place"] > 50) == any(promise.staleness for promise in promises)
     assert (seen["requeued"] > 100) == any(promise.backup for promise in promises)
     assert (seen["as bsp"] > 30) == any(promise.is_bsp for promise in promises)
     variants = {"ssp": 6, "backup": 4, "local": 4 * 6}.get(name, 1)

@@ -34,8 +34,8 @@ def test_a_worker_that_comes_in_mid_step_counts_from_the_next(toy):
     assert server.pull(1) == []
     decisions = server.push(0, toy.answer(lease, server.weights))
     assert isinstance(decisions[0], Applied)
-    assert decisions[1:] == [Grant(1, Lease(1, 0, 2, 1))]
-    assert server.pull(0) == [Grant(0, Lease(1, 2, 4, 1, serial=1))]
+    assert decisions[1:] == [Grant(1, Lease(1, 2, 4, 1))]
+    assert server.pull(0) == [Grant(0, Lease(1, 0, 2, 1, serial=1))]
 
 
 def test_who_waits_longest_is_served_first(toy):

@@ -39,6 +39,7 @@ class OpenMinibatch:
         self.step, self.steps, self.replicas, self.last = step, steps, replicas, last
         self.pieces = list(pieces)
         self.free = deque(self.pieces)
+        self.given_back = deque[Piece]()  # those of the free ones that were leased before
         self.leased: dict[Piece, tuple[int, Lease]] = {}
         self.arrived: dict[Piece, tuple[int, Lease]] = {}
         self.losses: list[SlotLoss] = []
@@ -50,39 +51,34 @@ class OpenMinibatch:
             self._place[piece] = leaf
             leaf += piece[2] - piece[1]
         self._leaves = leaf
-        self._given_back = False
 
-    def lease(
-        self, worker: int, version: int, serial: int, place: int = 0, *, only: bool = False
-    ) -> Lease:
+    def lease(self, worker: int, version: int, serial: int, piece: Piece) -> Lease:
         """Lease a free piece.
 
         Args:
             worker: to whom.
             version: version of W that it is to be computed at.
             serial: see `Lease`.
-            place: which one, counted among all pieces, if it is free and none was given back.
-            only: that one in any case.
+            piece: which one.
         """
-        piece = self.free[0]
-        likely = only or (place < len(self.pieces) and not self._given_back)
-        if likely and self.pieces[place] in self.free:
-            piece = self.pieces[place]
         self.free.remove(piece)
+        if piece in self.given_back:
+            self.given_back.remove(piece)
         lease = Lease(*piece, version, self.steps, self.replicas, serial)
         self.leased[piece] = worker, lease
         return lease
-
-    def place(self, lease: Lease) -> int:
-        """Which of its pieces a lease is for."""
-        return self.pieces.index(lease.piece)
 
     def release(self, worker: int) -> None:
         """The pieces of a worker that has gone are free again, before the others."""
         for piece in [piece for piece, (owner, _) in self.leased.items() if owner == worker]:
             del self.leased[piece]
             self.free.appendleft(piece)
-            self._given_back = True
+            self.given_back.appendleft(piece)
+
+    def free_at(self, place: int) -> Piece | None:
+        """The piece at a place, counted among all pieces, if it is free."""
+        piece = self.pieces[place] if place < len(self.pieces) else None
+        return piece if piece in self.free else None
 
     def take(
         self, worker: int, push: Push, tree: Callable[[], TreeSum], *, borrow: bool = False

@@ -19,6 +19,7 @@ from distsgd.core.messages import (
     Dropped,
     Grant,
     Lease,
+    Piece,
     Push,
     Stand,
     StandingLease,
@@ -82,8 +83,7 @@ class ParameterServer:
         self._waiting: deque[int] = deque()
         self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
         self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
-        self._places: dict[int, int] = {}  # worker -> which piece of a minibatch it had last
-        self._maybe_free = False  # whether an open minibatch may have a free piece
+        self._places: dict[int, int] = {}  # worker -> its piece of a minibatch, counted from 0
         self._applied = Counter(position.examples)
         self._serials = Counter(position.serials)  # worker -> serial of its next lease
         self._used = dict(position.serials)
@@ -208,6 +208,7 @@ class ParameterServer:
         if worker in self._workers:
             self._workers.remove(worker)
             self._serials[worker] = next_incarnation(self._serials[worker])
+            self._vacate(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
         self._release(worker)
@@ -314,7 +315,6 @@ class ParameterServer:
         held = self._holding.pop(worker, None)
         if held is not None:
             held.release(worker)
-            self._maybe_free = True
 
     def _settle(self, worker: int) -> None:
         """The gradients of a worker are about to be overwritten."""
@@ -342,7 +342,7 @@ class ParameterServer:
         return ready
 
     def _hand_out(self) -> list[Decision]:
-        """Give free pieces, oldest minibatch first, to waiting workers, first come first."""
+        """Give free pieces to waiting workers."""
         decisions: list[Decision] = []
         if self._standing is None and not self.stopped and self._whole_team():
             decisions += self._stand()
@@ -350,17 +350,12 @@ class ParameterServer:
                 return []
         if self._standing is not None and not self.stopped:
             return decisions
-        while self._waiting and not self.stopped and (source := self._source()) is not None:
-            if (match := self._match(source)) is None:
-                break
-            worker, place = match
+        while self._waiting and not self.stopped and (match := self._match()) is not None:
+            worker, source, piece = match
             self._waiting.remove(worker)
             self._holding[worker] = source
             self._settle(worker)
-            lease = source.lease(
-                worker, self.version, self._serials[worker], place, only=self._own_places
-            )
-            self._places[worker] = source.place(lease)
+            lease = source.lease(worker, self.version, self._serials[worker], piece)
             if self.sampler is not None:
                 self.sampler.leased(source, self.version, self.weights)
             decisions.append(Grant(worker, lease))
@@ -375,33 +370,82 @@ class ParameterServer:
             return False  # they wait for each other anyway
         return len(self._waiting) < len(self._team) and not self._late
 
-    def _match(self, source: OpenMinibatch) -> tuple[int, int] | None:
-        """The next waiting worker and its piece of a minibatch; None if no worker gets one."""
-        if not self._own_places:
-            # The same piece as last time, so that the worker can get its rows ready; but what
-            # was put off comes first.
-            worker = self._waiting[0]
-            return worker, 0 if self._policy.requeues else self._places.get(worker, 0)
+    def _match(self) -> tuple[int, OpenMinibatch, Piece] | None:
+        """The next waiting worker and its piece; None if no worker gets one."""
+        if self._own_places:
+            return self._match_owner()
+        worker = self._waiting[0]
+        found = self._piece_for(worker)
+        return None if found is None else (worker, *found)
+
+    def _match_owner(self) -> tuple[int, OpenMinibatch, Piece] | None:
+        """A waiting worker whose own piece of the only open minibatch is free."""
+        source = self._open[0] if self._open else self._open_next()
+        if source is None:
+            return None
         owners = sorted(self._workers)
         for place, piece in enumerate(source.pieces):
             owner = owners[place % len(owners)]
             if piece in source.free and owner in self._waiting:
-                return owner, place
+                return owner, source, piece
         return None
 
-    def _source(self) -> OpenMinibatch | None:
-        """A minibatch with a free piece, opened if the policy has room for one more."""
-        if self._maybe_free:
-            for minibatch in self._open:
-                if minibatch.free:
-                    return minibatch
-            self._maybe_free = False
+    def _piece_for(self, worker: int) -> tuple[OpenMinibatch, Piece] | None:
+        """The piece that a worker gets; None if it has to wait.
+
+        What was given back comes first, as updates wait for it. Then comes the worker's own piece
+        of the oldest minibatch where it is free, so that every worker, however far ahead, goes
+        through the plan in its own place and can gather rows before it has the lease. A worker
+        that would have to wait takes another's piece of the oldest minibatch.
+        """
+        own: tuple[OpenMinibatch, Piece] | None = None
+        others: tuple[OpenMinibatch, Piece] | None = None
+        for minibatch in self._open:
+            if minibatch.given_back:
+                return minibatch, minibatch.given_back[0]
+            if minibatch.free:
+                others = others or (minibatch, minibatch.free[0])
+                if own is None and (piece := self._own_piece(worker, minibatch)) is not None:
+                    own = minibatch, piece
+        if own is not None:
+            return own
+        if (opened := self._open_next()) is not None:
+            if (piece := self._own_piece(worker, opened)) is not None:
+                return opened, piece
+            others = others or (opened, opened.free[0])
+        return others
+
+    def _own_piece(self, worker: int, minibatch: OpenMinibatch) -> Piece | None:
+        """The worker's own piece of a minibatch, if it is free."""
+        if self._policy.requeues:  # any; what was put off comes first
+            return minibatch.free[0]
+        place, pieces = self._place(worker), len(minibatch.pieces)
+        if pieces >= len(self._workers):
+            return minibatch.free_at(place)
+        # There is none for some workers, so all are everyone's.
+        return minibatch.free_at(place % pieces) or minibatch.free[0]
+
+    def _place(self, worker: int) -> int:
+        """Which piece of every minibatch is a worker's own: the first that was nobody's."""
+        if worker not in self._places:
+            taken = self._places.values()
+            self._places[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
+        return self._places[worker]
+
+    def _vacate(self, worker: int) -> None:
+        """The worker with the last place takes that of a worker that has gone."""
+        place = self._places.pop(worker, None)
+        if place is not None and self._places:
+            last = max(self._places, key=self._places.__getitem__)
+            self._places[last] = min(place, self._places[last])
+
+    def _open_next(self) -> OpenMinibatch | None:
+        """Open a minibatch, if the policy has room for one more."""
         workers = len(self._workers)
         if self._queue.empty or len(self._open) >= self._policy.window(workers):
             return None
         opened = self._queue.open(workers)
         self._open.append(opened)
-        self._maybe_free = len(opened.pieces) > 1
         return opened
 
     def _tree(self) -> TreeSum:
