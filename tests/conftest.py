@@ -16,6 +16,7 @@ from support import (
     all_processes,
     command_line,
     end_new_processes_of,
+    not_taken,
     run_here,
 )
 
@@ -54,6 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the commands of every chapter of the lecture, not of the quick ones alone",
     )
+    parser.addoption(
+        "--taken",
+        type=Path,
+        metavar="FOLDER",
+        help="run only the modules that no other pytest with the same FOLDER has begun",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +70,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="only with --thorough"))
         if "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --taken: run the modules that are left, each of which is taken by one process alone."""
+    folder = session.config.getoption("taken")
+    if folder is None or session.testsfailed or session.config.option.collectonly:
+        return None
+    items = not_taken(session.items, folder)
+    item = next(items, None)
+    while item is not None:
+        following = next(items, None)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        for stop, reason in (
+            (session.Failed, session.shouldfail),
+            (session.Interrupted, session.shouldstop),
+        ):
+            if reason:
+                raise stop(reason)
+        item = following
+    return True
 
 
 @pytest.fixture(autouse=True)

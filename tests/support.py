@@ -71,6 +71,26 @@ def run_here(
     return code, *texts
 
 
+def not_taken(items: Sequence[pytest.Item], folder: Path) -> Iterator[pytest.Item]:
+    """The tests of modules that no other process takes, each taken when its first test is next.
+
+    Args:
+        items: tests in their order.
+        folder: has an empty file for each module that is taken.
+    """
+    folder.mkdir(exist_ok=True)
+    ours = set[str]()
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        if module not in ours:
+            try:
+                (folder / module.replace("/", ".")).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            ours.add(module)
+        yield item
+
+
 def image_format(path: Path) -> str:
     """The format of an image file by its content: "SVG" if it is one, else what Pillow reads."""
     content = path.read_bytes()

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support import PATIENCE, command_line, wait_for
+from support import PATIENCE, command_line, not_taken, wait_for
 
 LEFT: list[subprocess.Popen[str]] = []
 
@@ -43,3 +45,13 @@ def test_they_have_ended_and_what_is_shared_has_not(shared: subprocess.Popen[str
         process.communicate(timeout=PATIENCE)  # the pipe is closed once the orphan has ended, too
     assert [process.returncode for process in LEFT] == [-9, -9, 0]
     assert shared.poll() is None
+
+
+def test_each_module_is_taken_once_and_no_test_is_lost(tmp_path: Path) -> None:
+    names = ["a.py::1", "a.py::2", "x/b.py::1", "c.py::1", "a.py::3", "c.py::2"]
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
+    one, other = (not_taken(items, tmp_path / "taken") for _ in range(2))
+    begun = [next(one).nodeid, next(other).nodeid]
+    assert begun == ["a.py::1", "x/b.py::1"]
+    assert [item.nodeid for item in one] == ["a.py::2", "c.py::1", "a.py::3", "c.py::2"]
+    assert not list(other)
