@@ -11,10 +11,13 @@ Run as a program, this is `ray start` without the server of Ray Client:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +30,8 @@ __all__ = [
     "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "SOCKET_PATH", "VITAL_PROCESSES",
     "WORKER_LOGGER", "call_in_actor", "dead_processes", "drop_gcs_client", "free_cpus",
     "global_node", "init_code", "init_options", "installed_only", "is_head", "is_own_excepthook",
-    "job_client", "quiet_output", "read_token", "replaced_init", "reread_environment",
-    "set_auto_init", "start", "without_sigterm_handler",
+    "job_client", "no_extra_processes", "quiet_output", "read_token", "replaced_init",
+    "reread_environment", "set_auto_init", "start", "without_sigterm_handler",
 ]  # fmt: skip
 
 VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
@@ -158,6 +161,78 @@ def without_sigterm_handler() -> Iterator[None]:
         yield
     finally:
         place.set_sigterm_handler = install
+
+
+_AGENT_PORTS = (
+    "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)  # fmt: skip
+_EXTRA = ("start_api_server", "start_log_monitor", "start_monitor")
+_AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+_NO_PORT = -1
+
+
+@contextmanager
+def no_extra_processes(stand_in: Sequence[str]) -> Iterator[None]:
+    """While entered, `ray.init` in this thread starts a head, a node and workers, and no more.
+
+    Left out are the server of the dashboard, the monitor of the autoscaler, the monitor of logs and
+    the agents of the node: each a Python that imports Ray, and `ray.init` waits for three of them,
+    one after the other. A node that finds that an agent serves nothing does without, as where
+    `ray[default]` is not installed.
+
+    Args:
+        stand_in: command of a process that takes the place of an agent, and ends with the node.
+    """
+    from ray._private import node, services, utils
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
+
+    own, head = threading.get_ident(), node.Node
+    before = {name: getattr(head, name) for name in _EXTRA}
+    start_process, why_no_dashboard = (
+        services.start_ray_process,
+        utils.get_dashboard_dependency_error,
+    )
+
+    def left_out(extra: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(extra)
+        def start_extra(*given: Any, **named: Any) -> None:
+            if threading.get_ident() != own:
+                extra(*given, **named)
+
+        return start_extra
+
+    def no_dashboard() -> Exception | None:
+        # Ray would import all that the dashboard needs, to see whether that is installed.
+        return ImportError() if threading.get_ident() == own else why_no_dashboard()
+
+    def started(command: Sequence[str], name: str, *given: Any, **named: Any) -> Any:
+        if name == "raylet" and threading.get_ident() == own:
+            flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in command)
+            for port in _AGENT_PORTS:
+                persist_port(flags["session_dir"], flags["node_id"], port, _NO_PORT)
+            command = [_replaced(flag, stand_in) for flag in command]
+        return start_process(command, name, *given, **named)
+
+    try:
+        for name, extra in before.items():
+            setattr(head, name, left_out(extra))
+        services.start_ray_process = started
+        utils.get_dashboard_dependency_error = no_dashboard
+        yield
+    finally:
+        utils.get_dashboard_dependency_error = why_no_dashboard
+        services.start_ray_process = start_process
+        for name, extra in before.items():
+            setattr(head, name, extra)
+
+
+def _replaced(flag: str, stand_in: Sequence[str]) -> str:
+    """A flag of a node, with another command if it is that of an agent."""
+    for name in _AGENTS:
+        if flag.startswith(name):
+            return name + subprocess.list2cmdline(stand_in)
+    return flag
 
 
 def is_own_excepthook(hook: Any) -> bool:

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from distsgd.on_ray.private import (
     drop_gcs_client,
     global_node,
     init_options,
+    no_extra_processes,
     quiet_output,
     read_token,
     reread_environment,
@@ -48,7 +50,7 @@ from distsgd.on_ray.session_guard import (
 )
 from distsgd.on_ray.sharing import OWN, shared_connection
 from distsgd.spelling import spelling
-from distsgd.transport.ray_variables import TOKEN, settings
+from distsgd.transport.ray_variables import STARTING, TOKEN, settings
 
 __all__ = [
     "is_loopback",
@@ -137,6 +139,11 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_TO_LEAVE = 2.0
 _LEAST_THREADS = 200
 """A session with one worker on two cores has about 270."""
+
+_STARTING_PER_CORE = 2
+"""Workers that start at the same time, for each core; Ray would start one."""
+
+_STAND_IN = Path(__file__).with_name("stand_in.py")
 
 _MOST_BYTES = 107 - len(f"/{_PREFIX}12345678{SOCKET_PATH}")
 
@@ -265,7 +272,7 @@ def ray_session(cpus: int) -> Iterator[None]:
     Trainings in several threads of a process share the session; the last one ends it.
 
     Args:
-        cpus: logical CPUs of a new session, which keeps as many worker processes ready.
+        cpus: logical CPUs of a new session; its worker processes start when they are needed.
 
     Raises:
         RuntimeFailure: Ray did not start, or see `shared_connection`.
@@ -357,19 +364,21 @@ def shut_down() -> None:
 
 
 def _start(cpus: int, folder: Path) -> None:
+    at_once = min(cpus, _STARTING_PER_CORE * len(os.sched_getaffinity(0)))
     try:
-        init_ray(
-            {**session_mark(folder), **search_path()},
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            # In our folder, which only this user can enter; Ray lets everyone into its own.
-            **init_options(folder / "ray"),
-        )
+        with no_extra_processes([sys.executable, "-I", "-S", str(_STAND_IN)]):
+            init_ray(
+                {**session_mark(folder), **search_path(), STARTING: str(at_once)},
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                # In our folder, which only this user can enter; Ray lets everyone into its own.
+                **init_options(folder / "ray"),
+            )
     except RuntimeFailure:
         raise
     except Exception as error:  # Ray raises this very class when a process of it does not come up

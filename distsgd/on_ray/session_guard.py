@@ -1,7 +1,7 @@
 """A process that ends what is left of a Ray session when its owner is killed.
 
-Most processes of a local Ray die with the process that started them; its agents stay for about a
-minute. The guard waits for the owner's end of a pipe to close.
+Most processes of a local Ray die with the process that started them, but not all, and its files
+stay. The guard waits for the owner's end of a pipe to close.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import os
 from typing import NamedTuple
 
 __all__ = [
-    "ADDRESS", "AUTH_MODE", "JOB_CONFIG", "KEEP_ENVIRONMENT", "LOOPBACK", "TABLE", "TLS_FILES",
-    "TOKEN", "TOKEN_PATH", "USE_TLS", "Variable", "settings", "uses_tls",
+    "ADDRESS", "AUTH_MODE", "JOB_CONFIG", "KEEP_ENVIRONMENT", "LOOPBACK", "STARTING", "TABLE",
+    "TLS_FILES", "TOKEN", "TOKEN_PATH", "USE_TLS", "Variable", "settings", "uses_tls",
 ]  # fmt: skip
 
 ADDRESS = "RAY_ADDRESS"
@@ -19,6 +19,7 @@ AUTH_MODE = "RAY_AUTH_MODE"
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 KEEP_ENVIRONMENT = "SPT_NOENV"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+STARTING = "RAY_worker_maximum_startup_concurrency"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 USE_TLS = "RAY_USE_TLS"
@@ -75,6 +76,12 @@ TABLE = (
         "RAY_worker_niceness", "workers do the work that the user waits for: no lower priority",
         "0", ("session", "node"),
     ),
+    Variable(
+        "RAY_prestart_worker_first_driver",
+        "`ray.init` waits for no worker: those that are needed start at once, and no others",
+        "0", ("session",),
+    ),
+    Variable(STARTING, "how many workers start at a time, if not one a core"),
     Variable(
         "RAY_local_fs_capacity_threshold",
         "a full disk is reported by us, where it matters, and not by Ray all the time",

@@ -41,6 +41,11 @@ NAMES = {
     "no time limit",
     "ray.actor:ActorMethod": "workers that hang cannot be asked for their process id",
     "ray.scripts.scripts:get_ray_client_dependency_error": "a head opens port 10001",
+    "ray._private.node:Node.start_api_server": "a session starts a dashboard, and waits for it",
+    "ray._private.node:Node.start_log_monitor": "a session starts a monitor of logs",
+    "ray._private.node:Node.start_monitor": "a session starts the monitor of an autoscaler",
+    "ray._private.utils:get_dashboard_dependency_error": "a session imports the dashboard's needs",
+    "ray._raylet:persist_port": "a session waits for the agents of its node",
     "ray.scripts.scripts:cli": "`cluster start` cannot call `ray start`",
 }
 """Where a name is -> what breaks without it."""
@@ -71,6 +76,38 @@ def test_ray_init_takes_the_private_options() -> None:
     source = inspect.getsource(inspect.unwrap(ray.init))
     for option in private.init_options(Path("/x")):
         assert f'"{option}"' in source, f"a session cannot be kept apart: ray.init has no {option}"
+
+
+def test_a_session_starts_the_head_and_a_node_whose_agents_are_stand_ins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = importlib.import_module("ray._private.services")
+    node, raylet = found("ray._private.node:Node"), importlib.import_module("ray._raylet")
+    source = inspect.getsource(services)
+    for name in (*private._AGENTS, "--session_dir=", "--node_id="):
+        assert name in source, f"a session waits for its agents: the node has no {name}"
+    for port in private._AGENT_PORTS:
+        assert port in vars(raylet).values(), f"a session waits for {port}"
+    assert "start_ray_process(" in inspect.getsource(services.start_raylet)
+    given: list[list[str]] = []
+    monkeypatch.setattr(services, "start_ray_process", lambda command, name: given.append(command))
+    before = {name: getattr(node, name) for name in private._EXTRA}
+    number = "7" * 56
+    agent = "--dashboard_agent_command=python agent.py"
+    flags = [f"--session_dir={tmp_path}", f"--node_id={number}", agent]
+    with private.no_extra_processes(["python", "in.py"]):
+        for name in private._EXTRA:
+            getattr(node, name)(None)
+        assert found("ray._private.utils:get_dashboard_dependency_error")() is not None
+        services.start_ray_process(["gcs", *flags], "gcs_server")
+        services.start_ray_process(["raylet", *flags], "raylet")
+    assert before == {name: getattr(node, name) for name in private._EXTRA}
+    assert given == [
+        ["gcs", *flags],
+        ["raylet", *flags[:2], "--dashboard_agent_command=python in.py"],
+    ]
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert files == {f"{port}_{number}": "-1" for port in private._AGENT_PORTS}
 
 
 def test_ray_init_can_be_found_and_replaced() -> None:
