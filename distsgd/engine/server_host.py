@@ -150,7 +150,7 @@ class ServerHost:
             return
         self.trace.start()
         stretch = team.read(perf_counter())
-        if team.paused and not team.revoked:
+        if team.paused:  # before what it has made ends an epoch, of which W is kept
             team.bring_home()
         if stretch is not None:
             self._carry_out([stretch])
@@ -167,6 +167,7 @@ class ServerHost:
             return team.extend()
         if team.hungry and not self._timed.due:
             return team.extend()
+        team.ring_at_end()
         return True
 
     def _leave_team(self, worker: int, *, dead: bool = False) -> None:
@@ -300,6 +301,8 @@ class ServerHost:
         self._carry_out(self._server.lost(worker))
         if self._team.inside(worker):
             self._leave_team(worker, dead=True)
+        else:  # it may have left the team, and wait for the others to do so
+            self._team.leave(worker, dead=True)
         self._news.notify_all()
 
     def refused(self, where: str) -> None:

@@ -182,12 +182,21 @@ class TeamHost:
         """Grant the team a further lease, if the state machine does; False if it must stop."""
         lease = self._server.extend(self._updates(), home=self._home)
         if lease is None:
-            if not self._home:  # it goes on to the end of what it has
-                assert self._memory is not None
-                self._memory.words[BELL] = self._granted
+            self.ring_at_end()
             return not self._home
         self.go_on(lease)
         return True
+
+    def ring_at_end(self) -> None:
+        """Have a team that has rung, and is granted no more yet, ring again at its end."""
+        memory = self._memory
+        assert memory is not None
+        if self._home or not self._made >= memory.words[BELL] != self._granted:
+            return
+        memory.words[BELL] = self._granted
+        fence()
+        if self._whole() == self._granted:  # it may have looked at the bell before
+            memory.ring()
 
     def read(self, now: float) -> Stretch | None:
         """What the team has made since the last call; None for nothing."""
