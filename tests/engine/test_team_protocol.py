@@ -1,0 +1,90 @@
+"""Every order in which a team and its server can do what their protocol says, and what it is for.
+
+`team_model` is the protocol, as `distsgd.transport.team_memory` describes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from team_model import Rules, TeamModel, Wrong, explore
+
+from distsgd.engine.team import WORDS
+
+Case = tuple[int, tuple[int, ...], int, dict[str, Any]]
+"""Members, updates of each lease, faults, and options of the model."""
+
+QUICK: dict[str, Case] = {
+    "a fault in one update": (2, (1,), 1, {}),
+    "a fault in two updates": (2, (2,), 1, {"polls": False}),
+    "two leases": (2, (2, 1), 0, {"polls": False}),
+    "three members": (3, (1,), 0, {"polls": False, "coarse": True}),
+}
+THOROUGH: dict[str, Case] = {
+    "two faults": (2, (2,), 2, {}),
+    "a fault in two leases": (2, (2, 1), 1, {}),
+    "three leases": (2, (2, 1, 1), 0, {}),
+    "three members, a fault": (3, (1,), 1, {"coarse": True}),
+    "three members, two updates": (3, (2,), 0, {"coarse": True}),
+}
+
+
+def all_versions(leases: tuple[int, ...]) -> set[int]:
+    return set(range(sum(leases) + 1))
+
+
+@pytest.mark.parametrize("case", QUICK.values(), ids=QUICK)
+def test_nothing_that_can_happen_is_wrong(case: Case) -> None:
+    """Nobody reads what is being written, nothing is lost, and nobody waits for ever."""
+    members, leases, faults, options = case
+    states, ends = explore(TeamModel(members, leases, faults, **options))
+    assert states > 10_000 and ends == all_versions(leases)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", THOROUGH.values(), ids=THOROUGH)
+def test_nothing_deeper_that_can_happen_is_wrong(case: Case) -> None:
+    members, leases, faults, options = case
+    _, ends = explore(TeamModel(members, leases, faults, **options))
+    assert ends == all_versions(leases)
+
+
+BROKEN: dict[str, tuple[str, Case]] = {
+    "meets_when_arrived": ("adds sums of", (2, (1,), 0, {})),
+    "meets_when_applied": ("sums of|of W where", (2, (2,), 0, {})),
+    "copies": ("of W where", (2, (1,), 0, {})),
+    "stores_then_wakes": ("wait for ever", (2, (1,), 0, {})),
+    "lies_down_then_looks": ("wait for ever", (2, (1,), 0, {})),
+    "last_wakes": ("wait for ever", (3, (1,), 0, {"coarse": True})),
+    "sums_then_arrives": ("adds sums of", (2, (1,), 0, {})),
+    "range_then_applied": ("of W where", (2, (1,), 0, {})),
+    "smallest": ("of W where", (2, (1,), 0, {})),
+    "home_when_paused": ("the server reads version", (2, (2, 1), 0, {})),
+    "bell_then_limit": ("wait", (2, (2, 1), 0, {"polls": False})),
+    "limit_wakes": ("wait for ever", (2, (1, 1), 0, {"polls": False})),
+    "revoking_wakes": ("wait for ever", (2, (1,), 0, {"polls": False})),
+    "moves_bell": ("wait for ever", (2, (2, 1), 0, {"polls": False})),
+    "looks_after_bell": ("wait for ever", (2, (2, 1), 0, {"polls": False})),
+    "sees_deaths": ("for ever", (2, (1,), 1, {"polls": False})),
+    "members_see_death": ("wait for ever", (2, (1,), 1, {"polls": False})),
+    "ring": ("record", (2, (2,), 0, {"polls": False})),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_a_rule_that_is_broken_is_found(rule: str) -> None:
+    """So each of them is needed, and the search would find a protocol that is wrong."""
+    found, (members, leases, faults, options) = BROKEN[rule]
+    broken = Rules(**{rule: 1 if rule in ("copies", "ring") else False})
+    with pytest.raises(Wrong, match=found):
+        explore(TeamModel(members, leases, faults, broken, **options))
+
+
+def test_every_rule_is_broken_once() -> None:
+    assert BROKEN.keys() == Rules.__dataclass_fields__.keys()
+
+
+def test_the_model_has_the_words_of_the_team() -> None:
+    model = TeamModel(2, (1,), 0)
+    assert [word for word, _ in model.program if word is not None] == list(WORDS)
