@@ -3,7 +3,7 @@
     python scripts/parameter_server.py 3 distsgd/data/sample
 
 trains with three workers on the shards in a folder (`distsgd data info` shows that of CIFAR-10) and
-prints the SHA-256 of W: that of `distsgd train --dataset sample`, with any number of workers.
+prints the SHA-256 of W: that of `distsgd train --dataset sample` by the same OPENBLAS_CORETYPE.
 """
 
 import asyncio

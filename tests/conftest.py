@@ -10,6 +10,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from distsgd.engine.core_type import VARIABLE, best_core_type
+
+# As the command line does, and before numpy is loaded: tests compare the bits of the two.
+if (best := best_core_type()) is not None:
+    os.environ.setdefault(VARIABLE, best)
+
 from support import (
     PATIENCE,
     Run,

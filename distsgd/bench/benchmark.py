@@ -125,6 +125,7 @@ def _measure_process(
         python_module(together[0].module, task),
         _START_LIMIT + len(runs) * (seconds + _RUN_LIMIT),
         {"OPENBLAS_CORETYPE": kernel} if kernel else None,
+        peer=together[0].is_peer,
     )
     said = {content["name"]: content for content in parse_results(finished.output)}
     for one in together:

@@ -53,6 +53,11 @@ class Contender:
     kernel: str = ""
     shares: str = ""
 
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is what ours is compared with."""
+        return self.module.startswith(f"{_PEERS}.")
+
 
 def choose(
     only: str | None, usual: Sequence[Contender], others: Sequence[Contender]

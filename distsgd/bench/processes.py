@@ -27,6 +27,7 @@ from time import perf_counter
 from typing import Any
 
 from distsgd.data.system import pause, wait_for_exit, whole_environment
+from distsgd.engine.core_type import without_choice
 from distsgd.errors import DistsgdError
 
 __all__ = [
@@ -69,6 +70,8 @@ def run_process(
     limit: float,
     environment: Mapping[str, str] | None = None,
     leave: float = 12.0,
+    *,
+    peer: bool = False,
 ) -> Finished:
     """Run a command to its end.
 
@@ -77,8 +80,13 @@ def run_process(
         limit: seconds after which it is ended, with its process group.
         environment: variables besides this process's own and `ONE_THREAD`.
         leave: seconds that it gets to end by itself, once it is asked to.
+        peer: whether it multiplies as for a user of its own: by the BLAS kernel that this processor
+            gets without our choice.
     """
-    variables = whole_environment(**ONE_THREAD, **(environment or {}))
+    variables = whole_environment(**ONE_THREAD)
+    if peer:
+        variables = without_choice(variables)
+    variables.update(environment or {})
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         began = perf_counter()
         process = subprocess.Popen(

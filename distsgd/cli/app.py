@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from distsgd.cli import (
 )
 from distsgd.cli.output import show
 from distsgd.cli.settings import CommandLine
+from distsgd.engine.core_type import VARIABLE, chosen
 from distsgd.version import __version__
 
 __all__ = ["app"]
@@ -39,7 +41,21 @@ app = typer.Typer(
 def _show_version(wanted: bool) -> None:
     if wanted:
         show(f"distsgd {__version__}")
+        show(_kernel())
         raise typer.Exit
+
+
+def _kernel() -> str:
+    """The BLAS kernel that this command line multiplies by, and who chose it."""
+    from distsgd.engine.blas import blas_kernel, core_type_of
+
+    kernel = blas_kernel()
+    if core_type_of(kernel) is None:
+        return kernel
+    if chosen() is not None:
+        return f"{kernel}, for what this processor can do"
+    given = os.environ.get(VARIABLE)
+    return f"{kernel}, by {VARIABLE}={given}" if given else f"{kernel}, as OpenBLAS picks it"
 
 
 @app.callback()
@@ -48,7 +64,10 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and the BLAS kernel, and exit.",
         ),
     ] = False,
     debug: Annotated[

@@ -1,4 +1,7 @@
-"""The process of the command line: streams, Python, packages and memory are checked first."""
+"""The process of the command line: streams, Python, packages and memory are checked first.
+
+And the kernels that it multiplies by are chosen, while numpy is not loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from contextlib import suppress
 
 from distsgd.cli.streams import open_missing_streams, prepare_streams
+from distsgd.engine.core_type import choose_core_type
 from distsgd.errors import DistsgdError, missing_package, resource_error, unreadable_module
 
 __all__ = ["main", "run_process"]
@@ -55,6 +59,7 @@ def main() -> None:
     open_missing_streams()
     prepare_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever the backend
+    choose_core_type()
     try:
         problem = _problem()
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from distsgd.cluster.node import read_node
 from distsgd.data.locations import RUN_NAME
 from distsgd.data.system import pause
 from distsgd.errors import DistsgdError, RuntimeFailure, UsageError
-from distsgd.on_ray.private import JOB_LOGGERS, job_client
+from distsgd.on_ray.private import BY_PROCESSOR, JOB_LOGGERS, job_client
 from distsgd.on_ray.session import ray_environment
 from distsgd.spelling import spelled
 from distsgd.transport.ray_variables import ADDRESS, AUTH_MODE, TOKEN_PATH, settings
@@ -155,7 +155,12 @@ class JobApi:
                 # Within a job, that is the cluster that it runs on.
                 "entrypoint": join(["python", "-m", "distsgd", *arguments, "--address", "auto"]),
                 "submission_id": job,
-                "metadata": {_MARK: __version__, "command": join(arguments), "run": run or job},
+                "metadata": {
+                    _MARK: __version__,
+                    "command": join(arguments),
+                    "run": run or job,
+                    **BY_PROCESSOR,
+                },
                 "runtime_env": {
                     "working_dir": str(folder),
                     "env_vars": {RUN_NAME: job, "COLUMNS": "100"},

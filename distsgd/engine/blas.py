@@ -8,6 +8,7 @@ what was there before.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy  # noqa: F401 - it brings the BLAS that is asked about
 
+from distsgd.engine import core_type
 from distsgd.errors import RuntimeFailure
 
 _without = "KMP_DUPLICATE_LIB_OK" not in os.environ
@@ -24,11 +26,12 @@ if _without:  # threadpoolctl sets it, and the environment is the caller's
     os.environ.pop("KMP_DUPLICATE_LIB_OK", None)
 
 __all__ = [
-    "SAME_BLAS", "blas_kernel", "check_blas_threads", "keep_one_blas_thread", "one_blas_thread",
+    "SAME_BLAS", "blas_kernel", "check_blas_threads", "core_type_of", "keep_one_blas_thread",
+    "one_blas_thread", "same_core_type",
 ]  # fmt: skip
 
 SAME_BLAS = "OPENBLAS_CORETYPE, the same everywhere before Python starts, makes them the same"
-"""What to do about two kernels: OpenBLAS chooses by processor, unless that variable is set."""
+"""What to do about two kernels; who chooses otherwise: `distsgd.engine.core_type`."""
 
 
 def blas_kernel() -> str:
@@ -37,11 +40,29 @@ def blas_kernel() -> str:
     Returns:
         as "openblas 0.3.31 (SkylakeX)", or "unknown".
     """
-    for library in threadpool_info():
-        if library["user_api"] == "blas":
-            kind = library.get("architecture") or "unknown kind of CPU"
-            return f"{library['internal_api']} {library['version']} ({kind})"
-    return "unknown"
+    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    if not found:
+        return "unknown"
+    library = min(found, key=lambda one: "numpy" not in one["filepath"])  # scipy has its own
+    kind = library.get("architecture") or "unknown kind of CPU"
+    return f"{library['internal_api']} {library['version']} ({kind})"
+
+
+def core_type_of(kernel: str) -> str | None:
+    """The core type of OpenBLAS in what `blas_kernel` says; None if it is another BLAS."""
+    found = re.fullmatch(r"openblas \S+ \((\w+)\)", kernel)
+    return None if found is None else found[1]
+
+
+def same_core_type() -> dict[str, str]:
+    """Variables with which a process of this machine multiplies as this one does.
+
+    None if the user has set the core type, or OpenBLAS picks it without the variable.
+    """
+    loaded = core_type_of(blas_kernel())
+    if loaded is None or core_type.VARIABLE in os.environ or not core_type.runs_here(loaded):
+        return {}
+    return {core_type.VARIABLE: loaded}
 
 
 Limits = list[tuple[Any, int]]

@@ -23,8 +23,10 @@ from types import FrameType
 from typing import Any
 
 from distsgd.data.system import OWN_THREAD, pause
+from distsgd.engine.core_type import chosen
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.private import (
+    BY_PROCESSOR,
     WORKER_LOGGER,
     init_code,
     installed_only,
@@ -78,7 +80,8 @@ def init_ray(variables: Mapping[str, str], **settings: Any) -> None:
 
         # In a job, workers import from the folder that was submitted with it.
         if JOB_CONFIG not in os.environ:
-            settings["job_config"] = installed_only(_extra_folders())
+            metadata = {} if chosen() is None else BY_PROCESSOR
+            settings["job_config"] = installed_only(_extra_folders(), metadata)
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:

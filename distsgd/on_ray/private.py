@@ -27,11 +27,12 @@ from typing import Any
 from distsgd.transport.ray_variables import LOOPBACK
 
 __all__ = [
-    "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "SOCKET_PATH", "VITAL_PROCESSES",
-    "WORKER_LOGGER", "call_in_actor", "dead_processes", "drop_gcs_client", "free_cpus",
-    "global_node", "init_code", "init_options", "installed_only", "is_head", "is_own_excepthook",
-    "job_client", "no_extra_processes", "quiet_output", "read_token", "replaced_init",
-    "reread_environment", "set_auto_init", "start", "without_sigterm_handler",
+    "BY_PROCESSOR", "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "SOCKET_PATH",
+    "VITAL_PROCESSES", "WORKER_LOGGER", "call_in_actor", "dead_processes", "drop_gcs_client",
+    "free_cpus", "global_node", "init_code", "init_options", "installed_only", "is_head",
+    "is_own_excepthook", "job_client", "no_extra_processes", "quiet_output", "read_token",
+    "replaced_init", "reread_environment", "set_auto_init", "start", "without_sigterm_handler",
+    "works_for_command_line",
 ]  # fmt: skip
 
 VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
@@ -51,6 +52,9 @@ SOCKET_PATH = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_st
 
 WORKER_LOGGER = "ray._private.worker"
 """The logger that warns when `ray.init` runs in a thread, which can install no signal handler."""
+
+BY_PROCESSOR = {"distsgd-core-type": "processor"}
+"""In the metadata of a job: its workers choose their BLAS kernel, as its driver does."""
 
 JOB_LOGGERS = (
     "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk",
@@ -268,13 +272,14 @@ def init_options(folder: Path) -> dict[str, Any]:
     return {"_temp_dir": str(folder), "_node_ip_address": "127.0.0.1"}
 
 
-def installed_only(folders: Sequence[str]) -> Any:
+def installed_only(folders: Sequence[str], metadata: Mapping[str, str]) -> Any:
     """A job configuration whose workers import what is installed, and nothing else.
 
     Ray would add the working folder and that of the script.
 
     Args:
         folders: from which workers import too.
+        metadata: what its workers can read, such as `BY_PROCESSOR`.
     """
     from ray.job_config import JobConfig
 
@@ -283,7 +288,16 @@ def installed_only(folders: Sequence[str]) -> Any:
             """As if workers had a folder of their own: then Ray adds neither of the two."""
             return True
 
-    return InstalledOnly(_py_driver_sys_path=list(folders))
+    return InstalledOnly(_py_driver_sys_path=list(folders), metadata=dict(metadata))
+
+
+def works_for_command_line() -> bool:
+    """Whether this is a process of Ray whose job has `BY_PROCESSOR` in its metadata."""
+    ray: Any = sys.modules.get("ray")
+    worker: Any = getattr(sys.modules.get("ray._private.worker"), "global_worker", None)
+    if worker is None or worker.mode != ray.WORKER_MODE:
+        return False
+    return BY_PROCESSOR.items() <= dict(worker.core_worker.get_job_config().metadata).items()
 
 
 def call_in_actor(actor: Any, function: Callable[[Any], Any]) -> Any:

@@ -26,6 +26,7 @@ from pathlib import Path
 from time import monotonic
 
 from distsgd.data.system import pause, search_path
+from distsgd.engine.blas import same_core_type
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.capacity import free_threads
 from distsgd.on_ray.init import init_ray, same_random_numbers, set_variables
@@ -368,7 +369,12 @@ def _start(cpus: int, folder: Path) -> None:
     try:
         with no_extra_processes([sys.executable, "-I", "-S", str(_STAND_IN)]):
             init_ray(
-                {**session_mark(folder), **search_path(), STARTING: str(at_once)},
+                {
+                    **session_mark(folder),
+                    **search_path(),
+                    **same_core_type(),
+                    STARTING: str(at_once),
+                },
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,

@@ -36,6 +36,9 @@ NAMES = {
     "ray._private.worker:custom_excepthook": "importing Ray changes the caller's excepthook",
     "ray.job_config:JobConfig._runtime_env_has_working_dir": "workers import from the script's "
     "folder, where a numpy.py ends them",
+    "ray._private.worker:global_worker.mode": "workers on others' Ray multiply by other kernels",
+    "ray:WORKER_MODE": "workers on others' Ray multiply by other kernels",
+    "ray._raylet:CoreWorker.get_job_config": "workers on others' Ray multiply by other kernels",
     "ray._private.state:available_resources_per_node": "`cluster status` knows no free CPUs",
     "ray.dashboard.modules.dashboard_sdk:SubmissionClient._do_request": "requests about jobs have "
     "no time limit",
@@ -119,7 +122,7 @@ def test_ray_init_can_be_found_and_replaced() -> None:
 
 
 def test_the_job_configuration_takes_folders_and_claims_one_of_its_own() -> None:
-    config = private.installed_only(["/x"])
+    config = private.installed_only(["/x"], {})
     assert config._runtime_env_has_working_dir(), "workers import from the working folder"
     assert config._py_driver_sys_path == ["/x"], "workers do not find the package"
 
