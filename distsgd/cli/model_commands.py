@@ -36,8 +36,10 @@ def evaluate(
 
     Example: distsgd evaluate latest --split train
     """
+    from distsgd.cli.run_kernel import multiply_as
     from distsgd.training.evaluation import evaluate as measure
 
+    multiply_as(run)
     if split not in ("test", "train"):
         raise UsageError(f"--split cannot be {split}", "Give test or train")
     found = measure(run, dataset=dataset, split=split, best=best)

@@ -70,8 +70,10 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
 
     Example: distsgd replay latest
     """
+    from distsgd.cli.run_kernel import multiply_as
     from distsgd.proof.replay import replay as compute
 
+    multiply_as(run)
     with _telling("same_bits", json):
         found = compute(run)
     if json:

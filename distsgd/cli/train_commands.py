@@ -122,10 +122,12 @@ def resume(
 
     Example: distsgd resume latest --workers 3
     """
+    from distsgd.cli.run_kernel import multiply_as
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.training.preparation import resume_with
 
+    multiply_as(run)
     changes = flags_among(context.params)
     stop, reporter = StopSignals(), make_reporter(json)
     with outliving_stdout("training"):
