@@ -140,14 +140,17 @@ def test_what_is_not_run_can_be_typed() -> None:
             check_options(line.partition("|")[0])
 
 
+COMMAND: Any = get_command(app)
+
+
 def check_options(line: str) -> None:
-    command: Any = get_command(app)
+    command = COMMAND
     _, *words = shlex.split(line.replace("...", ""))
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     names = {name for one in command.params for name in one.opts} | {"--help"}
     if command.name == "submit":
-        names |= {name for one in get_command(app).commands["train"].params for name in one.opts}
+        names |= {name for one in COMMAND.commands["train"].params for name in one.opts}
     assert not hasattr(command, "commands") or words in ([], ["--help"]), line
     assert {word for word in words if word.startswith("--")} <= names, line
 
@@ -196,7 +199,7 @@ def test_the_table_of_a_simulated_fleet_is_complete_and_true() -> None:
 def test_every_command_is_in_the_manual() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in FILES)
     overview = (DOCS / "command-line.md").read_text(encoding="utf-8")
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in COMMAND.commands.items():
         assert re.search(rf"`(distsgd )?{name}\b", overview), name
         for inner in getattr(command, "commands", {}):
             inside = rf"\bdistsgd {name} {inner}\b"

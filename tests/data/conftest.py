@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_support import (
+    SHARDS,
     Site,
     pack,
     python2_pickle,
     python3_pickle,
     python_batch,
     running_site,
+    sample_in_shards,
     snapshot,
 )
 from PIL import Image
@@ -83,6 +85,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workshop")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def buckets(workshop: Path) -> Path:
+    """What stores hold: the sample as it is, twice, and in many shards of unequal length."""
+    folder = workshop / "buckets"
+    sample_in_shards(folder / "open" / "many", SHARDS)
+    shutil.copytree(SAMPLE, folder / "data" / "sample")
+    shutil.copytree(SAMPLE, folder / "open" / "a sample")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -235,6 +235,10 @@ def running_site() -> Iterator[Site]:
             thread.join()
 
 
+SHARDS = 16
+"""Of the sample in many shards, as stores hold it."""
+
+
 def sample_in_shards(folder: Path, shards: int) -> Path:
     """The sample written anew in so many training shards, into a new folder; returns it."""
     sample = Dataset(SAMPLE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_support import sample_in_shards
+from data_support import SHARDS
 from moto.core import enable_iam_authentication
 from s3_server import S3Server, s3_server
 from store_process import SECRETS
@@ -28,18 +28,6 @@ from distsgd.proof.audit import audit
 from distsgd.simulation.probe import Measuring
 from distsgd.simulation.simulate import compare, simulate
 from distsgd.training import evaluate, resume, train
-
-SHARDS = 16
-
-
-@pytest.fixture(scope="module")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample in one shard of two kinds: as it is, and in many shards of unequal length."""
-    folder = tmp_path_factory.mktemp("buckets")
-    sample_in_shards(folder / "open" / "many", SHARDS)
-    shutil.copytree(SAMPLE, folder / "data" / "sample")
-    shutil.copytree(SAMPLE, folder / "open" / "a sample")
-    return folder
 
 
 @pytest.fixture(scope="module")

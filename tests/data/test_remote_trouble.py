@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from data_support import sample_in_shards
 from object_store import KEY
 from store_process import SECRETS, StoreProcess, object_store
 from support import PATIENCE, run_here
@@ -19,18 +17,6 @@ from distsgd.data.manifest import MANIFEST
 from distsgd.data.remote import fetching, stores
 from distsgd.errors import SourceError
 from distsgd.training import train
-
-SHARDS = 16
-
-
-@pytest.fixture(scope="module")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample in one shard of two kinds: as it is, and in many shards of unequal length."""
-    folder = tmp_path_factory.mktemp("buckets")
-    sample_in_shards(folder / "open" / "many", SHARDS)
-    shutil.copytree(SAMPLE, folder / "data" / "sample")
-    shutil.copytree(SAMPLE, folder / "open" / "a sample")
-    return folder
 
 
 @pytest.fixture(scope="module")
