@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +20,14 @@ from support import PATIENCE, wait_for
 
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.messages import Applied
+from distsgd.core.messages import Applied, Decision, Grant, Message
 from distsgd.core.server.position import Ledger
 from distsgd.core.server.update_check import UpdateCheck
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import keep_one_blas_thread
-from distsgd.engine.events import Ended, Event, Updated, UpdatedByTeam
+from distsgd.engine.events import Ended, EpochEnded, Event, Saved, Updated, UpdatedByTeam
 from distsgd.engine.inline import train_inline
-from distsgd.engine.job import Job, Snapshot
+from distsgd.engine.job import Job, Snapshot, snapshot
 from distsgd.engine.server_host import ServerHost
 from distsgd.engine.team import FailPoint, TeamMember
 from distsgd.engine.worker import Worker, work
@@ -36,7 +37,7 @@ from distsgd.transport.connections import SharedMemoryChannel
 from distsgd.transport.framing import Shape
 from distsgd.transport.port import Address, Port
 
-__all__ = ["Fail", "Nursery", "Training", "inline_end", "job_and_start", "nursery"]
+__all__ = ["Fail", "Nursery", "Training", "job_and_start", "nursery"]
 
 
 @dataclass(frozen=True)
@@ -182,17 +183,38 @@ class Training:
 
     def __enter__(self) -> Training:
         self._incarnations = dict.fromkeys(range(self.workers), 0)
-        self.host = ServerHost(self.job, self.start, self.workers)
+        self._closed = False
+        self.host = host = ServerHost(self.job, self.start, self.workers)
+        self._all_are_there, submit = threading.Event(), host.submit
+
+        def submit_later(worker: int, message: Message | None, size: int) -> None:
+            self._all_are_there.wait(PATIENCE)
+            submit(worker, message, size)
+
+        host.submit = submit_later  # type: ignore[method-assign]
         everything = slice(0, self.job.parameters)
         decode = partial(self.job.decode, part=everything)
         self.port = Port(self.host, shape_of(self.job), decode)
         return self
 
+    def close(self) -> None:
+        """Stop listening, and close the connections: to workers, the server has gone."""
+        if not self._closed:
+            self._closed = True
+            self.port.close()
+
     def __exit__(self, *error: object) -> None:
-        self.port.close()
+        self.close()
         for number in self.pids:
             self.kill(number)
         wait_for(lambda: all(self.state(number) == "X" for number in self.pids))
+
+    def begin(self) -> None:
+        """Start all workers; they get work when all are connected."""
+        for number in range(self.workers):
+            self.bear(number)
+        wait_for(lambda: len(self.host._attached) == self.workers)
+        self._all_are_there.set()
 
     def bear(self, number: int, fail: Fail | None = None) -> None:
         """Start a worker, or replace it."""
@@ -258,9 +280,32 @@ class Training:
         return found
 
     @property
-    def by_team(self) -> int:
-        """Updates that were made in teams."""
-        return sum(len(e.stretch.steps) for e in self.events if isinstance(e, UpdatedByTeam))
+    def updates_by_team(self) -> list[Applied]:
+        """Those that were made in teams."""
+        stretches = [event.stretch for event in self.events if isinstance(event, UpdatedByTeam)]
+        return [update for stretch in stretches for update in stretch.updates()]
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        """The events of a kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def wait_for_teams(self, members: int) -> None:
+        """Wait until a team of so many has made some updates that were not known before."""
+        known = len(self.events)
+        self.wait_for(
+            lambda: any(
+                isinstance(event, UpdatedByTeam)
+                and event.stretch.answers.shape[1] == members
+                and event.stretch.version > 0
+                for event in self.events[known:]
+            )
+        )
+
+    def alone(self) -> Ended:
+        """The end of the same training in one process."""
+        *_, last = train_inline(self.job, self.start, lambda: False)
+        assert isinstance(last, Ended)
+        return last
 
     def check(self, fleet: int = 0) -> Ended:
         """The updates are those of the plan, each slot once, and W has the bits of one process."""
@@ -268,10 +313,10 @@ class Training:
         check = UpdateCheck(self.job.plan, self.job.policy, Ledger(), fleet or self.workers)
         for update in self.updates():
             check.add(update)
-        version = ended.snapshot.version
-        assert check.ledger.version == version
+        assert check.ledger.version == ended.snapshot.version
         assert ended.finished == (check.ledger.whole == self.job.plan.total_steps)
-        same(ended.snapshot, inline_end(self.job, self.start, version))
+        kept = [event.snapshot for event in self.events if isinstance(event, EpochEnded | Saved)]
+        same_as_alone(self.job, self.start, [*kept, ended.snapshot])
         return ended
 
 
@@ -284,15 +329,18 @@ def same(one: Snapshot, other: Snapshot) -> None:
         assert np.array_equal(array, other.state[name])
 
 
-def inline_end(job: Job, start: Snapshot, version: int) -> Snapshot:
-    """What one process has after so many updates."""
-    made = 0
-
-    def stop() -> bool:
-        nonlocal made
-        made += 1
-        return made >= version
-
-    *_, last = train_inline(job, start, stop)
-    assert isinstance(last, Ended)
-    return last.snapshot
+def same_as_alone(job: Job, start: Snapshot, snapshots: Iterable[Snapshot]) -> None:
+    """Snapshots are those that one process makes, which has no team."""
+    wanted: dict[int, list[Snapshot]] = {}
+    for found in snapshots:
+        wanted.setdefault(found.version, []).append(found)
+    server, worker = job.server(start), Worker(job)
+    decisions: list[Decision] = []
+    while wanted:
+        for found in wanted.pop(server.version, []):
+            same(found, snapshot(server))
+        decisions = decisions or server.pull(0)
+        decision = decisions.pop(0)
+        if isinstance(decision, Grant):
+            with np.errstate(all="ignore"):
+                decisions += server.push(0, worker.answer(decision.lease, server.weights))

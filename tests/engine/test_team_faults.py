@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
-from team_processes import Fail, Nursery, Training, job_and_start, nursery
+from team_processes import Fail, Nursery, Training, job_and_start
 
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.team import WORDS
@@ -16,12 +15,6 @@ POINTS = [
     (word, member) for word, member in product(WORDS, (0, 1))
     if (word, member) != ("bell", 1)  # the first member rings for all
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def births() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +37,7 @@ def test_a_member_that_is_killed_at_any_word_loses_nothing(
     births: Nursery, long: tuple[Job, Snapshot]
 ) -> None:
     with Training(births, *long, 2) as training:
-        training.bear(1)
-        training.bear(0)
+        training.begin()
         for word, member in POINTS:
             training.kill(member)
             training.bear(member, Fail(word))
@@ -54,15 +46,14 @@ def test_a_member_that_is_killed_at_any_word_loses_nothing(
         training.until(training.version + 50)
         training.host.stop()
         training.check()
-        assert training.by_team > 3 * len(POINTS)
+        assert len(training.updates_by_team) > 3 * len(POINTS)
 
 
 def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
     births: Nursery, long: tuple[Job, Snapshot], impatient: None
 ) -> None:
     with Training(births, *long, 2) as training:
-        training.bear(1)
-        training.bear(0)
+        training.begin()
         for number, (word, member) in enumerate(POINTS):
             training.kill(member)
             training.bear(member, Fail(word, signal=signal.SIGSTOP))
@@ -72,4 +63,4 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         training.until(training.version + 50)
         training.host.stop()
         training.check()
-        assert training.by_team > 3 * len(POINTS)
+        assert len(training.updates_by_team) > 3 * len(POINTS)
