@@ -7,7 +7,8 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from distsgd.data.system import python_module
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray.session_guard import clear_session, mark_folder, session_mark
 
-__all__ = ["measure"]
+__all__ = ["as_it_comes", "measure"]
 
 _LIMIT = 80.0
 _LEAVE = 3.0
@@ -87,14 +88,18 @@ def _reached(seconds: float, accuracy: float) -> Measured:
 
 
 def _bare_ray(command: Sequence[str]) -> Measured:
-    """A Ray as it comes, but for its privacy, and gone afterwards."""
+    with as_it_comes() as environment:
+        return Measured(_seconds(command, environment).seconds, {})
+
+
+@contextmanager
+def as_it_comes() -> Iterator[dict[str, str]]:
+    """The environment of a Ray as it comes, but for its privacy, and gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="distsgd-bare-", dir="/tmp"))
     os.close(mark_folder(folder))
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
     try:
-        return Measured(
-            _seconds(command, {**_PRIVATE, **token, **session_mark(folder)}).seconds, {}
-        )
+        yield {**_PRIVATE, **token, **session_mark(folder)}
     finally:
         clear_session(folder, _LEAVE)
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
-from rich.spinner import Spinner
-
 from distsgd.cli.output import percent, say, show, terminal, text_column, visible
 from distsgd.config.settings import TrainConfig
 from distsgd.core.model import LINEAR
@@ -56,10 +52,19 @@ class _PlainReporter(Reporter):
         say(text)
 
 
+_STAGES = {
+    "dataset": "opening the dataset", "ray": "starting Ray", "workers": "starting the workers",
+}  # fmt: skip
+
+
 class _LiveReporter(Reporter):
     """A table of epochs above a progress bar with step, loss, speed and time left."""
 
     def __init__(self, console: Console) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TimeRemainingColumn
+        from rich.spinner import Spinner
+
         self._console = console
         self._bar = Progress(
             text_column("epoch {task.fields[epoch]}"),
@@ -71,20 +76,23 @@ class _LiveReporter(Reporter):
             console=console,
             transient=True,
         )
-        spinner = Spinner("dots", "starting Ray")
-        self._starting = Live(spinner, console=console, transient=True)
+        self._spinner = Spinner("dots")
+        self._starting = Live(self._spinner, console=console, transient=True)
+
+    def stage(self, name: str) -> None:
+        self._spinner.update(text=_STAGES[name])
+        self._starting.start()
+        self._starting.refresh()
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         self._console.print(visible(_title(config)), soft_wrap=True)
         self._console.print(_HEADING, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
-        if config.workers:
-            self._starting.start(refresh=True)
-        else:
-            self._bar.start()
+        if not config.workers:
+            self._show_bar()
 
     def _show_bar(self) -> None:
-        """Replace the spinner by the bar: Ray has started, and steps follow."""
+        """Replace the spinner by the bar: steps follow."""
         self._starting.stop()
         self._bar.start()
 

@@ -19,6 +19,7 @@ from distsgd.training.results import Reporter
 __all__ = ["as_path", "as_reporter", "as_text", "as_whole_number", "with_settings"]
 
 _CALLS = ("started", "progress", "epoch", "notice", "ended")
+"""What a reporter must have; `stage` it may have."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -20,7 +20,7 @@ from distsgd.training.interrupts import NEVER, Stop, Stopping
 from distsgd.training.limits import check_fleet, check_sizes
 from distsgd.training.logbook import Start
 from distsgd.training.recovery import find_tail, first_start
-from distsgd.training.results import Reporter, TrainResult, result_from
+from distsgd.training.results import Reporter, Stages, TrainResult, result_from
 from distsgd.training.session import Session, Task
 
 __all__ = ["resume_with", "train_with"]
@@ -52,9 +52,10 @@ def train_with(
     Returns:
         the result, also of a training that was stopped: its status is then "interrupted".
     """
-    began = time.perf_counter() if began is None else began
+    stages = Stages(time.perf_counter() if began is None else began, reporter)
     check_fleet(config, address)
     hooks = features_of(config, trace, chaos)
+    stages.enter("dataset")
     with one_blas_thread(check_at_end=False):  # each update checks
         dataset = open_dataset(
             config.dataset, cache_limit=config.cache_limit, stream=config.streams
@@ -70,7 +71,7 @@ def train_with(
         with stopping as stop:
             run = new_run(run_dir, config, dataset, chaos)
             task = Task(config=config, run=run, address=address, hooks=hooks)
-            return _trained(task, None, reporter, stop, began)
+            return _trained(task, None, reporter, stop, stages)
 
 
 @no_standard_descriptors()
@@ -84,7 +85,8 @@ def resume_with(
     began: float | None = None,
 ) -> TrainResult:
     """Resume with new settings by name; see `distsgd.training.training.resume` and `train_with`."""
-    began = time.perf_counter() if began is None else began
+    stages = Stages(time.perf_counter() if began is None else began, reporter)
+    stages.enter("dataset")
     with one_blas_thread(check_at_end=False):
         opened = open_run(run)
         folder, dataset = opened.folder, opened.dataset
@@ -112,11 +114,11 @@ def resume_with(
             raise
         with stopping as stop:
             task = Task(config=config, run=opened, resumes=True, address=address, hooks=hooks)
-            return _trained(task, start, reporter, stop, began)
+            return _trained(task, start, reporter, stop, stages)
 
 
 def _trained(
-    task: Task, start: Start | None, reporter: Reporter, stop: Stop, began: float
+    task: Task, start: Start | None, reporter: Reporter, stop: Stop, stages: Stages
 ) -> TrainResult:
     """The result of a session; whatever happens, the report in the run folder says how it ended.
 
@@ -129,7 +131,7 @@ def _trained(
             start = first_start(task.run)
         else:
             run.remove("report.json")
-        return Session(task, start, reporter, stop).run(began)
+        return Session(task, start, reporter, stop).run(stages)
     except KeyboardInterrupt as error:
         with suppress(DistsgdError):
             run.write("report.json", {"status": "interrupted", "problem": "it was ended at once"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from distsgd.config.settings import TrainConfig
@@ -55,10 +55,8 @@ class Processes:
         left = position is None or position.holes or position.step < job.plan.total_steps
         return self._config.workers == 0 or not left
 
-    def session(self, job: Job, start: Snapshot) -> AbstractContextManager[None]:
+    def session(self) -> AbstractContextManager[None]:
         """One Ray for all generations, within which `events` is called."""
-        if self.in_one_process(job, start):
-            return nullcontext()
         if self._address is not None:
             from distsgd.cluster.connection import joined_cluster
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress
 
-__all__ = ["ChaosReport", "EpochRow", "Reporter", "TrainResult", "result_from"]
+__all__ = ["ChaosReport", "EpochRow", "Reporter", "Stages", "TrainResult", "result_from"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,8 @@ class TrainResult:
             evaluation.
         wall_seconds: from the call, or the start of the command, to the result.
         startup_seconds: of wall_seconds, until steps began: opening the data, starting processes.
+        startup_stages: stage -> its share of startup_seconds, see `Reporter.stage`; "load" is the
+            time before the first, in which a command line imports what it needs.
         step_seconds: of wall_seconds, spent on steps; train_seconds without that of earlier parts.
         step_examples: of examples_seen, used in these seconds.
         examples_per_second: step_examples / step_seconds; 0 if there were none.
@@ -147,6 +150,7 @@ class TrainResult:
     startup_seconds: float = 0.0
     step_seconds: float = 0.0
     step_examples: int = 0
+    startup_stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
@@ -197,6 +201,14 @@ _KINDS: dict[str, Callable[[object], bool]] = {
 class Reporter:
     """Receives the progress of a training. Every method does nothing; override what you need."""
 
+    def stage(self, name: str) -> None:
+        """The training has come to a stage of its start.
+
+        Args:
+            name: "dataset" (it is opened and checked), "ray" (Ray starts) or "workers" (their
+                processes start, open the dataset and connect); without workers, the first only.
+        """
+
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         """The run folder exists, and training starts."""
 
@@ -211,3 +223,36 @@ class Reporter:
 
     def ended(self) -> None:
         """All steps are done; the final evaluation follows."""
+
+
+class Stages:
+    """The stages of a start, one after the other, until steps begin.
+
+    Args:
+        began: when the first began, by `time.perf_counter`.
+        reporter: is told of each.
+
+    Attributes:
+        began: as given.
+        seconds: stage -> how long it took.
+    """
+
+    def __init__(self, began: float, reporter: Reporter) -> None:
+        self.began, self._reporter = began, reporter
+        self.seconds: dict[str, float] = {}
+        self._stage, self._since = "load", began
+
+    def enter(self, name: str) -> None:
+        """The next stage begins."""
+        self.end()
+        self._stage = name
+        told: Callable[[str], None] | None = getattr(self._reporter, "stage", None)
+        if told is not None:  # a reporter may have been written before there were stages
+            told(name)
+
+    def end(self) -> None:
+        """Steps begin, if they have not begun before."""
+        now = perf_counter()
+        if self._stage:
+            self.seconds[self._stage] = now - self._since
+        self._stage, self._since = "", now

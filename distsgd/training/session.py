@@ -31,7 +31,7 @@ from distsgd.training.logbook import Start
 from distsgd.training.measuring import Background, Measured, measure_split
 from distsgd.training.processes import NeedsRestart, Processes
 from distsgd.training.recovery import Stopped, find_tail
-from distsgd.training.results import EpochRow, Reporter, TrainResult
+from distsgd.training.results import EpochRow, Reporter, Stages, TrainResult
 
 if TYPE_CHECKING:
     from distsgd.on_ray.chaos_kills import ChaosKills
@@ -87,17 +87,18 @@ class Session:
         self._channel = "inline" if in_one_process else "none"
         self._seconds = self._keeper.seconds_before(_examples(self._start))
         self._seconds_before = self._seconds
-        self._began, self._connected = 0.0, False  # when steps started
+        self._stages: Stages
         self._last_seconds = 0.0  # of steps, by the last generation of processes
         self._losses = 0
         self._stopped: float | None = None  # when a stop was first seen
 
-    def run(self, began: float) -> TrainResult:
+    def run(self, stages: Stages) -> TrainResult:
         """Train to the end, or until asked to stop.
 
         Args:
-            began: when the user's command started, by `time.perf_counter`.
+            stages: those of the start, of which the first began with the user's command.
         """
+        self._stages = stages
         with ExitStack() as stack:
             stack.callback(self._keeper.close)
             stack.callback(self._background.close)
@@ -109,13 +110,18 @@ class Session:
                 stack.callback(hook.close)
             self._keeper.start(self._start)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
-            stack.enter_context(self._processes.session(self._job, self._start))
-            self._began = time.perf_counter()
+            if self._processes.in_one_process(self._job, self._start):
+                stages.end()
+            else:
+                stages.enter("ray")
+                stack.enter_context(self._processes.session())
+                stages.enter("workers")
             ended = self._until_the_end()
+            stages.end()  # if it was stopped before
         self._reporter.ended()
         for hook in self._hooks:
             hook.ended(ended)
-        result = self._result(ended, began)
+        result = self._result(ended)
         self._run.write("report.json", asdict(result))
         return result
 
@@ -185,8 +191,7 @@ class Session:
         for event in events:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
-                if not self._connected:
-                    self._connected, self._began = True, time.perf_counter()
+                self._stages.end()
                 if self._task.address is not None or len(set(event.hosts)) > 1:
                     self._reporter.notice(event.message)
             elif isinstance(event, Notice):
@@ -265,7 +270,7 @@ class Session:
     def _measure(self, model: Model, split: str) -> Measured:
         return measure_split(model, self._dataset, split, self._job.regularization)
 
-    def _result(self, ended: Ended, began: float) -> TrainResult:
+    def _result(self, ended: Ended) -> TrainResult:
         model = self._keeper.model(ended.snapshot)
         train_set, test_set = self._measure(model, "train"), self._measure(model, "test")
         config = self._config
@@ -297,8 +302,9 @@ class Session:
             test_loss=test_set.loss,
             test_accuracy=test_set.accuracy,
             train_seconds=ended.seconds,
-            wall_seconds=time.perf_counter() - began,
-            startup_seconds=self._began - began,
+            wall_seconds=time.perf_counter() - self._stages.began,
+            startup_seconds=sum(self._stages.seconds.values()),
+            startup_stages=self._stages.seconds,
             step_seconds=ended.seconds - self._seconds_before,
             step_examples=max(0, ended.examples_seen - _examples(self._start)),
             examples_per_second=self._rate(ended.examples_seen, ended.seconds),

@@ -17,9 +17,15 @@ from distsgd.engine.events import Progress
 def test_no_zeros_while_ray_starts(workers: int) -> None:
     shown = io.StringIO()
     reporter = _LiveReporter(Console(file=shown, force_terminal=True, width=100))
+    reporter.stage("dataset")
+    assert "opening the dataset" in shown.getvalue()
     reporter.started(TrainConfig(dataset="sample", workers=workers), Path("run"), 60)
+    if workers:
+        reporter.stage("ray")
+        assert "starting the workers" not in shown.getvalue()
+        reporter.stage("workers")
     starting = shown.getvalue()
-    assert ("starting Ray" in starting) is (workers > 0)
+    assert ("starting Ray" in starting) is ("starting the workers" in starting) is (workers > 0)
     assert ("step 0/60" in starting) is (workers == 0)
     reporter.progress(Progress(7, 0, 1.5, 0.5, 0.01, 1792, 1.0))
     reporter.ended()
@@ -29,6 +35,7 @@ def test_no_zeros_while_ray_starts(workers: int) -> None:
 def test_it_ends_also_before_the_first_update() -> None:
     shown = io.StringIO()
     reporter = _LiveReporter(Console(file=shown, force_terminal=True, width=100))
+    reporter.stage("dataset")
     reporter.started(TrainConfig(dataset="sample", workers=2), Path("run"), 60)
     reporter.ended()
     length = len(shown.getvalue())

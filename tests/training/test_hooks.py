@@ -17,7 +17,7 @@ from distsgd.training.features import features_of
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
 from distsgd.training.recovery import first_start
-from distsgd.training.results import Reporter
+from distsgd.training.results import Reporter, Stages
 from distsgd.training.session import Session, Task
 
 
@@ -57,7 +57,7 @@ def session(tmp_path: Path, hook: Hook) -> Session:
 
 def test_the_order_of_calls(tmp_path: Path) -> None:
     hook = Recorder()
-    result = session(tmp_path, hook).run(0.0)
+    result = session(tmp_path, hook).run(Stages(0.0, Reporter()))
     assert hook.calls == ["open after 0", *["update"] * 6, "close", "ended", "result"]
     assert result.verified == {"updates": 6}
 
@@ -65,7 +65,7 @@ def test_the_order_of_calls(tmp_path: Path) -> None:
 def test_an_error_ends_the_session_and_closes_the_hook(tmp_path: Path) -> None:
     hook = Recorder(most=2)
     with pytest.raises(UsageError, match="one update too many"):
-        session(tmp_path, hook).run(0.0)
+        session(tmp_path, hook).run(Stages(0.0, Reporter()))
     assert hook.calls == ["open after 0", "update", "update", "close"]
 
 
