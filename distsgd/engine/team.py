@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
 import numpy as np
 
 from distsgd.core.arrays import finite
 from distsgd.core.messages import Lease
+from distsgd.core.model import SlotLoss
 from distsgd.core.optim import Updater, make_optimizer
 from distsgd.core.reduction_tree import shares
 from distsgd.core.server.team_steps import RangeSum, TeamSteps
@@ -25,6 +26,7 @@ from distsgd.transport.team_memory import (
     ARRIVED,
     ASLEEP,
     BELL,
+    HITS,
     LIMIT,
     NAP_SECONDS,
     ORDERED,
@@ -38,7 +40,7 @@ from distsgd.transport.team_memory import (
     sleeping_for,
 )
 
-__all__ = ["WORDS", "FailPoint", "TeamMember"]
+__all__ = ["WORDS", "FailPoint", "Revoked", "TeamMember"]
 
 _ALONE_NANOSECONDS, _CROWDED_NANOSECONDS = 1_000_000, 40_000
 """How long a member waits by yielding before it sleeps. Waking up from a sleep takes up to 0.2 ms
@@ -61,7 +63,7 @@ FailPoint = Callable[[str, int], None]
 """Called at each of `WORDS`, with the version that is being made."""
 
 
-class _Revoked(Exception):
+class Revoked(Exception):
     """The team is over."""
 
 
@@ -148,14 +150,14 @@ class TeamMember:
                 step += steps.steps(step)
                 if self._number == 0:
                     self._look_at_bell(version)
-        except _Revoked:
+        except Revoked:
             return serial - first
 
     def _may_begin(self, version: int) -> None:
         """Wait until the next update is granted."""
         words = self._words
         if words[REVOKED]:
-            raise _Revoked
+            raise Revoked
         if words[LIMIT] <= version:
             self._wait(_LIMIT_KIND, version + 1)
         if self._fail is not None:
@@ -167,17 +169,21 @@ class TeamMember:
         losses = self._worker.sums(lease, self._memory.weights[version & 1])
         if self._fail is not None:
             self._fail("sums", version + 1)
+        self._record(losses, self._number, version)
+        if self._fail is not None:
+            self._fail("record", version + 1)
+
+    def _record(self, losses: Sequence[SlotLoss], ring: int, version: int) -> None:
+        """Write down the losses of this member for the update after a version."""
         row = version % self._memory.shape.records
-        record, correct = self._memory.losses[self._number, row], 0
+        record, correct = self._memory.losses[ring, row], 0
         for place, loss in enumerate(losses):
             if not abs(loss.loss) < _LARGEST_LOSS:
                 self._give_up(version + 1)
             record[place] = loss.loss
             correct += loss.correct
         record[len(losses) :] = 0
-        self._memory.hits[self._number, row] = correct
-        if self._fail is not None:
-            self._fail("record", version + 1)
+        self._memory.heads[ring, row, HITS] = correct
 
     def _apply(self, step: int, version: int) -> None:
         """Apply the update to this member's range, in the copy of W that nobody reads."""
@@ -243,30 +249,42 @@ class TeamMember:
     def _wait(self, kind: int, value: int) -> None:
         """Yield for a while, then sleep, until a word is there or the team is over."""
         words, began = self._words, perf_counter_ns()
-        patience, now = _ALONE_NANOSECONDS, began
+        patience = self.patience(began)
         while not self._reached(kind, value):
             if words[REVOKED]:
-                raise _Revoked
-            if now - began < patience:
-                os.sched_yield()
-                before, now = now, perf_counter_ns()
-                if now - before > _GIVEN_AWAY_NANOSECONDS:
-                    patience = _CROWDED_NANOSECONDS
-            else:
+                raise Revoked
+            if not next(patience):
                 self._sleep(kind, value)
         self._waited += perf_counter_ns() - began
         words[self._own + WAITED] = self._waited
+
+    @staticmethod
+    def patience(began: int) -> Iterator[bool]:
+        """Yield the processor, again and again, for a while; then say False for ever."""
+        patience, now = _ALONE_NANOSECONDS, began
+        while now - began < patience:
+            os.sched_yield()
+            before, now = now, perf_counter_ns()
+            if now - before > _GIVEN_AWAY_NANOSECONDS:
+                patience = _CROWDED_NANOSECONDS
+            yield True
+        while True:
+            yield False
 
     def _sleep(self, kind: int, value: int) -> None:
         words, asleep = self._words, self._own + ASLEEP
         words[asleep] = sleeping_for(kind, value)
         fence()
         if not self._reached(kind, value) and not words[REVOKED]:
-            for file, _ in self._poll.poll(NAP_SECONDS * 1000):
-                if file == self._connection:  # the server has gone, or has left the team
-                    raise _Revoked
-                os.eventfd_read(file)
+            self._nap()
         words[asleep] = 0
+
+    def _nap(self) -> None:
+        """Sleep until somebody wakes this member, or for a moment."""
+        for file, _ in self._poll.poll(NAP_SECONDS * 1000):
+            if file == self._connection:  # the server has gone, or has left the team
+                raise Revoked
+            os.eventfd_read(file)
 
     def _look_at_bell(self, version: int) -> None:
         """Ring, once, where the server has asked to be woken."""

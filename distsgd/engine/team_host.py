@@ -22,11 +22,14 @@ from distsgd.transport.team_memory import (
     ARRIVED,
     ASLEEP,
     BELL,
+    HITS,
     LIMIT,
     REVOKED,
     SERIAL,
     STEP,
+    TICKET,
     TROUBLE,
+    TURN,
     VERSION,
     WAITED,
     TeamMemory,
@@ -142,7 +145,8 @@ class TeamHost:
         memory.weights[copy] = server.weights
         for number, name in enumerate(sorted(server.optimizer.state)):
             memory.states[number, copy] = server.optimizer.state[name]
-        words[VERSION], words[STEP] = lease.version, lease.step
+        words[VERSION] = words[TICKET] = lease.version
+        words[STEP] = lease.step
         for number, serial in enumerate(lease.serials):
             own = memory.member(number)
             words[own + ARRIVED] = words[own + APPLIED] = lease.version
@@ -218,6 +222,8 @@ class TeamHost:
         memory = self._memory
         assert memory is not None
         words = memory.words
+        if not self._job.policy.in_order:
+            return int(words[VERSION])
         done = min(words[memory.member(number) + APPLIED] for number in range(len(self._members)))
         fence()
         return int(done)
@@ -227,8 +233,11 @@ class TeamHost:
         memory = self._memory
         assert memory is not None
         rows = np.arange(first, last) % memory.shape.records
+        if not self._job.policy.in_order:
+            heads = memory.heads[0, rows]
+            return TeamRecords(memory.losses[0, rows], heads[:, HITS], heads[:, TURN])
         losses: NDArray[np.float64] = np.concatenate(list(memory.losses[:, rows]), axis=1)
-        correct: NDArray[np.int64] = memory.hits[:, rows].sum(axis=0)
+        correct: NDArray[np.int64] = memory.heads[:, rows, HITS].sum(axis=0)
         return TeamRecords(losses, correct)
 
     def bring_home(self) -> None:

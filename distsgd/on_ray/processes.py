@@ -17,7 +17,7 @@ from distsgd.engine.events import Event, Track
 from distsgd.engine.follower import FollowerHost
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.server_host import ServerHost
-from distsgd.engine.team import TeamMember
+from distsgd.engine.team_turns import join_team
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, DatasetError, StorageError
 from distsgd.transport.base import Channel, Membership
@@ -216,7 +216,7 @@ class WorkerProcess:
     def _join(self, place: Membership) -> int:
         """Work in a team; see `work`."""
         assert self._worker is not None and self._channel.descriptor is not None
-        return TeamMember(self._job, self._worker, place, self._channel.descriptor).run()
+        return join_team(self._job, self._worker, place, self._channel.descriptor)
 
 
 def _process() -> tuple[str, int]:

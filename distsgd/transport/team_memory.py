@@ -2,14 +2,15 @@
 
 It is one sealed anonymous file, made by the server and mapped by every member:
 
-    control     one word a cache line: limit, revoked, bell, trouble, version, step
+    control     one word a cache line: limit, revoked, bell, trouble, version, step, ticket
     members     for each member four lines: arrived | applied | asleep | serial, waited
     weights     W twice: version v is in copy v mod 2
     states      each array of the optimiser twice, likewise
     sums        for each member the sums of its slots, a row each
-    records     for each member a ring of records: of each update the loss of each slot, and hits
+    records     for each member a ring of records, one an update: hits, then the loss of each slot
 
-An update, from version v to v + 1, takes each member through these words, in this order:
+Where members wait for each other, an update, from version v to v + 1, takes each member through
+these words, in this order:
 
     1  v < limit, and not revoked           may it begin
     2  sums, record                         computed at copy v mod 2
@@ -26,6 +27,13 @@ v + 1 and need them no more. So at any moment, whatever has died or been stopped
 `applied` is a version that is whole, and nobody is writing to its copy. A member that wakes up late
 can do no more than finish 5 and 6: for the next update it would need the others, who have left.
 
+Where they do not (`asp`), each update is that of one member, in its turn: under a lock it applies
+its sums to all of the other copy, writes a record into the first ring (hits, member, step, version
+read, serial, losses), stores version = v + 1, takes the number of its next update (ticket), and
+copies W for itself. The lock is one of the file (POSIX, `fcntl.lockf`), which the system takes from
+a process that dies. A member that is stopped inside it can finish one version later, into the copy
+that nobody else uses; the server goes by the version that it has read.
+
 Order of the stores: a word is one aligned store of eight bytes, after all that it announces. On x86
 stores become visible in their order, and loads are done in theirs, so that is enough. Elsewhere
 (Arm) `fence` stands between the two on either side. Going to sleep needs more, on every processor:
@@ -41,6 +49,7 @@ server, which closes if that dies. A further eventfd is the server's bell.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import platform
@@ -60,13 +69,16 @@ __all__ = [
     "ARRIVED",
     "ASLEEP",
     "BELL",
+    "HITS",
     "LIMIT",
     "NAP_SECONDS",
     "ORDERED",
     "REVOKED",
     "SERIAL",
     "STEP",
+    "TICKET",
     "TROUBLE",
+    "TURN",
     "VERSION",
     "WAITED",
     "TeamMemory",
@@ -79,11 +91,17 @@ NAP_SECONDS = 0.005
 """The longest sleep in which a member does not look at the words."""
 
 _WORDS = LINE // 8
-LIMIT, REVOKED, BELL, TROUBLE, VERSION, STEP = (n * _WORDS for n in range(6))
+LIMIT, REVOKED, BELL, TROUBLE, VERSION, STEP, TICKET = (n * _WORDS for n in range(7))
 """The words of control: the version up to which the team may go; whether it must stop; the version
-at which the first member rings; the version that a member cannot make; where the team begins."""
+at which the server is woken; the version that a member cannot make; version and step at which the
+team begins. In turns, the version is that of W now, and a ticket is the version that an update
+would make if none came between, less one."""
 
-_CONTROL_LINES, _MEMBER_LINES = 6, 4
+HITS, TURN = 0, slice(1, 5)
+"""Words of a record: examples classified rightly; in turns, member, step, version read, serial."""
+
+_HEAD_WORDS = 8
+_CONTROL_LINES, _MEMBER_LINES = 7, 4
 ARRIVED, APPLIED, ASLEEP = (n * _WORDS for n in range(3))
 SERIAL, WAITED = (3 * _WORDS + n for n in range(2))
 """The words of a member, from its first on: how far it is; what it sleeps for, or 0; the serial of
@@ -153,7 +171,7 @@ class TeamShape:
     @property
     def record_words(self) -> int:
         """Words of a record, a whole number of cache lines."""
-        return -(-(self.losses + 1) // _WORDS) * _WORDS
+        return _HEAD_WORDS + -(-self.losses // _WORDS) * _WORDS
 
     @property
     def size(self) -> int:
@@ -177,7 +195,7 @@ class TeamMemory:
         states: of each array of the optimiser both copies, shape (states, 2, parameters).
         sums: of each member, shape (members, rows, parameters).
         losses: of each record, shape (members, records, losses), float64.
-        hits: of each record, shape (members, records), int64.
+        heads: of each record, what precedes them, int64: see `HITS` and `TURN`.
     """
 
     def __init__(self, file: int, wakers: Sequence[int], shape: TeamShape) -> None:
@@ -198,8 +216,9 @@ class TeamMemory:
         count = shape.members * shape.records * shape.record_words
         records = np.frombuffer(memory, np.int64, offset=start, count=count)
         records = records.reshape(shape.members, shape.records, shape.record_words)
-        self.hits: NDArray[np.int64] = records[:, :, 0]
-        self.losses: NDArray[np.float64] = records.view(np.float64)[:, :, 1 : 1 + shape.losses]
+        self.heads: NDArray[np.int64] = records[:, :, :_HEAD_WORDS]
+        last = _HEAD_WORDS + shape.losses
+        self.losses: NDArray[np.float64] = records.view(np.float64)[:, :, _HEAD_WORDS:last]
 
     @classmethod
     def make(cls, shape: TeamShape, bell: int) -> TeamMemory:
@@ -257,6 +276,18 @@ class TeamMemory:
     def waker(self, number: int) -> int:
         """The eventfd that a member sleeps on."""
         return self._files[1 + number]
+
+    def try_lock(self) -> bool:
+        """Take the lock of the memory, if it is free; it is this process's until `unlock`."""
+        try:
+            fcntl.lockf(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Let go of the lock."""
+        fcntl.lockf(self._files[0], fcntl.LOCK_UN, 1)
 
     def close(self) -> None:
         """Close the descriptors; the arrays stay until they are let go of."""

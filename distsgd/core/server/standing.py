@@ -29,10 +29,13 @@ class TeamRecords(NamedTuple):
         losses: sum of the losses of each slot, float64 of shape (updates, slots); 0 in places that
             an update does not use.
         correct: examples that were classified rightly, int64 of shape (updates,).
+        turns: where an update is that of one member: number of the member, step, version of W that
+            it was computed at, and serial, int64 of shape (updates, 4).
     """
 
     losses: NDArray[np.float64]
     correct: NDArray[np.int64]
+    turns: NDArray[np.int64] | None = None
 
 
 class Standing:
@@ -66,21 +69,22 @@ class Standing:
         self._serials = list(serials)  # as of what has been made
         self._step, self._version = step, version
         self.end = step
+        self._ahead: set[int] = set()  # steps that have been made after one that has not
 
     @property
     def left(self) -> int:
-        """Steps that have been granted and not been made."""
-        return self.end - self._step
+        """Updates that have been granted and not been made."""
+        return self._granted - self._version
 
     @property
     def resume_at(self) -> int:
-        """The first step that the team has not made."""
-        return self._step
+        """One past the last step that the team has made."""
+        return max(self._ahead, default=self._step - 1) + 1
 
     @property
     def left_out(self) -> Sequence[int]:
-        """Steps before that one that it has not made either."""
-        return ()
+        """Steps before that one that it has not made."""
+        return [step for step in range(self._step, self.resume_at) if step not in self._ahead]
 
     def serials(self) -> Iterator[tuple[int, int]]:
         """Worker and serial of its next answer, after what has been made."""
@@ -124,17 +128,20 @@ class Standing:
         """
         plan, count = self._plan, len(records.correct)
         epoch, version = plan.epoch_of(self._step), self._version
-        starts = np.empty(count, np.int64)
-        answers = np.full((count, len(self._members), _FIELDS), -1, np.int64)
-        done = 0
-        while done < count:
-            alike = self._alike(count - done)
-            self._make(starts[done : done + alike], answers[done : done + alike])
-            done += alike
+        if records.turns is not None:
+            starts, answers = self._take_turns(records.turns)
+        else:
+            starts = np.empty(count, np.int64)
+            answers = np.full((count, len(self._members), _FIELDS), -1, np.int64)
+            done = 0
+            while done < count:
+                alike = self._alike(count - done)
+                self._make(starts[done : done + alike], answers[done : done + alike])
+                done += alike
         examples = np.array([self._examples(step) for step in starts.tolist()], np.int64)
         sums = np.array([exact_sum(row) for row in records.losses.tolist()], np.float64)
         rates = np.array([schedule.at(step) for step in starts.tolist()], np.float64)
-        ends = count > 0 and plan.ends_epoch(self._step - 1)
+        ends = count > 0 and not self.left and plan.ends_epoch(self.end - 1)
         return Stretch(
             version, epoch, starts, sums / examples, records.correct, examples, rates, answers, ends
         )
@@ -163,6 +170,25 @@ class Standing:
             self._serials[member] += count
         self._step += count * each
         self._version += count
+
+    def _take_turns(self, turns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Members have made updates of one piece each: their steps, and who contributed what."""
+        members, starts, versions, serials = turns.T
+        answers = np.zeros((len(turns), 1, _FIELDS), np.int64)
+        answers[:, 0, 0] = np.array(self._members)[members]
+        answers[:, 0, 1] = starts
+        answers[:, 0, 3] = [self._plan.slots(step) for step in starts.tolist()]
+        answers[:, 0, 4] = versions
+        answers[:, 0, 5] = 1
+        answers[:, 0, 7] = serials
+        for member, serial in zip(members.tolist(), serials.tolist(), strict=True):
+            self._serials[member] = max(self._serials[member], serial + 1)
+        self._ahead.update(starts.tolist())
+        while self._step in self._ahead:
+            self._ahead.remove(self._step)
+            self._step += 1
+        self._version += len(turns)
+        return starts, answers
 
     def _examples(self, step: int) -> int:
         """Examples of the update that begins at a step."""

@@ -54,8 +54,13 @@ class TeamSteps:
         return len(self.pieces(step)) <= self._members
 
     def lease(self, step: int, member: int, version: int, serial: int) -> Lease | None:
-        """What a member computes of the update that begins at a step; None for nothing."""
+        """What a member computes of the update that begins at a step; None for nothing.
+
+        In turns it is the whole minibatch, whoever computes it.
+        """
         pieces = self.pieces(step)
+        if not self._policy.in_order:
+            member = 0
         if member >= len(pieces):
             return None
         replicas = len(pieces) if self._policy.local else 0

@@ -17,6 +17,7 @@ class Asynchronous(Policy):
 
     name = "asp"
     in_order = False
+    in_team = True
 
     @property
     def max_staleness(self) -> None:

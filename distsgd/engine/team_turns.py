@@ -1,0 +1,166 @@
+"""A member of a team whose members do not wait for each other: they update W in turns (`asp`)."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+import numpy as np
+
+from distsgd.core.arrays import Floats, finite
+from distsgd.core.messages import Lease
+from distsgd.core.model import SlotLoss
+from distsgd.core.optim import Updater, make_optimizer
+from distsgd.engine.job import Job
+from distsgd.engine.team import FailPoint, Revoked, TeamMember
+from distsgd.engine.worker import Worker
+from distsgd.transport.base import Membership
+from distsgd.transport.team_memory import (
+    ARRIVED,
+    BELL,
+    LIMIT,
+    ORDERED,
+    REVOKED,
+    SERIAL,
+    STEP,
+    TICKET,
+    TURN,
+    VERSION,
+    WAITED,
+    fence,
+)
+
+__all__ = ["TURN_WORDS", "TurnMember", "join_team"]
+
+TURN_WORDS = ("begin", "sums", "locked", "half-applied", "range", "record", "published", "ticket")
+"""As `distsgd.engine.team.WORDS`, of a member that takes turns."""
+
+
+def join_team(
+    job: Job,
+    worker: Worker,
+    place: Membership,
+    connection: int,
+    fail: FailPoint | None = None,
+) -> int:
+    """Work as the member of a team until it is over; arguments as for `TeamMember`.
+
+    Returns:
+        how many pieces were computed.
+    """
+    kind = TeamMember if job.policy.in_order else TurnMember
+    return kind(job, worker, place, connection, fail).run()
+
+
+class TurnMember(TeamMember):
+    """Computes whole minibatches, and applies each when it is done; arguments as `TeamMember`."""
+
+    def __init__(
+        self,
+        job: Job,
+        worker: Worker,
+        place: Membership,
+        connection: int,
+        fail: FailPoint | None = None,
+    ) -> None:
+        super().__init__(job, worker, place, connection, fail)
+        self._weights: Floats = np.empty(job.parameters, job.dtype)
+
+    def _updater(self, copy: int) -> Updater:
+        """Applies updates to all of one of the copies of W."""
+        job, memory = self._job, self._memory
+        weights = memory.weights[copy]
+        optimizer = make_optimizer(job.optimizer, weights, job.momentum)
+        for number, name in enumerate(sorted(optimizer.state)):
+            optimizer.state[name] = memory.states[number, copy]
+        return Updater(weights, decay=job.decay(), optimizer=optimizer, schedule=job.schedule)
+
+    def _work(self) -> int:
+        words, trace = self._words, self._worker.trace
+        serial = first = words[self._own + SERIAL]
+        offset = words[STEP] - words[self._own + ARRIVED]  # from a ticket to its step
+        lease: Lease | None = None
+        losses: list[SlotLoss] = []
+        try:
+            while True:
+                self._lock()
+                trace.lap("wait")
+                if lease is not None:
+                    self._take_turn(lease, losses)
+                    serial += 1
+                ticket = self._ticket()
+                version = words[VERSION]
+                if ticket is not None:
+                    np.copyto(self._weights, self._memory.weights[version & 1])
+                self._memory.unlock()
+                self._point("ticket", version)
+                trace.lap("update")
+                if ticket is None:
+                    lease = None
+                    self._may_begin(words[TICKET])
+                    continue
+                lease = self._steps.lease(ticket + offset, self._number, version, serial)
+                assert lease is not None
+                self._point("begin", version + 1)
+                losses = self._worker.sums(lease, self._weights)
+                self._point("sums", version + 1)
+                self._worker.get_ready(lease)
+        except Revoked:
+            return serial - first
+
+    def _point(self, word: str, version: int) -> None:
+        if self._fail is not None:
+            self._fail(word, version)
+
+    def _lock(self) -> None:
+        """Wait for one's turn, without sleeping in the system: the team may be over."""
+        began = perf_counter_ns()
+        if self._words[REVOKED]:
+            raise Revoked
+        if self._memory.try_lock():
+            return
+        patience = self.patience(began)
+        while not self._memory.try_lock():
+            if self._words[REVOKED]:
+                raise Revoked
+            if not next(patience):
+                self._nap()
+        self._waited += perf_counter_ns() - began
+        self._words[self._own + WAITED] = self._waited
+
+    def _ticket(self) -> int | None:
+        """The number of the next update to compute; None if none is granted."""
+        words = self._words
+        ticket: int = words[TICKET]
+        if words[REVOKED] or ticket >= words[LIMIT]:
+            return None
+        words[TICKET] = ticket + 1
+        return ticket
+
+    def _take_turn(self, lease: Lease, losses: list[SlotLoss]) -> None:
+        """Apply an update, in the copy of W that is not that of the present version."""
+        words, memory = self._words, self._memory
+        version = words[VERSION]
+        self._point("locked", version + 1)
+        total = memory.sums[self._number][0]
+        if not finite(total):
+            self._give_up(version + 1)
+        old, new = self._updaters[version & 1], self._updaters[~version & 1]
+        np.copyto(new.weights, old.weights)
+        self._point("half-applied", version + 1)
+        for name, array in new.optimizer.state.items():
+            np.copyto(array, old.optimizer.state[name])
+        new.version = version
+        new.apply(total, self._job.plan.batch_examples(lease.step), lease.step)
+        if not finite(new.weights):
+            self._give_up(version + 1)
+        self._point("range", version + 1)
+        self._record(losses, 0, version)
+        row = version % memory.shape.records
+        memory.heads[0, row, TURN] = (self._number, lease.step, lease.version, lease.serial)
+        self._point("record", version + 1)
+        if not ORDERED:
+            fence()
+        words[VERSION] = version + 1
+        self._point("published", version + 1)
+        if version + 1 == words[BELL] or version + 1 == words[LIMIT]:
+            memory.ring()
