@@ -150,25 +150,23 @@ class ServerHost:
             return
         self.trace.start()
         stretch = team.read(perf_counter())
+        goes_on, due = not team.in_trouble, self._timed.due
         if team.paused:  # before what it has made ends an epoch, of which W is kept
             team.bring_home()
+            # What is recorded below is of W as it is home: the team need not wait for that.
+            if goes_on and not (due or team.revoked):
+                goes_on = team.extend()
+        elif due:
+            team.ring_at_end()
+        elif goes_on and team.hungry and not team.revoked:
+            goes_on = team.extend()
         if stretch is not None:
             self._carry_out([stretch])
-        if team.revoked:
-            return
-        if team.in_trouble or not self._goes_on():
+        if goes_on and due and team.paused and not team.revoked:
+            self._record()  # the snapshot
+            goes_on = team.extend()
+        if not goes_on:
             team.revoke(perf_counter())
-
-    def _goes_on(self) -> bool:
-        """Grant the team more if it needs that; False if it is to stop."""
-        team = self._team
-        if team.paused:
-            self._record()
-            return team.extend()
-        if team.hungry and not self._timed.due:
-            return team.extend()
-        team.ring_at_end()
-        return True
 
     def _leave_team(self, worker: int, *, dead: bool = False) -> None:
         """A member has left the team or died; after the last, others do what it has not done."""

@@ -47,7 +47,7 @@ _ALONE_NANOSECONDS, _CROWDED_NANOSECONDS = 1_000_000, 40_000
 where a processor has to be woken for it, so a short sleep makes the others wait in turn. But where
 anything else wants this processor, a member that only yields takes time from those it waits for."""
 
-_GIVEN_AWAY_NANOSECONDS = 10_000
+_GIVEN_AWAY_NANOSECONDS = 200_000
 """A yield that takes longer has let another process run."""
 
 _LARGEST_LOSS = 1e300

@@ -187,7 +187,7 @@ class TeamHost:
         lease = self._server.extend(self._updates(), home=self._home)
         if lease is None:
             self.ring_at_end()
-            return not self._home
+            return not self._home  # it goes on to the end of what it has
         self.go_on(lease)
         return True
 
@@ -257,8 +257,13 @@ class TeamHost:
 
     @property
     def hungry(self) -> bool:
-        """Whether less than half of a lease is left."""
-        return 2 * (self._granted - self._made) <= self._updates()
+        """Whether the team has come to where it was to wake the server."""
+        return self._memory is not None and self._made >= self._memory.words[BELL]
+
+    def ring_at_end(self) -> None:
+        """Have the team wake the server at the end of what it has been granted."""
+        assert self._memory is not None
+        self._memory.words[BELL] = self._granted
 
     def revoke(self, now: float) -> None:
         """Have the team stop before the next word of its protocol."""
