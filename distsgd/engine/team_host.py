@@ -260,11 +260,6 @@ class TeamHost:
         """Whether the team has come to where it was to wake the server."""
         return self._memory is not None and self._made >= self._memory.words[BELL]
 
-    def ring_at_end(self) -> None:
-        """Have the team wake the server at the end of what it has been granted."""
-        assert self._memory is not None
-        self._memory.words[BELL] = self._granted
-
     def revoke(self, now: float) -> None:
         """Have the team stop before the next word of its protocol."""
         if self.standing and not self.revoked:
