@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsgd.config.settings import SETTINGS
 from harness.cases import Verdict, add_arguments, play
 from harness.processes import end_marked, marked, open_files, start, wait_for
 
@@ -35,7 +36,7 @@ TARGETS: dict[str, tuple[signal.Signals, tuple[bytes, ...]]] = {
     "raylet": (signal.SIGKILL, (b"/raylet/raylet",)),
     "gcs_server": (signal.SIGKILL, (b"/gcs/gcs_server",)),
 }
-CHANNELS = ("shm", "tcp", "ray")
+CHANNELS = SETTINGS["channel"].choices
 # Seconds: the last moment of a kill; until a driver that survives is interrupted; until it hangs;
 # and until its processes must be gone.
 LATEST, SURVIVES, HANGS, GONE_WITHIN = 5.0, 3.0, 60.0, 20.0
