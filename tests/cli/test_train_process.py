@@ -30,6 +30,8 @@ from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint
 from distsgd.training import train
 
 LONG = ("--dataset", "sample", "--epochs", "100000")
+LAZY = ("--chaos", "delay:p=1:for=50ms")
+"""Leaves the processors to others."""
 
 
 def named_memory(session: str) -> set[str]:
@@ -176,7 +178,7 @@ def _drain(terminal: int, folder: Path) -> None:
 def test_control_c_leaves_a_whole_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     """In a terminal it goes to every process of the group."""
     folder = tmp_path / "run"
-    with training(folder, "--json") as process:
+    with training(folder, "--json", *LAZY) as process:
         wait_for_epochs(folder, 2)
         (name,) = ray_folders()
         assert (Path(os.environ["TMPDIR"]) / name).stat().st_mode & 0o777 == 0o700
@@ -196,8 +198,8 @@ def test_control_c_leaves_a_whole_checkpoint_and_nothing_else(tmp_path: Path) ->
 def test_after_a_kill_no_process_stays_and_the_next_run_sweeps_and_disturbs_no_other(
     distsgd: Run, distsgd_here: Run, tmp_path: Path
 ) -> None:
-    folder, lazy = tmp_path / "run", ("--chaos", "delay:p=1:for=50ms")
-    with training(folder) as process:
+    folder = tmp_path / "run"
+    with training(folder, *LAZY) as process:
         wait_for_epochs(folder, 1)
         (name,) = ray_folders()
         assert not named_memory(name)
@@ -207,7 +209,7 @@ def test_after_a_kill_no_process_stays_and_the_next_run_sweeps_and_disturbs_no_o
     assert json.loads(distsgd_here("runs", "show", folder, "--json").stdout)["status"] == "dead"
     assert ray_folders() <= {name}  # unless its guard has removed it
     long = tmp_path / "long"
-    with training(long, *lazy) as other:  # leaves the processors to the one beside it
+    with training(long, *LAZY) as other:
         wait_for_epochs(long, 1)
         assert len(ray_folders() - {name}) == 1 == len(ray_folders())
         done = distsgd("train", "--dataset", "sample", "--epochs", 2, "--workers", 2, "--json")
@@ -224,7 +226,7 @@ def test_after_a_kill_no_process_stays_and_the_next_run_sweeps_and_disturbs_no_o
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_the_death_of_ray_itself_is_a_clear_error_soon(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with training(folder) as process:
+    with training(folder, *LAZY) as process:
         wait_for_epochs(folder, 1)
         (session,) = ray_folders()
         (pid,) = [
