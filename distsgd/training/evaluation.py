@@ -14,7 +14,6 @@ from distsgd.core.arrays import Bytes
 from distsgd.core.model import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import open_dataset
-from distsgd.data.importing.images import read_image
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError, UsageError
 from distsgd.runs import (
@@ -156,6 +155,8 @@ def evaluate(
 def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
     """Names of the examples in files, and their pixels, shape (examples, features)."""
     if len(model.shape) == 3:
+        from distsgd.data.importing.images import read_image  # not before a training: Pillow
+
         return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
     from distsgd.data.importing.choose import read_numbers
 
