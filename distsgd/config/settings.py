@@ -235,6 +235,7 @@ class TrainConfig:
         self._fill_in_recipe()
         self._check_consistency()
         self._check_verify()
+        self._check_team()
         self._check_data()
 
     @property
@@ -321,6 +322,25 @@ class TrainConfig:
                 f"{made} does not go with {self.given('optimizer')}",
                 "Replicas make steps of plain SGD, and W alone is averaged: give "
                 + self.spelling.given("optimizer", "sgd"),
+            )
+
+    def _check_team(self) -> None:
+        """Refuse the channel of teams where none can be; `auto` chooses another by itself."""
+        why = ""
+        if self.channel != "team":
+            return
+        if not POLICIES[self.consistency].in_team:
+            why = self.given("consistency")
+        elif self.servers > 1:
+            why = self.given("servers")
+        elif self.compress != "none":
+            why = self.given("compress")
+        elif self.verify >= 1:
+            why = self.given("verify")
+        if why:
+            raise UsageError(
+                f"{self.given('channel')} does not go with {why}",
+                f"Give {self.spelling.given('channel', 'auto')}, which takes a team where one can be",
             )
 
     def _check_verify(self) -> None:
