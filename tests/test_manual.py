@@ -151,7 +151,7 @@ def check_options(line: str) -> None:
     names = {name for one in command.params for name in one.opts} | {"--help"}
     if command.name == "submit":
         names |= {name for one in COMMAND.commands["train"].params for name in one.opts}
-    assert not hasattr(command, "commands") or words in ([], ["--help"]), line
+    assert not hasattr(command, "commands") or words in ([], ["--help"], ["--version"]), line
     assert {word for word in words if word.startswith("--")} <= names, line
 
 

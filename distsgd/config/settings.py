@@ -340,7 +340,7 @@ class TrainConfig:
         if why:
             raise UsageError(
                 f"{self.given('channel')} does not go with {why}",
-                f"Give {self.spelling.given('channel', 'auto')}, which takes a team where one can be",
+                f"Give {self.spelling.given('channel', 'auto')}: a team where one can be",
             )
 
     def _check_verify(self) -> None:
