@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from itertools import product
 
@@ -11,10 +12,15 @@ from team_processes import Fail, Nursery, Training, job_and_start
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.team import WORDS
 
-POINTS = [
-    (word, member) for word, member in product(WORDS, (0, 1))
-    if (word, member) != ("bell", 1)  # the first member rings for all
-]  # fmt: skip
+THREE = pytest.param(3, marks=pytest.mark.thorough)
+
+
+def points(workers: int) -> list[tuple[str, int]]:
+    """Each word of each member; the first rings for all."""
+    return [
+        (word, member) for word, member in product(WORDS, range(workers))
+        if word != "bell" or member == 0
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +39,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distsgd.engine.team_host._LEAVING_SECONDS", 0.02)
 
 
+@pytest.mark.parametrize("workers", [2, THREE])
 def test_a_member_that_is_killed_at_any_word_loses_nothing(
-    births: Nursery, long: tuple[Job, Snapshot]
+    births: Nursery, long: tuple[Job, Snapshot], workers: int
 ) -> None:
-    with Training(births, *long, 2) as training:
+    with Training(births, *long, workers) as training:
         training.begin()
-        for word, member in POINTS:
+        for word, member in points(workers):
             training.kill(member)
             training.bear(member, Fail(word))
             training.wait(member, "X")
@@ -46,15 +53,16 @@ def test_a_member_that_is_killed_at_any_word_loses_nothing(
         training.until(training.version + 50)
         training.host.stop()
         training.check()
-        assert len(training.updates_by_team) > 3 * len(POINTS)
+        assert len(training.updates_by_team) > 3 * len(points(workers))
 
 
+@pytest.mark.parametrize("workers", [2, THREE])
 def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
-    births: Nursery, long: tuple[Job, Snapshot], impatient: None
+    births: Nursery, long: tuple[Job, Snapshot], workers: int, impatient: None
 ) -> None:
-    with Training(births, *long, 2) as training:
+    with Training(births, *long, workers) as training:
         training.begin()
-        for number, (word, member) in enumerate(POINTS):
+        for number, (word, member) in enumerate(points(workers)):
             training.kill(member)
             training.bear(member, Fail(word, signal=signal.SIGSTOP))
             training.wait(member, "T")
@@ -63,4 +71,36 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         training.until(training.version + 50)
         training.host.stop()
         training.check()
-        assert len(training.updates_by_team) > 3 * len(POINTS)
+        assert len(training.updates_by_team) > 3 * len(points(workers))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("workers", [2, 3])
+def test_members_that_die_and_stop_at_random_spoil_nothing(
+    births: Nursery, long: tuple[Job, Snapshot], impatient: None, workers: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    with Training(births, *long, workers) as training:
+        training.begin()
+        for _ in range(100):
+            member = chance.randrange(workers)
+            match chance.choice(("kill", "stop", "go on", "go on")):
+                case "kill":
+                    training.kill(member)
+                    kind = chance.choice((signal.SIGKILL, signal.SIGSTOP))
+                    fail = Fail(chance.choice(WORDS), chance.randint(0, 5), kind)
+                    training.bear(member, chance.choice((fail, None)))
+                case "stop":
+                    training.kill(member, signal.SIGSTOP)
+                case _:
+                    for each in range(workers):
+                        training.kill(each, signal.SIGCONT)
+            for _ in range(chance.randint(0, 10)):
+                training.look()
+        for member in range(workers):
+            training.kill(member)
+            training.bear(member)
+        training.until(training.version + 20)
+        training.host.stop()
+        training.check()

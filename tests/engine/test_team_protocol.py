@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import pytest
 from team_model import Rules, TeamModel, Wrong, explore
+from team_processes import job_and_start
 
-from distsgd.engine.team import WORDS
+from distsgd.engine.team import WORDS, TeamMember
+from distsgd.engine.worker import Worker
+from distsgd.transport.base import Membership
+from distsgd.transport.team_memory import BELL, LIMIT, REVOKED, TeamMemory, TeamShape
 
 Case = tuple[int, tuple[int, ...], int, dict[str, Any]]
 """Members, updates of each lease, faults, and options of the model."""
@@ -88,3 +94,28 @@ def test_every_rule_is_broken_once() -> None:
 def test_the_model_has_the_words_of_the_team() -> None:
     model = TeamModel(2, (1,), 0)
     assert [word for word, _ in model.program if word is not None] == list(WORDS)
+
+
+def test_a_member_goes_through_the_words_of_the_model() -> None:
+    """One alone, for two updates; the second ends its lease."""
+    job, start = job_and_start(batch_size=20, slot_size=10, epochs=1)
+    shape = TeamShape(1, job.parameters, job.dtype, 0, 2, job.most_losses, 4)
+    bell = os.eventfd(0)
+    memory = TeamMemory.make(shape, bell)
+    memory.weights[0] = start.weights
+    memory.words[LIMIT] = memory.words[BELL] = 2
+    seen: list[tuple[str, int]] = []
+
+    def look(word: str, version: int) -> None:
+        seen.append((word, version))
+        if word == "bell":
+            memory.words[REVOKED] = 1
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        place = Membership(memory, 0)
+        assert TeamMember(job, Worker(job), place, ours.fileno(), look).run() == 2
+    os.close(bell)
+    words = [word for word, _ in TeamModel(1, (1,), 0).program if word is not None]
+    silent = words[:-1]  # the bell is rung at the end
+    assert seen == [*((word, 1) for word in silent), *((word, 2) for word in words)]
