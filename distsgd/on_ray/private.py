@@ -186,7 +186,8 @@ def no_extra_processes(stand_in: Sequence[str]) -> Iterator[None]:
     `ray[default]` is not installed.
 
     Args:
-        stand_in: command of a process that takes the place of an agent, and ends with the node.
+        stand_in: command of a process that takes the place of an agent, and ends with the node; it
+            is given the folder of the session, by which its processes are known.
     """
     from ray._private import node, services, utils
     from ray._raylet import persist_port  # type: ignore[attr-defined]
@@ -215,7 +216,8 @@ def no_extra_processes(stand_in: Sequence[str]) -> Iterator[None]:
             flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in command)
             for port in _AGENT_PORTS:
                 persist_port(flags["session_dir"], flags["node_id"], port, _NO_PORT)
-            command = [_replaced(flag, stand_in) for flag in command]
+            agent = [*stand_in, flags["session_dir"]]
+            command = [_replaced(flag, agent) for flag in command]
         return start_process(command, name, *given, **named)
 
     try:

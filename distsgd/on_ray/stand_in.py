@@ -6,7 +6,9 @@ to start, which everything else waits for. A node ends when an agent of its own 
 
 Run as a program by a node, without the package and without site-packages:
 
-    python -I -S stand_in.py
+    python -I -S stand_in.py FOLDER
+
+FOLDER, that of the session, is not used: by it the process is known as one of the session's.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_a_session_starts_the_head_and_a_node_whose_agents_are_stand_ins(
     assert before == {name: getattr(node, name) for name in private._EXTRA}
     assert given == [
         ["gcs", *flags],
-        ["raylet", *flags[:2], "--dashboard_agent_command=python in.py"],
+        ["raylet", *flags[:2], f"--dashboard_agent_command=python in.py {tmp_path}"],
     ]
     files = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert files == {f"{port}_{number}": "-1" for port in private._AGENT_PORTS}
