@@ -427,7 +427,7 @@ def test_a_training_outlives_a_node_that_fails(allocation: dict[str, str], tmp_p
     with (tmp_path / "errors").open("w") as errors:
         process = subprocess.Popen(
             [script, "--dataset", str(SAMPLE), "--workers", "2", "--placement", "spread",
-             "--epochs", "1000"],
+             "--epochs", "100", "--chaos", "delay:p=1:for=5ms"],  # lasts, and computes little
             env={**allocation, "SLURM_CPUS_PER_TASK": "2"}, stdout=subprocess.PIPE, stderr=errors,
             text=True,
         )  # fmt: skip
