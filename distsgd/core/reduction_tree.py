@@ -8,13 +8,14 @@ where the right half is empty. A worker that owns every slot of a node may send 
 from __future__ import annotations
 
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
 
-__all__ = ["Node", "TreeSum", "cover", "root", "shares", "sum_node"]
+__all__ = ["Node", "TreeSum", "cover", "root", "shares", "shares_by_size", "sum_node"]
 
 
 class Node(NamedTuple):
@@ -65,6 +66,16 @@ def shares(slots: int, workers: int) -> tuple[tuple[int, int], ...]:
     """Cut the slots into at most ``workers`` contiguous ranges of nearly equal length."""
     parts = min(slots, workers)
     return tuple((slots * i // parts, slots * (i + 1) // parts) for i in range(parts))
+
+
+@cache
+def shares_by_size(slots: int, sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Cut the slots into contiguous ranges in proportion to these sizes; none is empty.
+
+    Its boundaries are among those of `shares`, for as many workers as the sizes add up to.
+    """
+    bounds = [slots * before // sum(sizes) for before in accumulate(sizes, initial=0)]
+    return tuple((low, high) for low, high in pairwise(bounds) if low < high)
 
 
 class _Step(NamedTuple):
@@ -169,6 +180,16 @@ class TreeSum:
         place: Floats = self._buffers[node.first]
         np.copyto(place, vector)
         return place
+
+    def sums(self, nodes: tuple[Node, ...]) -> Floats:
+        """The sums of nodes, shape (nodes, size), all of whose leaves are there.
+
+        Nodes whose parent is there too are not known any more. Valid until the next `start`, or
+        until what is borrowed changes.
+        """
+        if len(nodes) == 1:
+            return self._parts[nodes[0]][None]
+        return np.stack([self._parts[node] for node in nodes])
 
     @property
     def complete(self) -> bool:

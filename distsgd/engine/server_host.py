@@ -286,6 +286,17 @@ class ServerHost:
             if worker in self._heard or not self._has_residuals:
                 self._lose(worker)
 
+    def node_teams(self, sizes: dict[int, int]) -> None:
+        """See `ParameterServer.node_teams`."""
+        with self._lock:
+            self._server.node_teams(sizes)
+
+    def hangs(self, worker: int) -> None:
+        """A worker does not answer the leader of its node."""
+        with self._lock:
+            self._emit(Hung((worker,)))
+            self._news.notify_all()
+
     def give_up(self, worker: int) -> None:
         """A worker has not come in time: its pieces and its residual are not waited for."""
         with self._lock:

@@ -23,7 +23,9 @@ from distsgd.engine.blas import SAME_BLAS, blas_kernel
 from distsgd.engine.events import Notice
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
 from distsgd.on_ray.health import DEAD, HINT, answer_of, cause_of, why_dead
+from distsgd.on_ray.node_teams import Connection, NodeTeams
 from distsgd.on_ray.private import call_in_actor
+from distsgd.transport.port import Address
 
 __all__ = ["WAIT_SECONDS", "Fleet", "ProcessIdentity", "end_process", "process_identity"]
 
@@ -68,6 +70,7 @@ def _started(pid: int) -> str:
 
 _MOST_FAILURES = 5
 _QUIET_SECONDS = 5.0
+_ORPHAN_SECONDS = 5.0
 _SECONDS_FOR_ALL = 10.0
 WAIT_SECONDS = 120.0
 """Seconds to wait for a worker when none is connected."""
@@ -87,7 +90,6 @@ class Fleet:
             lost with it.
 
     Attributes:
-        names: worker -> name of its channel, once it is connected.
         hosts: worker -> address of its node, likewise.
         contacts: how workers reach the servers.
         started: whether the workers have started.
@@ -106,7 +108,10 @@ class Fleet:
         self._make, self._coordinator = make, coordinator
         self._patience, self._capacity = patience, capacity
         self._channel, self.contacts, self._together = channel, list[Any](), together
-        self.names: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # worker -> name of its channel, once it is connected
+        self._teams = NodeTeams()
+        self._orphaned: dict[int, float] = {}  # member whose leader has gone -> since when
+        self._told: dict[int, int] = {}  # what the coordinator knows of their sizes
         self.hosts: dict[int, str] = {}
         self.started = False
         self._actors: dict[int, Any] = {}
@@ -127,6 +132,11 @@ class Fleet:
     def actors(self) -> list[Any]:
         """All actors, including dead ones that are not replaced yet."""
         return list(self._actors.values())
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Worker -> name of its channel, once it is connected."""
+        return self._teams.named(self._names)
 
     @property
     def pending(self) -> list[Any]:
@@ -189,6 +199,9 @@ class Fleet:
         except ray.exceptions.RayTaskError as error:
             cause = cause_of(error)
             if isinstance(cause, ChannelClosed):
+                if self._teams.lost_leader(worker):
+                    self._connect_anew(worker)
+                    return
                 self._check_servers()
             elif isinstance(cause, DistsgdError):
                 raise cause from error
@@ -197,13 +210,20 @@ class Fleet:
             self._replace(worker, error, at_work=calls is self._running)
         else:
             if calls is self._connecting:
-                self.names[worker], self.hosts[worker], blas = result
-                self._compare(worker, blas)
-                if self.started:
-                    self._announce(worker)
-                    self._run(worker)
-                else:
-                    self._ready[worker] = monotonic()
+                self._connected(worker, result)
+
+    def _connected(self, worker: int, found: Connection) -> None:
+        if (door := self._teams.connected(worker, found)) is not None:
+            self._connect_anew(worker, door)
+            return
+        self._names[worker], self.hosts[worker] = found.channel, found.host
+        self._tell_sizes()
+        self._compare(worker, found.blas)
+        if self.started:
+            self._announce(worker)
+            self._run(worker)
+        else:
+            self._ready[worker] = monotonic()
 
     def hung(self, worker: int) -> str | None:
         """Replace a worker that has not answered for long.
@@ -231,8 +251,9 @@ class Fleet:
         last = sorted(self._actors, key=lambda worker: (worker in coming, worker), reverse=True)
         for worker in last[: max(0, before - workers)]:
             self._end(worker)
-            self.names.pop(worker, None)
+            self._names.pop(worker, None)
             self._report_death(worker)
+            self._tell_sizes()
         return None if workers == before else f"{workers} workers from here on"
 
     def progressed(self) -> None:
@@ -245,6 +266,7 @@ class Fleet:
         Raises:
             RuntimeFailure: no worker has been connected for too long.
         """
+        self._check_orphans()
         if self._notices:
             return self._notices.pop(0)
         if self._ready and self._waited() > _QUIET_SECONDS and not self._warned:
@@ -265,6 +287,16 @@ class Fleet:
             return None
         self._warned = True
         return Notice(f"no worker is connected; waiting up to {self._patience:g} s for one")
+
+    def _check_orphans(self) -> None:
+        """Replace members of a leader that has gone, if they are as silent as it was."""
+        since = {
+            worker: self._orphaned.get(worker, monotonic()) for worker in self._teams.orphans()
+        }
+        self._orphaned = since
+        for worker, began in since.items():
+            if monotonic() - began > _ORPHAN_SECONDS and (said := self.hung(worker)):
+                self._notices.append(Notice(said))
 
     def _announce(self, worker: int) -> None:
         """Tell on which node of a cluster a late worker is."""
@@ -287,12 +319,24 @@ class Fleet:
         for actor in self._actors.values():
             ray.kill(actor)
 
-    def _connect(self, worker: int) -> None:
+    def _connect(self, worker: int, door: Address | None = None) -> None:
+        """Have a worker connect, to the servers or to the leader of its node."""
         actor = self._actors[worker]
         self._places[worker] = call_in_actor(actor, process_identity)
         incarnation = self._incarnations[worker]
-        call = actor.connect.remote(self.contacts, self._channel, incarnation)
+        call = actor.connect.remote(self.contacts, self._channel, incarnation, door)
         self._connecting[call] = worker
+
+    def _connect_anew(self, worker: int, door: Address | None = None) -> None:
+        """Have a living worker connect to another; the server does not wait for it meanwhile."""
+        self._report_death(worker)
+        self._connect(worker, door)
+
+    def _tell_sizes(self) -> None:
+        """Tell the coordinator of the teams, if it does not know of them."""
+        if (sizes := self._teams.sizes()) != self._told:
+            self._told = sizes
+            self._coordinator.node_teams.remote(sizes)
 
     def _report_death(self, worker: int) -> None:
         """Tell the coordinator; the process that takes the number is another incarnation."""
@@ -313,6 +357,7 @@ class Fleet:
             with suppress(ray.exceptions.RayError):  # it died before it could tell
                 end_process(ray.get(place))
         ray.kill(self._actors.pop(worker))
+        self._teams.gone(worker)
 
     def _replace(self, worker: int, error: Exception, *, at_work: bool) -> None:
         if self._together and at_work:
@@ -324,6 +369,7 @@ class Fleet:
             problem = why_dead(error) if memory else str(error).strip().splitlines()[-1]
             raise RuntimeFailure(f"workers die repeatedly: {problem}", HINT) from error
         self._end(worker)
+        self._tell_sizes()
         self._actors[worker] = self._make(worker)
         self._connect(worker)
 

@@ -6,34 +6,31 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from distsgd.core.arrays import Floats
-from distsgd.engine.blas import blas_kernel, keep_one_blas_thread
+from distsgd.engine.blas import keep_one_blas_thread
 from distsgd.engine.events import Event, Track
 from distsgd.engine.follower import FollowerHost
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.server_host import ServerHost
 from distsgd.engine.team_turns import join_team
 from distsgd.engine.worker import Worker, work
-from distsgd.errors import ChannelClosed, DatasetError, StorageError
-from distsgd.transport.base import Channel, Membership
-from distsgd.transport.connections import ShardedChannel, TcpChannel, connect_within_node, follow
-from distsgd.transport.faulty import FaultyChannel, PushFaults, Tally
-from distsgd.transport.framing import Entry, Shape
+from distsgd.errors import DatasetError, StorageError
+from distsgd.on_ray.connecting import Connector, Contact, part_bytes, shape_of
+from distsgd.on_ray.node_teams import Connection
+from distsgd.transport.base import Membership
+from distsgd.transport.connections import follow
+from distsgd.transport.framing import Entry
 from distsgd.transport.port import Address, Port
-from distsgd.transport.ray_calls import RayChannel, RayPort
+from distsgd.transport.ray_calls import RayPort
 
-__all__ = ["Contact", "FollowerProcess", "ServerProcess", "WorkerProcess"]
+__all__ = ["FollowerProcess", "ServerProcess", "WorkerProcess"]
 
 _POLL_SECONDS = 0.25
 _SWITCH_SECONDS = 0.0005
-
-Contact = tuple[Any, str, Address]
-"""How a worker reaches a server: its actor, its node, and where it listens there."""
 
 
 class _Listening:
@@ -53,9 +50,9 @@ class _Listening:
         def decode(payload: bytes, rows: int) -> Floats:
             return job.decode(payload, rows, part)
 
-        self._calls = RayPort(host, _part_bytes(job, number), decode)
+        self._calls = RayPort(host, part_bytes(job, number), decode)
         own = ray.util.get_node_ip_address()
-        self._port = Port(host, _shape(job, number), decode, own, log)
+        self._port = Port(host, shape_of(job, number), decode, own, log)
 
     def process(self) -> tuple[str, int]:
         """See `_process`."""
@@ -93,6 +90,14 @@ class ServerProcess(_Listening):
     def lost(self, worker: int, incarnation: int) -> None:
         """See `ServerHost.lost`."""
         self._host.lost(worker, incarnation)
+
+    def node_teams(self, sizes: dict[int, int]) -> None:
+        """See `ServerHost.node_teams`."""
+        self._host.node_teams(sizes)
+
+    def hangs(self, worker: int) -> None:
+        """See `ServerHost.hangs`."""
+        self._host.hangs(worker)
 
     def give_up(self, worker: int) -> None:
         """See `ServerHost.give_up`."""
@@ -136,7 +141,7 @@ class WorkerProcess:
     def __init__(self, job: Job, start: Snapshot, number: int, workers: int) -> None:
         keep_one_blas_thread()
         self._job, self._number = job, number
-        self._channel: Channel
+        self._connector = Connector(job, number)
         self._worker: Worker | None = None
         self._feedback = job.feedback(start, number, workers)
 
@@ -156,52 +161,14 @@ class WorkerProcess:
             _settle_down()
 
     def connect(
-        self, servers: list[Contact], channel: str, incarnation: int
-    ) -> tuple[str, str, str]:
-        """Open the data, and connect to the servers by the named channel, or the best there is.
+        self, servers: list[Contact], channel: str, incarnation: int, leader: Address | None = None
+    ) -> Connection:
+        """Open the data, and connect; see `Connector.connect`.
 
         The data is not opened on creation: errors of calls come through, of creation not.
-
-        Args:
-            servers: how to reach them.
-            channel: its name.
-            incarnation: counts the processes that have had this worker's number, from 1.
-
-        Returns:
-            the name of the channel, the address of this node, and its BLAS.
         """
         self.open()
-        channels = [
-            self._connect(number, contact, channel, incarnation)
-            for number, contact in enumerate(servers)
-        ]
-        ranges = self._job.ranges()
-        self._channel = ShardedChannel(channels, ranges, self._job.codec())
-        if len(servers) == 1:
-            self._channel = channels[0]
-        if (chaos := self._job.chaos) is not None:
-            tally = Tally(Path(self._job.tally), self._number)
-            self._channel = FaultyChannel(self._channel, PushFaults(chaos, self._number, tally))
-        return self._channel.name, ray.util.get_node_ip_address(), blas_kernel()
-
-    def _connect(self, number: int, contact: Contact, channel: str, incarnation: int) -> Channel:
-        actor, node, address = contact
-        here = ray.get_runtime_context().get_node_id()
-        shape = _shape(self._job, number)
-        if channel in ("shm", "team") or (channel == "auto" and here == node):
-            near = connect_within_node(
-                address, self._number, shape, incarnation, shared=channel != "auto"
-            )
-            if near.descriptor is not None and near.name == "shm" and self._job.in_team:
-                near.name = "team"
-            return near
-        if channel in ("tcp", "auto"):
-            try:
-                return TcpChannel(address, self._number, shape, incarnation)
-            except ChannelClosed:
-                if channel == "tcp":
-                    raise
-        return RayChannel(actor, self._number, _part_bytes(self._job, number), incarnation)
+        return self._connector.connect(servers, channel, incarnation, leader)
 
     def track(self) -> Track:
         """The timeline of this worker."""
@@ -211,12 +178,13 @@ class WorkerProcess:
     def run(self) -> int:
         """Work until the server has no more."""
         assert self._worker is not None
-        return work(self._worker, self._channel, self._join)
+        return work(self._worker, self._connector.channel, self._join)
 
     def _join(self, place: Membership) -> int:
         """Work in a team; see `work`."""
-        assert self._worker is not None and self._channel.descriptor is not None
-        return join_team(self._job, self._worker, place, self._channel.descriptor)
+        descriptor = self._connector.channel.descriptor
+        assert self._worker is not None and descriptor is not None
+        return join_team(self._job, self._worker, place, descriptor)
 
 
 def _process() -> tuple[str, int]:
@@ -232,14 +200,3 @@ def _settle_down() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_SECONDS)
-
-
-def _shape(job: Job, server: int) -> Shape:
-    slots, part = job.plan.most_slots, job.ranges()[server]
-    return Shape(part.stop - part.start, job.dtype, slots, job.most_losses, job.parameters)
-
-
-def _part_bytes(job: Job, server: int) -> int:
-    """Bytes of a server's range of W."""
-    part = job.ranges()[server]
-    return int(job.vector_bytes // job.parameters * (part.stop - part.start))

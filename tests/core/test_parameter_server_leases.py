@@ -22,6 +22,27 @@ def test_a_step_is_cut_into_a_share_for_each_worker(toy):
     assert server.pull(7) == [Grant(7, Lease(0, 2, 4, 0))]
 
 
+def test_a_worker_with_others_behind_it_has_a_larger_share(toy):
+    """From the next minibatch on, and the first one, so that it is one node of the tree."""
+    server = toy.server()
+    for worker in (0, 1, 2):
+        server.joined(worker)
+    server.node_teams({2: 2})
+    leases = {worker: granted(server.pull(worker))[worker] for worker in (0, 1, 2)}
+    assert [leases[worker].piece for worker in (2, 0, 1)] == [(0, 0, 2), (0, 2, 3), (0, 3, 4)]
+    server.node_teams({})
+    for worker, lease in leases.items():
+        decisions = server.exchange(worker, toy.answer(lease, server.weights))
+    again = sorted(lease.piece for lease in granted(decisions).values())
+    assert again == [(1, 0, 1), (1, 1, 2), (1, 2, 4)]
+
+
+def test_only_where_a_minibatch_is_divided_by_the_workers(toy):
+    server = replace(toy, policy=make_policy("asp")).server()
+    server.node_teams({0: 3})
+    assert server.pull(0) == [Grant(0, Lease(0, 0, 4, 0))]
+
+
 def test_a_pull_alone_joins(toy):
     server = toy.server()
     assert server.pull(3) == [Grant(3, Lease(0, 0, 4, 0))]

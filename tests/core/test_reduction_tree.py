@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.reduction_tree import Node, TreeSum, cover, root, shares, sum_node
+from distsgd.core.reduction_tree import Node, TreeSum, cover, root, shares, shares_by_size, sum_node
 
 SIZE = 7
 MOST_SLOTS = 40
@@ -198,3 +198,34 @@ def test_shares_tile_the_slots_and_are_balanced(slots, workers):
     lengths = [last - first for first, last in cut]
     assert max(lengths) - min(lengths) <= 1
     assert min(lengths) >= 1
+
+
+@given(slots=st.integers(1, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_shares_by_size_are_those_of_workers_made_one(slots, sizes):
+    """In order, without a gap; with a slot for each worker, none is left without one."""
+    sizes = sorted(sizes, reverse=True)
+    found = shares_by_size(slots, tuple(sizes))
+    bounds = {last for _, last in shares(slots, sum(sizes))}
+    assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])]
+    assert found[-1][1] == slots and {last for _, last in found} <= bounds
+    if sum(sizes) <= slots:
+        assert len(found) == len(sizes)
+        for size, (first, last) in zip(sizes, found, strict=True):
+            assert abs(last - first - slots * size / sum(sizes)) < 1
+    if set(sizes) == {1}:
+        assert found == shares(slots, len(sizes))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 13), (0, 8), (5, 12), (8, 13), (3, 4)])
+def test_the_sums_of_a_part_are_those_that_its_owner_would_send(first, last):
+    leaves = random_leaves(13, 3)
+    tree = TreeSum(13, SIZE, "float32")
+    tree.start(13)
+    middle = (first + last) // 2
+    for low, high in ((middle, last), (first, middle)):
+        for node, vector in share_sums(leaves, low, high):
+            tree.add(node, vector, borrow=True)
+    found = tree.sums(cover(first, last, 13))
+    assert [vector.tobytes() for vector in found] == [
+        vector.tobytes() for _, vector in share_sums(leaves, first, last)
+    ]

@@ -84,6 +84,7 @@ class ParameterServer:
         self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
         self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
         self._places: dict[int, int] = {}  # worker -> its piece of a minibatch, counted from 0
+        self._sizes: dict[int, int] = {}  # worker -> workers that compute its piece, if several
         self._applied = Counter(position.examples)
         self._serials = Counter(position.serials)  # worker -> serial of its next lease
         self._used = dict(position.serials)
@@ -162,6 +163,18 @@ class ParameterServer:
         if worker not in self._workers:
             self._workers.append(worker)
         return []
+
+    def node_teams(self, sizes: dict[int, int]) -> None:
+        """Some workers have others compute their pieces with them, and get larger ones.
+
+        Holds for the minibatches opened from now on, with policies that allow it
+        (`Policy.divides`); does nothing with others.
+
+        Args:
+            sizes: of each such worker, how many compute its piece; instead of those before.
+        """
+        if self._policy.divides:
+            self._sizes = {worker: size for worker, size in sizes.items() if size > 1}
 
     def pull(self, worker: int) -> list[Decision]:
         """A worker asks for work; what it still holds is free again, and offered to it first."""
@@ -444,9 +457,19 @@ class ParameterServer:
         workers = len(self._workers)
         if self._queue.empty or len(self._open) >= self._policy.window(workers):
             return None
-        opened = self._queue.open(workers)
+        opened = self._queue.open(workers, self._by_size() if self._sizes else ())
         self._open.append(opened)
         return opened
+
+    def _by_size(self) -> tuple[int, ...]:
+        """How many compute each piece of the next minibatch; sets who is to have which.
+
+        The largest come first, so that a piece of 2^n slots is one node of the reduction tree.
+        """
+        sizes = {worker: self._sizes.get(worker, 1) for worker in self._workers}
+        order = sorted(sizes, key=lambda worker: (-sizes[worker], worker))
+        self._places.update((worker, place) for place, worker in enumerate(order))
+        return tuple(sizes[worker] for worker in order)
 
     def _tree(self) -> TreeSum:
         if self._spare:

@@ -12,6 +12,7 @@ from typing import Any
 
 from distsgd.core.messages import Piece, Update, next_incarnation
 from distsgd.core.plan import Plan
+from distsgd.core.reduction_tree import shares_by_size
 from distsgd.core.server.consistency import Policy
 from distsgd.core.server.open_minibatch import OpenMinibatch
 
@@ -236,25 +237,26 @@ class WorkQueue:
         waiting = self._put_off or self._following or self._holes
         return not (waiting or self._step < self._plan.total_steps)
 
-    def open(self, workers: int) -> OpenMinibatch:
+    def open(self, workers: int, sizes: tuple[int, ...] = ()) -> OpenMinibatch:
         """The next minibatch.
 
         Args:
             workers: how many there are.
+            sizes: cut it in proportion to these instead, if there are any.
         """
         if self._policy.requeues:
             return self._open_mixed()
         if self._holes:
-            return self._cut(self._holes.popleft()[0], 1, workers)
+            return self._cut(self._holes.popleft()[0], 1, workers, sizes)
         plan, step = self._plan, self._step
         left = plan.steps_per_epoch - step % plan.steps_per_epoch
         steps = self._policy.steps(left)
         self._step += steps
-        return self._cut(step, steps, workers)
+        return self._cut(step, steps, workers, sizes)
 
-    def _cut(self, step: int, steps: int, workers: int) -> OpenMinibatch:
-        plan = self._plan
-        ranges = self._policy.pieces(plan.slots(step), workers)
+    def _cut(self, step: int, steps: int, workers: int, sizes: tuple[int, ...]) -> OpenMinibatch:
+        slots = self._plan.slots(step)
+        ranges = shares_by_size(slots, sizes) if sizes else self._policy.pieces(slots, workers)
         replicas = len(ranges) if self._policy.local else 0
         pieces = [(step, *part) for part in ranges]
         return OpenMinibatch(step, pieces, steps=steps, replicas=replicas)

@@ -113,12 +113,20 @@ class UpdateCheck:
                 )
 
     def _is_cut(self, slots: int, ranges: tuple[Range, ...]) -> bool:
-        """Whether the policy cuts a minibatch so, for some number of workers."""
+        """Whether the policy cuts a minibatch so, for some number of workers.
+
+        Workers of one node may have theirs in one piece.
+        """
+        if len(ranges) > slots:
+            return False
         most = min(self._workers, _FLEETS_TRIED)
-        return len(ranges) <= slots and any(
-            tuple(self._policy.pieces(slots, workers)) == ranges
+        cuts = (
+            tuple(self._policy.pieces(slots, workers))
             for workers in (len(ranges), *range(1, most + 1))
         )
+        if not self._policy.divides:
+            return ranges in cuts
+        return any(cut == ranges or _is_joined(cut, ranges) for cut in cuts)
 
     def _check_mixed(self, update: Update) -> None:
         """What was put off, then slots that follow in the epoch; as many as a minibatch has."""
@@ -205,6 +213,18 @@ def _pieces(update: Update) -> tuple[Piece, ...]:
     if len(pieces) < len(update.contributions) + len(update.requeued):
         raise ValueError("what it puts off has no place in its minibatch")
     return tuple(pieces)
+
+
+def _is_joined(cut: tuple[Range, ...], ranges: tuple[Range, ...]) -> bool:
+    """Whether ranges are those of a cut, some that follow each other made one."""
+    rest = iter(cut)
+    for first, last in ranges:
+        begins, ends = next(rest, (-1, -1))
+        while ends < last and (more := next(rest, None)) is not None:
+            ends = more[1]
+        if (begins, ends) != (first, last):
+            return False
+    return next(rest, None) is None
 
 
 def _short(ranges: tuple[Range, ...]) -> str:

@@ -55,12 +55,15 @@ class Policy:
         requeues: whether pieces that have not arrived when their minibatch is applied go into a
             later one (else a minibatch waits for all of them).
         in_team: whether workers that share memory can make the updates among themselves.
+        divides: whether pieces are what the number of workers makes of a minibatch, and nothing
+            else: then workers of one node may have theirs in one piece.
     """
 
     name = "bsp"
     in_order = True
     requeues = False
     in_team = False
+    divides = False
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:

@@ -14,3 +14,4 @@ class BulkSynchronous(Policy):
     """
 
     in_team = True
+    divides = True
