@@ -114,18 +114,18 @@ class TurnMember(TeamMember):
     def _lock(self) -> None:
         """Wait for one's turn, without sleeping in the system: the team may be over."""
         began = perf_counter_ns()
-        if self._words[REVOKED]:
+        if not self._memory.try_lock():
+            patience = self.patience(began)
+            while not self._memory.try_lock():
+                if self._words[REVOKED]:
+                    raise Revoked
+                if not next(patience):
+                    self._nap()
+            self._waited += perf_counter_ns() - began
+            self._words[self._own + WAITED] = self._waited
+        if self._words[REVOKED]:  # looked at inside, so that at most one more version is made
+            self._memory.unlock()
             raise Revoked
-        if self._memory.try_lock():
-            return
-        patience = self.patience(began)
-        while not self._memory.try_lock():
-            if self._words[REVOKED]:
-                raise Revoked
-            if not next(patience):
-                self._nap()
-        self._waited += perf_counter_ns() - began
-        self._words[self._own + WAITED] = self._waited
 
     def _ticket(self) -> int | None:
         """The number of the next update to compute; None if none is granted."""
