@@ -21,6 +21,7 @@ from support import PATIENCE, wait_for
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Applied, Decision, Grant, Message
+from distsgd.core.optim import Updater, make_optimizer
 from distsgd.core.server.position import Ledger
 from distsgd.core.server.update_check import UpdateCheck
 from distsgd.data.dataset import open_dataset
@@ -29,7 +30,8 @@ from distsgd.engine.events import Ended, EpochEnded, Event, Saved, Updated, Upda
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot, snapshot
 from distsgd.engine.server_host import ServerHost
-from distsgd.engine.team import FailPoint, TeamMember
+from distsgd.engine.team import FailPoint
+from distsgd.engine.team_turns import join_team
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed
 from distsgd.transport.base import Membership
@@ -46,13 +48,15 @@ class Fail:
 
     Attributes:
         word: one of `distsgd.engine.team.WORDS`.
-        after: updates that it has made in the team before.
+        after: updates that it has made in a team before.
         signal: which.
+        members: workers that the team has at least.
     """
 
     word: str
     after: int = 2
     signal: int = signal.SIGKILL
+    members: int = 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,9 @@ def _live(order: _Order, worker: Worker) -> None:
         fail = _failing(order.fail) if order.fail else None
 
         def join(place: Membership) -> int:
-            return TeamMember(order.job, worker, place, channel.descriptor or 0, fail).run()
+            enough = order.fail and place.memory.shape.members >= order.fail.members
+            here = fail if enough else None
+            return join_team(order.job, worker, place, channel.descriptor or 0, here)
 
         work(worker, channel, join)
         code = 0
@@ -316,7 +322,10 @@ class Training:
         assert check.ledger.version == ended.snapshot.version
         assert ended.finished == (check.ledger.whole == self.job.plan.total_steps)
         kept = [event.snapshot for event in self.events if isinstance(event, EpochEnded | Saved)]
-        same_as_alone(self.job, self.start, [*kept, ended.snapshot])
+        if self.job.policy.in_order:
+            same_as_alone(self.job, self.start, [*kept, ended.snapshot])
+        else:
+            same_again(self.job, self.start, self.updates(), [*kept, ended.snapshot])
         return ended
 
 
@@ -344,3 +353,26 @@ def same_as_alone(job: Job, start: Snapshot, snapshots: Iterable[Snapshot]) -> N
         if isinstance(decision, Grant):
             with np.errstate(all="ignore"):
                 decisions += server.push(0, worker.answer(decision.lease, server.weights))
+
+
+def same_again(
+    job: Job, start: Snapshot, updates: Iterable[Applied], snapshots: Iterable[Snapshot]
+) -> None:
+    """Snapshots are those of these updates, each of one whole minibatch, one after another."""
+    wanted: dict[int, list[Snapshot]] = {}
+    for found in snapshots:
+        wanted.setdefault(found.version, []).append(found)
+    weights, worker = start.weights.copy(), Worker(job)
+    optimizer = make_optimizer(job.optimizer, weights, job.momentum)
+    updater = Updater(weights, decay=job.decay(), optimizer=optimizer, schedule=job.schedule)
+    read = {0: weights.copy()}
+    for update in updates:
+        ((_, lease),) = update.contributions
+        push = worker.answer(lease, read[lease.version])
+        updater.apply(push.gradients[0].copy(), update.examples, update.step)
+        read[update.version] = weights.copy()
+        for found in wanted.pop(update.version, []):
+            assert found.weights.tobytes() == weights.tobytes()
+            for name, array in found.state.items():
+                assert np.array_equal(array, optimizer.state[name])
+    assert not wanted.keys() - {0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
@@ -11,14 +12,15 @@ from team_processes import Fail, Nursery, Training, job_and_start
 
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.team import WORDS
+from distsgd.engine.team_turns import TURN_WORDS
 
 THREE = pytest.param(3, marks=pytest.mark.thorough)
 
 
-def points(workers: int) -> list[tuple[str, int]]:
+def points(workers: int, words: Sequence[str] = WORDS) -> list[tuple[str, int]]:
     """Each word of each member; the first rings for all."""
     return [
-        (word, member) for word, member in product(WORDS, range(workers))
+        (word, member) for word, member in product(words, range(workers))
         if word != "bell" or member == 0
     ]  # fmt: skip
 
@@ -47,9 +49,9 @@ def test_a_member_that_is_killed_at_any_word_loses_nothing(
         training.begin()
         for word, member in points(workers):
             training.kill(member)
-            training.bear(member, Fail(word))
+            training.bear(member, Fail(word, members=workers))
             training.wait(member, "X")
-        training.bear(member)
+            training.bear(member)
         training.until(training.version + 50)
         training.host.stop()
         training.check()
@@ -64,7 +66,7 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         training.begin()
         for number, (word, member) in enumerate(points(workers)):
             training.kill(member)
-            training.bear(member, Fail(word, signal=signal.SIGSTOP))
+            training.bear(member, Fail(word, signal=signal.SIGSTOP, members=workers))
             training.wait(member, "T")
             training.until(training.version + number % 4)
             training.kill(member, signal.SIGCONT)
@@ -72,6 +74,32 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         training.host.stop()
         training.check()
         assert len(training.updates_by_team) > 3 * len(points(workers))
+
+
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_member_that_fails_in_its_turn_spoils_nothing(
+    births: Nursery, impatient: None, what: int
+) -> None:
+    """Of a team whose members do not wait for each other."""
+    job, start = job_and_start(
+        epochs=10_000, batch_size=40, slot_size=10, optimizer="momentum", schedule="constant",
+        log_every=1000, consistency="asp",
+    )  # fmt: skip
+    with Training(births, job, start, 2) as training:
+        training.begin()
+        for number, (word, member) in enumerate(points(2, TURN_WORDS)):
+            training.kill(member)
+            training.bear(member, Fail(word, signal=what))
+            training.wait(member, "X" if what == signal.SIGKILL else "T")
+            training.until(training.version + number % 4)
+            if what == signal.SIGKILL:
+                training.bear(member)
+            else:
+                training.kill(member, signal.SIGCONT)
+        training.until(training.version + 50)
+        training.host.stop()
+        training.check()
+        assert len(training.updates_by_team) > 3 * len(points(2, TURN_WORDS))
 
 
 @pytest.mark.thorough

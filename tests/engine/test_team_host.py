@@ -24,6 +24,7 @@ from distsgd.transport.team_memory import (
     APPLIED,
     ARRIVED,
     BELL,
+    HITS,
     LIMIT,
     REVOKED,
     TROUBLE,
@@ -121,7 +122,7 @@ class Team:
             row = self.version % memory.shape.records
             self.version += 1
             memory.losses[:, row] = [self.version, 0]  # of one slot, and no more
-            memory.hits[:, row] = 1
+            memory.heads[:, row, HITS] = 1
             memory.weights[self.version & 1] = self.version
             for state in memory.states:
                 state[self.version & 1] = self.version

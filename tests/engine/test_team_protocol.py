@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from team_model import Rules, TeamModel, Wrong, explore
 from team_processes import job_and_start
 
+from distsgd.engine.job import Job
 from distsgd.engine.team import WORDS, TeamMember
+from distsgd.engine.team_turns import TurnMember
 from distsgd.engine.worker import Worker
 from distsgd.transport.base import Membership
-from distsgd.transport.team_memory import BELL, LIMIT, REVOKED, TeamMemory, TeamShape
+from distsgd.transport.team_memory import BELL, LIMIT, REVOKED, VERSION, TeamMemory, TeamShape
 
 Case = tuple[int, tuple[int, ...], int, dict[str, Any]]
 """Members, updates of each lease, faults, and options of the model."""
@@ -96,14 +99,23 @@ def test_the_model_has_the_words_of_the_team() -> None:
     assert [word for word, _ in model.program if word is not None] == list(WORDS)
 
 
-def test_a_member_goes_through_the_words_of_the_model() -> None:
-    """One alone, for two updates; the second ends its lease."""
+@pytest.fixture
+def alone() -> Iterator[tuple[Job, TeamMemory]]:
+    """The memory of a team of one that has been granted two updates."""
     job, start = job_and_start(batch_size=20, slot_size=10, epochs=1)
-    shape = TeamShape(1, job.parameters, job.dtype, 0, 2, job.most_losses, 4)
     bell = os.eventfd(0)
-    memory = TeamMemory.make(shape, bell)
+    memory = TeamMemory.make(
+        TeamShape(1, job.parameters, job.dtype, 0, 2, job.most_losses, 4), bell
+    )
     memory.weights[0] = start.weights
     memory.words[LIMIT] = memory.words[BELL] = 2
+    yield job, memory
+    os.close(bell)
+
+
+def test_a_member_goes_through_the_words_of_the_model(alone: tuple[Job, TeamMemory]) -> None:
+    """For two updates; the second ends its lease."""
+    job, memory = alone
     seen: list[tuple[str, int]] = []
 
     def look(word: str, version: int) -> None:
@@ -115,7 +127,32 @@ def test_a_member_goes_through_the_words_of_the_model() -> None:
     with ours, theirs:
         place = Membership(memory, 0)
         assert TeamMember(job, Worker(job), place, ours.fileno(), look).run() == 2
-    os.close(bell)
     words = [word for word, _ in TeamModel(1, (1,), 0).program if word is not None]
     silent = words[:-1]  # the bell is rung at the end
     assert seen == [*((word, 1) for word in silent), *((word, 2) for word in words)]
+
+
+def test_nobody_takes_a_turn_once_the_team_is_revoked(
+    alone: tuple[Job, TeamMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if that is while one waits for the lock, so the server can take W as it is."""
+    job, memory = alone
+    locks: list[str] = []
+    take, leave = memory.try_lock, memory.unlock
+
+    def lock() -> bool:
+        locks.append("taken")
+        if len(locks) == 3:  # its first turn to update; before, it has taken its ticket
+            memory.words[REVOKED] = 1
+        return take()
+
+    def unlock() -> None:
+        locks.append("left")
+        leave()
+
+    monkeypatch.setattr(memory, "try_lock", lock)
+    monkeypatch.setattr(memory, "unlock", unlock)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert TurnMember(job, Worker(job), Membership(memory, 0), ours.fileno()).run() == 0
+    assert memory.words[VERSION] == 0 and locks == ["taken", "left", "taken", "left"]
