@@ -189,7 +189,7 @@ class Training:
 
     def __enter__(self) -> Training:
         self._incarnations = dict.fromkeys(range(self.workers), 0)
-        self._closed = False
+        self._closed, self._handles = False, dict[int, int]()
         self.host = host = ServerHost(self.job, self.start, self.workers)
         self._all_are_there, submit = threading.Event(), host.submit
 
@@ -214,6 +214,8 @@ class Training:
         for number in self.pids:
             self.kill(number)
         wait_for(lambda: all(self.state(number) == "X" for number in self.pids))
+        for handle in self._handles.values():
+            os.close(handle)
 
     def begin(self) -> None:
         """Start all workers; they get work when all are connected."""
@@ -226,7 +228,11 @@ class Training:
         """Start a worker, or replace it."""
         incarnation = self._incarnations[number] = self._incarnations.get(number, 0) + 1
         order = _Order(self.job, number, incarnation, self.port.address, fail)
+        if (before := self._handles.pop(number, None)) is not None:
+            os.close(before)
         self.pids[number] = self.nursery.bear(order)
+        with suppress(ProcessLookupError):  # it has ended already
+            self._handles[number] = os.pidfd_open(self.pids[number])
 
     def state(self, number: int) -> str:
         """The state of a worker's process as /proc has it; X where there is none."""
@@ -237,9 +243,9 @@ class Training:
         return found.rpartition(")")[2].split()[0]
 
     def kill(self, number: int, what: int = signal.SIGKILL) -> None:
-        """Send a worker's process a signal, if there still is one."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pids[number], what)
+        """Send a worker's process a signal, if there still is one; no other can have its number."""
+        with suppress(ProcessLookupError, KeyError):
+            signal.pidfd_send_signal(self._handles[number], what)
 
     def look(self, seconds: float = 0.002) -> list[Event]:
         """Take the events of the server."""

@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam"},
     "nesterov": {"optimizer": "nesterov", "dtype": "float64"},
     "local steps": {"consistency": "local", "local_steps": 3},
+    "no order": {"consistency": "asp", "optimizer": "momentum"},
     "two layers": {"model": "mlp:10", "optimizer": "momentum"},
     "one slot": {"batch_size": 10},
     "svm": {"loss": "svm", "sampling": "random"},
