@@ -142,6 +142,7 @@ class Account:
         """The oldest minibatch comes first, unless its free pieces are others' and this is not."""
         pieces = [self.promise.pieces(self.plan.slots(step), self._open[step]) for step in passed]
         assert min(pieces) >= len(self.workers), "the oldest minibatch comes first"
+        assert lease.step - min(passed) == 1, "it should help with what is older"
         slots = self.plan.slots(lease.step)
         cut = shares(slots, self.promise.pieces(slots, self._open[lease.step]))
         if len(cut) < len(self.workers):  # anyone's

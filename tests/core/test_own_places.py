@@ -1,4 +1,4 @@
-"""Each worker has a place of its own: its piece of every minibatch, however far it is ahead."""
+"""Each worker has a place of its own: its piece of every minibatch, also if it is ahead."""
 
 import random
 
@@ -35,7 +35,7 @@ class Ssp:
         return self.leases[worker].piece if worker in self.leases else None
 
 
-def test_a_worker_that_is_ahead_keeps_its_place_and_then_helps_with_the_oldest():
+def test_a_worker_that_is_ahead_keeps_its_place_and_helps_with_the_oldest_before_it_waits():
     crew = Ssp(staleness=2, workers=2)
     assert [crew.piece(worker) for worker in (0, 1)] == [(0, 0, 2), (0, 2, 4)]
     assert [crew.answer(0) for _ in range(2)] == [(1, 0, 2), (2, 0, 2)]
@@ -51,12 +51,28 @@ def test_a_worker_whose_piece_was_taken_goes_on_with_its_next():
     assert crew.answer(0) == (3, 0, 2), "its own again"
 
 
+def test_a_worker_helps_with_what_is_two_minibatches_older_than_its_own_next_piece():
+    """However far ahead it may be: gradients would only be older."""
+    crew = Ssp(staleness=8, workers=2)
+    assert [crew.answer(0) for _ in range(3)] == [(1, 0, 2), (2, 0, 2), (1, 2, 4)]
+
+
+def test_whoever_was_helped_is_helped_at_once_until_it_keeps_up():
+    crew = Ssp(staleness=8, workers=2)
+    assert [crew.answer(0) for _ in range(3)][-1] == (1, 2, 4)
+    assert [crew.answer(0) for _ in range(3)] == [(2, 2, 4), (3, 0, 2), (3, 2, 4)]
+    assert [crew.answer(1) for _ in range(2)] == [(4, 2, 4), (5, 2, 4)]
+    assert [crew.answer(0) for _ in range(3)] == [(4, 0, 2), (5, 0, 2), (6, 0, 2)]
+    assert crew.answer(0) == (7, 0, 2), "it keeps its place again"
+
+
 @pytest.mark.parametrize(("workers", "staleness"), [(2, 1), (2, 3), (3, 2), (4, 3)])
-def test_within_the_bound_nobody_takes_the_piece_of_another(workers, staleness):
+def test_otherwise_nobody_takes_the_piece_of_another(workers, staleness):
     """So the rows that a worker gathers before it is given a lease are those that it needs."""
     crew, chance, turns = Ssp(staleness, workers), random.Random(3), [0] * workers
+    most = min(staleness, 2)
     for _ in range(workers * (STEPS - 2)):
-        worker = chance.choice([w for w in range(workers) if turns[w] - min(turns) < staleness])
+        worker = chance.choice([w for w in range(workers) if turns[w] - min(turns) < most])
         step, first, last = crew.piece(worker)
         turns[worker] += 1
         if turns[worker] == STEPS:

@@ -39,6 +39,10 @@ from distsgd.core.server.standing import Standing, TeamRecords
 
 __all__ = ["ParameterServer"]
 
+_BEHIND = 2
+"""A worker helps with minibatches that are so much older than that of its own next piece. With 1,
+workers of one speed would take each other's pieces; the larger it is, the older are gradients."""
+
 
 class ParameterServer:
     """Holds W, leases slots to workers, and applies updates as its policy decides.
@@ -85,6 +89,8 @@ class ParameterServer:
         self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
         self._places: dict[int, int] = {}  # worker -> its piece of a minibatch, counted from 0
         self._sizes: dict[int, int] = {}  # worker -> workers that compute its piece, if several
+        self._slow: set[int] = set()  # places of workers that others help
+        self._helped: set[int] = set()  # of which others took a piece since their last
         self._applied = Counter(position.examples)
         self._serials = Counter(position.serials)  # worker -> serial of its next lease
         self._used = dict(position.serials)
@@ -388,8 +394,10 @@ class ParameterServer:
         if self._own_places:
             return self._match_owner()
         worker = self._waiting[0]
-        found = self._piece_for(worker)
-        return None if found is None else (worker, *found)
+        if (found := self._piece_for(worker)) is None:
+            return None
+        self._note_help(worker, *found)
+        return worker, *found
 
     def _match_owner(self) -> tuple[int, OpenMinibatch, Piece] | None:
         """A waiting worker whose own piece of the only open minibatch is free."""
@@ -407,26 +415,45 @@ class ParameterServer:
         """The piece that a worker gets; None if it has to wait.
 
         What was given back comes first, as updates wait for it. Then comes the worker's own piece
-        of the oldest minibatch where it is free, so that every worker, however far ahead, goes
-        through the plan in its own place and can gather rows before it has the lease. A worker
-        that would have to wait takes another's piece of the oldest minibatch.
+        of the oldest minibatch where it is free: a worker that is ahead goes through the plan in
+        its own place, and can gather rows before it has the lease. But it takes another's piece of
+        the oldest minibatch if that is of a slow worker, or `_BEHIND` minibatches older than its
+        own, or if it would have to wait otherwise.
         """
-        own: tuple[OpenMinibatch, Piece] | None = None
-        others: tuple[OpenMinibatch, Piece] | None = None
+        other: tuple[OpenMinibatch, Piece] | None = None
+        behind = 0  # minibatches since that of the other's piece
         for minibatch in self._open:
             if minibatch.given_back:
                 return minibatch, minibatch.given_back[0]
+        for minibatch in self._open:
+            if behind >= _BEHIND:
+                return other
             if minibatch.free:
-                others = others or (minibatch, minibatch.free[0])
-                if own is None and (piece := self._own_piece(worker, minibatch)) is not None:
-                    own = minibatch, piece
-        if own is not None:
-            return own
-        if (opened := self._open_next()) is not None:
-            if (piece := self._own_piece(worker, opened)) is not None:
-                return opened, piece
-            others = others or (opened, opened.free[0])
-        return others
+                if (piece := self._own_piece(worker, minibatch)) is not None:
+                    return minibatch, piece
+                if other is None:
+                    of_slow = next(filter(None, map(minibatch.free_at, self._slow)), None)
+                    other = minibatch, of_slow or minibatch.free[0]
+                    behind = _BEHIND if of_slow else 0
+            behind += other is not None
+        if behind < _BEHIND and (opened := self._open_next()) is not None:
+            piece = self._own_piece(worker, opened)
+            return (opened, piece) if piece else other or (opened, opened.free[0])
+        return other
+
+    def _note_help(self, worker: int, minibatch: OpenMinibatch, piece: Piece) -> None:
+        """A worker is slow from when another takes its piece until none is taken between two."""
+        if self._policy.requeues or len(minibatch.pieces) < len(self._workers):
+            return
+        place = minibatch.pieces.index(piece)
+        if place != self._place(worker):
+            if piece not in minibatch.given_back:
+                self._slow.add(place)
+                self._helped.add(place)
+        elif place in self._helped:
+            self._helped.remove(place)
+        else:
+            self._slow.discard(place)
 
     def _own_piece(self, worker: int, minibatch: OpenMinibatch) -> Piece | None:
         """The worker's own piece of a minibatch, if it is free."""

@@ -14,8 +14,8 @@ class BoundedStaleness(Policy):
     """A worker may start a piece of minibatch t + S when t is the oldest not yet applied.
 
     Updates are applied in the order of the plan, each over all slots of its minibatch, so a
-    gradient is at most S updates old; with S = 0 this is `bsp`. Where a worker would have to wait,
-    it helps with what others are behind with. Source: Ho et al. 2013, where it waits.
+    gradient is at most S updates old; with S = 0 this is `bsp`. A worker helps others that are
+    behind before it waits. Source: Ho et al. 2013, where it waits.
 
     Attributes:
         staleness: S.
