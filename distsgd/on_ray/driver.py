@@ -39,6 +39,8 @@ __all__ = ["train_on_ray"]
 _POLL_SECONDS = 0.25
 _CHAOS_SECONDS = 0.02  # how late a strike may be
 _QUIET_SECONDS = 5.0
+_SLACK_SECONDS = 25.0
+"""More than that in a session of our own, where processes wait for a core, not for a place."""
 _TRACK_SECONDS = 30.0
 _SPARE = 20  # concurrent calls beside those of the first workers
 
@@ -162,6 +164,7 @@ class _Driver:
         addresses = [server.address.remote() for server in self._servers]
         capacity = None if owns_ray() else worker_capacity(self._job.servers)
         together = self._job.has_residuals
+        slack = _SLACK_SECONDS if owns_ray() else 0.0
         fleet = Fleet(
             self._make_worker,
             self._channel,
@@ -170,6 +173,7 @@ class _Driver:
             self._patience,
             capacity,
             together,
+            slack,
         )
         self._fleet = fleet
         began, warned = monotonic(), False
@@ -181,7 +185,7 @@ class _Driver:
                 return
             if waited > self._patience:
                 raise RuntimeFailure(f"no server could be placed for {self._patience:g} s", HINT)
-            if not warned and waited > min(_QUIET_SECONDS, self._patience / 2):
+            if not warned and waited > min(_QUIET_SECONDS + slack, self._patience / 2):
                 warned = True
                 seconds = f"{self._patience:g} s"
                 yield Notice(f"waiting up to {seconds} for a server to be placed and started")

@@ -88,6 +88,7 @@ class Fleet:
         capacity: number of workers for which there are CPUs; None if unknown.
         together: whether a worker that has worked cannot be replaced alone, because its residual is
             lost with it.
+        slack: seconds more than usual until late workers are told of, or left behind.
 
     Attributes:
         hosts: worker -> address of its node, likewise.
@@ -104,7 +105,9 @@ class Fleet:
         patience: float,
         capacity: int | None = None,
         together: bool = False,
+        slack: float = 0.0,
     ) -> None:
+        self._quiet, self._for_all = _QUIET_SECONDS + slack, _SECONDS_FOR_ALL + slack
         self._make, self._coordinator = make, coordinator
         self._patience, self._capacity = patience, capacity
         self._channel, self.contacts, self._together = channel, list[Any](), together
@@ -160,7 +163,7 @@ class Fleet:
         for some time.
         """
         full = self._capacity is not None and len(self._ready) >= self._capacity
-        late = self._waited() > _SECONDS_FOR_ALL
+        late = self._waited() > self._for_all
         return bool(self._ready) and (not self._connecting or full or late)
 
     def _waited(self) -> float:
@@ -269,10 +272,10 @@ class Fleet:
         self._check_orphans()
         if self._notices:
             return self._notices.pop(0)
-        if self._ready and self._waited() > _QUIET_SECONDS and not self._warned:
+        if self._ready and self._waited() > self._quiet and not self._warned:
             self._warned = True
             there = f"{len(self._ready)} of {len(self._actors)} workers are connected"
-            return Notice(f"{there}; waiting up to {_SECONDS_FOR_ALL:g} s for the others")
+            return Notice(f"{there}; waiting up to {self._for_all:g} s for the others")
         if self._ready:
             self._alone_since = None
             return None
@@ -283,7 +286,7 @@ class Fleet:
         alone = monotonic() - self._alone_since
         if alone > self._patience:
             raise RuntimeFailure(f"no worker has connected for {self._patience:g} s", HINT)
-        if self._warned or alone < min(_QUIET_SECONDS, self._patience / 2):
+        if self._warned or alone < min(self._quiet, self._patience / 2):
             return None
         self._warned = True
         return Notice(f"no worker is connected; waiting up to {self._patience:g} s for one")
