@@ -89,16 +89,6 @@ def follow(nodes: Nodes, run: Path) -> None:
     check_bits(run)
 
 
-def teams(nodes: Nodes, run: Path) -> None:
-    """Three workers of a node share its leases; any of them is killed or stopped, and replaced."""
-    strikes = "kill-worker:every=120,stop-worker:every=500:for=2s"
-    steered = Steered(run, (updates(1_500), stop))
-    train_until_stopped(steered, workers=4, chaos=strikes)
-    (told,) = [text for text in steered.notices if text.startswith("server on")]
-    assert told.endswith(" by team+tcp") and told.count(", ") == 2, told
-    check_bits(run)
-
-
 def comes_and_goes(nodes: Nodes, run: Path) -> None:
     """Nobody is there; one comes; it goes with its node; another comes."""
     steered = Steered(
@@ -138,7 +128,6 @@ def main(folder: Path) -> None:
     follow(nodes, folder / "follow" / "run")
     nodes.join(3)
     nodes.wait_for(5)
-    teams(nodes, folder / "teams" / "run")
     nodes.end()
 
 
