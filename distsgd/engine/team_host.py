@@ -81,7 +81,7 @@ class TeamHost:
         self._left: list[int] = []
         self._members: tuple[int, ...] = ()
         self._memory: TeamMemory | None = None
-        self._made = self._granted = self._start = 0  # versions
+        self._made = self._granted = 0  # versions
         self._home = True
         self._seconds: float | None = None  # of an update
         self._read_at = self._moved_at = self._looked_at = self._revoked_at = 0.0
@@ -153,7 +153,7 @@ class TeamHost:
             words[own + SERIAL] = serial
         self._memory, self._members = memory, lease.members
         self._inside, self._left, self._waits = set(lease.members), [], {}
-        self._made = self._granted = self._start = lease.version
+        self._made = self._granted = lease.version
         self.standing, self.revoked = True, False
         self._read_at = self._moved_at = self._looked_at = now
         self.go_on(lease)

@@ -282,7 +282,7 @@ def test_the_batch_script_trains_and_leaves_nothing(
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "sha256" in done.stdout and "by shm" in done.stderr
+    assert "sha256" in done.stdout and "by team" in done.stderr
     home = tmp_path / "home"
     assert not list(tmp_path.glob(".distsgd*"))
     (run,) = (home / "runs").iterdir()

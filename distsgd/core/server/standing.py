@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -195,8 +194,3 @@ class Standing:
         steps = self._steps.steps(step)
         low = self._plan.minibatch(step)[0]
         return self._plan.minibatch(step + steps - 1)[1] - low
-
-
-def is_sound(loss: float) -> bool:
-    """Whether a sum of losses is finite, with room to add some thousands of them."""
-    return math.fabs(loss) < 1e300
