@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from distsgd.core.server.consistency import POLICIES
 from distsgd.errors import UsageError
 
 __all__ = [
@@ -140,6 +141,7 @@ def grid(channels: Sequence[str]) -> list[Contender]:
         for consistency, workers, batch, channel in product(
             ("bsp", "ssp", "asp"), (1, 2), BATCHES, channels
         )
+        if channel != "team" or POLICIES[consistency].in_team
     ]
 
 

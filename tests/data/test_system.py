@@ -43,14 +43,18 @@ def test_no_empty_element_of_a_path_is_passed_on(
 
 def test_every_process_of_ours_gets_that_environment() -> None:
     starting = [path for path in SOURCES if ".Popen(" in path.read_text(encoding="utf-8")]
-    assert len(starting) == 3
+    assert len(starting) == 4
     assert all("whole_environment(" in path.read_text(encoding="utf-8") for path in starting)
 
 
 def test_every_process_of_ours_is_started_so() -> None:
-    own = {"system.py", "startup.py"}  # the last measures `python -P -c`
+    # startup.py measures `python -P -c`, run_kernel.py starts this very command again, and the
+    # others start an isolated Python.
+    own = {"system.py", "startup.py", "run_kernel.py", "session.py", "processes.py"}
     starting = [path for path in SOURCES if "sys.executable," in path.read_text(encoding="utf-8")]
     assert {path.name for path in starting} <= own
+    isolated = [path for path in starting if path.name in ("session.py", "processes.py")]
+    assert all('sys.executable, "-I", "-S"' in path.read_text("utf-8") for path in isolated)
 
 
 def test_nothing_sleeps_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
