@@ -39,7 +39,11 @@ def fleets() -> list[Fleet]:
     kinds = product(
         range(1, MOST_WORKERS + 1), range(1, MOST_SERVERS + 1), SETTINGS["channel"].choices
     )
-    return [{"workers": w, "servers": s, "channel": channel} for w, s, channel in kinds]
+    return [
+        {"workers": workers, "servers": servers, "channel": channel}
+        for workers, servers, channel in kinds
+        if channel != "team" or servers == 1
+    ]
 
 
 def between_hosts(channel: str) -> str:

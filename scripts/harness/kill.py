@@ -36,7 +36,8 @@ TARGETS: dict[str, tuple[signal.Signals, tuple[bytes, ...]]] = {
     "raylet": (signal.SIGKILL, (b"/raylet/raylet",)),
     "gcs_server": (signal.SIGKILL, (b"/gcs/gcs_server",)),
 }
-CHANNELS = SETTINGS["channel"].choices
+# `auto` is a team wherever there can be one.
+CHANNELS = tuple(name for name in SETTINGS["channel"].choices if name != "team")
 # Seconds: the last moment of a kill; until a driver that survives is interrupted; until it hangs;
 # and until its processes must be gone.
 LATEST, SURVIVES, HANGS, GONE_WITHIN = 5.0, 3.0, 60.0, 20.0
