@@ -88,7 +88,7 @@ class Fleet:
         capacity: number of workers for which there are CPUs; None if unknown.
         together: whether a worker that has worked cannot be replaced alone, because its residual is
             lost with it.
-        slack: seconds more than usual until late workers are told of, or left behind.
+        slack: extra seconds before late workers are reported, or left behind.
 
     Attributes:
         hosts: worker -> address of its node, likewise.

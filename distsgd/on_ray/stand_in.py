@@ -27,7 +27,7 @@ def wait(node: int, stdin: int = 0) -> None:
 
     Args:
         node: its process id, as our parent.
-        stdin: the descriptor of the pipe; of anything else, nothing is learnt.
+        stdin: the descriptor of the pipe; anything else is not read.
     """
     pipes = [stdin] if stat.S_ISFIFO(os.fstat(stdin).st_mode) else []
     while os.getppid() == node:

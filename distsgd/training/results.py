@@ -230,7 +230,7 @@ class Stages:
 
     Args:
         began: when the first began, by `time.perf_counter`.
-        reporter: is told of each.
+        reporter: notified of each.
 
     Attributes:
         began: as given.

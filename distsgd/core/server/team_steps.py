@@ -56,7 +56,7 @@ class TeamSteps:
     def lease(self, step: int, member: int, version: int, serial: int) -> Lease | None:
         """What a member computes of the update that begins at a step; None for nothing.
 
-        In turns it is the whole minibatch, whoever computes it.
+        In turns it is the whole minibatch, for any member.
         """
         pieces = self.pieces(step)
         if not self._policy.in_order:
