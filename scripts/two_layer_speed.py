@@ -62,11 +62,14 @@ def rates(hidden: int) -> tuple[float, dict[str, float]]:
     assert isinstance(kernel, TwoLayerKernel)
     labels = dataset.train.labels[: size * slots].reshape(slots, size)
     dataset.train.gather(np.arange(size), buffer := np.empty((size, job.features), np.uint8))
-    kernel.rows(slots, size)[..., : job.features] = buffer
     out = np.empty((slots, job.parameters), np.float32)
-    kernel.gradients(first, labels, out)
+
+    def write(_: int, rows: np.ndarray) -> None:
+        rows[..., : job.features] = buffer
+
+    kernel.gradients(first, labels, out, write)
     products = seconds_of(lambda: [kernel.products(first, size, row) for row in out])
-    gradients = seconds_of(lambda: kernel.gradients(first, labels, out))
+    gradients = seconds_of(lambda: kernel.gradients(first, labels, out, write))
     images = size * slots
     return peak() / operations(job, hidden), {
         "products of a slot": images / products,

@@ -15,7 +15,7 @@ from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, sum_node
 from distsgd.data.dataset import Dataset, open_dataset
-from distsgd.data.row_cache import open_rows
+from distsgd.data.row_cache import gathered_slots, open_rows
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
@@ -50,7 +50,8 @@ class Worker:
         self._kernel = job.kernel()
         plan = job.plan
         self._split = dataset_of(job).train
-        most = self._kernel.slots * plan.most_examples
+        self._together = gathered_slots(plan.slot_size, plan.most_slots)
+        most = self._together * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
         self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
         self._order = EpochOrder(plan)
@@ -80,7 +81,7 @@ class Worker:
             self._expected = None
         elif guessed:
             indices = next(self._slot_examples(*self._expected))
-            self._rows.gather(indices, self._kernel.rows(*indices.shape))
+            self._rows.gather(indices)
             self._gathered = self._expected
             self.trace.lap("gather")
 
@@ -160,10 +161,11 @@ class Worker:
         for indices in self._slot_examples(step, first, last):
             slots = len(indices)
             if place or not gathered:
-                self._rows.gather(indices, self._kernel.rows(*indices.shape))
+                self._rows.gather(indices)
             self.trace.lap("gather")
             out = self._gradients[place : place + slots]
-            losses += self._kernel.gradients(flat, self._split.labels_of(indices), out)
+            labels = self._split.labels_of(indices)
+            losses += self._kernel.gradients(flat, labels, out, self._rows.write)
             self.trace.lap("compute")
             place += slots
         slots = plan.slots(step)
@@ -194,7 +196,7 @@ class Worker:
         Yields:
             shape (slots, examples of each).
         """
-        plan, most = self._job.plan, self._kernel.slots
+        plan, most = self._job.plan, self._together
         epoch = plan.epoch_of(step)
         low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]
         self._expect(epoch, low)

@@ -13,7 +13,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import padded_columns
 from distsgd.core.model import LINEAR, fitting, hidden_units, make_architecture
 from distsgd.data.dataset import Dataset
-from distsgd.data.row_cache import choose_cache
+from distsgd.data.row_cache import choose_cache, gathered_slots
 from distsgd.errors import UsageError
 from distsgd.on_ray.capacity import check_processes, free_memory, process_memory
 
@@ -132,7 +132,7 @@ class Sizes:
         vector = self.vector
         slots, most = fitting(self.slot_size, self.batch_size)
         rows = slots * (most + 1) * padded_columns(self.features) * self._item
-        pixels = slots * most * self.features
+        pixels = gathered_slots(self.slot_size, self._slots) * most * self.features
         values = 3 * most * (self.hidden + self.classes) * self._item
         leased = -(-self._slots // max(1, self.workers))
         gradients = vector * (1 + leased + 7 * self.compressed + 3 * self.local)

@@ -87,14 +87,16 @@ def check_together(problem, loss, slot_size, first, more):
     kernel = problem.kernel(loss, slot_size)
     last = min(6, first + 1 + more)
     many = slice(first * slot_size, last * slot_size)
-    rows = kernel.rows(last - first, slot_size)
-    pixels = problem.pixels[many]
-    rows[:, :, : pixels.shape[1]] = pixels.reshape(last - first, slot_size, -1)
+    pixels = problem.pixels[many].reshape(last - first, slot_size, -1)
+
+    def write(first, rows):
+        rows[:, :, : pixels.shape[2]] = pixels[first : first + len(rows)]
+
     # Rows of what workers push lie apart in memory that is shared.
     out = np.full((last - first, problem.flat.size + 32), np.nan, problem.dtype)
     out = out[:, : problem.flat.size]
     labels = problem.labels[many].reshape(last - first, slot_size)
-    found = kernel.gradients(problem.flat, labels, out)
+    found = kernel.gradients(problem.flat, labels, out, write)
     for place, slot in enumerate(slots_of(6 * slot_size, slot_size)[first:last]):
         gradient, loss_alone = problem.gradient(problem.kernel(loss, slot_size), slot)
         assert out[place].tobytes() == gradient.tobytes()
@@ -123,7 +125,7 @@ def test_buffers_are_no_larger_than_a_minibatch_and_bits_are_the_same(model, slo
     problem = Problem(CIFAR, most, "float32", model)
     kernel = problem.kernel("softmax", slot_size, most)
     examples = min(most, slot_size)
-    assert kernel.rows(kernel.slots, examples).shape[:2] == (kernel.slots, examples)
+    assert kernel._rows.shape[:2] == (kernel.slots, examples + 1)
     assert examples * kernel.slots < most + slot_size and kernel._rows.nbytes < 2 * 13000 * most
     plain = problem.kernel("softmax", slot_size)
     for slot in slots_of(most, slot_size):

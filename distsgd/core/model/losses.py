@@ -8,6 +8,7 @@ is averaged here; sums and means over examples belong to the slot and to the ser
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,12 +38,12 @@ def softmax(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
 
     Source: CS231n notes, "Softmax classifier"; Bishop 2006, eq. 4.108-4.109.
     """
-    rows = np.arange(len(labels))
+    rows = _numbers(len(labels))
     np.subtract(scores, scores.max(axis=1, keepdims=True), out=gradient)
     shifted = gradient[rows, labels]
     np.exp(gradient, out=gradient)
     total = _over_classes(gradient)
-    gradient /= total
+    np.divide(gradient, total, out=gradient)
     gradient[rows, labels] -= 1
     losses: Floats = np.log(total[:, 0]) - shifted
     return losses
@@ -58,7 +59,7 @@ def svm(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
 
     Source: Weston and Watkins 1999; CS231n notes, "Multiclass Support Vector Machine loss".
     """
-    rows = np.arange(len(labels))
+    rows = _numbers(len(labels))
     margins = scores - scores[rows, labels][:, None]
     margins += DELTA
     margins[rows, labels] = 0
@@ -66,6 +67,14 @@ def svm(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
     np.greater(margins, 0, out=gradient, casting="unsafe")
     gradient[rows, labels] = -gradient.sum(axis=1)
     return _over_classes(margins)[:, 0]
+
+
+@lru_cache(maxsize=4)
+def _numbers(count: int) -> Ints:
+    """0 to count - 1, read-only."""
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _over_classes(values: Floats) -> Floats:

@@ -11,6 +11,9 @@ raw rows of pixels and c the centre (`Preprocessing`), and no pixel is ever cent
 Every product is computed for one slot alone, in blocks that depend on shapes only, and everything
 else for one example alone. So a slot's bits do not depend on the slots computed with it.
 
+Rows are converted to floats a few slots at a time, into one small buffer that stays in the cache of
+the processor from the first product to the last.
+
 Scores and activations are stored class by class, shape (classes, examples), so that numpy's inner
 loop goes over examples.
 
@@ -20,6 +23,7 @@ Source: CS231n notes, "Linear classification", "Optimization" and "Backpropagati
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +36,7 @@ from distsgd.core.model.losses import LOSSES
 __all__ = [
     "Kernel",
     "LinearKernel",
+    "RowWriter",
     "SlotLoss",
     "TwoLayerKernel",
     "block_columns",
@@ -83,8 +88,15 @@ def score(weights: Floats, features: Floats, out: Floats) -> Floats:
     return out
 
 
-_EXAMPLES = 256
-"""Examples to compute at once: enough to save calls of numpy, few enough to stay in the cache."""
+_EXAMPLES = 64
+"""Examples to compute at once: enough to save calls of numpy, few enough to stay in the cache.
+
+64 rows of 3088 floats are 0.8 MB."""
+
+
+RowWriter = Callable[[int, Floats], None]
+"""Writes raw rows, from the slot of this number on, into an array of shape (slots, examples,
+columns) made by `Preprocessing.raw_buffer`."""
 
 
 class SlotLoss(NamedTuple):
@@ -170,7 +182,7 @@ def relu_gradient(hidden: Floats, gradient: Floats, active: NDArray[np.bool_]) -
 
 
 class Kernel(ABC):
-    """Computes the gradients of a few slots at once, in buffers that are made once.
+    """Computes the gradients of slots, a few at once, in buffers that are made once.
 
     Args:
         loss: "softmax" or "svm".
@@ -180,7 +192,7 @@ class Kernel(ABC):
         most: the examples of all slots together; None if unknown. Buffers are no larger.
 
     Attributes:
-        slots: how many full slots can be computed at once.
+        slots: how many full slots are computed at once.
     """
 
     def __init__(
@@ -193,16 +205,8 @@ class Kernel(ABC):
         self.slots, self._most = fitting(slot_size, most)
         rows = preprocessing.raw_buffer(self.slots * (self._most + 1), dtype)
         self._rows = rows.reshape(self.slots, self._most + 1, -1)
+        """Raw rows of each slot, after the centre."""
         self._rows[:, 0] = self._centre
-
-    def rows(self, slots: int, examples: int) -> Floats:
-        """The buffer for the raw rows of the next slots, shape (slots, examples, columns).
-
-        Args:
-            slots: how many; 1 if they are shorter than a full slot.
-            examples: of each slot.
-        """
-        return self._rows[:slots, 1 : examples + 1]
 
     def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
         """Write the gradient of one slot, and return its loss; see `gradients`.
@@ -213,17 +217,23 @@ class Kernel(ABC):
             labels: shape (examples,).
             out: shape (parameters,), overwritten.
         """
-        np.copyto(self.rows(1, len(labels))[0, :, : self._features], pixels)
-        return self.gradients(weights, labels[None], out[None])[0]
+
+        def write(first: int, rows: Floats) -> None:
+            np.copyto(rows[0, :, : self._features], pixels)
+
+        return self.gradients(weights, labels[None], out[None], write)[0]
 
     @abstractmethod
-    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+    def gradients(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    ) -> list[SlotLoss]:
         """Write the sum over each slot's examples of dL_i/dw, and return the slots' losses.
 
         Args:
             weights: flat parameters, shape (parameters,).
-            labels: shape (slots, examples), of the examples whose raw rows are in `rows`.
+            labels: shape (slots, examples), for any number of slots of one size.
             out: shape (slots, parameters), overwritten.
+            write: writes the raw rows of the examples.
         """
 
     @abstractmethod
@@ -237,6 +247,36 @@ class Kernel(ABC):
             examples: of the slot.
             out: shape (parameters,), overwritten.
         """
+
+
+def _blocks(length: int, size: int) -> list[tuple[int, int]]:
+    """Cut a range into blocks of a size; the last may be shorter."""
+    return [(low, min(low + size, length)) for low in range(0, length, size)]
+
+
+class _Views(NamedTuple):
+    """Parts of the buffers of a `LinearKernel` for some slots, cut once.
+
+    Attributes:
+        rows: raw rows, shape (slots, examples, columns).
+        scores: shape (classes, slots * examples), C-contiguous.
+        gradient: of the same shape.
+        by_slot: the same gradient, shape (classes, slots, examples).
+        weighted: gradient / scale, of the same shape, in the rows' order.
+        of_centre: gradient of the centre, shape (classes, slots).
+        scored: blocks of rows, and where their scores go, shape (rows of the block, classes).
+        products: for each slot, `weighted` after `of_centre`, shape (classes, examples + 1), and
+            the blocks of columns of the centre and rows that it is multiplied by.
+    """
+
+    rows: Floats
+    scores: Floats
+    gradient: Floats
+    by_slot: Floats
+    weighted: Floats
+    of_centre: Floats
+    scored: list[tuple[Floats, Floats]]
+    products: list[tuple[Floats, list[tuple[Floats, slice]]]]
 
 
 class LinearKernel(Kernel):
@@ -256,51 +296,100 @@ class LinearKernel(Kernel):
         most: int | None = None,
     ) -> None:
         super().__init__(loss, preprocessing, slot_size, dtype, most)
-        self._scores = np.empty((classes, self.slots * self._most), dtype=dtype)
+        self._classes = classes
+        self._scores = np.empty(classes * self.slots * self._most, dtype=dtype)
         self._gradient = np.empty_like(self._scores)
         self._weighted = np.empty((classes, self.slots, self._most + 1), dtype=dtype)
+        self._step = block_rows(classes, preprocessing.columns)
         self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
+        self._views: dict[tuple[int, int], _Views] = {}
 
-    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+    def gradients(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    ) -> list[SlotLoss]:
         """See `Kernel.gradients`."""
         slots, examples = labels.shape
-        weights = weights.reshape(len(self._scores), -1)
+        weights = weights.reshape(self._classes, -1)
         out = out.reshape(slots, *weights.shape)
-        truth = labels.reshape(-1)
-        scores = self._score(weights, slots, examples)
-        gradient = self._gradient[:, : len(truth)]
-        losses = self._loss(scores.T, truth, gradient.T).reshape(labels.shape)
-        weighted = self._weighted[:, :slots, : examples + 1]
-        np.multiply(gradient.reshape(-1, slots, examples), self._shrink, out=weighted[:, :, 1:])
-        np.negative(weighted[:, :, 1:].sum(axis=2), out=weighted[:, :, 0])
-        for slot in range(slots):
-            self._product(weighted[:, slot], self._rows[slot, : examples + 1], out[slot])
-        hits = (scores.argmax(axis=0) == truth).reshape(labels.shape)
+        centre = (weights @ self._centre)[:, None]
+        labels = labels.astype(np.intp)
+        best, losses = np.empty_like(labels), np.empty(labels.shape, weights.dtype)
+        for low in range(0, slots, self.slots):
+            part = slice(low, low + self.slots)
+            truth = labels[part]
+            views = self._views_of(*truth.shape)
+            write(low, views.rows)
+            scores = self._score(weights, centre, views)
+            losses[part] = self._loss(scores.T, truth.reshape(-1), views.gradient.T).reshape(
+                truth.shape
+            )
+            best[part] = scores.argmax(axis=0).reshape(truth.shape)
+            np.multiply(views.by_slot, self._shrink, out=views.weighted)
+            np.negative(np.add.reduce(views.weighted, axis=2), out=views.of_centre)
+            for (left, blocks), into in zip(views.products, out[part], strict=True):
+                for right, columns in blocks:
+                    np.matmul(left, right, out=into[:, columns])
+        hits = np.count_nonzero(best == labels, axis=1).tolist()
         return [
-            SlotLoss(float(loss.sum(dtype=np.float64)), int(np.count_nonzero(hit)), examples)
+            SlotLoss(float(np.add.reduce(loss, dtype=np.float64)), hit, examples)
             for loss, hit in zip(losses, hits, strict=True)
         ]
 
-    def _score(self, weights: Floats, slots: int, examples: int) -> Floats:
-        """The scores of what is in `rows`, shape (classes, slots * examples)."""
-        scores: Floats = self._scores[:, : slots * examples]
-        for slot, rows in enumerate(self.rows(slots, examples)):
-            score(weights, rows, scores[:, slot * examples : (slot + 1) * examples].T)
-        np.subtract(scores, (weights @ self._centre)[:, None], out=scores)
+    def _views_of(self, slots: int, examples: int) -> _Views:
+        """The parts of the buffers for so many slots of so many examples."""
+        found = self._views.get((slots, examples))
+        if found is None:
+            found = self._views[slots, examples] = self._make_views(slots, examples)
+        return found
+
+    def _make_views(self, slots: int, examples: int) -> _Views:
+        count, columns = slots * examples, self._rows.shape[2]
+        scores, gradient = (
+            buffer[: self._classes * count].reshape(self._classes, count)
+            for buffer in (self._scores, self._gradient)
+        )
+        weighted = self._weighted[:, :slots, : examples + 1]
+        rows = self._rows[:slots, : examples + 1]
+        return _Views(
+            rows=rows[:, 1:],
+            scores=scores,
+            gradient=gradient,
+            by_slot=gradient.reshape(self._classes, slots, examples),
+            weighted=weighted[:, :, 1:],
+            of_centre=weighted[:, :, 0],
+            scored=[
+                (rows[slot, 1 + low : 1 + high], scores[:, slot * examples :][:, low:high].T)
+                for slot in range(slots)
+                for low, high in _blocks(examples, self._step)
+            ],
+            products=[
+                (
+                    weighted[:, slot],
+                    [(rows[slot, :, low:high], slice(low, high))
+                     for low, high in _blocks(columns, self._block)],
+                )
+                for slot in range(slots)
+            ],
+        )  # fmt: skip
+
+    def _score(self, weights: Floats, centre: Floats, views: _Views) -> Floats:
+        """The scores of what is in the rows, shape (classes, slots * examples)."""
+        transposed, scores = weights.T, views.scores
+        for rows, into in views.scored:
+            np.matmul(rows, transposed, out=into)
+        np.subtract(scores, centre, out=scores)
         np.multiply(scores, self._shrink, out=scores)
         return scores
 
-    def _product(self, left: Floats, right: Floats, out: Floats) -> None:
-        """The matrix product in blocks of columns."""
-        for low in range(0, out.shape[1], self._block):
-            block = slice(low, low + self._block)
-            np.matmul(left, right[:, block], out=out[:, block])
-
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """See `Kernel.products`."""
-        weights, out = (flat.reshape(len(self._scores), -1) for flat in (weights, out))
-        score(weights, self.rows(1, examples)[0], self._scores[:, :examples].T)
-        self._product(self._weighted[:, 0, : examples + 1], self._rows[0, : examples + 1], out)
+        weights, out = (flat.reshape(self._classes, -1) for flat in (weights, out))
+        views = self._views_of(1, examples)
+        for rows, into in views.scored:
+            np.matmul(rows, weights.T, out=into)
+        ((left, blocks),) = views.products
+        for right, columns in blocks:
+            np.matmul(left, right, out=out[:, columns])
 
 
 class TwoLayerKernel(Kernel):
@@ -330,14 +419,22 @@ class TwoLayerKernel(Kernel):
         self._gradient = np.empty_like(self._scores)
         self._weighted = np.empty((hidden, self._most + 1), dtype=dtype)
 
-    def gradients(self, weights: Floats, labels: Ints, out: Floats) -> list[SlotLoss]:
+    def gradients(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    ) -> list[SlotLoss]:
         """See `Kernel.gradients`."""
         first, second = self._layers(weights)
         centre = (first @ self._centre)[:, None]
-        return [
-            self._one(first, second, centre, slot, truth, *self._layers(out[slot]))
-            for slot, truth in enumerate(labels)
-        ]
+        labels = labels.astype(np.intp)
+        losses = []
+        for low in range(0, len(labels), self.slots):
+            part = slice(low, low + self.slots)
+            write(low, self._rows[: len(labels[part]), 1 : labels.shape[1] + 1])
+            losses += [
+                self._one(first, second, centre, slot, truth, *self._layers(into))
+                for slot, (truth, into) in enumerate(zip(labels[part], out[part], strict=True))
+            ]
+        return losses
 
     def _one(
         self,
