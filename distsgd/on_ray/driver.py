@@ -261,8 +261,12 @@ class _Driver:
         return events
 
     def _merged(self, event: Event) -> Event:
-        """The event with all of W: the coordinator's snapshots have only its own range."""
-        if not (len(self._servers) > 1 and isinstance(event, EpochEnded | Saved | Ended)):
+        """The event with all of W: the coordinator's snapshots have only its own range.
+
+        Always a copy. An array that lies in Ray's object store keeps it in use, and when that is
+        gone, Ray ends this process as soon as the array is freed.
+        """
+        if not isinstance(event, EpochEnded | Saved | Ended):
             return event
         own = event.snapshot
         found = self._parts(own.version, own.floor)

@@ -98,6 +98,13 @@ TABLE = (
         "15", ("session", "client"),
     ),
     Variable(
+        # A process that has an object of that store in use, or asks for one, is ended by Ray as
+        # soon as the node dies, with exit code 1 and no message.
+        "RAY_max_direct_call_object_size",
+        "arguments and results up to 10 MiB stay out of the object store", str(10 * 2**20),
+        _EVERYWHERE,
+    ),
+    Variable(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "leave the variables of accelerators alone",
         "0", ("session",), "_private/utils.py",
     ),

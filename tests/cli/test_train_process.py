@@ -235,10 +235,10 @@ def test_the_death_of_ray_itself_is_a_clear_error_soon(name: str, tmp_path: Path
         ]  # fmt: skip
         os.kill(pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == 1, errors
     # Which of the two is noticed first is chance.
     found = (f"a process of Ray died: {name}. Look for", "Ray can no longer be reached")
-    assert any(f"error: {text}" in errors for text in found)
+    assert any(f"error: {text}" in errors for text in found), errors
     assert not ray_folders() and not processes_with(session)
 
 

@@ -308,6 +308,16 @@ def test_a_server_that_has_gone_is_told_with_what_to_do() -> None:
     assert "distsgd resume" in found
 
 
+def test_results_of_a_usual_size_stay_out_of_the_object_store(shared_ray: None) -> None:
+    """Whose users Ray ends without a word when the node dies."""
+    import ray
+
+    result = ray.remote(num_cpus=0)(lambda: bytes(4 * 2**20)).remote()
+    assert ray.wait([result], timeout=PATIENCE)[0]
+    worker = ray._private.worker.global_worker.core_worker
+    assert worker.object_exists(result, memory_store_only=True)
+
+
 def test_a_session_listens_at_loopback_and_gives_no_more_than_the_table(shared_ray: None) -> None:
     """Of SECURITY.md; to another user, if we may become one."""
     import ray
