@@ -18,7 +18,7 @@ from distsgd.engine.events import Trace
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.pending_replies import PendingReplies
 from distsgd.errors import RuntimeFailure
-from distsgd.transport.base import Answer, Membership, Reply
+from distsgd.transport.base import Answer, Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["DecisionLog", "FollowerHost"]
@@ -51,16 +51,13 @@ class FollowerHost:
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """See `distsgd.transport.base.ServerPort.exchange`."""
-        with self._changed:
-            call = self._replies.called(worker, keep=True)
-        self.submit(worker, message, size)
-        with self._changed:
-            while (found := self._replies.fetch(worker, call)) is None:
-                if self._failure is not None:
-                    raise self._failure
-                self._changed.wait()
-            assert not isinstance(found[0], Membership)  # it does not share memory
-            return found[0]
+        return self._replies.exchange(
+            worker, lambda: self.submit(worker, message, size), keep=True, check=self._check
+        )
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
         """See `distsgd.transport.base.ServerPort.submit`."""

@@ -77,9 +77,8 @@ class NodeTeam:
         self._channel, self._leader, self._plan, self._hung = channel, leader, plan, hung
         lock = threading.RLock()
         self._lock = lock
-        self._answered = threading.Condition(lock)  # members whose calls wait for work
         self._changed = threading.Condition(lock)  # the leader's own worker
-        self._replies = PendingReplies(self._answered)
+        self._replies = PendingReplies(threading.Condition(lock))
         self._times = LeaseTimes(hang_seconds)
         self._sum = TreeSum(plan.most_slots, parameters, dtype)
         self._work: Work | None = None  # what the server has leased, until it is answered
@@ -125,14 +124,7 @@ class NodeTeam:
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """A member that does not share memory; see `ServerPort.exchange`."""
-        with self._lock:
-            call = self._replies.called(worker)
-        self.submit(worker, message, size)
-        with self._lock:
-            while (found := self._replies.fetch(worker, call)) is None:
-                self._answered.wait()
-            assert not isinstance(found[0], Membership)
-            return found[0]
+        return self._replies.exchange(worker, lambda: self.submit(worker, message, size))
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
         """A member answers, or asks for work; see `ServerPort.submit`."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from distsgd.core.messages import ResidualRequest
-from distsgd.transport.base import Membership, Reply, Work
+from distsgd.transport.base import Answer, Membership, Reply, Work
 
 __all__ = ["PendingReplies"]
 
@@ -16,7 +16,7 @@ Give = Callable[[Reply | None], None]
 
 
 class PendingReplies:
-    """Holds a worker's reply until the worker asks for it. All calls are made under one lock.
+    """Holds a worker's reply until the worker asks for it. Calls are made under one lock.
 
     Args:
         changed: condition with the lock, notified when a waiting worker has a reply.
@@ -104,6 +104,30 @@ class PendingReplies:
         """`flush` for every worker that asks."""
         for worker in list(self._asking):
             self.flush(worker)
+
+    def exchange(
+        self, worker: int, submit: Callable[[], None], *, keep: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> Answer | None:  # fmt: skip
+        """Make the call of a worker that is not attached, and wait for its reply.
+
+        Takes the lock by itself.
+
+        Args:
+            worker: its number.
+            submit: takes its message; called without the lock.
+            keep: see `called`.
+            check: called under the lock before each wait; raises what ends the call.
+        """
+        with self._changed:
+            call = self.called(worker, keep=keep)
+        submit()
+        with self._changed:
+            while (found := self.fetch(worker, call)) is None:
+                check()
+                self._changed.wait()
+        assert not isinstance(found[0], Membership)  # it does not share memory
+        return found[0]
 
     def called(self, worker: int, *, keep: bool = False) -> int:
         """A worker that is not attached starts a call; returns the number of the call.

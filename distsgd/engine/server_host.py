@@ -38,7 +38,7 @@ from distsgd.engine.lease_times import LeaseTimes
 from distsgd.engine.pending_replies import PendingReplies
 from distsgd.engine.snapshots import HeldEvents, TimedSnapshots
 from distsgd.engine.team_host import TeamHost
-from distsgd.transport.base import Answer, Membership, Reply
+from distsgd.transport.base import Answer, Reply
 from distsgd.transport.framing import Entry
 
 __all__ = ["ServerHost"]
@@ -66,12 +66,11 @@ class ServerHost:
         self._timed = TimedSnapshots(self._server, job.save_seconds, self._watch.seconds)
         # One lock, with a condition for each kind of waiter: waking one in vain costs time.
         lock = threading.RLock()
-        self._answered = threading.Condition(lock)  # workers whose calls wait for work
         self._decided = threading.Condition(lock)  # followers
         self._news = threading.Condition(lock)  # the driver
         self._lock = lock
         self._events = HeldEvents()
-        self._replies = PendingReplies(self._answered, self._events.request)
+        self._replies = PendingReplies(threading.Condition(lock), self._events.request)
         self._unrecorded: list[Decision] = []
         self._team = TeamHost(self._server, job, self._replies.put)
         self.bell, self._stopping = self._team.bell, False
@@ -96,14 +95,7 @@ class ServerHost:
 
     def exchange(self, worker: int, message: Message | None, size: int) -> Answer | None:
         """A worker pushes and pulls; see `distsgd.transport.base.ServerPort.exchange`."""
-        with self._lock:
-            call = self._replies.called(worker)
-        self.submit(worker, message, size)
-        with self._lock:
-            while (found := self._replies.fetch(worker, call)) is None:
-                self._answered.wait()
-            assert not isinstance(found[0], Membership)  # it does not share memory
-            return found[0]
+        return self._replies.exchange(worker, lambda: self.submit(worker, message, size))
 
     def submit(self, worker: int, message: Message | None, size: int) -> None:
         """See `distsgd.transport.base.ServerPort.submit`."""
