@@ -37,7 +37,7 @@ from distsgd.transport.team_memory import (
     fence,
 )
 
-__all__ = ["TeamHost"]
+__all__ = ["MOST_MEMBERS", "TeamHost", "team_shape"]
 
 _LEASE_SECONDS = 0.1
 """How long a standing lease is to take. The team is granted the next one in the middle of it."""
@@ -45,7 +45,8 @@ _LEASE_SECONDS = 0.1
 _FIRST_UPDATES, _LEAST_UPDATES = 32, 2
 _RING_BYTES = 1 << 20
 _MOST_RECORDS = 4096
-_MOST_MEMBERS = 64
+MOST_MEMBERS = 64
+"""More workers than that are no team."""
 
 _OVERDUE_SECONDS, _TIMES_LONGER = 1.0, 20.0
 """A team that has made nothing for so long, and so many times its usual time, is revoked."""
@@ -54,6 +55,14 @@ _LEAVING_SECONDS = 0.2
 """How long a team that has been revoked is waited for; who has not left then hangs."""
 
 _STANDSTILL_SECONDS = 5.0
+
+
+def team_shape(
+    members: int, parameters: int, dtype: str, states: int, rows: int, losses: int
+) -> TeamShape:
+    """The memory of a team; the arguments are those of `TeamShape`."""
+    records = max(4 * _LEAST_UPDATES, min(_MOST_RECORDS, _RING_BYTES // (8 * losses)))
+    return TeamShape(members, parameters, dtype, states, rows, losses, records)
 
 
 class TeamHost:
@@ -114,7 +123,7 @@ class TeamHost:
     def _tell(self) -> list[Decision]:
         if self.bell is None:
             return []
-        near = sorted(self._near) if len(self._near) <= _MOST_MEMBERS else []
+        near = sorted(self._near) if len(self._near) <= MOST_MEMBERS else []
         return self._server.team(near, self._updates())
 
     def _updates(self) -> int:
@@ -125,13 +134,10 @@ class TeamHost:
         return max(_LEAST_UPDATES, min(most, round(_LEASE_SECONDS / self._seconds)))
 
     def _shape(self, members: int) -> TeamShape:
-        job = self._job
-        losses = job.most_losses
-        records = max(4 * _LEAST_UPDATES, min(_MOST_RECORDS, _RING_BYTES // (8 * losses)))
-        return TeamShape(
-            members, job.parameters, job.dtype, len(self._server.optimizer.state),
-            job.plan.most_slots, losses, records,
-        )  # fmt: skip
+        job, states = self._job, len(self._server.optimizer.state)
+        return team_shape(
+            members, job.parameters, job.dtype, states, job.plan.most_slots, job.most_losses
+        )
 
     def stand(self, lease: StandingLease, now: float) -> bool:
         """Make a team of its members, and have them work; False if there is no memory."""

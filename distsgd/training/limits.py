@@ -11,9 +11,10 @@ import numpy as np
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import padded_columns
-from distsgd.core.model import LINEAR, fitting, hidden_units, make_architecture
+from distsgd.core.model import LINEAR, Architecture, fitting, hidden_units, make_architecture
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache, gathered_slots
+from distsgd.engine.team_host import MOST_MEMBERS, team_shape
 from distsgd.errors import UsageError
 from distsgd.on_ray.capacity import check_processes, free_memory, process_memory
 
@@ -62,7 +63,8 @@ class Sizes:
       gradient, and what encoding and decoding takes. Local steps have W, its decay and a gradient
       more.
     - at the server: W, its decay, a sum, and the sums of the pieces that come from several workers,
-      V (3 + n + log2 S); and a snapshot, V (1 + n).
+      V (3 + n + log2 S); and a snapshot, V (1 + n). The memory of a team (`team_shape`) is its,
+      without the sums of its members, as they take the place of the gradients at the workers.
     - at the driver: the first W, a snapshot of an epoch, and that W as it is kept, as it is
       measured, and as it is written to a checkpoint, in several copies: V (6 + 3 n). A model is
       measured on 4 blocks of rows as features. `verify` recomputes in float64 with bounds of the
@@ -86,6 +88,7 @@ class Sizes:
         compressed: whether gradients are encoded.
         local: whether workers make steps on their own.
         verified: whether updates are recomputed.
+        team: the steps between two meetings of workers that share memory; 0 if none do.
     """
 
     examples: int
@@ -102,13 +105,17 @@ class Sizes:
     compressed: bool = False
     local: bool = False
     verified: bool = False
+    team: int = 0
+
+    @property
+    def _architecture(self) -> Architecture:
+        name = f"mlp:{self.hidden}" if self.hidden else LINEAR
+        return make_architecture(name, self.features, self.classes)
 
     @property
     def vector(self) -> int:
         """V: bytes of flat W."""
-        name = f"mlp:{self.hidden}" if self.hidden else LINEAR
-        architecture = make_architecture(name, self.features, self.classes)
-        return architecture.parameters * self._item
+        return self._architecture.parameters * self._item
 
     @property
     def _item(self) -> int:
@@ -140,13 +147,19 @@ class Sizes:
 
     def _server(self) -> int:
         pieces = math.ceil(math.log2(self._slots + 1)) if self.workers > 1 else 1
-        return self.vector * (4 + pieces + 2 * self._states)
+        return self.vector * (4 + pieces + 2 * self._states) + self._team()
+
+    def _team(self) -> int:
+        """Bytes that a team shares, beside the sums of its members."""
+        if not (self.team and self.workers):
+            return 0
+        parameters, losses = self._architecture.parameters, self._slots * self.team
+        return team_shape(self.workers, parameters, self.dtype, self._states, 0, losses).size
 
     def _driver(self) -> int:
-        block = make_architecture(
-            f"mlp:{self.hidden}" if self.hidden else LINEAR, self.features, self.classes
-        ).block
-        measured = _MEASURED_BLOCKS * block * padded_columns(self.features) * self._item
+        measured = (
+            _MEASURED_BLOCKS * self._architecture.block * padded_columns(self.features) * self._item
+        )
         verified = (8 + 10 * self._slots) * self.verified
         return measured + self.vector * (6 + 3 * self._states + verified)
 
@@ -163,8 +176,12 @@ def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
         dataset: what it is trained on.
         cache: what `choose_cache` has chosen.
     """
-    manifest = dataset.manifest
+    manifest, policy = dataset.manifest, config.policy()
     features = manifest.features
+    team = (
+        config.channel in ("auto", "team") and policy.in_team and config.servers == 1
+        and config.compress == "none" and config.verify < 1 and config.workers <= MOST_MEMBERS
+    )  # fmt: skip
     cached = {"float32": 4 * padded_columns(features), "uint8": features}.get(cache, 0)
     return Sizes(
         examples=manifest.rows("train"),
@@ -181,6 +198,7 @@ def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
         compressed=config.compress != "none",
         local=config.consistency == "local",
         verified=config.verify > 0,
+        team=policy.steps(-(-manifest.rows("train") // config.batch_size)) if team else 0,
     )
 
 

@@ -25,7 +25,7 @@ from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import fleet_from
 from distsgd.training import limits
-from distsgd.training.limits import check_fleet, check_sizes, sizes_of
+from distsgd.training.limits import Needs, check_fleet, check_sizes, sizes_of
 from distsgd.training.training import resume, scale, train
 
 NUMBERS = [one for one in dataclasses.fields(TrainConfig) if str(one.type)[:3] in ("int", "flo")]
@@ -213,6 +213,23 @@ def test_memory_is_estimated_as_it_is_measured() -> None:
         config = config_from({"dataset": "sample", "workers": 0, **settings})
         estimate = sizes_of(config, dataset, "uint8").needs().total
         assert 0.7 < estimate / peak < 1.4, (settings, estimate, peak)
+
+
+def test_the_memory_of_a_team_is_counted_where_there_is_one() -> None:
+    dataset = open_dataset("sample")
+
+    def needs(**settings: Any) -> Needs:
+        config = config_from({"dataset": "sample", "workers": 2, "model": "mlp:500", **settings})
+        return sizes_of(config, dataset, "uint8").needs()
+
+    w = 500 * 3073 * 4
+    team, apart = needs(), needs(channel="shm")
+    assert team.worker == apart.worker and team.total - apart.total == team.server - apart.server
+    assert team.server - apart.server > 2 * w
+    momentum = {"optimizer": "momentum"}
+    assert needs(**momentum).server - needs(**momentum, channel="shm").server > 4 * w
+    for ordinary in ({"consistency": "ssp"}, {"compress": "onebit"}, {"verify": 1.0}):
+        assert needs(**ordinary) == needs(**ordinary, channel="shm")
 
 
 def test_room_follows_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
