@@ -203,7 +203,7 @@ class Fleet:
             cause = cause_of(error)
             if isinstance(cause, ChannelClosed):
                 if self._teams.lost_leader(worker):
-                    self._connect_anew(worker)
+                    self._reconnect(worker)
                     return
                 self._check_servers()
             elif isinstance(cause, DistsgdError):
@@ -217,7 +217,7 @@ class Fleet:
 
     def _connected(self, worker: int, found: Connection) -> None:
         if (door := self._teams.connected(worker, found)) is not None:
-            self._connect_anew(worker, door)
+            self._reconnect(worker, door)
             return
         self._names[worker], self.hosts[worker] = found.channel, found.host
         self._tell_sizes()
@@ -330,7 +330,7 @@ class Fleet:
         call = actor.connect.remote(self.contacts, self._channel, incarnation, door)
         self._connecting[call] = worker
 
-    def _connect_anew(self, worker: int, door: Address | None = None) -> None:
+    def _reconnect(self, worker: int, door: Address | None = None) -> None:
         """Have a living worker connect to another; the server does not wait for it meanwhile."""
         self._report_death(worker)
         self._connect(worker, door)

@@ -79,7 +79,7 @@ class NodeTeams:
                 self._members[member] = _NOBODY
 
     def lost_leader(self, worker: int) -> bool:
-        """Whether a worker whose channel has closed was a member, which can connect anew.
+        """Whether a worker whose channel has closed was a member, which can reconnect.
 
         Its leader leads no more, whether it is dead or not: nobody is sent to it again.
         """

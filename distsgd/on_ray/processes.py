@@ -1,4 +1,4 @@
-"""What runs in the processes of a training on Ray: plain classes, made remote in `ray_runtime`."""
+"""What runs in the processes of a training on Ray: plain classes, made remote in `driver`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A channel of plain Ray actor calls: slow, but it works wherever Ray does.
 
-Ray carries arguments and results below 100 KiB within the call itself and all others through
-its object store, which costs several times as much. W of CIFAR-10 has 121 KiB, so vectors are
-split into chunks that fit.
+By default, Ray carries arguments and results below 100 KiB within the call itself and all others
+through its object store, which costs several times as much. W of CIFAR-10 has 121 KiB, so vectors
+are split into chunks that fit, whatever Ray it is.
 """
 
 from __future__ import annotations
