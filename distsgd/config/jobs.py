@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
+from distsgd.core.model import EXACT
 from distsgd.core.optim import Schedule
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
@@ -43,8 +48,11 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         warmup=round(config.warmup_epochs * plan.steps_per_epoch),
         every=max(1, round(config.step_epochs * plan.steps_per_epoch)),
         factor=config.step_factor,
+        exact=config.arithmetic == EXACT,
     )
     preprocessing = dataset.preprocessing(config.pixel_scale)
+    if config.arithmetic == EXACT:
+        preprocessing = replace(preprocessing, mean=np.rint(preprocessing.mean))
     return Job(
         folder=str(dataset.folder.resolve()),
         classes=len(dataset.manifest.classes),
@@ -71,6 +79,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         digest=dataset.manifest.digest,
         cache_limit=config.cache_limit,
         team=config.channel in ("auto", "team"),
+        arithmetic=config.arithmetic,
         cache=(
             "shards"
             if dataset.streamed

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from distsgd.config.recipes import BASE_BATCH, recipe_for
 from distsgd.config.table import described, one_of, setting, settings_of
-from distsgd.core.model import LINEAR, LOSSES, MOST_HIDDEN, hidden_units
+from distsgd.core.model import ARITHMETICS, EXACT, LINEAR, LOSSES, MOST_HIDDEN, hidden_units
 from distsgd.core.optim import OPTIMIZERS, SCHEDULES, make_codec
 from distsgd.core.plan import SAMPLINGS, SHUFFLES
 from distsgd.core.server.consistency import POLICIES, Policy, make_policy
@@ -105,7 +105,11 @@ class TrainConfig:
     )  # fmt: skip
     dtype: str = setting(
         "float32", "Type of W and of all arithmetic", _MODEL, choices=("float32", "float64"),
-        aliases="precision",
+        belongs_to=("arithmetic", ARITHMETICS[:1]), aliases="precision",
+    )  # fmt: skip
+    arithmetic: str = setting(
+        ARITHMETICS[0], "float: as fast as can be; exact: the same weights on every processor, "
+        "with every BLAS.", _MODEL, flag=True, choices=ARITHMETICS,
     )  # fmt: skip
 
     epochs: int = setting(
@@ -236,6 +240,7 @@ class TrainConfig:
         self._check_consistency()
         self._check_verify()
         self._check_team()
+        self._check_exact()
         self._check_data()
 
     @property
@@ -341,6 +346,18 @@ class TrainConfig:
             raise UsageError(
                 f"{self.given('channel')} does not go with {why}",
                 f"Give {self.spelling.given('channel', 'auto')}: a team where one can be",
+            )
+
+    def _check_exact(self) -> None:
+        """Exact numbers are float64, and no sum of others may be rounded."""
+        if self.arithmetic != EXACT:
+            return
+        object.__setattr__(self, "dtype", "float64")
+        if self.compress == "onebit":
+            raise UsageError(
+                f"{self.given('compress')} does not go with {self.given('arithmetic')}: its means "
+                "are sums that are rounded in an order of the machine's",
+                f"Give {self.spelling.given('compress', 'fp16')}, topk:FRACTION or none",
             )
 
     def _check_verify(self) -> None:

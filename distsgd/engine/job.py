@@ -9,10 +9,11 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import PUSH_FAULTS, Chaos
-from distsgd.core.model import LINEAR, Architecture, Kernel, Preprocessing, make_architecture
+from distsgd.core.model import EXACT, LINEAR, Architecture, Kernel, Preprocessing, make_architecture
 from distsgd.core.optim import (
     Codec,
     ErrorFeedback,
+    Optimizer,
     Residuals,
     Schedule,
     Updater,
@@ -95,6 +96,7 @@ class Job:
         digest: of its manifest.
         cache_limit: bytes that remote datasets may take on a node, or None.
         team: whether workers that share memory may make updates among themselves.
+        arithmetic: "float" or "exact"; exact W is float64.
     """
 
     folder: str
@@ -126,11 +128,17 @@ class Job:
     digest: str = ""
     cache_limit: int | None = None
     team: bool = False
+    arithmetic: str = "float"
 
     @property
     def architecture(self) -> Architecture:
         """The model, without its parameters."""
-        return make_architecture(self.model, self.features, self.classes)
+        return make_architecture(self.model, self.features, self.classes, self.arithmetic)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bits are the same on every machine."""
+        return self.arithmetic == EXACT
 
     @property
     def has_residuals(self) -> bool:
@@ -230,11 +238,21 @@ class Job:
         """The gradient of the L2 penalty is this times W."""
         return self.architecture.decay(self.regularization, self.dtype)
 
+    def update_rule(self, like: Floats, name: str = "") -> Optimizer:
+        """The update rule, with zero state.
+
+        Args:
+            like: parameters of the shape and dtype to be updated.
+            name: of another rule than the optimizer of this job.
+        """
+        bits = self.architecture.weight_bits
+        return make_optimizer(name or self.optimizer, like, self.momentum, bits)
+
     def replica(self, weights: Floats) -> Updater:
         """A copy of W that makes steps of plain SGD on its own."""
         copy = weights.copy()
         return Updater(
-            copy, decay=self.decay(), optimizer=make_optimizer("sgd", copy, 0.0),
+            copy, decay=self.decay(), optimizer=self.update_rule(copy, "sgd"),
             schedule=self.schedule,
         )  # fmt: skip
 
@@ -272,7 +290,7 @@ class Job:
 
     def _updater(self, start: Snapshot, part: slice) -> Updater:
         weights = start.weights[part].copy()
-        optimizer = make_optimizer(self.optimizer, weights, self.momentum)
+        optimizer = self.update_rule(weights)
         for name, array in start.state.items():
             optimizer.state[name][...] = array[part]
         return Updater(

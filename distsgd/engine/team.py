@@ -15,7 +15,7 @@ import numpy as np
 from distsgd.core.arrays import finite
 from distsgd.core.messages import Lease
 from distsgd.core.model import SlotLoss
-from distsgd.core.optim import Updater, make_optimizer
+from distsgd.core.optim import Updater
 from distsgd.core.reduction_tree import shares
 from distsgd.core.server.team_steps import RangeSum, TeamSteps
 from distsgd.engine.job import Job
@@ -111,7 +111,7 @@ class TeamMember:
         """Applies updates to this member's range of one of the copies of W."""
         job, part, memory = self._job, self._part, self._memory
         weights = memory.weights[copy, part]
-        optimizer = make_optimizer(job.optimizer, weights, job.momentum)
+        optimizer = job.update_rule(weights)
         for number, name in enumerate(sorted(optimizer.state)):
             optimizer.state[name] = memory.states[number, copy, part]
         return Updater(weights, decay=job.decay()[part], optimizer=optimizer, schedule=job.schedule)

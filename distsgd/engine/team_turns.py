@@ -9,7 +9,7 @@ import numpy as np
 from distsgd.core.arrays import Floats, finite
 from distsgd.core.messages import Lease
 from distsgd.core.model import SlotLoss
-from distsgd.core.optim import Updater, make_optimizer
+from distsgd.core.optim import Updater
 from distsgd.engine.job import Job
 from distsgd.engine.team import FailPoint, Revoked, TeamMember
 from distsgd.engine.worker import Worker
@@ -69,7 +69,7 @@ class TurnMember(TeamMember):
         """Applies updates to all of one of the copies of W."""
         job, memory = self._job, self._memory
         weights = memory.weights[copy]
-        optimizer = make_optimizer(job.optimizer, weights, job.momentum)
+        optimizer = job.update_rule(weights)
         for number, name in enumerate(sorted(optimizer.state)):
             optimizer.state[name] = memory.states[number, copy]
         return Updater(weights, decay=job.decay(), optimizer=optimizer, schedule=job.schedule)

@@ -174,6 +174,7 @@ class _Driver:
             capacity,
             together,
             slack,
+            self._job.exact,
         )
         self._fleet = fleet
         began, warned = monotonic(), False

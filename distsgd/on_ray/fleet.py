@@ -89,6 +89,7 @@ class Fleet:
         together: whether a worker that has worked cannot be replaced alone, because its residual is
             lost with it.
         slack: extra seconds before late workers are reported, or left behind.
+        exact: whether the bits are the same by every BLAS kernel.
 
     Attributes:
         hosts: worker -> address of its node, likewise.
@@ -106,11 +107,13 @@ class Fleet:
         capacity: int | None = None,
         together: bool = False,
         slack: float = 0.0,
+        exact: bool = False,
     ) -> None:
         self._quiet, self._for_all = _QUIET_SECONDS + slack, _SECONDS_FOR_ALL + slack
         self._make, self._coordinator = make, coordinator
         self._patience, self._capacity = patience, capacity
         self._channel, self.contacts, self._together = channel, list[Any](), together
+        self._exact = exact
         self._names: dict[int, str] = {}  # worker -> name of its channel, once it is connected
         self._teams = NodeTeams()
         self._orphaned: dict[int, float] = {}  # member whose leader has gone -> since when
@@ -308,8 +311,8 @@ class Fleet:
             self._notices.append(Notice(text))
 
     def _compare(self, worker: int, blas: str) -> None:
-        """Warn once of each BLAS kernel that is not the driver's."""
-        if blas not in self._blas:
+        """Warn once of each BLAS kernel that is not the driver's, if that may change bits."""
+        if not self._exact and blas not in self._blas:
             self._blas.add(blas)
             text = (
                 f"worker {worker} on {self.hosts[worker]} multiplies by {blas}, this process by "

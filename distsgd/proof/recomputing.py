@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
+from distsgd.core.model import hidden_units
+from distsgd.core.model.grids import WEIGHT_BITS, hidden_bits
 from distsgd.core.model.reference import Recomputed, recompute, rounding
 from distsgd.data.dataset import Dataset
 from distsgd.data.plain_rows import PlainRows
@@ -60,6 +63,11 @@ class Recomputer:
         dataset: what is trained on.
         job: the same for the runtime; only its plan and shapes are used.
 
+    Attributes:
+        unit: unit roundoff of gradients, that of training and of the recomputation together.
+        update_unit: the same of an update of W.
+        half_step: how far the rounding of W to a grid moves it, at most.
+
     Raises:
         VerificationError: the means of the manifest are not those of the images.
     """
@@ -67,11 +75,20 @@ class Recomputer:
     def __init__(self, config: TrainConfig, dataset: Dataset, job: Job) -> None:
         self._config, self._plan = config, job.plan
         self._model = job.architecture
-        # That of training, and that of the recomputation itself.
-        self.unit = rounding(config.dtype) + rounding("float64")
+        self.unit = self.update_unit = rounding(config.dtype) + rounding("float64")
+        self.half_step = 0.0
+        if job.exact:
+            self.half_step = 2.0 ** -(WEIGHT_BITS + 1)
+            self.unit = rounding("float32")  # grids are about as fine
+            if hidden := hidden_units(job.model):
+                # Steps of hidden values; bounds of a sum of D terms grow like sqrt(D).
+                step = 2.0 ** -hidden_bits(hidden)
+                self.unit = max(self.unit, step / (8 * math.sqrt(job.features)))
         self._rows = PlainRows(dataset.folder, dataset.manifest)
         sums = self._rows.pixel_sums
         self._mean = sums / job.plan.examples
+        if job.exact:
+            self._mean = np.rint(self._mean)
         wrong = np.flatnonzero(sums != np.array(dataset.manifest.pixel_sums))
         if len(wrong):
             raise VerificationError(
@@ -144,7 +161,7 @@ class Recomputer:
             total, parts = self._slots(worker, step, low, high, weights, drift)
             count = sum(len(part.found.losses) for part in parts)
             rate = self.rate(step)
-            bound += rate * total.bound / count + 4 * self.unit * np.abs(weights)
+            bound += rate * total.bound / count + 4 * self.unit * np.abs(weights) + self.half_step
             weights -= rate * (total.total / count + self.penalty(weights))
             every += parts
             examples += count

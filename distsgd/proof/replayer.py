@@ -17,7 +17,6 @@ from distsgd.core.optim import (
     Residual,
     Residuals,
     Updater,
-    make_optimizer,
     shared_out,
     start_of_incarnation,
 )
@@ -61,7 +60,7 @@ class Replayer:
         self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
         self._reads = start.reads
         weights = start.weights.copy()
-        optimizer = make_optimizer(self._job.optimizer, weights, self._job.momentum)
+        optimizer = self._job.update_rule(weights)
         for name, array in start.state.items():
             optimizer.state[name][...] = array
         self._updater = Updater(

@@ -166,7 +166,7 @@ class Verifier:
                 np.abs(gradient) + np.abs(penalty), state, by.rate(update.step),
                 self._config.momentum, update.version,
             )  # fmt: skip
-        bound = by.unit * (_OPERATIONS * size + 2 * np.abs(before))
+        bound = by.update_unit * (_OPERATIONS * size + 2 * np.abs(before)) + by.half_step
         bound += np.finfo(np.float32).tiny
         ratio = np.abs(found - wanted) / bound
         worst = int(np.argmax(np.nan_to_num(ratio, nan=np.inf)))

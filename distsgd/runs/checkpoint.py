@@ -25,7 +25,15 @@ import numpy as np
 
 from distsgd.config.settings import RESUMABLE_SETTINGS, TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.model import LINEAR, LOSSES, Architecture, Preprocessing, make_architecture
+from distsgd.core.model import (
+    ARITHMETICS,
+    EXACT,
+    LINEAR,
+    LOSSES,
+    Architecture,
+    Preprocessing,
+    make_architecture,
+)
 from distsgd.core.server import Ledger
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
@@ -130,6 +138,7 @@ class Model:
         columns: how numbers were scaled to pixels; None for images.
         residuals: SHA-256 of the file beside it with the residuals of the workers, if there is one;
             see `distsgd.runs.residual_file`.
+        arithmetic: "float" or "exact".
     """
 
     weights: Floats
@@ -144,11 +153,13 @@ class Model:
     model: str = LINEAR
     columns: ColumnScale | None = None
     residuals: str | None = None
+    arithmetic: str = ARITHMETICS[0]
 
     @property
     def architecture(self) -> Architecture:
         """The model without its parameters."""
-        return make_architecture(self.model, self.preprocessing.features, len(self.classes))
+        features = self.preprocessing.features
+        return make_architecture(self.model, features, len(self.classes), self.arithmetic)
 
     def padded(self) -> Floats:
         """The parameters as the core computes with them: flat and padded."""
@@ -182,6 +193,8 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
         "columns": model.columns.to_json() if model.columns else None,
         "residuals": model.residuals,
     }
+    if model.arithmetic == EXACT:
+        meta["arithmetic"] = EXACT
     buffer = io.BytesIO()
     everything: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     np.savez(buffer, **everything, **arrays)
@@ -303,6 +316,8 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
         raise ValueError("its classes have no names that can be shown")
     if meta["loss"] not in LOSSES:
         raise ValueError(f"its loss is {str(meta['loss'])[:20]}")
+    if meta.get("arithmetic", EXACT) not in ARITHMETICS:
+        raise ValueError(f"its arithmetic is {str(meta['arithmetic'])[:20]}")
     features = math.prod(shape)
     kept = make_architecture(meta["model"], features, len(classes)).kept_shape
     for name in archive:
@@ -331,6 +346,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
         model=meta["model"],
         columns=None if columns is None else ColumnScale.from_json(columns),
         residuals=None if residuals is None else str(residuals),
+        arithmetic=meta.get("arithmetic", ARITHMETICS[0]),
     )
 
 

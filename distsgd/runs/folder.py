@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model import LINEAR
+from distsgd.core.model import EXACT, LINEAR
 from distsgd.data.folder_files import (
     SMALL,
     names_inside,
@@ -436,7 +436,7 @@ def add_kernel(run: RunFolder, kernel: str) -> None:
 def other_kernels(run: RunFolder) -> str:
     """A remark if parts of a run were computed by other kernels than this machine's, else ""."""
     known, here = kernels_of(run), blas_kernel()
-    if set(known) <= {here}:
+    if set(known) <= {here} or run.settings().arithmetic == EXACT:
         return ""
     return (
         f"the run was computed by {' and '.join(known)}, and this machine has {here}, which rounds "

@@ -303,6 +303,7 @@ class Keeper:
             reads=shaped(snapshot.reads, job.architecture),
             place=place,
             columns=manifest.scale,
+            arithmetic=job.arithmetic,
         )
 
     def _look_for_folder(self) -> None:

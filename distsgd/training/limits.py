@@ -11,7 +11,16 @@ import numpy as np
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import padded_columns
-from distsgd.core.model import LINEAR, Architecture, fitting, hidden_units, make_architecture
+from distsgd.core.model import (
+    ARITHMETICS,
+    EXACT,
+    LINEAR,
+    Architecture,
+    Grids,
+    fitting,
+    hidden_units,
+    make_architecture,
+)
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache, gathered_slots
 from distsgd.engine.team_host import MOST_MEMBERS, team_shape
@@ -273,6 +282,36 @@ def check_cache(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
+def check_exact(config: TrainConfig, features: int, classes: int) -> None:
+    """See that every sum of an exact training fits a float64; see `distsgd.core.model.grids`.
+
+    Args:
+        config: the settings.
+        features: pixels of an example.
+        classes: number of classes.
+
+    Raises:
+        UsageError: one does not; says which, and by how much.
+    """
+    assert config.init_scale is not None
+    hidden = hidden_units(config.model)
+    grids = Grids(
+        classes=classes, hidden=hidden, examples=config.batch_size, loss=config.loss,
+        scale=config.pixel_scale,
+    )  # fmt: skip
+    scales = [config.init_scale]
+    if hidden:
+        scales = [config.init_scale * math.sqrt(2 / inputs) for inputs in (features, hidden)]
+    try:
+        grids.check()
+        grids.check_first(features, scales)
+    except ValueError as error:
+        raise UsageError(
+            f"{config.given('arithmetic')} does not go with {error}",
+            f"Change that, or give {config.spelling.given('arithmetic', ARITHMETICS[0])}",
+        ) from None
+
+
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""
 
@@ -296,6 +335,8 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
             f"Give a number from 1 to {examples}",
         )
     features, classes = math.prod(dataset.manifest.shape), len(dataset.manifest.classes)
+    if config.arithmetic == EXACT:
+        check_exact(config, features, classes)
     parameters = make_architecture(config.model, features, classes).parameters
     most = max(4, parameters // _LEAST_RANGE)
     if config.servers > most:

@@ -50,6 +50,7 @@ def train(
     regularization: float | None = None,
     init_scale: float | None = None,
     dtype: str | None = None,
+    arithmetic: str | None = None,
     epochs: int | None = None,
     learning_rate: float | None = None,
     optimizer: str | None = None,

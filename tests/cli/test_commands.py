@@ -110,7 +110,7 @@ def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Pat
 
 FLAGS = {
     "Data": ["--dataset", "--batch-size", "--sampling", "--shuffle", "--cache", "--cache-size"],
-    "Model": ["--model", "--loss", "--regularization"],
+    "Model": ["--model", "--loss", "--regularization", "--arithmetic"],
     "Optimisation": ["--epochs", "--learning-rate", "--optimizer", "--scale-lr", "--seed"],
     "Fleet": [
         "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",

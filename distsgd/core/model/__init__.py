@@ -3,20 +3,32 @@
 Reading order: `losses` (the two losses), `slot_gradient` (gradients of a slot through one layer
 or two), `architecture` (what all models share), `models` (the models, by name), `features` (from
 pixels to features), `reference` (the same formulas, written down plainly in float64) and
-`gradient_check` (against numerical differences).
+`gradient_check` (against numerical differences). Exact arithmetic: `grids` (what makes it exact),
+`exact_losses` and `exact_gradient`.
 """
 
 from distsgd.core.model.architecture import Architecture, Layer, initial_weights, measure
 from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.grids import Grids
 from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
-from distsgd.core.model.models import LINEAR, MOST_HIDDEN, hidden_units, make_architecture
+from distsgd.core.model.models import (
+    ARITHMETICS,
+    EXACT,
+    LINEAR,
+    MOST_HIDDEN,
+    hidden_units,
+    make_architecture,
+)
 from distsgd.core.model.slot_gradient import Kernel, SlotLoss, fitting
 
 __all__ = [
+    "ARITHMETICS",
+    "EXACT",
     "LINEAR",
     "LOSSES",
     "MOST_HIDDEN",
     "Architecture",
+    "Grids",
     "Kernel",
     "Layer",
     "Preprocessing",

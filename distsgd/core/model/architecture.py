@@ -17,13 +17,16 @@ import numpy as np
 
 from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.grids import WEIGHT_BITS
 from distsgd.core.model.losses import LOSSES, penalty
 from distsgd.core.model.slot_gradient import Kernel, SlotLoss
+from distsgd.core.portable import normals, rounded
 
 __all__ = [
     "Architecture",
     "Layer",
     "decay_factors",
+    "exact_weights",
     "he_weights",
     "initial_weights",
     "measure",
@@ -37,6 +40,9 @@ _WEIGHTS_STREAM = 0
 
 _LAYERS_STREAM = 2
 """Random streams of the initial weights of several layers; stream 1 is the plan's."""
+
+_EXACT_STREAM = 3
+"""Random streams of the first weights of exact models."""
 
 
 def initial_weights(seed: int, classes: int, features: int, scale: float, dtype: str) -> Floats:
@@ -72,6 +78,25 @@ def he_weights(seed: int, layers: Sequence[tuple[int, int]], scale: float, dtype
         weights[:, :inputs] = rng.standard_normal((outputs, inputs))
         weights *= scale * math.sqrt(2 / inputs)
         parts.append(pad(weights.astype(dtype)))
+    return np.concatenate(parts)
+
+
+def exact_weights(seed: int, layers: Sequence[tuple[int, int]], scales: Sequence[float]) -> Floats:
+    """randn(outputs, inputs) * scale for each layer, with the same bits on every machine.
+
+    They are multiples of 2**-32, with zero bias; flat and padded, float64.
+
+    Args:
+        seed: of the run.
+        layers: (outputs, inputs) of each layer.
+        scales: the standard deviation of each.
+    """
+    parts = []
+    for number, ((outputs, inputs), scale) in enumerate(zip(layers, scales, strict=True)):
+        weights = np.zeros((outputs, padded_columns(inputs)))
+        deviates = normals([seed, _EXACT_STREAM, number], outputs * inputs)
+        weights[:, :inputs] = rounded(deviates * scale, WEIGHT_BITS).reshape(outputs, inputs)
+        parts.append(weights.reshape(-1))
     return np.concatenate(parts)
 
 
@@ -248,6 +273,22 @@ class Architecture(ABC):
             for layer in self.layers
         ])  # fmt: skip
 
+    @property
+    def weight_bits(self) -> int | None:
+        """W is kept at multiples of 2**-(this), rounded after each update; None: as it comes."""
+        return None
+
+    def total_loss(self, loss: str, scores: Floats, labels: Ints) -> float:
+        """The sum of the losses of some examples.
+
+        Args:
+            loss: "softmax" or "svm".
+            scores: shape (examples, classes).
+            labels: shape (examples,).
+        """
+        losses = LOSSES[loss](scores, labels, np.empty_like(scores))
+        return float(losses.sum(dtype=np.float64))
+
     def penalty(self, flat: Floats, regularization: float) -> float:
         """L2 penalty, lambda * sum of W**2 over the weights of all layers; biases are free."""
         return sum(
@@ -292,6 +333,6 @@ def measure(
             preprocessing.fill(part, features[: len(part)])
             own = model.score(weights, features[: len(part)], scores[: len(part)])
             np.add.at(confusion, (truth.astype(np.intp), own.argmax(axis=1)), 1)
-            total += float(LOSSES[loss](own, truth, np.empty_like(own)).sum(dtype=np.float64))
+            total += model.total_loss(loss, own, truth)
             examples += len(truth)
     return SlotLoss(total, int(np.trace(confusion)), examples), confusion

@@ -1,15 +1,31 @@
-"""The models by name: a linear classifier, and a network of two layers."""
+"""The models by name: a linear classifier, and a network of two layers; each also exact."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from distsgd.core.arrays import Floats, as_matrix, bias_column
-from distsgd.core.model.architecture import Architecture, Layer, he_weights, initial_weights
+from distsgd.core.arrays import Floats, Ints, as_matrix, bias_column
+from distsgd.core.model.architecture import (
+    Architecture,
+    Layer,
+    exact_weights,
+    he_weights,
+    initial_weights,
+)
+from distsgd.core.model.exact_gradient import (
+    ExactLinearKernel,
+    ExactTwoLayerKernel,
+    hidden_values,
+    second_parts,
+    second_scores,
+)
+from distsgd.core.model.exact_losses import exact_loss, exact_sum
 from distsgd.core.model.features import Preprocessing
+from distsgd.core.model.grids import WEIGHT_BITS, Grids, hidden_bits
 from distsgd.core.model.slot_gradient import (
     Kernel,
     LinearKernel,
@@ -19,9 +35,25 @@ from distsgd.core.model.slot_gradient import (
     score,
 )
 
-__all__ = ["LINEAR", "MOST_HIDDEN", "Linear", "TwoLayer", "hidden_units", "make_architecture"]
+__all__ = [
+    "ARITHMETICS",
+    "EXACT",
+    "LINEAR",
+    "MOST_HIDDEN",
+    "ExactLinear",
+    "ExactTwoLayer",
+    "Linear",
+    "TwoLayer",
+    "hidden_units",
+    "make_architecture",
+]
 
 LINEAR, _TWO_LAYER = "linear", "mlp"
+
+EXACT = "exact"
+
+ARITHMETICS = ("float", EXACT)
+"""How numbers are computed with: in floating point, or so that nothing depends on the machine."""
 
 MOST_HIDDEN = 10_000
 """Hidden units of a network at most: the gradients of more would not fit into memory."""
@@ -127,6 +159,89 @@ class TwoLayer(Architecture):
         return out
 
 
+class _Exact(Architecture):
+    """What exact models have in common; see `grids`."""
+
+    @property
+    def weight_bits(self) -> int | None:
+        """See `Architecture.weight_bits`."""
+        return WEIGHT_BITS
+
+    def total_loss(self, loss: str, scores: Floats, labels: Ints) -> float:
+        """See `Architecture.total_loss`; of the bits of dL/ds nothing is left."""
+        return exact_sum(exact_loss(loss, 0)(scores, labels, np.empty_like(scores)))
+
+    def penalty(self, flat: Floats, regularization: float) -> float:
+        """See `Architecture.penalty`; rounded once."""
+        parts = zip(self.layers, self.split(flat), strict=True)
+        squares = [part[:, : layer.inputs] ** 2 for layer, part in parts]
+        return regularization * sum(map(exact_sum, squares))
+
+    def _grids(self, loss: str, preprocessing: Preprocessing, examples: int) -> Grids:
+        return Grids(
+            classes=self.classes, hidden=self.layers[0].outputs * (len(self.layers) - 1),
+            examples=examples, loss=loss, scale=preprocessing.scale,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExactLinear(_Exact, Linear):
+    """`Linear`, exact."""
+
+    def initial(self, seed: int, scale: float, dtype: str) -> Floats:
+        """See `exact_weights`; the scale is the standard deviation."""
+        return exact_weights(seed, [(self.classes, self.features)], [scale])
+
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
+        """See `ExactLinearKernel`."""
+        grids = self._grids(loss, preprocessing, most or slot_size)
+        return ExactLinearKernel(loss, grids, preprocessing, slot_size, most)
+
+
+@dataclass(frozen=True)
+class ExactTwoLayer(_Exact, TwoLayer):
+    """`TwoLayer`, exact."""
+
+    def initial(self, seed: int, scale: float, dtype: str) -> Floats:
+        """As `he_weights`, by `exact_weights`; the scale multiplies its standard deviations."""
+        shapes = [(layer.outputs, layer.inputs) for layer in self.layers]
+        scales = [scale * math.sqrt(2 / inputs) for _, inputs in shapes]
+        return exact_weights(seed, shapes, scales)
+
+    def kernel(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        slot_size: int,
+        dtype: str,
+        most: int | None = None,
+    ) -> Kernel:
+        """See `ExactTwoLayerKernel`."""
+        grids = self._grids(loss, preprocessing, most or slot_size)
+        return ExactTwoLayerKernel(loss, grids, preprocessing, slot_size, most)
+
+    def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
+        """See `Architecture.score`; the scores are those of training."""
+        first, second = self.split(weights)
+        parts = second_parts(second)
+        inputs = np.zeros((second.shape[1], _BLOCK))
+        inputs[bias_column(self.hidden)] = 1
+        for low in range(0, len(features), _BLOCK):
+            rows = features[low : low + _BLOCK]
+            own = inputs[:, : len(rows)]
+            hidden = np.matmul(first, rows.T)
+            own[: self.hidden] = hidden_values(hidden, hidden_bits(self.hidden))
+            out[low : low + len(rows)] = second_scores(parts, own).T
+        return out
+
+
 def hidden_units(name: str) -> int:
     """Hidden units of a model by its name: 0 of "linear", HIDDEN of "mlp:HIDDEN".
 
@@ -144,16 +259,23 @@ def hidden_units(name: str) -> int:
 
 
 @cache
-def make_architecture(name: str, features: int, classes: int) -> Architecture:
+def make_architecture(
+    name: str, features: int, classes: int, arithmetic: str = ARITHMETICS[0]
+) -> Architecture:
     """The model of a name.
 
     Args:
         name: "linear" or "mlp:HIDDEN".
         features: pixels of an example.
         classes: number of classes.
+        arithmetic: one of `ARITHMETICS`.
 
     Raises:
         ValueError: no model has that name.
     """
     hidden = hidden_units(name)
+    if arithmetic == EXACT:
+        if hidden:
+            return ExactTwoLayer(features, classes, hidden)
+        return ExactLinear(features, classes)
     return TwoLayer(features, classes, hidden) if hidden else Linear(features, classes)

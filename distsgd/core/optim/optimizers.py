@@ -3,6 +3,10 @@
 All are elementwise, so that splitting W over several servers does not change a bit.
 
 One update of W: mean gradient, penalty, update rule. The server and the replay share it.
+
+With exact arithmetic W is rounded to a grid after each update. What comes before is made of
+elementwise +, -, *, / and square roots, which are the same on every machine; see
+`distsgd.core.model.grids`.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.optim.schedules import Schedule
+from distsgd.core.portable import power, rounded
 
 __all__ = ["OPTIMIZERS", "Optimizer", "Updater", "make_optimizer"]
 
@@ -25,7 +30,12 @@ class Optimizer:
     Args:
         like: parameters of the shape and dtype to be updated.
         momentum: coefficient mu, used by the rules that have one.
+
+    Attributes:
+        weight_bits: W is rounded to multiples of 2**-(this) after each update; None: not at all.
     """
+
+    weight_bits: int | None = None
 
     def __init__(self, like: Floats, momentum: float) -> None:
         self.momentum = momentum
@@ -42,6 +52,15 @@ class Optimizer:
             update: number of this update, from 1.
         """
         raise NotImplementedError
+
+    def settle(self, weights: Floats) -> None:
+        """Round W to its grid, if it has one, in place."""
+        if self.weight_bits is not None:
+            rounded(weights, self.weight_bits, out=weights)
+
+    def _power(self, base: float, exponent: int) -> float:
+        """base**n; with a grid, with the same bits on every machine."""
+        return base**exponent if self.weight_bits is None else power(base, exponent)
 
 
 class Sgd(Optimizer):
@@ -135,11 +154,11 @@ class Adam(Optimizer):
         np.multiply(gradient, gradient, out=gradient)
         np.multiply(gradient, kind(1 - BETA2), out=gradient)
         np.add(squares, gradient, out=squares)
-        np.divide(squares, kind(1 - BETA2**update), out=gradient)
+        np.divide(squares, kind(1 - self._power(BETA2, update)), out=gradient)
         np.sqrt(gradient, out=gradient)
         np.add(gradient, kind(EPSILON), out=gradient)
         np.divide(mean, gradient, out=gradient)
-        rate = learning_rate / (1 - self.momentum**update)
+        rate = learning_rate / (1 - self._power(self.momentum, update))
         np.multiply(gradient, kind(rate), out=gradient)
         np.subtract(weights, gradient, out=weights)
 
@@ -153,9 +172,13 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
-def make_optimizer(name: str, like: Floats, momentum: float) -> Optimizer:
-    """The update rule called ``name``, with zero state."""
-    return OPTIMIZERS[name](like, momentum)
+def make_optimizer(
+    name: str, like: Floats, momentum: float, weight_bits: int | None = None
+) -> Optimizer:
+    """The update rule called ``name``, with zero state; see `Optimizer`."""
+    rule = OPTIMIZERS[name](like, momentum)
+    rule.weight_bits = weight_bits
+    return rule
 
 
 class Updater:
@@ -202,6 +225,7 @@ class Updater:
         np.add(total, self._scratch, out=total)
         self.version += 1
         self.optimizer.step(self.weights, total, learning_rate, self.version)
+        self.optimizer.settle(self.weights)
         return learning_rate
 
     def average(self, total: Floats, examples: int, step: int) -> float:
@@ -214,5 +238,6 @@ class Updater:
         """
         np.multiply(total, total.dtype.type(1 / examples), out=total)
         np.subtract(self.weights, total, out=self.weights)
+        self.optimizer.settle(self.weights)
         self.version += 1
         return self.schedule.at(step)

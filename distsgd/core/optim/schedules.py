@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from distsgd.core.portable import cos_pi, power
+
 __all__ = ["SCHEDULES", "Schedule"]
 
 SCHEDULES = ("constant", "step", "cosine")
@@ -23,6 +25,7 @@ class Schedule:
             the named schedule runs over the steps that remain.
         every: steps between drops of "step".
         factor: what each drop of "step" multiplies by.
+        exact: whether cosines and powers have the same bits on every machine.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Schedule:
     warmup: int = 0
     every: int = 1
     factor: float = 0.1
+    exact: bool = False
 
     def at(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
@@ -38,7 +42,12 @@ class Schedule:
             return self.learning_rate * (step + 1) / self.warmup
         past, span = step - self.warmup, max(1, self.total - self.warmup)
         if self.name == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, past / span)))
+            share = min(1.0, past / span)
+            cosine = float(cos_pi(share)) if self.exact else math.cos(math.pi * share)
+            return self.learning_rate * 0.5 * (1 + cosine)
         if self.name == "step":
-            return self.learning_rate * self.factor ** (past // self.every)
+            drops = past // self.every
+            return self.learning_rate * (
+                power(self.factor, drops) if self.exact else self.factor**drops
+            )
         return self.learning_rate
