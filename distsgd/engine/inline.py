@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from distsgd.core.messages import Decision, Dismiss, Grant
 from distsgd.core.optim import Residual, Residuals, shared_out
+from distsgd.core.server import ParameterServer
 from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, UpdateSampled
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.snapshots import TimedSnapshots
@@ -51,6 +53,9 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
         deliver = faulty_push(
             server.push, PushFaults(job.chaos, _WORKER, Tally(Path(job.tally), _WORKER))
         )
+    elif isinstance(server, ParameterServer):
+        # Gradients are overwritten when the next lease is answered, not before.
+        deliver = partial(server.push, borrow=True)
     decisions: list[Decision] = server.pull(_WORKER)
     if server.finished:  # the run was killed between its last update and its end
         yield replace(recorder.ended(), tracks=tracks())

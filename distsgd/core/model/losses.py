@@ -39,14 +39,15 @@ def softmax(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
     Source: CS231n notes, "Softmax classifier"; Bishop 2006, eq. 4.108-4.109.
     """
     rows = _numbers(len(labels))
-    np.subtract(scores, scores.max(axis=1, keepdims=True), out=gradient)
+    np.subtract(scores, np.maximum.reduce(scores, axis=1, keepdims=True), out=gradient)
     shifted = gradient[rows, labels]
     np.exp(gradient, out=gradient)
     total = _over_classes(gradient)
     np.divide(gradient, total, out=gradient)
     gradient[rows, labels] -= 1
-    losses: Floats = np.log(total[:, 0]) - shifted
-    return losses
+    losses = total[:, 0]
+    np.log(losses, out=losses)
+    return np.subtract(losses, shifted, out=losses)
 
 
 def svm(scores: Floats, labels: Ints, gradient: Floats) -> Floats:
@@ -87,7 +88,7 @@ def _over_classes(values: Floats) -> Floats:
     if len(values) == 1:
         total = np.add.accumulate(values, axis=1)[:, -1:]
     else:
-        total = values.sum(axis=1, keepdims=True)
+        total = np.add.reduce(values, axis=1, keepdims=True)
     return total
 
 

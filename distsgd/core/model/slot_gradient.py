@@ -312,27 +312,26 @@ class LinearKernel(Kernel):
         weights = weights.reshape(self._classes, -1)
         out = out.reshape(slots, *weights.shape)
         centre = (weights @ self._centre)[:, None]
-        labels = labels.astype(np.intp)
-        best, losses = np.empty_like(labels), np.empty(labels.shape, weights.dtype)
+        truth = labels.reshape(-1).astype(np.intp)
+        best, losses = np.empty_like(truth), np.empty(truth.shape, weights.dtype)
         for low in range(0, slots, self.slots):
-            part = slice(low, low + self.slots)
-            truth = labels[part]
-            views = self._views_of(*truth.shape)
+            views = self._views_of(min(self.slots, slots - low), examples)
+            part = slice(low * examples, low * examples + views.scores.shape[1])
             write(low, views.rows)
             scores = self._score(weights, centre, views)
-            losses[part] = self._loss(scores.T, truth.reshape(-1), views.gradient.T).reshape(
-                truth.shape
-            )
-            best[part] = scores.argmax(axis=0).reshape(truth.shape)
+            losses[part] = self._loss(scores.T, truth[part], views.gradient.T)
+            scores.argmax(axis=0, out=best[part])
             np.multiply(views.by_slot, self._shrink, out=views.weighted)
-            np.negative(np.add.reduce(views.weighted, axis=2), out=views.of_centre)
-            for (left, blocks), into in zip(views.products, out[part], strict=True):
+            np.add.reduce(views.weighted, axis=-1, out=views.of_centre)
+            np.negative(views.of_centre, out=views.of_centre)
+            for slot, (left, blocks) in enumerate(views.products, low):
+                into = out[slot]
                 for right, columns in blocks:
                     np.matmul(left, right, out=into[:, columns])
-        hits = np.count_nonzero(best == labels, axis=1).tolist()
+        hits = np.count_nonzero((best == truth).reshape(labels.shape), axis=1).tolist()
         return [
             SlotLoss(float(np.add.reduce(loss, dtype=np.float64)), hit, examples)
-            for loss, hit in zip(losses, hits, strict=True)
+            for loss, hit in zip(losses.reshape(labels.shape), hits, strict=True)
         ]
 
     def _views_of(self, slots: int, examples: int) -> _Views:
