@@ -53,7 +53,10 @@ class Worker:
         self._together = gathered_slots(plan.slot_size, plan.most_slots)
         most = self._together * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
-        self._gradients = np.empty((plan.most_slots, job.parameters), dtype=job.dtype)
+        self._halves = job.policy.halves
+        rows = self._halves * plan.most_slots
+        self._buffer = np.empty((rows, job.parameters), dtype=job.dtype)
+        self._gradients = self._buffer  # of the present lease
         self._order = EpochOrder(plan)
         self._window: tuple[int, int] | None = None
         self._gathered: Piece | None = None
@@ -62,9 +65,9 @@ class Worker:
 
     def computes_in(self, buffer: Floats | None) -> Floats:
         """Compute sums in this buffer from now on, such as shared memory; returns the last one."""
-        before = self._gradients
+        before = self._buffer
         if buffer is not None:
-            self._gradients = buffer
+            self._buffer = self._gradients = buffer
         return before
 
     def get_ready(self, lease: Lease) -> None:
@@ -86,7 +89,9 @@ class Worker:
             self.trace.lap("gather")
 
     def answer(self, lease: Lease, flat: Floats) -> Push:
-        """Compute what a lease asks for; the gradients are valid until the next call.
+        """Compute what a lease asks for.
+
+        The gradients are valid until the next call, or the next but one; see `Policy.halves`.
 
         Args:
             lease: what to compute.
@@ -95,6 +100,9 @@ class Worker:
         Raises:
             RuntimeFailure: the number of BLAS threads has been changed meanwhile.
         """
+        rows = len(self._buffer) // self._halves
+        first = lease.serial % self._halves * rows
+        self._gradients = self._buffer[first : first + rows]
         push = self._local_steps(lease, flat) if lease.replicas else self._slots(lease, flat)
         check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push

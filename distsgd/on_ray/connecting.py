@@ -134,7 +134,8 @@ class Connector:
 def shape_of(job: Job, server: int) -> Shape:
     """That of the messages between a worker and a server."""
     slots, part = job.plan.most_slots, job.ranges()[server]
-    return Shape(part.stop - part.start, job.dtype, slots, job.most_losses, job.parameters)
+    rows = part.stop - part.start
+    return Shape(rows, job.dtype, slots, job.most_losses, job.parameters, job.policy.halves)
 
 
 def _whole_shape(job: Job) -> Shape:

@@ -68,9 +68,9 @@ class Sizes:
 
     - at a worker: R, the training set as `cache` has it, the order of an epoch (24 bytes an
       example), a hidden layer's values, W, and a gradient for each slot that it leases: V (S + 1)
-      in all for one worker, or its share. A codec has 7 V more: the residual, its sum with the
-      gradient, and what encoding and decoding takes. Local steps have W, its decay and a gradient
-      more.
+      in all for one worker, or its share; where gradients may be old, two for each slot. A codec
+      has 7 V more: the residual, its sum with the gradient, and what encoding and decoding takes.
+      Local steps have W, its decay and a gradient more.
     - at the server: W, its decay, a sum, and the sums of the pieces that come from several workers,
       V (3 + n + log2 S); and a snapshot, V (1 + n). The memory of a team (`team_shape`) is its,
       without the sums of its members, as they take the place of the gradients at the workers.
@@ -97,6 +97,7 @@ class Sizes:
         compressed: whether gradients are encoded.
         local: whether workers make steps on their own.
         verified: whether updates are recomputed.
+        halves: buffers of gradients at a worker; see `Policy.halves`.
         team: the steps between two meetings of workers that share memory; 0 if none do.
     """
 
@@ -114,6 +115,7 @@ class Sizes:
     compressed: bool = False
     local: bool = False
     verified: bool = False
+    halves: int = 1
     team: int = 0
 
     @property
@@ -151,7 +153,7 @@ class Sizes:
         pixels = gathered_slots(self.slot_size, self._slots) * most * self.features
         values = 3 * most * (self.hidden + self.classes) * self._item
         leased = -(-self._slots // max(1, self.workers))
-        gradients = vector * (1 + leased + 7 * self.compressed + 3 * self.local)
+        gradients = vector * (1 + leased * self.halves + 7 * self.compressed + 3 * self.local)
         return rows + pixels + values + self.examples * (self.cached + 24) + gradients
 
     def _server(self) -> int:
@@ -207,6 +209,7 @@ def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
         compressed=config.compress != "none",
         local=config.consistency == "local",
         verified=config.verify > 0,
+        halves=policy.halves,
         team=policy.steps(-(-manifest.rows("train") // config.batch_size)) if team else 0,
     )
 

@@ -54,7 +54,8 @@ class Channel(Protocol):
     """What the run's output calls this transport."""
 
     buffer: Floats | None
-    """Where the worker may compute its sums, shape (most_nodes, parameters), to save a copy."""
+    """Where the worker may compute its sums, shape (halves * most_nodes, parameters), to save
+    a copy."""
 
     @property
     def descriptor(self) -> int | None:

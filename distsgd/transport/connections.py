@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class _Connection:
 
     name = ""
     buffer: Floats | None = None
-    _shared: Floats | None = None
+    _shared: Callable[[int], Floats] | None = None
 
     def __init__(self, connection: socket.socket, weights: Floats) -> None:
         self._connection, self._weights = connection, weights
@@ -106,7 +107,8 @@ class SharedMemoryChannel(_Connection):
             connection.close()
             raise
         super().__init__(connection, memory.weights)
-        self._shared = self.buffer = memory.sums
+        self.buffer = memory.sums
+        self._shared = partial(shape.half, memory.sums)
 
 
 class TcpChannel(_Connection):

@@ -75,6 +75,7 @@ class Shape:
         most_nodes: rows of the largest push.
         most_losses: losses of the largest push.
         whole: length of flat W.
+        halves: buffers of so many rows, which pushes use in turn; see `Policy.halves`.
     """
 
     parameters: int
@@ -82,6 +83,12 @@ class Shape:
     most_nodes: int
     most_losses: int
     whole: int
+    halves: int = 1
+
+    def half(self, sums: Floats, serial: int) -> Floats:
+        """The rows for the push that answers a lease with a serial."""
+        first = serial % self.halves * self.most_nodes
+        return sums[first : first + self.most_nodes]
 
 
 def receive(connection: socket.socket, buffer: memoryview) -> None:
@@ -125,9 +132,16 @@ def _bytes_of(array: Floats) -> memoryview:
 
 
 def send_message(
-    connection: socket.socket, message: Message | None, shared: Floats | None = None
-) -> None:
-    """Send a message, or None to ask for work; sums go into ``shared``, if that is given."""
+    connection: socket.socket, message: Message | None,
+    shared: Callable[[int], Floats] | None = None,
+) -> None:  # fmt: skip
+    """Send a message, or None to ask for work.
+
+    Args:
+        connection: to the server.
+        message: what to send.
+        shared: gives the place for the sums of a lease with a serial; None if they are sent.
+    """
     if message is None:
         send(connection, _PUSH.pack(_NOTHING, *(0,) * 9))
         return
@@ -145,8 +159,9 @@ def send_message(
     elif shared is None:
         send(connection, words, _bytes_of(push.gradients))
     else:
-        if not np.may_share_memory(push.gradients, shared):
-            shared[: len(push.gradients)] = push.gradients
+        place = shared(push.lease.serial)
+        if not np.may_share_memory(push.gradients, place):
+            place[: len(push.gradients)] = push.gradients
         send(connection, words)
 
 
@@ -226,9 +241,10 @@ class MessageReader:
 
     def __init__(self, shape: Shape, decode: Decode, shared: Floats | None = None) -> None:
         self._decode, self._shared, self._dtype = decode, shared is not None, shape.dtype
-        self._most_losses = shape.most_losses
+        self._shape = shape
         if shared is None:
-            shared = np.empty((shape.most_nodes, shape.parameters), dtype=shape.dtype)
+            rows = shape.halves * shape.most_nodes
+            shared = np.empty((rows, shape.parameters), dtype=shape.dtype)
         self._sums = shared
         self._most = max(self._sums.nbytes, shape.whole * self._sums.itemsize)
 
@@ -257,7 +273,8 @@ class MessageReader:
             return _PUSH.size
         slots, nodes, size = _SIZES.unpack_from(content, _PUSH.size - _SIZES.size)
         payload = 0 if size == _PLAIN else size
-        if slots > self._most_losses or nodes > len(self._sums) or payload > self._most:
+        shape = self._shape
+        if slots > shape.most_losses or nodes > shape.most_nodes or payload > self._most:
             raise ChannelClosed("a message larger than any push")
         return int(_PUSH.size + slots * _LOSS.size + payload)
 
@@ -274,7 +291,7 @@ class MessageReader:
             return ResidualReport(fields[-1], residual), len(content)
         lease = Lease(*fields)
         if size == _PLAIN:
-            gradients = self._sums[:nodes]
+            gradients = self._shape.half(self._sums, lease.serial)[:nodes]
             return Push(lease, losses, gradients), len(content) + gradients.nbytes
         payload = bytes(memoryview(content)[after:])
         return Push(lease, losses, self._decode(payload, nodes), payload), len(content)

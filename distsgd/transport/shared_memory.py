@@ -50,7 +50,7 @@ class SharedMemory:
 
     Attributes:
         weights: the server's range of flat W as leased, shape (parameters,).
-        sums: node sums, shape (most_nodes, parameters).
+        sums: node sums, shape (halves * most_nodes, parameters).
     """
 
     def __init__(self, file: int, shape: Shape) -> None:
@@ -60,7 +60,7 @@ class SharedMemory:
             os.close(file)
         dtype = np.dtype(shape.dtype)
         row = _row_bytes(shape) // dtype.itemsize
-        rows = np.frombuffer(memory, dtype).reshape(1 + shape.most_nodes, row)
+        rows = np.frombuffer(memory, dtype).reshape(_rows(shape), row)
         self.weights: Floats = rows[0, : shape.parameters]
         self.sums: Floats = rows[1:, : shape.parameters]
 
@@ -73,7 +73,7 @@ class SharedMemory:
             ChannelClosed: the worker has gone.
         """
         try:
-            file = anonymous_file(_row_bytes(shape) * (1 + shape.most_nodes))
+            file = anonymous_file(_row_bytes(shape) * _rows(shape))
         except OSError as error:
             with suppress(OSError):
                 connection.sendall(_REFUSED)
@@ -99,9 +99,13 @@ class SharedMemory:
             said, files = b"", []
         if said == _REFUSED:
             raise NoSharedMemory("the parameter server cannot share memory")
-        if not files or os.fstat(files[0]).st_size != _row_bytes(shape) * (1 + shape.most_nodes):
+        if not files or os.fstat(files[0]).st_size != _row_bytes(shape) * _rows(shape):
             raise ChannelClosed("the parameter server has not shared its memory")
         return cls(files[0], shape)
+
+
+def _rows(shape: Shape) -> int:
+    return 1 + shape.halves * shape.most_nodes
 
 
 def _row_bytes(shape: Shape) -> int:

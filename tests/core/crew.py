@@ -65,7 +65,7 @@ class Crew(Account):
             self._arrived |= self._slots.of(lease)
             self._serials[worker] += 1
             decisions = self.server.push(worker, push, borrow=True)
-            self._lent.setdefault(worker, []).append(push.gradients)
+            self._lent.setdefault(self._buffer(worker, lease), []).append(push.gradients)
             assert not any(isinstance(decision, Dropped) for decision in decisions)
         else:
             self.seen["dropped"] += 1

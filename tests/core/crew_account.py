@@ -49,7 +49,7 @@ class Account:
         self._arrived = self._used = self._put_off = self._freed = 0
         self._open = {}  # first step -> workers that it was cut for
         self._next_step = self._most_workers = 0
-        self._lent = {}  # worker -> gradients that the server may still read
+        self._lent = {}  # buffer of a worker -> gradients that the server may still read
         self._places = {}  # worker -> its own place, if it was seen since the fleet last shrank
         self._serials = Counter()  # worker -> serial of its next lease
         self._trees_before = CountedTree.made
@@ -114,7 +114,7 @@ class Account:
         assert all(worker != holder for holder, _ in self.standing.values())
         assert lease.version == self.server.version
         assert lease.serial == self._serials[worker]
-        for gradients in self._lent.pop(worker, []):
+        for gradients in self._lent.pop(self._buffer(worker, lease), []):
             gradients[...] = np.nan  # as a worker that computes its next sums in the same place
         assert not self._slots.of(lease) & (self._taken() | self._used)
         self._check_opened(worker, lease)
@@ -122,6 +122,11 @@ class Account:
         assert freed, "what was given up comes first"
         self._freed &= ~self._slots.of(lease)
         self.standing[piece_of(lease)] = worker, lease
+
+    def _buffer(self, worker, lease):
+        """A worker that may be ahead computes in two buffers in turn, by the serials."""
+        ahead = bool(self.promise.staleness)
+        return worker, lease.serial % 2 if ahead else 0
 
     def _check_opened(self, worker, lease):
         if self.promise.backup:

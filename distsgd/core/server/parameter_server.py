@@ -86,7 +86,8 @@ class ParameterServer:
         self._workers: list[int] = []
         self._waiting: deque[int] = deque()
         self._holding: dict[int, OpenMinibatch] = {}  # worker -> where its lease, if any, is from
-        self._lenders: dict[int, OpenMinibatch] = {}  # worker -> where its gradients are borrowed
+        # Worker and half of its buffers -> where the gradients in it are borrowed.
+        self._lenders: dict[tuple[int, int], OpenMinibatch] = {}
         self._places: dict[int, int] = {}  # worker -> its piece of a minibatch, counted from 0
         self._sizes: dict[int, int] = {}  # worker -> workers that compute its piece, if several
         self._slow: set[int] = set()  # places of workers that others help
@@ -201,20 +202,21 @@ class ParameterServer:
         Args:
             worker: who.
             push: its answer.
-            borrow: its gradients stay as they are until the worker is granted its next lease or
-                pushes again; they may be overwritten here. False has them copied now.
+            borrow: its gradients stay as they are until the worker is granted its next lease
+                for the same of its buffers (see `Policy.halves`) or pushes again from there; they
+                may be overwritten here. False has them copied now.
         """
         return [*self._take(worker, push, borrow=borrow), *self._hand_out()]
 
     def _take(self, worker: int, push: Push, *, borrow: bool) -> list[Decision]:
         """Use a push, if it is wanted; and apply what it makes ready."""
-        self._settle(worker)
+        self._settle(worker, push.lease.serial)
         minibatch = None if self.stopped else self._holder(push.lease)
         if minibatch is None or not minibatch.take(worker, push, self._tree, borrow=borrow):
             return [Dropped(worker, push.lease, self._has(worker, push.lease))]
         self._serials[worker] += 1
         if borrow:
-            self._lenders[worker] = minibatch
+            self._lenders[worker, push.lease.serial % self._policy.halves] = minibatch
         decisions: list[Decision] = []
         for ready in self._ready(minibatch):
             decisions.append(self._apply(ready))
@@ -335,9 +337,9 @@ class ParameterServer:
         if held is not None:
             held.release(worker)
 
-    def _settle(self, worker: int) -> None:
-        """The gradients of a worker are about to be overwritten."""
-        if (lender := self._lenders.pop(worker, None)) is not None:
+    def _settle(self, worker: int, serial: int) -> None:
+        """The gradients of a worker are about to be overwritten by those of a lease."""
+        if (lender := self._lenders.pop((worker, serial % self._policy.halves), None)) is not None:
             lender.settle()
 
     def _holder(self, lease: Lease) -> OpenMinibatch | None:
@@ -373,7 +375,7 @@ class ParameterServer:
             worker, source, piece = match
             self._waiting.remove(worker)
             self._holding[worker] = source
-            self._settle(worker)
+            self._settle(worker, self._serials[worker])
             lease = source.lease(worker, self.version, self._serials[worker], piece)
             if self.sampler is not None:
                 self.sampler.leased(source, self.version, self.weights)

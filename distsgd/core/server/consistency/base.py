@@ -99,6 +99,15 @@ class Policy:
         """How many minibatches may be open at once; if gradients may be S updates old, S + 1."""
         return (self.max_staleness or 0) + 1
 
+    @property
+    def halves(self) -> int:
+        """In how many buffers a worker computes in turn, by the serial of its lease.
+
+        Two if its last gradients often wait for their update while it computes the next: the
+        server would have to copy them.
+        """
+        return 2 if self.max_staleness else 1
+
     def pieces(self, slots: int, workers: int) -> Sequence[Range]:
         """How a minibatch of ``slots`` slots is cut, as ranges [first, last) of slots."""
         return shares(slots, max(1, workers))
