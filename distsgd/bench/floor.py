@@ -16,7 +16,7 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import as_matrix
 from distsgd.data.dataset import open_dataset
-from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.blas import best_products, one_blas_thread
 
 __all__ = ["measure"]
 
@@ -72,7 +72,7 @@ def _slot(task: Task) -> tuple[Any, ...]:
     """The kernel of the default settings, W, one slot's pixels and labels, and room for dL/dW."""
     config = TrainConfig(dataset=task.dataset)
     dataset = open_dataset(task.dataset)
-    job = make_job(config, dataset)
+    job = make_job(config, dataset, best_products())
     flat = first_weights(config, job)
     pixels = np.empty((config.slot_size, job.features), np.uint8)
     dataset.train.gather(np.arange(config.slot_size), pixels)

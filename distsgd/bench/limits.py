@@ -23,7 +23,7 @@ from distsgd.core.messages import Lease, Message, Push
 from distsgd.core.reduction_tree import shares
 from distsgd.data.dataset import open_dataset
 from distsgd.data.system import pause
-from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.blas import best_products, one_blas_thread
 from distsgd.engine.job import Job
 from distsgd.engine.worker import Worker, work
 from distsgd.errors import ChannelClosed, RuntimeFailure
@@ -108,7 +108,7 @@ def _job(task: Task, batch: int) -> Job:
     config = TrainConfig(
         dataset=task.dataset, workers=_WORKERS, batch_size=batch, epochs=100_000, optimizer="sgd"
     )
-    return make_job(config, open_dataset(config.dataset))
+    return make_job(config, open_dataset(config.dataset), best_products())
 
 
 def _shape(job: Job) -> Shape:

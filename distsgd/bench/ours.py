@@ -26,7 +26,7 @@ from distsgd.bench.processes import (
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.data.dataset import open_dataset
-from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.blas import best_products, one_blas_thread
 from distsgd.engine.events import Connected, Ended, Progress
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RuntimeFailure
@@ -90,7 +90,7 @@ def measure(task: Task, run: dict[str, Any]) -> Measured:
         if run.get("whole"):
             return _whole(task, settings)
         config = TrainConfig(dataset=task.dataset, epochs=_EPOCHS, **settings)
-        job = make_job(config, open_dataset(config.dataset))
+        job = make_job(config, open_dataset(config.dataset), best_products())
         with one_blas_thread():
             return _steps(job, config, Window(task.seconds))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
-from distsgd.core.model import EXACT
+from distsgd.core.model import EXACT, SMALL_PRODUCTS
 from distsgd.core.optim import Schedule
 from distsgd.core.plan import Plan
 from distsgd.data.dataset import Dataset
@@ -19,8 +19,13 @@ from distsgd.engine.job import Job
 __all__ = ["first_weights", "make_job"]
 
 
-def make_job(config: TrainConfig, dataset: Dataset) -> Job:
+def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUCTS) -> Job:
     """The job that the settings describe on this dataset.
+
+    Args:
+        config: the settings.
+        dataset: what to train on.
+        products: how slots are multiplied, see `SMALL_PRODUCTS`: for a run, as it began.
 
     Raises:
         UsageError: a setting cannot be used on it.
@@ -80,6 +85,7 @@ def make_job(config: TrainConfig, dataset: Dataset) -> Job:
         cache_limit=config.cache_limit,
         team=config.channel in ("auto", "team"),
         arithmetic=config.arithmetic,
+        products=products,
         cache=(
             "shards"
             if dataset.streamed

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy  # noqa: F401 - it brings the BLAS that is asked about
 
+from distsgd.core.model import SMALL_PRODUCTS, WHOLE_PRODUCTS
 from distsgd.engine import core_type
 from distsgd.errors import RuntimeFailure
 
@@ -26,8 +27,8 @@ if _without:  # threadpoolctl sets it, and the environment is the caller's
     os.environ.pop("KMP_DUPLICATE_LIB_OK", None)
 
 __all__ = [
-    "SAME_BLAS", "blas_kernel", "check_blas_threads", "core_type_of", "keep_one_blas_thread",
-    "one_blas_thread", "same_core_type",
+    "SAME_BLAS", "best_products", "blas_kernel", "check_blas_threads", "core_type_of",
+    "keep_one_blas_thread", "one_blas_thread", "same_core_type",
 ]  # fmt: skip
 
 SAME_BLAS = "OPENBLAS_CORETYPE, the same everywhere before Python starts, makes them the same"
@@ -52,6 +53,18 @@ def core_type_of(kernel: str) -> str | None:
     """The core type of OpenBLAS in what `blas_kernel` says; None if it is another BLAS."""
     found = re.fullmatch(r"openblas \S+ \((\w+)\)", kernel)
     return None if found is None else found[1]
+
+
+_WITHOUT_SMALL_KERNELS = {"Haswell", "Zen"}
+
+
+def best_products() -> str:
+    """How slots are multiplied fastest by the BLAS of this process, see `SMALL_PRODUCTS`.
+
+    It decides bits, so a run remembers it (``versions.products`` in its config.json).
+    """
+    whole = core_type_of(blas_kernel()) in _WITHOUT_SMALL_KERNELS
+    return WHOLE_PRODUCTS if whole else SMALL_PRODUCTS
 
 
 def same_core_type() -> dict[str, str]:

@@ -9,7 +9,15 @@ import numpy as np
 
 from distsgd.core.arrays import Floats
 from distsgd.core.chaos import PUSH_FAULTS, Chaos
-from distsgd.core.model import EXACT, LINEAR, Architecture, Kernel, Preprocessing, make_architecture
+from distsgd.core.model import (
+    EXACT,
+    LINEAR,
+    SMALL_PRODUCTS,
+    Architecture,
+    Kernel,
+    Preprocessing,
+    make_architecture,
+)
 from distsgd.core.optim import (
     Codec,
     ErrorFeedback,
@@ -97,6 +105,7 @@ class Job:
         cache_limit: bytes that remote datasets may take on a node, or None.
         team: whether workers that share memory may make updates among themselves.
         arithmetic: "float" or "exact"; exact W is float64.
+        products: how slots are multiplied, see `SMALL_PRODUCTS`; the whole fleet does the same.
     """
 
     folder: str
@@ -129,6 +138,7 @@ class Job:
     cache_limit: int | None = None
     team: bool = False
     arithmetic: str = "float"
+    products: str = SMALL_PRODUCTS
 
     @property
     def architecture(self) -> Architecture:
@@ -190,8 +200,9 @@ class Job:
         """What computes slot gradients."""
         plan = self.plan
         return self.architecture.kernel(
-            self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size
-        )
+            self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size,
+            self.products,
+        )  # fmt: skip
 
     def codec(self) -> Codec | None:
         """What gradients are encoded with, if they are."""

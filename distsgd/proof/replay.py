@@ -60,7 +60,9 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
     folder, first = opened.folder, view.base
     entries = [entry for entry, _ in checked_lines(opened, view)[1]]
     config = first.place.config(opened.origin) if first.place else opened.origin
-    replayer = Replayer(config, opened.dataset, start_of(first, opened.residuals(first)))
+    replayer = Replayer(
+        config, opened.dataset, start_of(first, opened.residuals(first)), opened.products
+    )
     checked, found, before = 0, first.weights, first.version
     for version, weights in replayer.versions(entries):
         found = first.architecture.unpad(weights)

@@ -12,6 +12,7 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Push, incarnation_of
+from distsgd.core.model import SMALL_PRODUCTS
 from distsgd.core.optim import (
     ErrorFeedback,
     Residual,
@@ -51,11 +52,18 @@ class Replayer:
         config: the settings of the run before the first line.
         dataset: what it was trained on.
         start: where to start; with error feedback it has the residuals.
+        products: how the run multiplies its slots.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, start: Snapshot) -> None:
-        self._config, self._dataset = config, dataset
-        self._job = make_job(replace(config, servers=1), dataset)
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        start: Snapshot,
+        products: str = SMALL_PRODUCTS,
+    ) -> None:
+        self._config, self._dataset, self._products = config, dataset, products
+        self._job = make_job(replace(config, servers=1), dataset, products)
         self._worker = Worker(self._job)
         self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
         self._reads = start.reads
@@ -123,8 +131,9 @@ class Replayer:
         """The schedule may change from here on, and the residuals were redistributed."""
         if entry.epochs != self._job.plan.epochs:
             self._job = make_job(
-                replace(self._config, servers=1, epochs=entry.epochs), self._dataset
-            )
+                replace(self._config, servers=1, epochs=entry.epochs), self._dataset,
+                self._products,
+            )  # fmt: skip
             self._updater.schedule = self._job.schedule
             self._worker = Worker(self._job)
         self._compressed.resumed(self._worker, max(1, entry.workers))

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model import EXACT, LINEAR
+from distsgd.core.model import EXACT, LINEAR, SMALL_PRODUCTS, WHOLE_PRODUCTS
 from distsgd.data.folder_files import (
     SMALL,
     names_inside,
@@ -42,7 +42,7 @@ from distsgd.data.locations import RUN_NAME, expanded, home_folder
 from distsgd.data.lock_file import LockFile, is_locked
 from distsgd.data.system import pause
 from distsgd.data.text_files import parse_json
-from distsgd.engine.blas import SAME_BLAS, blas_kernel
+from distsgd.engine.blas import SAME_BLAS, best_products, blas_kernel
 from distsgd.errors import (
     RunError,
     StorageError,
@@ -56,7 +56,8 @@ from distsgd.version import __version__
 
 __all__ = [
     "RunFolder", "WantedWorkers", "add_kernel", "clean_up", "create_run", "find_run", "handle",
-    "kernels_of", "list_runs", "note_kernel", "other_kernels", "runs_home", "want_workers",
+    "kernels_of", "list_runs", "note_kernel", "other_kernels", "products_of", "runs_home",
+    "want_workers",
 ]  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     machine = {"machine": platform.machine(), "system": platform.platform()}
-    return {**found, "blas": blas_kernel(), **machine}
+    return {**found, "blas": blas_kernel(), "products": best_products(), **machine}
 
 
 class RunFolder:
@@ -420,6 +421,21 @@ def kernels_of(run: RunFolder) -> list[str]:
     first = run.read("config.json")["versions"]["blas"]
     later = run.read(_KERNELS_FILE)["kernels"] if (run.path / _KERNELS_FILE).exists() else []
     return [first, *later]
+
+
+def products_of(run: RunFolder) -> str:
+    """How a run multiplies its slots, see `SMALL_PRODUCTS`; chosen when it began.
+
+    Raises:
+        RunError: config.json is missing or damaged.
+    """
+    found = run.read("config.json").get("versions", {}).get("products", SMALL_PRODUCTS)
+    if found not in (SMALL_PRODUCTS, WHOLE_PRODUCTS):
+        raise RunError(
+            f"{run.path / 'config.json'} has products {found!r}, which this version does not know",
+            "Use the version of distsgd that made the run, or a later one",
+        )
+    return str(found)
 
 
 def add_kernel(run: RunFolder, kernel: str) -> None:

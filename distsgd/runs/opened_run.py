@@ -13,7 +13,7 @@ from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
 from distsgd.engine.job import Job
 from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
-from distsgd.runs.folder import RunFolder, create_run, find_run
+from distsgd.runs.folder import RunFolder, create_run, find_run, products_of
 from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
 from distsgd.runs.residual_file import read_residuals
 
@@ -36,7 +36,16 @@ class OpenedRun:
 
     def job(self, config: TrainConfig) -> Job:
         """The job that settings describe on the dataset of this run."""
-        return make_job(config, self.dataset)
+        return make_job(config, self.dataset, self.products)
+
+    @property
+    def products(self) -> str:
+        """See `products_of`.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
+        return products_of(self.folder)
 
     @property
     def first(self) -> str:

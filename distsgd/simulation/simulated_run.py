@@ -9,6 +9,7 @@ from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Diverged
 from distsgd.data.dataset import Dataset
+from distsgd.engine.blas import best_products
 from distsgd.engine.events import Ended, Updated
 from distsgd.engine.job import Snapshot
 from distsgd.runs import weights_sha256
@@ -48,7 +49,7 @@ class SimulatedRun:
         self._config = replace(config, workers=fleet.workers)
         self._fleet, self._measuring, self._stop = fleet, measuring, stop
         check_sizes(config, dataset)
-        job = self._job = make_job(replace(self._config, verify=0.0), dataset)
+        job = self._job = make_job(replace(self._config, verify=0.0), dataset, best_products())
         start = Snapshot(0, first_weights(self._config, job), {})
         self._simulation = Simulation(job, start, fleet, config.seed)
         self._probe = Probe(job, dataset, measuring.examples)

@@ -60,7 +60,9 @@ class Tail:
             Stopped: it says so.
             JournalError: an update cannot be recomputed.
         """
-        replayer = Replayer(self.begin.config, run.dataset, start_of(self.model, self.residuals))
+        replayer = Replayer(
+            self.begin.config, run.dataset, start_of(self.model, self.residuals), run.products
+        )
         for _ in replayer.versions(self.entries):
             if stop():
                 job, ledger = run.job(self.begin.config), self.begin.ledger

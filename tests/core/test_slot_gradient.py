@@ -8,11 +8,12 @@ from distsgd.core.arrays import as_matrix
 from distsgd.core.model import LOSSES, Preprocessing, make_architecture
 from distsgd.core.model.architecture import pad
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.slot_gradient import LinearKernel
+from distsgd.core.model.slot_gradient import SMALL_PRODUCTS, WHOLE_PRODUCTS, LinearKernel
 
 CLASSES = 10
 CIFAR = 3072
 SMALL = 48
+PRODUCTS = (SMALL_PRODUCTS, WHOLE_PRODUCTS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,7 +25,8 @@ def _one_blas_thread():
 class Problem:
     """Random images, labels and W; and the full-batch gradient in one product."""
 
-    def __init__(self, features, examples, dtype="float64"):
+    def __init__(self, features, examples, dtype="float64", products=SMALL_PRODUCTS):
+        self.products = products
         rng = np.random.default_rng(features + examples)
         self.features, self.dtype = features, dtype
         self.preprocessing = Preprocessing(rng.uniform(100, 150, features), scale=64.0)
@@ -34,7 +36,9 @@ class Problem:
         self.padded = as_matrix(pad(self.weights), CLASSES)
 
     def kernel(self, loss, slot_size):
-        return LinearKernel(loss, CLASSES, self.preprocessing, slot_size, self.dtype)
+        return LinearKernel(
+            loss, CLASSES, self.preprocessing, slot_size, self.dtype, products=self.products
+        )
 
     def gradient(self, kernel, rows):
         """The gradient of some rows, written over nan, and their loss."""
@@ -77,10 +81,11 @@ def test_slot_sums_equal_the_serial_gradient(loss, slot_size):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("slot_size", [37, 64])
-def test_slot_sums_equal_the_serial_gradient_of_cifar_images(loss, slot_size):
+@pytest.mark.parametrize("slot_size", [37, 64, 101])
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_slot_sums_equal_the_serial_gradient_of_cifar_images(loss, slot_size, products):
     """Here the products are cut into blocks of rows and of columns."""
-    problem = Problem(CIFAR, 101)
+    problem = Problem(CIFAR, 101, products=products)
     check_against_serial(problem, loss, slot_size)
 
 
@@ -132,9 +137,10 @@ def test_a_slot_has_the_same_bits_whatever_the_kernel_did_before(loss, features,
     ("features", "slot_size"),
     [(SMALL, 1), (SMALL, 2), (SMALL, 7), (CIFAR, 1), (CIFAR, 33), (CIFAR, 64)],
 )
-def test_slots_have_the_same_bits_alone_and_together(loss, dtype, features, slot_size):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_slots_have_the_same_bits_alone_and_together(loss, dtype, features, slot_size, products):
     """At any place among those computed with it, and after others in the same buffers."""
-    problem = Problem(features, 6 * slot_size, dtype)
+    problem = Problem(features, 6 * slot_size, dtype, products)
     problem.weights *= 3
     kernel = problem.kernel(loss, slot_size)
     slots = slots_of(6 * slot_size, slot_size)

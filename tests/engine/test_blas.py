@@ -16,15 +16,18 @@ import pytest
 from support import PATIENCE, Run
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from distsgd.core.model import SMALL_PRODUCTS, WHOLE_PRODUCTS
+from distsgd.core.model.slot_gradient import LinearKernel
 from distsgd.data.split import Split
-from distsgd.engine.blas import blas_kernel, check_blas_threads, one_blas_thread
+from distsgd.engine import blas
+from distsgd.engine.blas import best_products, blas_kernel, check_blas_threads, one_blas_thread
 from distsgd.engine.core_type import VARIABLE
 from distsgd.errors import RuntimeFailure
 from distsgd.on_ray import fleet as ray_fleet
 from distsgd.proof.replay import replay
 from distsgd.runs import folder
 from distsgd.runs.folder import RunFolder, kernels_of, other_kernels
-from distsgd.training import evaluate, train
+from distsgd.training import evaluate, resume, train
 from distsgd.training.results import EpochRow, Reporter
 
 OLD = {"OPENBLAS_CORETYPE": "Nehalem"}
@@ -54,6 +57,24 @@ def test_a_run_of_another_processor(distsgd: Run, distsgd_here: Run, tmp_path: P
     other = tmp_path / "other"
     quiet = distsgd_here("train", "--dataset", "sample", "--workers", 0, "--run-dir", other)
     assert "OPENBLAS_CORETYPE" not in quiet.stderr + distsgd_here("replay", other).stderr
+
+
+def test_a_run_cuts_products_as_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, cuts, real = tmp_path / "run", [], LinearKernel.__init__
+
+    def noted(self: LinearKernel, *arguments: Any) -> None:
+        real(self, *arguments)
+        cuts.append(arguments[-1])
+
+    monkeypatch.setattr(LinearKernel, "__init__", noted)
+    for kernel, products in {"Zen": WHOLE_PRODUCTS, "SkylakeX": SMALL_PRODUCTS}.items():
+        monkeypatch.setattr(blas, "blas_kernel", lambda kernel=kernel: f"openblas 0.3 ({kernel})")
+        assert best_products() == products
+        if not run.exists():
+            train("sample", workers=0, epochs=1, run_dir=run)
+    resumed = resume(run, epochs=2)
+    assert replay(run).weights_sha256 == resumed.weights_sha256
+    assert len(cuts) >= 3 and set(cuts) == {WHOLE_PRODUCTS}
 
 
 class Notices(Reporter):

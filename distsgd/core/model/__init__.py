@@ -19,7 +19,13 @@ from distsgd.core.model.models import (
     hidden_units,
     make_architecture,
 )
-from distsgd.core.model.slot_gradient import Kernel, SlotLoss, fitting
+from distsgd.core.model.slot_gradient import (
+    SMALL_PRODUCTS,
+    WHOLE_PRODUCTS,
+    Kernel,
+    SlotLoss,
+    fitting,
+)
 
 __all__ = [
     "ARITHMETICS",
@@ -27,6 +33,8 @@ __all__ = [
     "LINEAR",
     "LOSSES",
     "MOST_HIDDEN",
+    "SMALL_PRODUCTS",
+    "WHOLE_PRODUCTS",
     "Architecture",
     "Grids",
     "Kernel",

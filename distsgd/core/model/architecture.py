@@ -19,7 +19,7 @@ from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import WEIGHT_BITS
 from distsgd.core.model.losses import LOSSES, penalty
-from distsgd.core.model.slot_gradient import Kernel, SlotLoss
+from distsgd.core.model.slot_gradient import SMALL_PRODUCTS, Kernel, SlotLoss
 from distsgd.core.portable import normals, rounded
 
 __all__ = [
@@ -208,6 +208,7 @@ class Architecture(ABC):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> Kernel:
         """A kernel that computes slot gradients; see `Kernel`.
 
@@ -217,6 +218,7 @@ class Architecture(ABC):
             slot_size: examples of a slot.
             dtype: "float32" or "float64".
             most: the examples of all slots together; None if unknown.
+            products: how those of one layer are cut, see `SMALL_PRODUCTS`.
         """
 
     @property

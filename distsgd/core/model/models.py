@@ -27,6 +27,7 @@ from distsgd.core.model.exact_losses import exact_loss, exact_sum
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import WEIGHT_BITS, Grids, hidden_bits
 from distsgd.core.model.slot_gradient import (
+    SMALL_PRODUCTS,
     Kernel,
     LinearKernel,
     TwoLayerKernel,
@@ -87,9 +88,10 @@ class Linear(Architecture):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> Kernel:
         """See `LinearKernel`."""
-        return LinearKernel(loss, self.classes, preprocessing, slot_size, dtype, most)
+        return LinearKernel(loss, self.classes, preprocessing, slot_size, dtype, most, products)
 
     @property
     def block(self) -> int:
@@ -135,6 +137,7 @@ class TwoLayer(Architecture):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> Kernel:
         """See `TwoLayerKernel`."""
         return TwoLayerKernel(
@@ -199,6 +202,7 @@ class ExactLinear(_Exact, Linear):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> Kernel:
         """See `ExactLinearKernel`."""
         grids = self._grids(loss, preprocessing, most or slot_size)
@@ -222,6 +226,7 @@ class ExactTwoLayer(_Exact, TwoLayer):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> Kernel:
         """See `ExactTwoLayerKernel`."""
         grids = self._grids(loss, preprocessing, most or slot_size)

@@ -34,6 +34,8 @@ from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.losses import LOSSES
 
 __all__ = [
+    "SMALL_PRODUCTS",
+    "WHOLE_PRODUCTS",
     "Kernel",
     "LinearKernel",
     "RowWriter",
@@ -45,6 +47,14 @@ __all__ = [
     "relu",
     "score",
 ]
+
+SMALL_PRODUCTS, WHOLE_PRODUCTS = "small", "whole"
+"""How `LinearKernel` cuts a slot's products, which decides the bits: into blocks that OpenBLAS
+multiplies by its kernels for small matrices; or hardly at all, for a BLAS that has none, and where
+scores written example by example take a quarter less time than class by class."""
+
+_WHOLE_ROWS = 64
+"""Rows of a block of scores if products are whole."""
 
 _SMALL_PRODUCT = 1_000_000
 """Multiplications up to which OpenBLAS uses its small-matrix kernels, which are twice as fast
@@ -260,6 +270,7 @@ class _Views(NamedTuple):
     Attributes:
         rows: raw rows, shape (slots, examples, columns).
         scores: shape (classes, slots * examples), C-contiguous.
+        raw: the scores of raw rows, of the same shape; either `scores` or an array of its own.
         gradient: of the same shape.
         by_slot: the same gradient, shape (classes, slots, examples).
         weighted: gradient / scale, of the same shape, in the rows' order.
@@ -271,6 +282,7 @@ class _Views(NamedTuple):
 
     rows: Floats
     scores: Floats
+    raw: Floats
     gradient: Floats
     by_slot: Floats
     weighted: Floats
@@ -284,6 +296,7 @@ class LinearKernel(Kernel):
 
     Args:
         classes: rows of W.
+        products: `SMALL_PRODUCTS` or `WHOLE_PRODUCTS`.
     """
 
     def __init__(
@@ -294,14 +307,20 @@ class LinearKernel(Kernel):
         slot_size: int,
         dtype: str,
         most: int | None = None,
+        products: str = SMALL_PRODUCTS,
     ) -> None:
         super().__init__(loss, preprocessing, slot_size, dtype, most)
         self._classes = classes
         self._scores = np.empty(classes * self.slots * self._most, dtype=dtype)
         self._gradient = np.empty_like(self._scores)
         self._weighted = np.empty((classes, self.slots, self._most + 1), dtype=dtype)
-        self._step = block_rows(classes, preprocessing.columns)
-        self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
+        if products == WHOLE_PRODUCTS:
+            self._raw = np.empty_like(self._scores)  # example by example
+            self._step, self._block = _WHOLE_ROWS, preprocessing.columns
+        else:
+            self._raw = self._scores
+            self._step = block_rows(classes, preprocessing.columns)
+            self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
         self._views: dict[tuple[int, int], _Views] = {}
 
     def gradients(
@@ -347,17 +366,21 @@ class LinearKernel(Kernel):
             buffer[: self._classes * count].reshape(self._classes, count)
             for buffer in (self._scores, self._gradient)
         )
+        raw = scores
+        if self._raw is not self._scores:
+            raw = self._raw[: self._classes * count].reshape(count, self._classes).T
         weighted = self._weighted[:, :slots, : examples + 1]
         rows = self._rows[:slots, : examples + 1]
         return _Views(
             rows=rows[:, 1:],
             scores=scores,
+            raw=raw,
             gradient=gradient,
             by_slot=gradient.reshape(self._classes, slots, examples),
             weighted=weighted[:, :, 1:],
             of_centre=weighted[:, :, 0],
             scored=[
-                (rows[slot, 1 + low : 1 + high], scores[:, slot * examples :][:, low:high].T)
+                (rows[slot, 1 + low : 1 + high], raw.T[slot * examples :][low:high])
                 for slot in range(slots)
                 for low, high in _blocks(examples, self._step)
             ],
@@ -376,7 +399,7 @@ class LinearKernel(Kernel):
         transposed, scores = weights.T, views.scores
         for rows, into in views.scored:
             np.matmul(rows, transposed, out=into)
-        np.subtract(scores, centre, out=scores)
+        np.subtract(views.raw, centre, out=scores)
         np.multiply(scores, self._shrink, out=scores)
         return scores
 
