@@ -8,6 +8,7 @@ computes without end on the same machine.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -137,6 +138,7 @@ def main() -> None:
     """Measure the runs of a task, in one Ray session if any needs one."""
     task = task_from_arguments()
     workers = max(run["workers"] for run in task.runs)
+    gc.freeze()  # as the command line does
     if workers == 0:
         session: Any = nullcontext()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,6 +102,7 @@ def train(
 
     settings = config_from(*typed(flags_among(context.params), set_, config))
     stop, reporter = StopSignals(), make_reporter(json)
+    gc.freeze()  # what is loaded stays: it need not be looked through again and again
     with outliving_stdout("training"):
         result = train_with(settings, run_dir, reporter, trace, chaos, address, stop, BEGAN)
     _show(result, json)
@@ -130,6 +132,7 @@ def resume(
     multiply_as(run)
     changes = flags_among(context.params)
     stop, reporter = StopSignals(), make_reporter(json)
+    gc.freeze()
     with outliving_stdout("training"):
         result = resume_with(run, changes, reporter, chaos, address, stop, BEGAN)
     _show(result, json)
