@@ -18,6 +18,7 @@ from distsgd.core.model.slot_gradient import (
     Kernel,
     RowWriter,
     SlotLoss,
+    block_columns,
     relu,
     relu_gradient,
     score,
@@ -87,24 +88,24 @@ class _ExactKernel(Kernel):
     ) -> None:
         super().__init__(loss, preprocessing, slot_size, "float64", most)
         self._grids = grids
-        self._loss = exact_loss(loss, grids.score_gradient)
+        self._own = exact_loss(loss, grids.score_gradient)
         self._size = np.empty((outputs, preprocessing.columns))
         self._scale = 1 / preprocessing.scale  # exact, of a power of two
 
-    def _losses(self, losses: Floats, hits: Ints, *, fits: bool) -> list[SlotLoss]:
+    def _finished(self, parts: tuple[Floats, Floats], hits: Ints, *, fits: bool) -> list[SlotLoss]:
         """The loss of each slot, infinite if a product was not exact.
 
         Args:
-            losses: shape (slots, examples).
-            hits: of the same shape: whether the largest score is that of the label.
+            parts: what the loss has begun with, shape (slots, examples) each.
+            hits: of each slot, how many largest scores are those of the labels.
             fits: whether all is in its bounds.
         """
+        first, second = parts
+        losses = self._own.end(first.reshape(-1), second.reshape(-1)).reshape(first.shape)
         return [
-            SlotLoss(
-                exact_sum(own) if fits else math.inf, int(np.count_nonzero(hit)), len(own)
-            )
-            for own, hit in zip(losses, hits, strict=True)
-        ]  # fmt: skip
+            SlotLoss(exact_sum(own) if fits else math.inf, hit, len(own))
+            for own, hit in zip(losses, hits.tolist(), strict=True)
+        ]
 
 
 class ExactLinearKernel(_ExactKernel):
@@ -123,6 +124,7 @@ class ExactLinearKernel(_ExactKernel):
         self._scores = np.empty((classes, self.slots * self._most))
         self._gradient = np.empty_like(self._scores)
         self._weighted = np.empty((classes, self.slots, self._most + 1))
+        self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
 
     def gradients(
         self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
@@ -132,49 +134,48 @@ class ExactLinearKernel(_ExactKernel):
         out = out.reshape(len(labels), *weights.shape)
         fits = self._grids.first_layer_fits(weights, self._size)
         centre = (weights @ self._centre)[:, None]
-        losses = []
+        labels = labels.astype(np.intp)
+        parts, best = np.empty((2, *labels.shape)), np.empty_like(labels)
         for low in range(0, len(labels), self.slots):
             part = slice(low, low + self.slots)
-            losses += self._some(weights, centre, labels[part], out[part], low, write, fits=fits)
-        return losses
+            write(low, self._rows[: len(labels[part]), 1 : labels.shape[1] + 1])
+            best[part] = self._some(weights, centre, labels[part], out[part], parts[:, part])
+        hits = np.count_nonzero(best == labels, axis=1)
+        return self._finished((parts[0], parts[1]), hits, fits=fits)
 
     def _some(
-        self,
-        weights: Floats,
-        centre: Floats,
-        labels: Ints,
-        out: Floats,
-        first: int,
-        write: RowWriter,
-        *,
-        fits: bool,
-    ) -> list[SlotLoss]:
-        """Losses and gradients of as many slots as the buffers hold, from the first on."""
+        self, weights: Floats, centre: Floats, labels: Ints, out: Floats, parts: Floats
+    ) -> Ints:
+        """Gradients of the slots in the buffer; returns the classes with the largest scores."""
         slots, examples = labels.shape
-        truth = labels.reshape(-1).astype(np.intp)
-        rows = self._rows[:slots, : examples + 1]
-        write(first, rows[:, 1:])
+        truth, rows = labels.reshape(-1), self._rows[:slots, : examples + 1]
         scores, gradient = self._scores[:, : len(truth)], self._gradient[:, : len(truth)]
         for slot, own in enumerate(rows):
             at = slot * examples
             score(weights, own[1:], scores[:, at : at + examples].T)
         np.subtract(scores, centre, out=scores)
         np.multiply(scores, self._scale, out=scores)
-        losses = self._loss(scores.T, truth, gradient.T).reshape(labels.shape)
+        for part, found in zip(parts, self._own.begin(scores.T, truth, gradient.T), strict=True):
+            part[...] = found.reshape(labels.shape)
         weighted = self._weighted[:, :slots, : examples + 1]
         np.multiply(gradient.reshape(-1, slots, examples), self._scale, out=weighted[:, :, 1:])
         np.negative(weighted[:, :, 1:].sum(axis=2), out=weighted[:, :, 0])
-        for slot in range(slots):
-            np.matmul(weighted[:, slot], rows[slot], out=out[slot])
-        hits = (scores.argmax(axis=0) == truth).reshape(labels.shape)
-        return self._losses(losses, hits, fits=fits)
+        for slot, own in enumerate(rows):
+            self._product(weighted[:, slot], own, out[slot])
+        return np.asarray(scores.argmax(axis=0).reshape(labels.shape))
+
+    def _product(self, left: Floats, right: Floats, out: Floats) -> None:
+        """The matrix product in blocks of columns, which is faster."""
+        for low in range(0, out.shape[1], self._block):
+            block = slice(low, low + self._block)
+            np.matmul(left, right[:, block], out=out[:, block])
 
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """See `Kernel.products`."""
         weights, out = (flat.reshape(len(self._scores), -1) for flat in (weights, out))
         rows = self._rows[0, : examples + 1]
         score(weights, rows[1:], self._scores[:, :examples].T)
-        np.matmul(self._weighted[:, 0, : examples + 1], rows, out=out)
+        self._product(self._weighted[:, 0, : examples + 1], rows, out)
 
 
 class ExactTwoLayerKernel(_ExactKernel):
@@ -207,39 +208,36 @@ class ExactTwoLayerKernel(_ExactKernel):
         parts = second_parts(second)
         centre = (first @ self._centre)[:, None]
         labels = labels.astype(np.intp)
-        losses = []
+        losses, best = np.empty((2, *labels.shape)), np.empty_like(labels)
         for low in range(0, len(labels), self.slots):
-            part = slice(low, low + self.slots)
-            write(low, self._rows[: len(labels[part]), 1 : labels.shape[1] + 1])
-            for slot, (truth, into) in enumerate(zip(labels[part], out[part], strict=True)):
-                losses += self._one(first, parts, centre, slot, truth, into, fits=fits)
-        return losses
+            slots = range(low, min(low + self.slots, len(labels)))
+            write(low, self._rows[: len(slots), 1 : labels.shape[1] + 1])
+            for place, slot in enumerate(slots):
+                inputs = self._forward(first, centre, place, labels.shape[1])
+                fits = fits and bool(inputs.max() <= _LARGEST_HIDDEN)
+                scores = second_scores(parts, inputs)
+                best[slot] = scores.argmax(axis=0)
+                gradient = self._gradient[:, : labels.shape[1]]
+                losses[:, slot] = self._own.begin(scores.T, labels[slot], gradient.T)
+                self._gradients(parts, gradient, inputs, place, out[slot])
+        hits = np.count_nonzero(best == labels, axis=1)
+        return self._finished((losses[0], losses[1]), hits, fits=fits)
 
-    def _one(
+    def _gradients(
         self,
-        first: Floats,
         second: tuple[Floats, Floats],
-        centre: Floats,
-        slot: int,
-        labels: Ints,
+        gradient: Floats,
+        inputs: Floats,
+        place: int,
         out: Floats,
-        *,
-        fits: bool,
-    ) -> list[SlotLoss]:
-        """Loss and gradients of one slot."""
-        examples = len(labels)
+    ) -> None:
+        """Gradients of the slot in one place of the buffer, from dL/ds."""
+        examples = gradient.shape[1]
         first_out, second_out = self._layers(out)
-        inputs = self._forward(first, centre, slot, examples)
-        fits = fits and bool(inputs.max() <= _LARGEST_HIDDEN)
-        scores = second_scores(second, inputs)
-        gradient = self._gradient[:, :examples]
-        losses = self._loss(scores.T, labels, gradient.T)
         self._second_gradient(gradient, inputs, second_out)
         self._backward(second, gradient, examples)
-        rows = self._rows[slot, : examples + 1]
+        rows = self._rows[place, : examples + 1]
         np.matmul(self._weighted[:, : examples + 1], rows, out=first_out)
-        hits = scores.argmax(axis=0) == labels
-        return self._losses(losses[None], hits[None], fits=fits)
 
     def _forward(self, first: Floats, centre: Floats, slot: int, examples: int) -> Floats:
         """Hidden values with the bias, shape (columns, examples)."""

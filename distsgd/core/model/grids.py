@@ -60,6 +60,7 @@ What rounding costs: steps of 2**-32 in W are 2e-10, those of float32 at 0.004; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,8 +97,8 @@ _MOST_SCALE = 256
 
 def bits(value: float) -> int:
     """The least n with value <= 2**n, for a value above 0."""
-    mantissa, exponent = np.frexp(value)
-    return int(exponent) - (1 if mantissa == 0.5 else 0)
+    mantissa, exponent = math.frexp(value)
+    return exponent - (mantissa == 0.5)
 
 
 def hidden_bits(hidden: int) -> int:
