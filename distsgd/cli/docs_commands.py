@@ -20,8 +20,8 @@ from distsgd.version import __version__
 __all__ = ["TOPICS", "Page", "add_to", "anchor", "html_page", "page"]
 
 TOPICS = (
-    "quickstart", "concepts", "command-line", "settings", "models", "python", "runs", "data",
-    "consistency", "faults", "proof", "simulation", "cluster", "lecture", "benchmarks",
+    "quickstart", "concepts", "command-line", "settings", "models", "exact", "python", "runs",
+    "data", "consistency", "faults", "proof", "simulation", "cluster", "lecture", "benchmarks",
     "internals", "faq",
 )  # fmt: skip
 """The pages, in the order in which a reader needs them."""

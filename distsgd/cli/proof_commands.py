@@ -1,4 +1,4 @@
-"""``distsgd audit`` and ``distsgd replay``."""
+"""``distsgd audit``, ``distsgd replay`` and ``distsgd verify-install``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_table, show
 from distsgd.cli.settings import Run
-from distsgd.errors import JournalError
+from distsgd.errors import JournalError, RuntimeFailure
 
 __all__ = ["add_to"]
 
@@ -90,6 +90,41 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
     ])  # fmt: skip
 
 
+def verify_install(
+    dataset: Annotated[
+        str, typer.Option(help="sample, or cifar10, which takes some ten times as long.")
+    ] = "sample",
+    json: JsonFlag = False,
+) -> None:
+    """Check that this machine gives the weights that every machine gives.
+
+    Trains two epochs of the embedded images with exact arithmetic, of each kind of model, in this
+    process, and compares the SHA-256 of W with known ones. Exit code 1 if one differs: then
+    numpy, its BLAS or the processor does not compute as IEEE 754 says.
+
+    Example: distsgd verify-install
+    """
+    from distsgd.engine.blas import blas_kernel
+    from distsgd.proof.install import verify_install as check
+
+    found = check(dataset)
+    same = all(training.same for training in found)
+    if json:
+        print_json({
+            "same": same, "blas": blas_kernel(), "trainings": [vars(one) for one in found]
+        })  # fmt: skip
+    else:
+        print_table(
+            ("training", "weights", "sha256"),
+            [(one.name, "as known" if one.same else "DIFFERENT", one.found) for one in found],
+        )
+    if not same:
+        raise RuntimeFailure(
+            f"exact arithmetic gives other weights here, with {blas_kernel()}",
+            "Report it, with the processor and the version of numpy",
+        )
+
+
 def _running(running: bool) -> list[tuple[str, str]]:
     """A line for a run that is training."""
     return [("status", "still running; checked up to its last update")] if running else []
@@ -116,3 +151,4 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (audit, replay):
         app.command()(command)
+    app.command("verify-install")(verify_install)

@@ -59,6 +59,7 @@ def test_and_several_servers_in_one_process(servers: int) -> None:
         ("shm", {"loss": "svm", "batch_size": 333, "slot_size": 17}),
         ("tcp", {"batch_size": 100, "sampling": "random", "optimizer": "nesterov"}),
         ("ray", {"batch_size": 1500, "sampling": "sequential", "optimizer": "momentum"}),
+        ("team", {"arithmetic": "exact", "model": "mlp:8", "loss": "svm"}),
     ],
 )
 def test_and_so_on_every_channel_with_odd_slots_and_other_settings(

@@ -22,6 +22,7 @@ SMALL = {"dataset": "sample", "workers": 0, "epochs": 1, "verify": 1.0}
     "settings",
     [{}, {"loss": "svm"}, {"dtype": "float64"}, {"consistency": "ssp"}, {"consistency": "asp"},
      {"consistency": "backup"}, {"consistency": "local", "local_steps": 3},
+     {"arithmetic": "exact"}, {"arithmetic": "exact", "model": "mlp:8", "optimizer": "adam"},
      *({"optimizer": name} for name in ("momentum", "nesterov", "adagrad", "adam")),
      *({"compress": name} for name in ("fp16", "onebit", "topk:0.01"))],
     ids=str,

@@ -284,3 +284,24 @@ def test_other_numbers_have_bounds(number: int) -> None:
     if number < 0:
         with pytest.raises(UsageError, match="seed cannot be"):
             next(iter(gradcheck(seed=number)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pixel_scale": 50.0}, "arithmetic='exact' does not go with a pixel_scale of 50: it must"),
+        ({"init_scale": 10.0}, "does not go with first weights whose 3,072 a row add up to about"),
+        ({"init_scale": 30.0, "model": "mlp:2"}, "first weights of the second layer of up to 258"),
+        ({"compress": "onebit"}, "compress='onebit' does not go with arithmetic='exact': its"),
+        ({"dtype": "float64"}, "dtype does not go with arithmetic='exact'"),
+        ({"cache": "float32"}, "cache='float32' does not go with dtype='float64'"),
+    ],
+    ids=str,
+)
+def test_what_exact_arithmetic_cannot_hold_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        train("sample", workers=0, arithmetic="exact", run_dir=tmp_path / "run", **settings)
+    assert words in str(refused.value)
+    assert not (tmp_path / "run").exists()

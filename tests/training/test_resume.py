@@ -36,6 +36,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "onebit": {"compress": "onebit"},
     "topk": {"compress": "topk:0.01", "consistency": "ssp"},
     "float64": {"dtype": "float64", "optimizer": "momentum"},
+    "exact": {"arithmetic": "exact", "model": "mlp:8", "optimizer": "adam"},
 }
 
 
