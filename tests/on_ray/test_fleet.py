@@ -115,6 +115,17 @@ def test_a_worker_with_a_residual_can_be_replaced_only_before_it_works(world: Wo
         world.dies(fleet, -1)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_another_kernel_is_reported_where_it_may_change_bits(world: World, exact: bool) -> None:
+    fleet = Fleet(world.make, "auto", world, 1, 60.0, exact=exact)
+    fleet.connect_all([])
+    reference = fleet.pending[0]
+    world.results[reference] = Connection("tcp", "127.0.0.1", "another (Kernel)", "there", None)
+    fleet.ended(reference)
+    reported = ["multiplies by another" in notice.text for notice in fleet._notices]
+    assert any(reported) != exact
+
+
 OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
     "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
     "127.0.0.1, ID: 8244) was 22.23GB used / 23.59GB limit (0.942596)\nOOM kill reason: ...\n"
