@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +56,10 @@ class Rows(Protocol):
         """
         ...
 
+    def beside(self) -> Rows:
+        """The same rows, gathered independently of what is gathered here."""
+        ...
+
 
 class _Converted:
     """Rows that were converted once."""
@@ -77,6 +82,10 @@ class _Converted:
         for slot, rows in enumerate(out, first):
             np.take(self._cache, self._indices[slot], axis=0, out=rows, mode="clip")
 
+    def beside(self) -> _Converted:
+        """See `Rows`."""
+        return copy(self)
+
 
 class _Pixels:
     """Rows that are converted when they are written, from one array or from shards."""
@@ -96,6 +105,10 @@ class _Pixels:
         """See `Rows`."""
         pixels = self._pixels[first : first + len(out)]
         np.copyto(out[:, :, : pixels.shape[2]], pixels)
+
+    def beside(self) -> _Pixels:
+        """See `Rows`."""
+        return _Pixels(self._split, self._buffer.shape[1], len(self._buffer))
 
 
 def choose_cache(

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distsgd.core.messages import Decision, StandingLease, Stretch
 from distsgd.core.server import ParameterServer
@@ -24,6 +23,7 @@ from distsgd.transport.team_memory import (
     BELL,
     HITS,
     LIMIT,
+    PIECE_WORDS,
     REVOKED,
     SERIAL,
     STEP,
@@ -32,6 +32,7 @@ from distsgd.transport.team_memory import (
     TURN,
     VERSION,
     WAITED,
+    WRITING,
     TeamMemory,
     TeamShape,
     fence,
@@ -49,7 +50,8 @@ MOST_MEMBERS = 64
 """More workers than that are no team."""
 
 _OVERDUE_SECONDS, _TIMES_LONGER = 1.0, 20.0
-"""A team that has made nothing for so long, and so many times its usual time, is revoked."""
+"""A team in which somebody has made nothing for so long, and so many times the usual time, is
+revoked."""
 
 _LEAVING_SECONDS = 0.2
 """How long a team that has been revoked is waited for; who has not left then hangs."""
@@ -91,6 +93,8 @@ class TeamHost:
         self._members: tuple[int, ...] = ()
         self._memory: TeamMemory | None = None
         self._made = self._granted = 0  # versions
+        self._owner = 0  # the member that has W as of what has been read
+        self._moved: list[tuple[int, float]] = []  # how far each member is, and since when
         self._home = True
         self._seconds: float | None = None  # of an update
         self._read_at = self._moved_at = self._looked_at = self._revoked_at = 0.0
@@ -148,18 +152,21 @@ class TeamHost:
         except OSError:
             return False
         copy, words = lease.version & 1, memory.words
-        memory.weights[copy] = server.weights
+        owners = slice(0, len(lease.members) if self._job.policy.in_order else 1)
+        memory.weights[owners, copy] = server.weights
         for number, name in enumerate(sorted(server.optimizer.state)):
-            memory.states[number, copy] = server.optimizer.state[name]
+            memory.states[owners, number, copy] = server.optimizer.state[name]
         words[VERSION] = words[TICKET] = lease.version
         words[STEP] = lease.step
         for number, serial in enumerate(lease.serials):
             own = memory.member(number)
-            words[own + ARRIVED] = words[own + APPLIED] = lease.version
+            for word in (ARRIVED, APPLIED, WRITING):
+                words[own + word] = lease.version
             words[own + SERIAL] = serial
         self._memory, self._members = memory, lease.members
         self._inside, self._left, self._waits = set(lease.members), [], {}
         self._made = self._granted = lease.version
+        self._moved = [(lease.version, now)] * len(lease.members)
         self.standing, self.revoked = True, False
         self._read_at = self._moved_at = self._looked_at = now
         self.go_on(lease)
@@ -205,12 +212,12 @@ class TeamHost:
             return
         memory.words[BELL] = self._granted
         fence()
-        if self._whole() == self._granted:  # it may have looked at the bell before
+        if self._furthest()[0] == self._granted:  # it may have looked at the bell before
             memory.ring()
 
     def read(self, now: float) -> Stretch | None:
         """What the team has made since the last call; None for nothing."""
-        done = self._whole()
+        done, self._owner = self._furthest()
         count = done - self._made
         if count <= 0:
             return None
@@ -223,16 +230,26 @@ class TeamHost:
         self._made = done
         return stretch
 
-    def _whole(self) -> int:
-        """The version of W that is whole."""
-        memory = self._memory
-        assert memory is not None
-        words = memory.words
+    def _furthest(self) -> tuple[int, int]:
+        """The last version of W that has been made, and the member that has it whole."""
+        words = self._words
         if not self._job.policy.in_order:
-            return int(words[VERSION])
-        done = min(words[memory.member(number) + APPLIED] for number in range(len(self._members)))
+            found = int(words[VERSION]), 0
+        else:
+            found = max((applied, number) for number, applied in enumerate(self._applied()))
         fence()
-        return int(done)
+        return found
+
+    def _applied(self) -> list[int]:
+        """The version that each member has applied."""
+        words, memory = self._words, self._memory
+        assert memory is not None
+        return [words[memory.member(number) + APPLIED] for number in range(len(self._members))]
+
+    @property
+    def _words(self) -> memoryview:
+        assert self._memory is not None
+        return self._memory.words
 
     def _records(self, first: int, last: int) -> TeamRecords:
         """The records of the updates that made versions (first, last]."""
@@ -241,19 +258,42 @@ class TeamHost:
         rows = np.arange(first, last) % memory.shape.records
         if not self._job.policy.in_order:
             heads = memory.heads[0, rows]
-            return TeamRecords(memory.losses[0, rows], heads[:, HITS], heads[:, TURN])
-        losses: NDArray[np.float64] = np.concatenate(list(memory.losses[:, rows]), axis=1)
-        correct: NDArray[np.int64] = memory.heads[:, rows, HITS].sum(axis=0)
-        return TeamRecords(losses, correct)
+            return TeamRecords(memory.losses[0, rows], heads[:, HITS], turns=heads[:, TURN])
+        members = len(self._members)
+        words = PIECE_WORDS * members
+        versions = memory.heads[:, rows, :words:PIECE_WORDS]
+        fence()  # who was not waited for may be writing its record now
+        there = versions == np.arange(first + 1, last + 1)[:, None]
+        heads = memory.heads[:, rows, :words].reshape(members, len(rows), members, -1)
+        correct = np.zeros(len(rows), np.int64)
+        makers = np.full((len(rows), members), -1)
+        losses = []
+        for piece in range(members):
+            found = np.zeros((len(rows), 0))
+            # The one whose piece it is, if there is a choice.
+            for member in (piece, *(other for other in range(members) if other != piece)):
+                chosen = there[member, :, piece] & (makers[:, piece] < 0)
+                if not chosen.any():
+                    continue
+                makers[chosen, piece] = member
+                correct[chosen] += heads[member, chosen, piece, 2]
+                for place in np.unique(heads[member, chosen, piece, 1]).tolist():
+                    alike = chosen & (heads[member, :, piece, 1] == place)
+                    start, count = place >> 32, place & 0xFFFFFFFF
+                    if found.shape[1] < count:
+                        found = np.pad(found, ((0, 0), (0, count - found.shape[1])))
+                    found[alike, :count] = memory.losses[member, rows[alike], start : start + count]
+            losses.append(found)
+        return TeamRecords(np.concatenate(losses, axis=1), correct, makers)
 
     def bring_home(self) -> None:
         """Take W and the state of the optimiser out of the memory, as of what has been read."""
-        memory, copy = self._memory, self._made & 1
+        memory, owner, copy = self._memory, self._owner, self._made & 1
         assert memory is not None
         if not self._home:
             names = sorted(self._server.optimizer.state)
-            state = {name: memory.states[number, copy] for number, name in enumerate(names)}
-            self._server.home(memory.weights[copy], state)
+            state = {name: memory.states[owner, number, copy] for number, name in enumerate(names)}
+            self._server.home(memory.weights[owner, copy], state)
             self._home = True
 
     @property
@@ -300,16 +340,28 @@ class TeamHost:
         return left, late
 
     def look(self, now: float) -> bool:
-        """Revoke a team that makes nothing; returns whether a revoked one is to be closed."""
+        """Revoke a team in which somebody makes nothing for long.
+
+        Returns:
+            whether one that has been revoked is to be closed.
+        """
         if not self.standing:
             return False
         stood, self._looked_at = now - self._looked_at, now
         if stood > _STANDSTILL_SECONDS:  # the host itself stood still
             self._moved_at, self._revoked_at = now, now
+            self._moved = [(version, now) for version, _ in self._moved]
         if self.revoked:
             return now - self._revoked_at > _LEAVING_SECONDS
         bound = max(_OVERDUE_SECONDS, _TIMES_LONGER * (self._seconds or 0.0))
-        if self._whole() == self._made and now - self._moved_at > bound:
+        made_nothing = self._furthest()[0] == self._made and now - self._moved_at > bound
+        stands = False
+        if self._job.policy.in_order:  # else they do not wait for each other
+            for number, version in enumerate(self._applied()):
+                if version != self._moved[number][0] or version >= self._made:
+                    self._moved[number] = version, now
+            stands = any(now - since > bound for _, since in self._moved)
+        if made_nothing or stands:
             self.revoke(now)
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
 
 import numpy as np
@@ -9,14 +10,14 @@ import numpy as np
 from distsgd.core.arrays import Floats, finite
 from distsgd.core.messages import Lease
 from distsgd.core.model import SlotLoss
-from distsgd.core.optim import Updater
 from distsgd.engine.job import Job
-from distsgd.engine.team import FailPoint, Revoked, TeamMember
+from distsgd.engine.team import FailPoint, Member, Revoked, TeamMember
 from distsgd.engine.worker import Worker
 from distsgd.transport.base import Membership
 from distsgd.transport.team_memory import (
     ARRIVED,
     BELL,
+    HITS,
     LIMIT,
     ORDERED,
     REVOKED,
@@ -42,17 +43,17 @@ def join_team(
     connection: int,
     fail: FailPoint | None = None,
 ) -> int:
-    """Work as the member of a team until it is over; arguments as for `TeamMember`.
+    """Work as the member of a team until it is over; arguments as for `Member`.
 
     Returns:
         how many pieces were computed.
     """
-    kind = TeamMember if job.policy.in_order else TurnMember
+    kind: type[Member] = TeamMember if job.policy.in_order else TurnMember
     return kind(job, worker, place, connection, fail).run()
 
 
-class TurnMember(TeamMember):
-    """Computes whole minibatches, and applies each when it is done; arguments as `TeamMember`."""
+class TurnMember(Member):
+    """Computes whole minibatches, and applies each when it is done; arguments as for `Member`."""
 
     def __init__(
         self,
@@ -63,53 +64,42 @@ class TurnMember(TeamMember):
         fail: FailPoint | None = None,
     ) -> None:
         super().__init__(job, worker, place, connection, fail)
+        # W of the first member is everybody's.
+        self._updaters = [self._updater(0, copy, slice(None)) for copy in (0, 1)]
+        self._sums = self._memory.sums[self._number, 0]
         self._weights: Floats = np.empty(job.parameters, job.dtype)
 
-    def _updater(self, copy: int) -> Updater:
-        """Applies updates to all of one of the copies of W."""
-        job, memory = self._job, self._memory
-        weights = memory.weights[copy]
-        optimizer = job.update_rule(weights)
-        for number, name in enumerate(sorted(optimizer.state)):
-            optimizer.state[name] = memory.states[number, copy]
-        return Updater(weights, decay=job.decay(), optimizer=optimizer, schedule=job.schedule)
-
-    def _work(self) -> int:
+    def _work(self) -> None:
         words, trace = self._words, self._worker.trace
-        serial = first = words[self._own + SERIAL]
+        serial = words[self._own + SERIAL]
         offset = words[STEP] - words[self._own + ARRIVED]  # from a ticket to its step
         lease: Lease | None = None
-        losses: list[SlotLoss] = []
-        try:
-            while True:
-                self._lock()
-                trace.lap("wait")
-                if lease is not None:
-                    self._take_turn(lease, losses)
-                    serial += 1
-                ticket = self._ticket()
-                version = words[VERSION]
-                if ticket is not None:
-                    np.copyto(self._weights, self._memory.weights[version & 1])
-                self._memory.unlock()
-                self._point("ticket", version)
-                trace.lap("update")
-                if ticket is None:
-                    lease = None
-                    self._may_begin(words[TICKET])
-                    continue
-                lease = self._steps.lease(ticket + offset, self._number, version, serial)
-                assert lease is not None
-                self._point("begin", version + 1)
-                losses = self._worker.sums(lease, self._weights)
-                self._point("sums", version + 1)
-                self._worker.get_ready(lease)
-        except Revoked:
-            return serial - first
-
-    def _point(self, word: str, version: int) -> None:
-        if self._fail is not None:
-            self._fail(word, version)
+        losses: Sequence[SlotLoss] = ()
+        while True:
+            self._lock()
+            trace.lap("wait")
+            if lease is not None:
+                self._take_turn(lease, losses)
+                serial += 1
+            ticket = self._ticket()
+            version = words[VERSION]
+            if ticket is not None:
+                np.copyto(self._weights, self._memory.weights[0, version & 1])
+            self._memory.unlock()
+            self._point("ticket", version)
+            trace.lap("update")
+            if ticket is None:
+                lease = None
+                self._may_begin(words[TICKET])
+                continue
+            lease = self._steps.lease(ticket + offset, self._number, version, serial)
+            assert lease is not None
+            self._point("begin", version + 1)
+            found = self._worker.sums(lease, self._weights, self._sums)
+            assert found is not None
+            losses = found
+            self._point("sums", version + 1)
+            self._worker.get_ready(lease)
 
     def _lock(self) -> None:
         """Wait for one's turn, without sleeping in the system: the team may be over."""
@@ -136,31 +126,32 @@ class TurnMember(TeamMember):
         words[TICKET] = ticket + 1
         return ticket
 
-    def _take_turn(self, lease: Lease, losses: list[SlotLoss]) -> None:
+    def _take_turn(self, lease: Lease, losses: Sequence[SlotLoss]) -> None:
         """Apply an update, in the copy of W that is not that of the present version."""
         words, memory = self._words, self._memory
         version = words[VERSION]
         self._point("locked", version + 1)
-        total = memory.sums[self._number][0]
+        total = self._sums[0]
         if not finite(total):
             self._give_up(version + 1)
         old, new = self._updaters[version & 1], self._updaters[~version & 1]
-        np.copyto(new.weights, old.weights)
-        self._point("half-applied", version + 1)
         for name, array in new.optimizer.state.items():
             np.copyto(array, old.optimizer.state[name])
+        self._point("half-applied", version + 1)
         new.version = version
-        new.apply(total, self._job.plan.batch_examples(lease.step), lease.step)
+        new.apply(total, self._job.plan.batch_examples(lease.step), lease.step, old.weights)
         if not finite(new.weights):
             self._give_up(version + 1)
         self._point("range", version + 1)
-        self._record(losses, 0, version)
-        row = version % memory.shape.records
+        row, correct = self._record(losses, 0, version)
+        memory.losses[0, row, len(losses) :] = 0
+        memory.heads[0, row, HITS] = correct
         memory.heads[0, row, TURN] = (self._number, lease.step, lease.version, lease.serial)
         self._point("record", version + 1)
         if not ORDERED:
             fence()
         words[VERSION] = version + 1
+        self._count += 1
         self._point("published", version + 1)
         if version + 1 == words[BELL] or version + 1 == words[LIMIT]:
             memory.ring()

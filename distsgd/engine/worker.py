@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, sum_node
 from distsgd.data.dataset import Dataset, open_dataset
-from distsgd.data.row_cache import gathered_slots, open_rows
+from distsgd.data.row_cache import Rows, gathered_slots, open_rows
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
@@ -36,6 +38,29 @@ def dataset_of(job: Job) -> Dataset:
     )  # fmt: skip
 
 
+class _NotNeeded(Exception):
+    """Somebody else has computed it meanwhile."""
+
+
+class _Ahead(NamedTuple):
+    """What has been gathered before it is asked for.
+
+    Attributes:
+        piece: whose first rows they are.
+        labels: of them, shape (slots, examples).
+    """
+
+    piece: Piece
+    labels: NDArray[np.integer[Any]]
+
+
+def _write_unless(unless: Callable[[], bool], rows: Rows, first: int, out: Floats) -> None:
+    """Write rows for a kernel as long as they are needed."""
+    if unless():
+        raise _NotNeeded
+    rows.write(first, out)
+
+
 class Worker:
     """Answers leases. A pure function of (W, lease), with its buffers.
 
@@ -53,22 +78,21 @@ class Worker:
         self._together = gathered_slots(plan.slot_size, plan.most_slots)
         most = self._together * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)
+        self._beside: Rows | None = None
         self._halves = job.policy.halves
         rows = self._halves * plan.most_slots
         self._buffer = np.empty((rows, job.parameters), dtype=job.dtype)
         self._gradients = self._buffer  # of the present lease
         self._order = EpochOrder(plan)
         self._window: tuple[int, int] | None = None
-        self._gathered: Piece | None = None
+        self._ahead: _Ahead | None = None
         self._expected: Piece | None = None
         self._last = Lease(-1, 0, 0, 0)
 
-    def computes_in(self, buffer: Floats | None) -> Floats:
-        """Compute sums in this buffer from now on, such as shared memory; returns the last one."""
-        before = self._buffer
+    def computes_in(self, buffer: Floats | None) -> None:
+        """Compute what is asked for in this buffer from now on, such as shared memory."""
         if buffer is not None:
             self._buffer = self._gradients = buffer
-        return before
 
     def get_ready(self, lease: Lease) -> None:
         """Gather the rows of the lease that is likely to be next.
@@ -83,10 +107,19 @@ class Worker:
         if lease.replicas or step >= plan.total_steps or lease.last > plan.slots(step):
             self._expected = None
         elif guessed:
-            indices = next(self._slot_examples(*self._expected))
-            self._rows.gather(indices)
-            self._gathered = self._expected
-            self.trace.lap("gather")
+            self._gather(self._expected)
+
+    def gather(self, lease: Lease | None) -> None:
+        """Gather the rows of the next lease, if there is one."""
+        if lease is not None and not lease.replicas:
+            self._gather(lease.piece)
+
+    def _gather(self, piece: Piece) -> None:
+        """Gather the first rows of a piece, which is likely to be asked for next."""
+        indices = next(self._slot_examples(*piece))
+        self._rows.gather(indices)
+        self._ahead = _Ahead(piece, self._split.labels_of(indices))
+        self.trace.lap("gather")
 
     def answer(self, lease: Lease, flat: Floats) -> Push:
         """Compute what a lease asks for.
@@ -107,25 +140,38 @@ class Worker:
         check_blas_threads()
         return self._compressed(push, self.feedback) if self.feedback else push
 
-    def sums(self, lease: Lease, flat: Floats) -> list[SlotLoss]:
+    def sums(
+        self,
+        lease: Lease,
+        flat: Floats,
+        out: Floats,
+        *,
+        unless: Callable[[], bool] | None = None,
+    ) -> list[SlotLoss] | None:
         """Compute a lease in place: the sum of each node goes to the row of its first leaf.
 
         Args:
             lease: what to compute.
             flat: flat W of the lease's version.
+            out: a row for each leaf of the lease.
+            unless: for a lease that is somebody else's: asked now and then whether it is not needed
+                any more. What has been gathered for this worker's own next lease stays.
 
         Returns:
-            the loss of each slot.
+            the loss of each slot; None if it is not needed any more.
 
         Raises:
             RuntimeFailure: as `answer`.
         """
-        if lease.replicas:
-            push = self._local_steps(lease, flat)
-            np.copyto(self._gradients[0], push.gradients[0])
-            losses = list(push.losses)
-        else:
-            losses, _ = self._sums(*lease.piece, flat)
+        try:
+            if lease.replicas:
+                push = self._local_steps(lease, flat, unless)
+                np.copyto(out[0], push.gradients[0])
+                losses = list(push.losses)
+            else:
+                losses, _ = self._sums(*lease.piece, flat, out, unless)
+        except _NotNeeded:
+            return None
         check_blas_threads()
         return losses
 
@@ -152,46 +198,61 @@ class Worker:
 
     def _slots(self, lease: Lease, flat: Floats) -> Push:
         """The sums of the nodes of a lease."""
-        losses, nodes = self._sums(*lease.piece, flat)
+        losses, nodes = self._sums(*lease.piece, flat, self._gradients)
         places = [node.first - lease.first for node in nodes]
         # One node, as nearly always, needs no copy.
         sums = self._gradients[places] if len(places) > 1 else self._gradients[:1]
         return Push(lease, tuple(losses), sums)
 
     def _sums(
-        self, step: int, first: int, last: int, flat: Floats
+        self,
+        step: int,
+        first: int,
+        last: int,
+        flat: Floats,
+        out: Floats,
+        unless: Callable[[], bool] | None = None,
     ) -> tuple[list[SlotLoss], tuple[Node, ...]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
         plan = self._job.plan
         losses: list[SlotLoss] = []
-        place = 0
-        gathered, self._gathered = self._gathered == (step, first, last), None
-        for indices in self._slot_examples(step, first, last):
-            slots = len(indices)
-            if place or not gathered:
-                self._rows.gather(indices)
+        rows, write, ahead, place = self._rows, self._rows.write, self._ahead, 0
+        if unless is not None:
+            rows = self._beside = self._beside or rows.beside()
+            write = partial(_write_unless, unless, rows)
+        elif ahead is not None and ahead.piece == (step, first, last):
             self.trace.lap("gather")
-            out = self._gradients[place : place + slots]
-            labels = self._split.labels_of(indices)
-            losses += self._kernel.gradients(flat, labels, out, self._rows.write)
+            place = len(ahead.labels)
+            losses += self._kernel.gradients(flat, ahead.labels, out[:place], write)
+            self.trace.lap("compute")
+        if unless is None:
+            self._ahead = None
+        for indices in self._slot_examples(step, first + place, last):
+            slots = len(indices)
+            rows.gather(indices)
+            self.trace.lap("gather")
+            part = out[place : place + slots]
+            losses += self._kernel.gradients(flat, self._split.labels_of(indices), part, write)
             self.trace.lap("compute")
             place += slots
         slots = plan.slots(step)
         nodes = cover(first, last, slots)
         for node in nodes:
-            sum_node(node, self._gradients, first, slots)
+            sum_node(node, out, first, slots)
         self.trace.lap("sum")
         return losses, nodes
 
-    def _local_steps(self, lease: Lease, flat: Floats) -> Push:
+    def _local_steps(
+        self, lease: Lease, flat: Floats, unless: Callable[[], bool] | None = None
+    ) -> Push:
         """Steps of plain SGD on this replica's share of each minibatch of a round."""
-        replica = self._job.replica(flat)
+        replica, sums = self._job.replica(flat), self._gradients
         losses: list[SlotLoss] = []
         for step, first, last in lease.slots(self._job.plan):
-            found, nodes = self._sums(step, first, last, replica.weights)
-            total = self._gradients[0]
+            found, nodes = self._sums(step, first, last, replica.weights, sums, unless)
+            total = sums[0]
             for node in nodes[1:]:
-                np.add(total, self._gradients[node.first - first], out=total)
+                np.add(total, sums[node.first - first], out=total)
             replica.apply(total, sum(part.examples for part in found), step)
             losses += found
         examples = sum(part.examples for part in losses)
@@ -204,6 +265,8 @@ class Worker:
         Yields:
             shape (slots, examples of each).
         """
+        if first == last:
+            return
         plan, most = self._job.plan, self._together
         epoch = plan.epoch_of(step)
         low, high = plan.slot(step, first)[0], plan.slot(step, last - 1)[1]

@@ -72,8 +72,8 @@ class Sizes:
       has 7 V more: the residual, its sum with the gradient, and what encoding and decoding takes.
       Local steps have W, its decay and a gradient more.
     - at the server: W, its decay, a sum, and the sums of the pieces that come from several workers,
-      V (3 + n + log2 S); and a snapshot, V (1 + n). The memory of a team (`team_shape`) is its,
-      without the sums of its members, as they take the place of the gradients at the workers.
+      V (3 + n + log2 S); and a snapshot, V (1 + n). The memory of a team (`team_shape`) is its;
+      of the sums there, each member fills those of its own piece.
     - at the driver: the first W, a snapshot of an epoch, and that W as it is kept, as it is
       measured, and as it is written to a checkpoint, in several copies: V (6 + 3 n). A model is
       measured on 4 blocks of rows as features. `verify` recomputes in float64 with bounds of the
@@ -161,11 +161,12 @@ class Sizes:
         return self.vector * (4 + pieces + 2 * self._states) + self._team()
 
     def _team(self) -> int:
-        """Bytes that a team shares, beside the sums of its members."""
+        """Bytes that a team shares."""
         if not (self.team and self.workers):
             return 0
         parameters, losses = self._architecture.parameters, self._slots * self.team
-        return team_shape(self.workers, parameters, self.dtype, self._states, 0, losses).size
+        rows = -(-self._slots // self.workers)
+        return team_shape(self.workers, parameters, self.dtype, self._states, rows, losses).size
 
     def _driver(self) -> int:
         measured = (

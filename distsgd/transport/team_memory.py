@@ -1,47 +1,70 @@
-"""Memory that a team shares: W twice, the sums of its members, and words that order their use.
+"""Memory that a team shares: W of each member, the sums of each, and words that order their use.
 
 It is one sealed anonymous file, made by the server and mapped by every member:
 
     control     one word a cache line: limit, revoked, bell, trouble, version, step, ticket
-    members     for each member four lines: arrived | applied | asleep | serial, waited
-    weights     W twice: version v is in copy v mod 2
-    states      each array of the optimiser twice, likewise
-    sums        for each member the sums of its slots, a row each
-    records     for each member a ring of records, one an update: hits, then the loss of each slot
+    members     for each member lines of its own: arrived | applied, writing, shared | asleep |
+                serial, waited, pid | helped, a word for each piece
+    weights     for each member W twice: version v is in copy v mod 2
+    states      for each member each array of the optimiser twice, likewise
+    sums        for each member the sums of an update twice: those of version v are in v mod 2, each
+                node's in the row of its first leaf
+    records     for each member a ring of records, one an update: for each piece a version, a place
+                and hits; then losses of slots
 
-Where members wait for each other, an update, from version v to v + 1, takes each member through
-these words, in this order:
+**Each writes its own part alone, and reads those of others; nobody waits for a member that is not
+there.** What is computed is a pure function of W, slots and sums, so whoever computes it writes the
+same bits. Member m computes piece m of each update. Who finds that a piece does not come computes
+it too: so does a member beside one that has died, is stopped, or has to share its processor with
+other work. An update, from version v to v + 1, takes a member through these words:
 
     1  v < limit, and not revoked           may it begin
-    2  sums, record                         computed at copy v mod 2
+    2  sums, record                         of its piece, computed at its own copy v mod 2
     3  arrived = v + 1                      ... are there
-    4  all have arrived at v + 1            wait
-    5  its own range of copy v + 1 mod 2    old range, sums of all, update rule
-    6  applied = v + 1                      ... is there
-    7  all have applied v + 1               wait
+    4  of each piece: some q has            wait; then compute the piece as well: sums, record,
+       arrived = v + 1 or helped = v + 1    helped = v + 1
+    5  total                                of all sums
+    6  each q of 4 has applied <= v + 1     the total is that of v + 1
+    7  writing = v + 1, copy v + 1 mod 2    old W, total, update rule
+    8  applied = v + 1                      ... is there
 
-Why nobody reads what is being written: copy v + 1 mod 2 held version v - 1. It is written in 5,
-when all have arrived at v + 1, so all have computed at v, so all have found in 7 that v is whole,
-and nobody reads v - 1 any more. Sums are written in 2 of the next update, when all have applied
-v + 1 and need them no more. So at any moment, whatever has died or been stopped, the smallest
-`applied` is a version that is whole, and nobody is writing to its copy. A member that wakes up late
-can do no more than finish 5 and 6: for the next update it would need the others, who have left.
+So there is one meeting an update, and no second: everybody applies all of W. Where W is large, each
+begins with a range of its own in 7, stores shared = v + 1, and takes the other ranges from those
+who have shared them, or computes them if they do not come; q's range was not overwritten meanwhile
+if q has writing <= v + 2 afterwards.
 
-Where they do not (`asp`), each update is that of one member, in its turn: under a lock it applies
-its sums to all of the other copy, writes a record into the first ring (hits, member, step, version
-read, serial, losses), stores version = v + 1, takes the number of its next update (ticket), and
-copies W for itself. The lock is one of the file (POSIX, `fcntl.lockf`), which the system takes from
-a process that dies. A member that is stopped inside it can finish one version later, into the copy
-that nobody else uses; the server goes by the version that it has read.
+A member that was away finds in 4 or 6 that others have gone on without it. It looks for the one
+that has applied most, a say, copies W and states from there, and finds them whole if that one has
+writing <= a + 1 afterwards; else it looks again. Then it has applied a as well.
 
-Order of the stores: a word is one aligned store of eight bytes, after all that it announces. On x86
-stores become visible in their order, and loads are done in theirs, so that is enough. Elsewhere
-(Arm) `fence` stands between the two on either side. Going to sleep needs more, on every processor:
-the sleeper stores `asleep` and then loads the word it waits for, the other stores that word and
-then loads `asleep`; with `fence` between each store and load, one of the two sees the other's.
-`fence` is an atomic read-modify-write on x86, which is a full barrier; elsewhere a call of
-sched_yield, in which the kernel passes one (`smp_mb__after_spinlock` in its `__schedule`). A
-sleeper also looks again after `NAP_SECONDS` by itself.
+Why nobody uses what is being overwritten: sums of v + 1 are next overwritten by those of v + 3, by
+a member that has applied v + 2 before; so 6 finds it. A copy of W of version a is next overwritten
+by version a + 2 or a later one, and writing says so before. The words are compared for equality in
+4, as a member that has gone on elsewhere has no sums of v + 1. A record of version v is overwritten
+by a later one only after the limit has allowed that, so after the server has read it.
+
+The server takes a version as made when any member has applied it: then all records of it are there.
+It takes W from that member when the team has come to its limit, or has been revoked: a member that
+has applied v can write version v + 1 then, to its other copy, and no more, however late it wakes.
+
+Where members take turns (`asp`), each update is that of one member: under a lock it applies its
+sums to the other copy of W of the first member, which is everybody's, writes a record into the
+first ring (hits, member, step, version read, serial, losses), stores version = v + 1, takes the
+number of its next update (ticket), and copies W for itself. The lock is one of the file (POSIX,
+`fcntl.lockf`), which the system takes from a process that dies. A member that is stopped inside it
+can finish one version later, into the copy that nobody else uses; the server goes by the version
+that it has read.
+
+Order of the stores: a word is one aligned store of eight bytes, after all that it announces
+(`writing`: before), and a check is a load after all that it is about. On x86 stores become visible
+in their order, and loads are done in theirs, so that is enough. Elsewhere (Arm) `fence` stands
+between the two on either side. Going to sleep needs more, on every processor: the sleeper stores
+`asleep` and then loads the words it waits for, the other stores such a word and then loads
+`asleep`;
+with `fence` between each store and load, one of the two sees the other's. `fence` is an atomic
+read-modify-write on x86, which is a full barrier; elsewhere a call of sched_yield, in which the
+kernel passes one (`smp_mb__after_spinlock` in its `__schedule`). A sleeper also looks again after
+`NAP_SECONDS` by itself.
 
 Members sleep on an eventfd each, which the others and the server write to, and on the socket to the
 server, which closes if that dies. A further eventfd is the server's bell.
@@ -69,18 +92,23 @@ __all__ = [
     "ARRIVED",
     "ASLEEP",
     "BELL",
+    "HELPED",
     "HITS",
     "LIMIT",
     "NAP_SECONDS",
     "ORDERED",
+    "PID",
+    "PIECE_WORDS",
     "REVOKED",
     "SERIAL",
+    "SHARED",
     "STEP",
     "TICKET",
     "TROUBLE",
     "TURN",
     "VERSION",
     "WAITED",
+    "WRITING",
     "TeamMemory",
     "TeamShape",
     "fence",
@@ -97,20 +125,25 @@ at which the server is woken; the version that a member cannot make; version and
 team begins. In turns, the version is that of W now, and a ticket is the version that an update
 would make if none came between, less one."""
 
+PIECE_WORDS = 3
+"""Words of a record for each piece: the version if it is there, where its losses are (the first,
+and how many, in 32 bits each), and examples classified rightly."""
+
 HITS, TURN = 0, slice(1, 5)
-"""Words of a record: examples classified rightly; in turns, member, step, version read, serial."""
+"""Words of a record in turns: examples classified rightly; member, step, version read, serial."""
 
-_HEAD_WORDS = 8
 _CONTROL_LINES, _MEMBER_LINES = 7, 4
-ARRIVED, APPLIED, ASLEEP = (n * _WORDS for n in range(3))
-SERIAL, WAITED = (3 * _WORDS + n for n in range(2))
+ARRIVED, APPLIED, ASLEEP, SERIAL, HELPED = (n * _WORDS for n in range(5))
+WRITING, SHARED = APPLIED + 1, APPLIED + 2
+WAITED, PID = SERIAL + 1, SERIAL + 2
 """The words of a member, from its first on: how far it is; what it sleeps for, or 0; the serial of
-its first answer; nanoseconds it has waited."""
+its first answer; nanoseconds it has waited; its process; for which version it has helped with each
+piece."""
 
 
-def sleeping_for(kind: int, version: int) -> int:
-    """The word `ASLEEP` of a member that sleeps until a kind of word reaches a version."""
-    return (version << 10) + kind + 1
+def sleeping_for(version: int, *, limit: bool = False) -> int:
+    """The word `ASLEEP` of a member that sleeps until a version can be made, or is granted."""
+    return 2 * version + 1 + limit
 
 
 def _strong_fence() -> Callable[[], None]:
@@ -140,7 +173,7 @@ class TeamShape:
         parameters: length of flat W.
         dtype: its dtype.
         states: arrays of the optimiser.
-        rows: sums that a member has at most.
+        rows: leaves of an update at most.
         losses: losses of a record at most.
         records: how many a ring has.
     """
@@ -156,7 +189,12 @@ class TeamShape:
     @property
     def control_words(self) -> int:
         """Words of control and members."""
-        return (_CONTROL_LINES + _MEMBER_LINES * self.members) * _WORDS
+        return _CONTROL_LINES * _WORDS + self.member_words * self.members
+
+    @property
+    def member_words(self) -> int:
+        """Words of a member."""
+        return (_MEMBER_LINES - (-self.members // _WORDS)) * _WORDS
 
     @property
     def vector_bytes(self) -> int:
@@ -166,12 +204,17 @@ class TeamShape:
     @property
     def vectors(self) -> int:
         """How many such vectors there are."""
-        return 2 * (1 + self.states) + self.members * self.rows
+        return 2 * self.members * (1 + self.states + self.rows)
+
+    @property
+    def head_words(self) -> int:
+        """Words of a record before its losses, a whole number of cache lines."""
+        return -(-PIECE_WORDS * self.members // _WORDS) * _WORDS
 
     @property
     def record_words(self) -> int:
         """Words of a record, a whole number of cache lines."""
-        return _HEAD_WORDS + -(-self.losses // _WORDS) * _WORDS
+        return self.head_words + -(-self.losses // _WORDS) * _WORDS
 
     @property
     def size(self) -> int:
@@ -191,11 +234,12 @@ class TeamMemory:
     Attributes:
         shape: as given.
         words: the words of control and members.
-        weights: both copies of flat W, shape (2, parameters).
-        states: of each array of the optimiser both copies, shape (states, 2, parameters).
-        sums: of each member, shape (members, rows, parameters).
+        weights: of each member both copies of flat W, shape (members, 2, parameters).
+        states: of each member and array of the optimiser both copies, shape (members, states, 2,
+            parameters).
+        sums: of each member, shape (members, 2, rows, parameters).
         losses: of each record, shape (members, records, losses), float64.
-        heads: of each record, what precedes them, int64: see `HITS` and `TURN`.
+        heads: of each record, what precedes them, int64: see `PIECE_WORDS`, `HITS` and `TURN`.
     """
 
     def __init__(self, file: int, wakers: Sequence[int], shape: TeamShape) -> None:
@@ -205,20 +249,23 @@ class TeamMemory:
         self.words = memoryview(memory)[: shape.control_words * 8].cast("q")
         start = shape.control_words * 8
         rows = np.frombuffer(
-            memory, np.dtype(shape.dtype), offset=start,
+            memory,
+            np.dtype(shape.dtype),
+            offset=start,
             count=shape.vectors * shape.vector_bytes // np.dtype(shape.dtype).itemsize,
-        ).reshape(shape.vectors, -1)[:, : shape.parameters]  # fmt: skip
-        self.weights: Floats = rows[:2]
-        own = 2 * (1 + shape.states)
-        self.states: Floats = rows[2:own].reshape(shape.states, 2, -1) if shape.states else rows[:0]
-        self.sums = [rows[low : low + shape.rows] for low in range(own, len(rows), shape.rows)]
+        ).reshape(shape.members, -1, shape.vector_bytes // np.dtype(shape.dtype).itemsize)
+        rows = rows[:, :, : shape.parameters]  # fmt: skip
+        own, size = 2 * (1 + shape.states), (shape.members, -1, 2, shape.parameters)
+        self.weights: Floats = rows[:, :2]
+        self.states: Floats = rows[:, 2:own].reshape(size) if shape.states else rows[:, :0]
+        self.sums: Floats = rows[:, own:].reshape(shape.members, 2, shape.rows, -1)
         start += shape.vectors * shape.vector_bytes
         count = shape.members * shape.records * shape.record_words
         records = np.frombuffer(memory, np.int64, offset=start, count=count)
         records = records.reshape(shape.members, shape.records, shape.record_words)
-        self.heads: NDArray[np.int64] = records[:, :, :_HEAD_WORDS]
-        last = _HEAD_WORDS + shape.losses
-        self.losses: NDArray[np.float64] = records.view(np.float64)[:, :, _HEAD_WORDS:last]
+        self.heads: NDArray[np.int64] = records[:, :, : shape.head_words]
+        first, last = shape.head_words, shape.head_words + shape.losses
+        self.losses: NDArray[np.float64] = records.view(np.float64)[:, :, first:last]
 
     @classmethod
     def make(cls, shape: TeamShape, bell: int) -> TeamMemory:
@@ -263,7 +310,7 @@ class TeamMemory:
 
     def member(self, number: int) -> int:
         """The first word of a member."""
-        return (_CONTROL_LINES + _MEMBER_LINES * number) * _WORDS
+        return _CONTROL_LINES * _WORDS + self.shape.member_words * number
 
     def wake(self, number: int) -> None:
         """Wake a member."""

@@ -27,7 +27,7 @@ class Reference:
             weights -= mean
         else:
             rate, number = self.toy.schedule().at(step), len(self.versions)
-            self._optimizer.step(weights, mean + DECAY * weights, rate, number)
+            weights -= self._optimizer.change(mean + DECAY * weights, rate, number)
         self.versions.append(weights)
 
     def _leaves(self, lease):

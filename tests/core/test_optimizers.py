@@ -70,7 +70,7 @@ def train(name, weights, gradients, momentum=MU):
     optimizer = make_optimizer(name, weights, momentum)
     history = []
     for update, (gradient, rate) in enumerate(zip(gradients, RATES, strict=True), 1):
-        optimizer.step(weights, gradient.copy(), rate, update)
+        weights -= optimizer.change(gradient.copy(), rate, update)
         history.append(weights.copy())
     return history
 
@@ -96,7 +96,7 @@ def test_nesterov_steps_from_the_point_that_momentum_leads_to():
     ours = theta.copy()
     optimizer = make_optimizer("nesterov", ours, MU)
     for update in range(1, 7):
-        optimizer.step(ours, ours.copy(), eta, update)
+        ours -= optimizer.change(ours.copy(), eta, update)
         v = MU * v - eta * (theta + MU * v)
         theta = theta + v
         assert ours[0] == pytest.approx((theta + MU * v)[0], rel=1e-14)
@@ -141,7 +141,7 @@ def test_a_rule_goes_on_from_its_state(name):
         successor = make_optimizer(name, weights, MU)
         for key, array in optimizer.state.items():
             successor.state[key][...] = array
-        successor.step(weights, gradient.copy(), rate, update)
+        weights -= successor.change(gradient.copy(), rate, update)
         optimizer = successor
     assert weights.tobytes() == expected.tobytes()
 

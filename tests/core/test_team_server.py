@@ -55,7 +55,7 @@ class TeamCrew:
         self.alive, self.near, self.leases = set(), set(), {}
         self.lease = None  # the last that stands
         self.inside, self.left, self.home = set(), set(), True
-        self.made, self.sampled = [], []
+        self.made, self.sampled, self.helped = [], [], 0
         self._check = UpdateCheck(toy.plan, toy.policy, Ledger(), WORKERS)
         self._serials = set()
 
@@ -135,9 +135,12 @@ class TeamCrew:
         ends = [update.ends_epoch for update in updates]
         if any(ends):
             updates = updates[: ends.index(True) + 1]
+        count = len(updates)
         losses = np.array([[update.loss * update.examples, 0] for update in updates])
         stretch = self.server.stood(
-            TeamRecords(losses, np.array([update.correct for update in updates]))
+            TeamRecords(
+                losses, np.array([update.correct for update in updates]), self.makers(count)
+            )
         )
         self.home = False
         for update, same in zip(stretch.updates(), updates, strict=True):
@@ -148,6 +151,18 @@ class TeamCrew:
         if not self.granted_left:
             self.bring_home()
         return True
+
+    def makers(self, count):
+        """Who has made each piece: its owner, or now and then any member that has helped."""
+        members = len(self.lease.members)
+        if self.chance.random() < 0.3:
+            return None
+        found = np.tile(np.arange(members), (count, 1))
+        for row in found:
+            if self.chance.random() < 0.3:
+                row[:] = [self.chance.randrange(members) for _ in row]
+                self.helped += 1
+        return found
 
     @property
     def granted_left(self):
@@ -262,11 +277,12 @@ def test_whoever_makes_the_updates_they_are_those_of_one_worker(pytestconfig):
             error.add_note(f"drive(random.Random({seed}))")
             raise
         seen["team"] += len(crew.made)
+        seen["helped"] += crew.helped
         seen["others"] += crew.server.version - len(crew.made)
         steps = {one.update.step for one in crew.sampled if one is not None}
         assert not steps & {update.step for update in crew.made}, "a team made a sampled update"
         seen["sampled"] += len(steps)
-    assert min(seen[kind] for kind in ("team", "others", "sampled")) > 20, seen
+    assert min(seen[kind] for kind in ("team", "helped", "others", "sampled")) > 20, seen
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))

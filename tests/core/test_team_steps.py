@@ -40,27 +40,40 @@ def test_ranges_of_a_sum_have_the_bits_of_the_tree(leaves, members, chance):
     tree.start(leaves)
     plan = toy_plan(leaves, leaves, 1)
     steps = TeamSteps(plan, BSP, members)
-    sums = []
+    sums = []  # whoever has made a piece, its sums are in the rows of their first leaves
     for first, last in steps.pieces(0):
-        own = gradients[first:last].copy()
+        own = np.full_like(gradients, np.nan)
+        own[first:last] = gradients[first:last]
         for node in cover(first, last, leaves):
-            tree.add(node, sum_node(node, own, first, leaves))
+            tree.add(node, sum_node(node, own, 0, leaves))
         sums.append(own)
     expected, before = tree.total().copy(), [own.copy() for own in sums]
     cut = chance.randint(0, 5)
     found = []
     for low, high in ((0, cut), (cut, 5)):
         total = RangeSum(high - low, "float32", leaves).total(
-            steps.nodes(0), steps.leaves(0), partial(part_of, sums, low, high)
+            steps.cut(0), partial(part_of, sums, low, high)
         )
         found.append(total.copy())
         total[...] = np.nan  # it may be overwritten
     assert np.concatenate(found).tobytes() == expected.tobytes()
-    assert all(map(np.array_equal, sums, before)), "what others may still read stays as it is"
+    assert [own.tobytes() for own in sums] == [own.tobytes() for own in before], (
+        "what others may still read stays as it is"
+    )
 
 
-def part_of(sums, low, high, member, row):
-    return sums[member][row, low:high]
+def part_of(sums, low, high, piece, leaf):
+    return sums[piece][leaf, low:high]
+
+
+@given(leaves=st.integers(1, 70), members=st.integers(1, 9))
+def test_the_node_sums_of_an_update_are_those_of_its_pieces(leaves, members):
+    steps = TeamSteps(toy_plan(leaves, leaves, 1), BSP, members)
+    cut = steps.cut(0)
+    assert cut.pieces == steps.pieces(0) and cut.pieces[-1][1] == leaves
+    for piece, (first, last) in enumerate(cut.pieces):
+        rows = [node.first for node in cover(first, last, leaves)]
+        assert [row for of, row in cut.nodes if of == piece] == rows
 
 
 def test_a_short_minibatch_leaves_the_last_members_without_a_piece():
@@ -114,7 +127,7 @@ def test_what_was_made_is_what_was_granted_in_whatever_parts(chance):
     steps = TeamSteps(plan, policy, len(members))
     schedule = Schedule(name="cosine", learning_rate=0.05, total=plan.total_steps)
     team = standing(plan, policy, members, (0,) * len(members))
-    updates, losses = [], []
+    updates, losses, makers = [], [], []
     while (lease := team.grant(chance.randint(1, 6))) is not None:
         left = lease.updates
         assert team.resume_at == lease.step
@@ -123,7 +136,10 @@ def test_what_was_made_is_what_was_granted_in_whatever_parts(chance):
             left -= count
             sums = np.array([[chance.random(), chance.random(), 0] for _ in range(count)])
             hits = np.array([chance.randint(0, 9) for _ in range(count)])
-            stretch = team.made(TeamRecords(sums, hits), schedule)
+            who = any_makers(chance, steps, team.resume_at, count, len(members))
+            makers += who if who is not None else [range(len(members))] * count
+            records = TeamRecords(sums, hits, None if who is None else np.array(who))
+            stretch = team.made(records, schedule)
             found = list(stretch.updates())
             assert (stretch.version, stretch.end) == (found[0].version - 1, found[-1].version)
             assert stretch.ages() == Counter(age for update in found for age in update.ages)
@@ -133,10 +149,10 @@ def test_what_was_made_is_what_was_granted_in_whatever_parts(chance):
     step, serials = 0, Counter()
     for version, (update, (loss, hits)) in enumerate(zip(updates, losses, strict=True)):
         expected = []
-        for number, worker in enumerate(members):
-            if (lease := steps.lease(step, number, version, serials[worker])) is not None:
-                expected.append((worker, lease))
-                serials[worker] += 1
+        for piece in range(len(steps.pieces(step))):
+            worker = members[makers[version][piece]]
+            expected.append((worker, steps.lease(step, piece, version, serials[worker])))
+            serials[worker] += 1
         assert update.contributions == tuple(expected) and update.ages == [0] * len(expected)
         assert (update.step, update.version, update.correct) == (step, version + 1, hits)
         step += steps.steps(step)
@@ -147,6 +163,19 @@ def test_what_was_made_is_what_was_granted_in_whatever_parts(chance):
         assert update.ends_epoch == plan.ends_epoch(step - 1)
     assert step == plan.total_steps
     assert dict(team.serials()) == {worker: serials[worker] for worker in members}
+
+
+def any_makers(chance, steps, step, count, members):
+    """Who makes each piece of the next updates: now each its own, now anybody."""
+    if chance.random() < 0.3:
+        return None
+    found = []
+    for _ in range(count):
+        pieces, helps = len(steps.pieces(step)), chance.random() < 0.5
+        row = [chance.randrange(members) if helps else piece for piece in range(pieces)]
+        found.append(row + [-1] * (members - pieces))
+        step += steps.steps(step)
+    return found
 
 
 def any_team(chance: random.Random):

@@ -38,6 +38,7 @@ from distsgd.transport.base import Membership
 from distsgd.transport.connections import SharedMemoryChannel
 from distsgd.transport.framing import Shape
 from distsgd.transport.port import Address, Port
+from distsgd.transport.team_memory import PID
 
 __all__ = ["Fail", "Nursery", "Training", "job_and_start", "nursery"]
 
@@ -312,6 +313,16 @@ class Training:
                 for event in self.events[known:]
             )
         )
+
+    def is_inside(self, number: int) -> bool:
+        """Whether a worker's present process works in a team of two at least."""
+        team = self.host._team
+        with self.host._lock:
+            memory = team._memory
+            if memory is None or team.revoked or memory.shape.members < 2:
+                return False
+            members = range(memory.shape.members)
+            return self.pids[number] in [memory.words[memory.member(n) + PID] for n in members]
 
     def alone(self) -> Ended:
         """The end of the same training in one process."""

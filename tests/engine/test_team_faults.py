@@ -10,8 +10,9 @@ from itertools import product
 import pytest
 from team_processes import Fail, Nursery, Training, job_and_start
 
+from distsgd.engine.events import UpdatedByTeam
 from distsgd.engine.job import Job, Snapshot
-from distsgd.engine.team import WORDS
+from distsgd.engine.team import HELP_WORDS, WORDS
 from distsgd.engine.team_turns import TURN_WORDS
 
 THREE = pytest.param(3, marks=pytest.mark.thorough)
@@ -76,6 +77,53 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         assert len(training.updates_by_team) > 3 * len(points(workers))
 
 
+def test_a_member_that_is_killed_while_it_helps_or_catches_up_spoils_nothing(
+    births: Nursery, long: tuple[Job, Snapshot]
+) -> None:
+    with Training(births, *long, 2) as training:
+        training.begin()
+        for word, member in product(HELP_WORDS, range(2)):
+            training.kill(member)
+            training.bear(member, Fail(word))
+            training.wait_for(lambda: training.state(member) == "X" or training.is_inside(member))  # noqa: B023
+            away = 1 - member if word in ("helping", "helped") else member
+            if training.state(member) != "X":  # it may have helped by chance
+                training.kill(away, signal.SIGSTOP)
+                training.wait(away, "T")
+                if away == member:
+                    training.until(training.version + 10)
+                    training.kill(member, signal.SIGCONT)
+                training.wait(member, "X")
+                training.kill(1 - member, signal.SIGCONT)
+            training.bear(member)
+        training.until(training.version + 50)
+        training.host.stop()
+        training.check()
+
+
+def test_a_team_goes_on_beside_a_member_that_is_stopped(
+    births: Nursery, long: tuple[Job, Snapshot]
+) -> None:
+    """Without being revoked: the other computes its pieces, too, and the journal says so."""
+    with Training(births, *long, 2) as training:
+        training.begin()
+        training.wait_for_teams(2)
+        training.wait_for(lambda: training.is_inside(0) and training.is_inside(1))
+        training.kill(1, signal.SIGSTOP)
+        training.wait(1, "T")
+        training.look()
+        known, before = len(training.events), training.version
+        training.until(before + 30)
+        training.kill(1, signal.SIGCONT)
+        made = [event for event in training.events[known:] if isinstance(event, UpdatedByTeam)]
+        alone = [update for event in made for update in event.stretch.updates()
+                 if [worker for worker, _ in update.contributions] == [0, 0]]  # fmt: skip
+        assert len(alone) >= 20
+        training.until(training.version + 50)
+        training.host.stop()
+        training.check()
+
+
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_member_that_fails_in_its_turn_spoils_nothing(
     births: Nursery, impatient: None, what: int
@@ -117,7 +165,7 @@ def test_members_that_die_and_stop_at_random_spoil_nothing(
                 case "kill":
                     training.kill(member)
                     kind = chance.choice((signal.SIGKILL, signal.SIGSTOP))
-                    fail = Fail(chance.choice(WORDS), chance.randint(0, 5), kind)
+                    fail = Fail(chance.choice(WORDS + HELP_WORDS), chance.randint(0, 5), kind)
                     training.bear(member, chance.choice((fail, None)))
                 case "stop":
                     training.kill(member, signal.SIGSTOP)

@@ -13,8 +13,9 @@ import pytest
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.messages import Lease, Push
+from distsgd.core.messages import Applied, Lease, Push
 from distsgd.core.model import SlotLoss, initial_weights
+from distsgd.core.server.consistency import make_policy
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.events import Ended, EpochEnded, Event, Progress, Saved, UpdatedByTeam
 from distsgd.engine.job import Job, Snapshot
@@ -26,9 +27,12 @@ from distsgd.transport.team_memory import (
     BELL,
     HITS,
     LIMIT,
+    PIECE_WORDS,
     REVOKED,
     TROUBLE,
+    TURN,
     VERSION,
+    WRITING,
     TeamMemory,
 )
 
@@ -114,21 +118,55 @@ class Team:
         assert isinstance(reply, tuple) and isinstance(reply[0], Lease)
         return reply[0]
 
-    def make(self, updates: int) -> None:
-        """The team makes some updates, as far as it may."""
-        memory, members = self.memory, self.memory.shape.members
+    def make(
+        self,
+        updates: int,
+        makers: Sequence[Sequence[int]] | None = None,
+        by: Sequence[int] | None = None,
+    ) -> None:
+        """The team makes some updates, as far as it may.
+
+        Args:
+            updates: how many.
+            makers: of each piece the members that compute it; None for the one whose it is.
+            by: the members that apply them; None for all.
+        """
+        memory, members = self.memory, range(self.memory.shape.members)
+        makers = makers or [(piece,) for piece in members[:2]]
         for _ in range(updates):
             assert memory.words[LIMIT] > self.version and not memory.words[REVOKED]
             row = self.version % memory.shape.records
             self.version += 1
-            memory.losses[:, row] = [self.version, 0]  # of one slot, and no more
-            memory.heads[:, row, HITS] = 1
-            memory.weights[self.version & 1] = self.version
-            for state in memory.states:
-                state[self.version & 1] = self.version
-            for member in range(members):
-                memory.words[memory.member(member) + ARRIVED] = self.version
-                memory.words[memory.member(member) + APPLIED] = self.version
+            memory.losses[:, row] = np.nan
+            places = dict.fromkeys(members, 0)
+            for piece, (maker, at) in (
+                (piece, (maker, places[maker])) for piece, who in enumerate(makers) for maker in who
+            ):
+                places[maker] += 1
+                memory.losses[maker, row, at] = self.version  # of one slot, and no more
+                head = memory.heads[maker, row, PIECE_WORDS * piece :]
+                head[:PIECE_WORDS] = (self.version, (at << 32) + 1, 1)
+            for member in members:
+                applies = by is None or member in by
+                value = self.version if applies else np.nan
+                memory.weights[member, self.version & 1] = value
+                memory.states[member, :, self.version & 1] = value
+                own = memory.member(member)
+                for word in (ARRIVED, WRITING, APPLIED) if applies else (WRITING,):
+                    memory.words[own + word] = self.version
+
+    def take_turns(self, updates: int) -> None:
+        """A team whose members do not wait for each other makes some updates."""
+        memory = self.memory
+        for number in range(updates):
+            row = self.version % memory.shape.records
+            turn = (number % memory.shape.members, self.version, self.version, number)
+            memory.losses[0, row] = self.version + 1
+            memory.heads[0, row, HITS], memory.heads[0, row, TURN] = 1, turn
+            self.version += 1
+            memory.weights[0, self.version & 1] = self.version
+            memory.states[0, :, self.version & 1] = self.version
+            memory.words[VERSION] = self.version
 
     def look(self) -> list[Event]:
         before = len(self.events)
@@ -158,6 +196,12 @@ def rings(bell: int) -> bool:
     return bool(select.select([bell], [], [], 0)[0])
 
 
+def updates_of(team: Team) -> list[Applied]:
+    """Those that the server has taken."""
+    events = [event for event in team.of(UpdatedByTeam) if isinstance(event, UpdatedByTeam)]
+    return [update for event in events for update in event.stretch.updates()]
+
+
 def full_of(version: int, snapshot: Snapshot) -> bool:
     arrays = (snapshot.weights, *snapshot.state.values())
     return snapshot.version == version and all((array == version).all() for array in arrays)
@@ -166,7 +210,7 @@ def full_of(version: int, snapshot: Snapshot) -> bool:
 def test_all_who_share_memory_are_a_team_after_their_first_minibatch(job: Job) -> None:
     team = Team(job, workers=2)
     assert team.has_team() and team.memory.words[LIMIT] == 5 and team.memory.words[BELL] == 3
-    assert (team.memory.weights[1] == team.host._server.weights).all()
+    assert (team.memory.weights[:, 1] == team.host._server.weights).all(), "each has W of its own"
 
 
 def test_a_team_goes_on_before_it_has_made_all(job: Job) -> None:
@@ -277,16 +321,105 @@ def test_who_dies_inside_is_not_waited_for(job: Job) -> None:
     assert team.has_team((0, 1)) and team.memory.shape.members == 2
 
 
-def test_what_one_has_not_applied_was_not_made(job: Job) -> None:
+@pytest.mark.parametrize("furthest", [0, 1])
+def test_what_one_has_applied_was_made(job: Job, furthest: int) -> None:
+    """W is that of the member that is furthest, even if it is the one that dies."""
     team = Team(job)
-    team.make(2)
-    memory = team.memory
-    memory.words[memory.member(1) + APPLIED] = 2
-    memory.weights[1] = np.nan
+    team.make(1)
+    team.make(1, by=(furthest,))
+    team.die(1)
+    team.ask(0)
+    assert team.made == [2, 3] and (team.host._server.weights == 3).all()
+    assert team.has_team((0,)) and team.memory.words[VERSION] == 3, "it is a team by itself"
+    assert (team.memory.states == 3).any(axis=-1)[0, :, 1].all()
+
+
+def test_what_nobody_has_applied_was_not_made(job: Job) -> None:
+    team = Team(job)
+    team.make(1)
+    team.make(1, by=())
     team.die(1)
     team.ask(0)
     assert team.made == [2] and (team.host._server.weights == 2).all()
-    assert team.has_team((0,)) and team.memory.words[VERSION] == 2, "it is a team by itself"
+
+
+@pytest.mark.parametrize("furthest", [0, 1])
+def test_a_team_that_waits_has_the_weights_of_its_furthest_member(job: Job, furthest: int) -> None:
+    team = Team(job)
+    team.host._timed._next = 0.0  # a snapshot is due at the end of what is granted
+    team.make(3)
+    team.make(1, by=(furthest,))
+    team.host.rung()
+    (saved,) = team.of(Saved)
+    assert isinstance(saved, Saved) and full_of(5, saved.snapshot)
+    assert team.memory.words[LIMIT] == 8 and not team.memory.words[REVOKED]
+
+
+OWN = [(0,), (1,)]
+
+MAKERS: dict[str, list[Sequence[int]]] = {
+    "each its own": OWN,
+    "one both": [(0,), (0,)],
+    "the other both": [(1,), (1,)],
+    "each the other's": [(1,), (0,)],
+    "one both, and its owner, too": [(0,), (0, 1)],
+    "everybody both": [(0, 1), (1, 0)],
+}
+
+
+@pytest.mark.parametrize("makers", MAKERS.values(), ids=MAKERS)
+def test_a_piece_is_that_of_whoever_has_made_it(job: Job, makers: list[Sequence[int]]) -> None:
+    """Of its owner, where it is so too. Other updates come before and after."""
+    team = Team(job)
+    team.make(1)
+    team.make(2, makers)
+    team.make(1)
+    team.host.rung()
+    found = updates_of(team)
+    assert [update.version for update in found] == [2, 3, 4, 5]
+    assert [update.loss for update in found] == [2 * n / 50 for n in (2, 3, 4, 5)]
+    assert [update.correct for update in found] == [2] * 4
+    expected = [piece if piece in who else who[0] for piece, who in enumerate(makers)]
+    for update, workers in zip(found, ([0, 1], expected, expected, [0, 1]), strict=True):
+        assert [worker for worker, _ in update.contributions] == workers
+        assert [lease.first for _, lease in update.contributions] == [0, 1]
+
+
+def test_an_older_record_is_no_record(job: Job) -> None:
+    """Where another has made the piece, that of its owner is of as many updates before."""
+    team = Team(job)
+    team.make(1)
+    memory = team.memory
+    row = team.version % memory.shape.records
+    memory.heads[1, row, PIECE_WORDS:] = -1
+    memory.heads[1, row, PIECE_WORDS] = team.version + 1 - memory.shape.records
+    team.make(1, [(0,), (0,)])
+    *_, last = updates_of(team)
+    assert [worker for worker, _ in last.contributions] == [0, 0] and last.correct == 2
+
+
+@pytest.mark.parametrize("fences", [1, 2, 3])
+def test_a_record_that_is_written_just_now_is_whole_or_none(
+    job: Job, monkeypatch: pytest.MonkeyPatch, fences: int
+) -> None:
+    """A member that nobody waits for may write its record while the server reads."""
+    team = Team(job)
+    team.make(1, [(0,), (0,)])
+    memory, seen = team.memory, list[int]()
+    head = memory.heads[1, 1, PIECE_WORDS:]
+    head[:] = -1
+
+    def write() -> None:
+        seen.append(1)
+        if len(seen) == fences:
+            memory.losses[1, 1, 0] = 2.0
+            head[1:3] = 1, 1
+            head[0] = 2
+
+    monkeypatch.setattr("distsgd.engine.team_host.fence", write)
+    (update,) = updates_of(team)
+    assert [worker for worker, _ in update.contributions] == [0, int(fences < 3)]
+    assert (update.loss, update.correct) == (2 * 2 / 50, 2)
 
 
 def test_who_comes_later_is_in_the_next_team(job: Job) -> None:
@@ -337,6 +470,67 @@ def test_a_team_that_makes_nothing_is_revoked_and_who_hangs_is_left_behind(
     assert not team.host._team.standing and team.lease(0).version == 2
     team.ask(1)
     assert team.lease(1).version == 2, "it is back, and has its part of what goes on"
+
+
+@pytest.mark.parametrize("stands", [0, 1])
+def test_a_member_that_does_not_move_while_others_go_on_is_left_behind(
+    job: Job, monkeypatch: pytest.MonkeyPatch, stands: int
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("distsgd.engine.server_host.perf_counter", lambda: now[0])
+    monkeypatch.setattr("distsgd.engine.team_host._TIMES_LONGER", 1.0)
+    team, other = Team(job), 1 - stands
+    team.make(1)
+    for _ in range(3):
+        team.look()
+        now[0] += 0.4
+        assert not team.memory.words[REVOKED]
+        team.make(1, [(other,), (other,)], by=(other,))
+        team.host.rung()
+    team.look()
+    assert team.memory.words[REVOKED], "it has stood for over a second"
+    team.ask(other)
+    assert team.host._team.standing, "it waits for the other"
+    now[0] += 0.3
+    team.look()
+    assert not team.host._team.standing and team.lease(other).version == 5
+    assert team.made == [2, 3, 4, 5] and (team.host._server.weights == 5).all()
+
+
+def test_a_member_that_moves_now_and_then_is_not_left_behind(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("distsgd.engine.server_host.perf_counter", lambda: now[0])
+    monkeypatch.setattr("distsgd.engine.team_host._TIMES_LONGER", 1.0)
+    team = Team(job)
+    for number in range(8):
+        now[0] += 0.4
+        team.make(1, [(0,), (0,)], by=(0, 1) if number % 2 else (0,))
+        team.host.rung()
+        team.look()
+        assert not team.memory.words[REVOKED]
+
+
+def test_members_that_take_turns_do_not_have_to_move(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("distsgd.engine.server_host.perf_counter", lambda: now[0])
+    monkeypatch.setattr("distsgd.engine.team_host._TIMES_LONGER", 1.0)
+    team = Team(replace(job, policy=make_policy("asp")))
+    team.ask(0)
+    team.ask(1)
+    assert team.has_team() and not team.memory.words[REVOKED]
+    for _ in range(5):
+        now[0] += 0.8
+        team.take_turns(1)
+        team.host.rung()
+        team.look()
+        assert not team.memory.words[REVOKED]
+    now[0] += 1.1
+    team.look()
+    assert team.memory.words[REVOKED], "it makes nothing"
 
 
 def test_a_host_that_stood_still_does_not_blame_its_team(

@@ -142,15 +142,14 @@ def test_a_wrong_sum_is_found(monkeypatch):
 @pytest.mark.parametrize("fault", ["scaled", "twice"])
 def test_a_wrong_update_is_found(monkeypatch, name, fault):
     rule = getattr(optimizers, name)
-    real = rule.step
+    real = rule.change
 
-    def wrong(self, weights, gradient, rate, number):
+    def wrong(self, gradient, rate, number):
         copy = gradient.copy()
-        real(self, weights, gradient, rate * (1.001 if fault == "scaled" else 1), number)
-        if fault == "twice":
-            real(self, weights, copy, rate, number)
+        change = real(self, gradient, rate * (1.001 if fault == "scaled" else 1), number).copy()
+        return change + real(self, copy, rate, number) if fault == "twice" else change
 
-    monkeypatch.setattr(rule, "step", wrong)
+    monkeypatch.setattr(rule, "change", wrong)
     with pytest.raises(VerificationError, match=r"step 0, .*W after it"):
         distsgd.train(**SMALL, optimizer=name.lower())
 

@@ -42,12 +42,11 @@ class Optimizer:
         self.state: dict[str, Floats] = {}
         self._scratch = np.empty_like(like)
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
-        """Update ``weights`` in place; ``gradient`` may be overwritten.
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
+        """What an update subtracts from w; the state is updated.
 
         Args:
-            weights: shape (parameters,).
-            gradient: of the same shape.
+            gradient: shape (parameters,); may be overwritten, and returned.
             learning_rate: eta.
             update: number of this update, from 1.
         """
@@ -66,10 +65,10 @@ class Optimizer:
 class Sgd(Optimizer):
     """w <- w - eta g."""
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
         """See the class."""
-        np.multiply(gradient, weights.dtype.type(learning_rate), out=gradient)
-        np.subtract(weights, gradient, out=weights)
+        np.multiply(gradient, gradient.dtype.type(learning_rate), out=gradient)
+        return gradient
 
 
 class Momentum(Optimizer):
@@ -88,11 +87,11 @@ class Momentum(Optimizer):
         np.add(velocity, gradient, out=velocity)
         return velocity
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
         """See the class."""
         velocity = self._advance(gradient)
-        np.multiply(velocity, weights.dtype.type(learning_rate), out=self._scratch)
-        np.subtract(weights, self._scratch, out=weights)
+        np.multiply(velocity, gradient.dtype.type(learning_rate), out=self._scratch)
+        return self._scratch
 
 
 class Nesterov(Momentum):
@@ -101,13 +100,13 @@ class Nesterov(Momentum):
     Source: Nesterov 1983, in the form of Sutskever et al. 2013 and Bengio et al. 2012.
     """
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
         """See the class."""
         velocity = self._advance(gradient)
         np.multiply(velocity, velocity.dtype.type(self.momentum), out=self._scratch)
         np.add(self._scratch, gradient, out=self._scratch)
-        np.multiply(self._scratch, weights.dtype.type(learning_rate), out=self._scratch)
-        np.subtract(weights, self._scratch, out=weights)
+        np.multiply(self._scratch, gradient.dtype.type(learning_rate), out=self._scratch)
+        return self._scratch
 
 
 class Adagrad(Optimizer):
@@ -120,16 +119,16 @@ class Adagrad(Optimizer):
         super().__init__(like, momentum)
         self.state["squares"] = np.zeros_like(like)
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
         """See the class."""
         squares = self.state["squares"]
         np.multiply(gradient, gradient, out=self._scratch)
         np.add(squares, self._scratch, out=squares)
         np.sqrt(squares, out=self._scratch)
-        np.add(self._scratch, weights.dtype.type(EPSILON), out=self._scratch)
+        np.add(self._scratch, gradient.dtype.type(EPSILON), out=self._scratch)
         np.divide(gradient, self._scratch, out=gradient)
-        np.multiply(gradient, weights.dtype.type(learning_rate), out=gradient)
-        np.subtract(weights, gradient, out=weights)
+        np.multiply(gradient, gradient.dtype.type(learning_rate), out=gradient)
+        return gradient
 
 
 class Adam(Optimizer):
@@ -144,9 +143,9 @@ class Adam(Optimizer):
         self.state["mean"] = np.zeros_like(like)
         self.state["squares"] = np.zeros_like(like)
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float, update: int) -> None:
+    def change(self, gradient: Floats, learning_rate: float, update: int) -> Floats:
         """See the class."""
-        mean, squares, kind = self.state["mean"], self.state["squares"], weights.dtype.type
+        mean, squares, kind = self.state["mean"], self.state["squares"], gradient.dtype.type
         np.multiply(mean, kind(self.momentum), out=mean)
         np.multiply(gradient, kind(1 - self.momentum), out=self._scratch)
         np.add(mean, self._scratch, out=mean)
@@ -160,7 +159,7 @@ class Adam(Optimizer):
         np.divide(mean, gradient, out=gradient)
         rate = learning_rate / (1 - self._power(self.momentum, update))
         np.multiply(gradient, kind(rate), out=gradient)
-        np.subtract(weights, gradient, out=weights)
+        return gradient
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -211,33 +210,39 @@ class Updater:
         self.decay, self.schedule = decay, schedule
         self._scratch = np.empty_like(weights)
 
-    def apply(self, total: Floats, examples: int, step: int) -> float:
+    def apply(self, total: Floats, examples: int, step: int, before: Floats | None = None) -> float:
         """Apply the mean of a gradient sum plus the penalty; returns the learning rate.
 
         Args:
             total: sum of dL_i/dW, shape (parameters,); overwritten.
             examples: how many examples it is over.
             step: step of the plan, for the learning rate.
+            before: W before the update, if that is kept and ``weights`` is to hold W after it.
         """
         learning_rate = self.schedule.at(step)
         np.multiply(total, total.dtype.type(1 / examples), out=total)
-        np.multiply(self.decay, self.weights, out=self._scratch)
+        before = self.weights if before is None else before
+        np.multiply(self.decay, before, out=self._scratch)
         np.add(total, self._scratch, out=total)
         self.version += 1
-        self.optimizer.step(self.weights, total, learning_rate, self.version)
+        change = self.optimizer.change(total, learning_rate, self.version)
+        np.subtract(before, change, out=self.weights)
         self.optimizer.settle(self.weights)
         return learning_rate
 
-    def average(self, total: Floats, examples: int, step: int) -> float:
+    def average(
+        self, total: Floats, examples: int, step: int, before: Floats | None = None
+    ) -> float:
         """Subtract the mean of (W before - W after) of the replicas, weighted by examples.
 
         Args:
             total: sum over replicas of examples * (W before - W after); overwritten.
             examples: of all replicas.
             step: first step of the round, for the learning rate that is reported.
+            before: as for `apply`.
         """
         np.multiply(total, total.dtype.type(1 / examples), out=total)
-        np.subtract(self.weights, total, out=self.weights)
+        np.subtract(self.weights if before is None else before, total, out=self.weights)
         self.optimizer.settle(self.weights)
         self.version += 1
         return self.schedule.at(step)

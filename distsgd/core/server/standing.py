@@ -28,12 +28,15 @@ class TeamRecords(NamedTuple):
         losses: sum of the losses of each slot, float64 of shape (updates, slots); 0 in places that
             an update does not use.
         correct: examples that were classified rightly, int64 of shape (updates,).
+        makers: of each piece, the number of the member that has computed it, int64 of shape
+            (updates, pieces), -1 beyond the last piece; None if each has computed its own.
         turns: where an update is that of one member: number of the member, step, version of W that
             it was computed at, and serial, int64 of shape (updates, 4).
     """
 
     losses: NDArray[np.float64]
     correct: NDArray[np.int64]
+    makers: NDArray[np.int64] | None = None
     turns: NDArray[np.int64] | None = None
 
 
@@ -135,7 +138,9 @@ class Standing:
             done = 0
             while done < count:
                 alike = self._alike(count - done)
-                self._make(starts[done : done + alike], answers[done : done + alike])
+                part = slice(done, done + alike)
+                makers = None if records.makers is None else records.makers[part]
+                self._make(starts[part], answers[part], makers)
                 done += alike
         examples = np.array([self._examples(step) for step in starts.tolist()], np.int64)
         sums = np.array([exact_sum(row) for row in records.losses.tolist()], np.float64)
@@ -153,22 +158,40 @@ class Standing:
         left = plan.steps_per_epoch - self._step % plan.steps_per_epoch
         return max(1, min(most, left - 1))
 
-    def _make(self, starts: NDArray[np.int64], answers: NDArray[np.int64]) -> None:
+    def _make(
+        self,
+        starts: NDArray[np.int64],
+        answers: NDArray[np.int64],
+        makers: NDArray[np.int64] | None,
+    ) -> None:
         """The next updates, which are alike, have been made: fill in who contributed what."""
         count, each = len(starts), self._steps.steps(self._step)
         numbers = np.arange(count)
         starts[:] = self._step + numbers * each
-        for member, worker in enumerate(self._members):
-            lease = self._steps.lease(self._step, member, self._version, self._serials[member])
-            if lease is None:
-                continue
-            answers[:, member] = (worker, *lease)
-            answers[:, member, 1] = starts
-            answers[:, member, 4] += numbers
-            answers[:, member, 7] += numbers
-            self._serials[member] += count
+        pieces = len(self._steps.pieces(self._step))
+        if makers is None:
+            makers = np.broadcast_to(np.arange(pieces), (count, pieces))
+        workers, serials = np.array(self._members), self._count(makers[:, :pieces])
+        for piece in range(pieces):
+            lease = self._steps.lease(self._step, piece, self._version, 0)
+            assert lease is not None
+            answers[:, piece] = (0, *lease)
+            answers[:, piece, 0] = workers[makers[:, piece]]
+            answers[:, piece, 1] = starts
+            answers[:, piece, 4] += numbers
+            answers[:, piece, 7] = serials[:, piece]
         self._step += count * each
         self._version += count
+
+    def _count(self, makers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The serial of each answer, of members that have made these pieces one after another."""
+        serials = np.empty(makers.shape, np.int64)
+        for member, before in enumerate(self._serials):
+            own = makers == member
+            count = int(own.sum())
+            serials[own] = before + np.arange(count)
+            self._serials[member] += count
+        return serials
 
     def _take_turns(self, turns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Members have made updates of one piece each: their steps, and who contributed what."""

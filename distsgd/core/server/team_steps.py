@@ -7,8 +7,7 @@ that no message says who computes what.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from distsgd.core.plan import Plan
 from distsgd.core.reduction_tree import Node, cover, root
 from distsgd.core.server.consistency.base import Policy, Range
 
-__all__ = ["RangeSum", "TeamSteps"]
+__all__ = ["Cut", "RangeSum", "TeamSteps"]
 
 
 class TeamSteps:
@@ -33,21 +32,32 @@ class TeamSteps:
 
     def __init__(self, plan: Plan, policy: Policy, members: int) -> None:
         self._plan, self._policy, self._members = plan, policy, members
-        self._cuts: dict[int, tuple[Range, ...]] = {}
+        self._cuts: dict[int, Cut] = {}
 
     def steps(self, step: int) -> int:
         """Steps of the plan that the update that begins at a step covers."""
         return self._policy.steps(self._plan.steps_per_epoch - step % self._plan.steps_per_epoch)
+
+    def examples(self, step: int) -> int:
+        """Examples of the update that begins at a step."""
+        low, high = self._plan.minibatch(step)
+        if (steps := self.steps(step)) > 1:
+            high = self._plan.minibatch(step + steps - 1)[1]
+        return high - low
+
+    def cut(self, step: int) -> Cut:
+        """How the update that begins at a step is cut."""
+        slots = self._plan.slots(step)
+        if (found := self._cuts.get(slots)) is None:
+            found = self._cuts[slots] = _cut(tuple(self._policy.pieces(slots, self._members)))
+        return found
 
     def pieces(self, step: int) -> tuple[Range, ...]:
         """The pieces of the update that begins at a step; the first is the first member's.
 
         There may be fewer than members, of a short minibatch.
         """
-        slots = self._plan.slots(step)
-        if (found := self._cuts.get(slots)) is None:
-            found = self._cuts[slots] = tuple(self._policy.pieces(slots, self._members))
-        return found
+        return self.cut(step).pieces
 
     def suits(self, step: int) -> bool:
         """Whether each piece of the update has a member of its own."""
@@ -66,27 +76,6 @@ class TeamSteps:
         replicas = len(pieces) if self._policy.local else 0
         return Lease(step, *pieces[member], version, self.steps(step), replicas, serial)
 
-    def nodes(self, step: int) -> tuple[tuple[int, int, Node], ...]:
-        """The node sums of an update: (member, row, node), in the order of the leaves.
-
-        The row is counted from the first leaf of the member's piece.
-        """
-        return _nodes(self.pieces(step))
-
-    def leaves(self, step: int) -> int:
-        """Leaves of the reduction tree of an update."""
-        return self.pieces(step)[-1][1]
-
-
-@cache
-def _nodes(pieces: tuple[Range, ...]) -> tuple[tuple[int, int, Node], ...]:
-    leaves = pieces[-1][1]
-    return tuple(
-        (member, node.first - first, node)
-        for member, (first, last) in enumerate(pieces)
-        for node in cover(first, last, leaves)
-    )
-
 
 class _Addition(NamedTuple):
     """Operands are places: below the number of node sums one of these, from there on scratch."""
@@ -96,11 +85,30 @@ class _Addition(NamedTuple):
     into: int
 
 
-@cache
-def _additions(nodes: tuple[Node, ...], leaves: int) -> tuple[tuple[_Addition, ...], int]:
-    """The additions that make the total of node sums along the tree, and where it is then."""
-    places = {node: place for place, node in enumerate(nodes)}
-    found: list[_Addition] = []
+class Cut(NamedTuple):
+    """How an update is cut, and its sums are added.
+
+    Attributes:
+        pieces: as `TeamSteps.pieces`.
+        nodes: of each node sum, in the order of the leaves, its piece and its first leaf.
+        additions: what makes the total of them along the tree.
+        total: the place of the total after these.
+    """
+
+    pieces: tuple[Range, ...]
+    nodes: tuple[tuple[int, int], ...]
+    additions: tuple[_Addition, ...]
+    total: int
+
+
+def _cut(pieces: tuple[Range, ...]) -> Cut:
+    leaves = pieces[-1][1]
+    nodes = [
+        (piece, node) for piece, (first, last) in enumerate(pieces)
+        for node in cover(first, last, leaves)
+    ]  # fmt: skip
+    places = {node: place for place, (_, node) in enumerate(nodes)}
+    additions: list[_Addition] = []
 
     def place_of(node: Node) -> int:
         if node in places:
@@ -111,12 +119,13 @@ def _additions(nodes: tuple[Node, ...], leaves: int) -> tuple[tuple[_Addition, .
         if right.first >= leaves:
             return first
         second = place_of(right)
-        into = len(nodes) + len(found)
-        found.append(_Addition(first, second, into))
+        into = len(nodes) + len(additions)
+        additions.append(_Addition(first, second, into))
         return into
 
-    place = place_of(root(leaves))
-    return tuple(found), place
+    total = place_of(root(leaves))
+    rows = tuple((piece, node.first) for piece, node in nodes)
+    return Cut(pieces, rows, tuple(additions), total)
 
 
 class RangeSum:
@@ -133,28 +142,21 @@ class RangeSum:
     def __init__(self, size: int, dtype: str, most: int) -> None:
         self._scratch = np.empty((max(1, most), size), dtype)
 
-    def total(
-        self,
-        nodes: Sequence[tuple[int, int, Node]],
-        leaves: int,
-        part: Callable[[int, int], Floats],
-    ) -> Floats:
+    def total(self, cut: Cut, part: Callable[[int, int], Floats]) -> Floats:
         """The sum over all leaves, which may be overwritten.
 
         Args:
-            nodes: see `TeamSteps.nodes`.
-            leaves: of the tree.
-            part: the range of a member's row.
+            cut: of the update.
+            part: the range of a node sum, by its piece and its first leaf.
         """
-        additions, place = _additions(tuple([node for _, _, node in nodes]), leaves)
-        values = [part(member, row) for member, row, _ in nodes]
+        values = [part(piece, row) for piece, row in cut.nodes]
         count = len(values)
-        for left, right, into in additions:
+        for left, right, into in cut.additions:
             out = self._scratch[into - count]
             np.add(values[left], values[right], out=out)
             values.append(out)
-        total = values[place]
-        if place < count:  # a sum that others may still read stays as it is
+        total = values[cut.total]
+        if cut.total < count:  # a sum that others may still read stays as it is
             total = self._scratch[0]
-            np.copyto(total, values[place])
+            np.copyto(total, values[cut.total])
         return total
