@@ -528,7 +528,8 @@ class TeamMember(Member):
         words, base, copy = self._words, self._members[part], ~version & 1
         began = perf_counter_ns()
         while words[base + SHARED] != version + 1:
-            if perf_counter_ns() - began > _HELP_NANOSECONDS:
+            away = words[base + APPLIED] < version
+            if away or perf_counter_ns() - began > _HELP_NANOSECONDS:
                 return False
             os.sched_yield()
         if not ORDERED:

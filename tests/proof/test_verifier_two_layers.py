@@ -96,12 +96,13 @@ def test_a_slot_that_is_left_out_is_named(monkeypatch):
     ("at", "place"), [(7, "hidden unit 0, column 7"), (-160, "class 5, column 0")]
 )
 def test_a_wrong_update_of_either_layer_is_placed(monkeypatch, at, place):
-    real = optimizers.Sgd.step
+    real = optimizers.Sgd.change
 
-    def wrong(self, weights, gradient, rate, number):
-        real(self, weights, gradient, rate, number)
-        weights[at] += 0.01
+    def wrong(self, gradient, rate, number):
+        change = real(self, gradient, rate, number)
+        change[at] -= 0.01
+        return change
 
-    monkeypatch.setattr(optimizers.Sgd, "step", wrong)
+    monkeypatch.setattr(optimizers.Sgd, "change", wrong)
     with pytest.raises(VerificationError, match=f"W after it, {place}"):
         distsgd.train(**SMALL)
