@@ -288,6 +288,7 @@ class TeamMember(Member):
             self._look_at_bell()
             if self._rests:
                 self._rest()
+                self._look_at_bell()
                 lease = self._lease(self._step, self._version)
 
     def _lease(self, step: int, version: int) -> Lease | None:
@@ -438,7 +439,7 @@ class TeamMember(Member):
             if there[place % len(there)] == number:
                 return piece, 0
         found = [((piece - number - 1) % len(members), piece) for piece in missing]
-        rank, piece = min(found, default=(0, number))
+        rank, piece = min(found, default=(0, 0))  # there is always a first one
         return piece, (rank + 1) * max(_HELP_NANOSECONDS, _HELP_SHARE * self._piece_took)
 
     def _look_around(self, now: int) -> None:
