@@ -125,6 +125,11 @@ class Member:
         self._connection = connection
         self._waited = self._count = 0
         self._words[self._own + PID] = os.getpid()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what it takes to work as this kind of member."""
+        raise NotImplementedError
 
     def run(self) -> int:
         """Work until the team is over; returns how many pieces were computed."""
@@ -235,16 +240,9 @@ class TeamMember(Member):
     Arguments are those of `Member`.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        worker: Worker,
-        place: Membership,
-        connection: int,
-        fail: FailPoint | None = None,
-    ) -> None:
-        super().__init__(job, worker, place, connection, fail)
-        memory, number = self._memory, self._number
+    def _prepare(self) -> None:
+        """See `Member`."""
+        job, memory, number = self._job, self._memory, self._number
         members = memory.shape.members
         self._members = [memory.member(member) for member in range(members)]
         self._others = [
@@ -326,8 +324,8 @@ class TeamMember(Member):
         head[place] = version + 1
         self._count += 1
 
-    def _help(self, piece: int, step: int, version: int) -> bool:
-        """Compute the piece of a member that does not come; False if it has come meanwhile."""
+    def _help(self, piece: int, step: int, version: int) -> None:
+        """Compute the piece of a member that does not come, unless it comes meanwhile."""
         lease = self._steps.lease(step, piece, version, 0)
         assert lease is not None
         self._point("helping", version + 1)
@@ -335,12 +333,10 @@ class TeamMember(Member):
             lease, self._weights[version & 1], self._rows(lease),
             unless=lambda: self._source(piece, version + 1) is not None or self._is_behind(version),
         )  # fmt: skip
-        if losses is None:
-            return False
-        self._write_down(losses, piece, version)
-        self._mark(HELPED + piece, version + 1)
-        self._point("helped", version + 1)
-        return True
+        if losses is not None:
+            self._write_down(losses, piece, version)
+            self._mark(HELPED + piece, version + 1)
+            self._point("helped", version + 1)
 
     # --- the meeting -----------------------------------------------------------------------------
 

@@ -55,15 +55,9 @@ def join_team(
 class TurnMember(Member):
     """Computes whole minibatches, and applies each when it is done; arguments as for `Member`."""
 
-    def __init__(
-        self,
-        job: Job,
-        worker: Worker,
-        place: Membership,
-        connection: int,
-        fail: FailPoint | None = None,
-    ) -> None:
-        super().__init__(job, worker, place, connection, fail)
+    def _prepare(self) -> None:
+        """See `Member`."""
+        job = self._job
         # W of the first member is everybody's.
         self._updaters = [self._updater(0, copy, slice(None)) for copy in (0, 1)]
         self._sums = self._memory.sums[self._number, 0]

@@ -13,8 +13,8 @@ It is one sealed anonymous file, made by the server and mapped by every member:
                 and hits; then losses of slots
 
 **Each writes its own part alone, and reads those of others; nobody waits for a member that is not
-there.** What is computed is a pure function of W, slots and sums, so whoever computes it writes the
-same bits. Member m computes piece m of each update. Who finds that a piece does not come computes
+there.** What is computed is a pure function of W, slots and sums: every member would write the same
+bits. Member m computes piece m of each update. Who finds that a piece does not come computes
 it too: so does a member beside one that has died, is stopped, or has to share its processor with
 other work. An update, from version v to v + 1, takes a member through these words:
 

@@ -142,7 +142,7 @@ class Standing:
                 makers = None if records.makers is None else records.makers[part]
                 self._make(starts[part], answers[part], makers)
                 done += alike
-        examples = np.array([self._examples(step) for step in starts.tolist()], np.int64)
+        examples = np.array([self._steps.examples(step) for step in starts.tolist()], np.int64)
         sums = np.array([exact_sum(row) for row in records.losses.tolist()], np.float64)
         rates = np.array([schedule.at(step) for step in starts.tolist()], np.float64)
         ends = count > 0 and not self.left and plan.ends_epoch(self.end - 1)
@@ -211,9 +211,3 @@ class Standing:
             self._step += 1
         self._version += len(turns)
         return starts, answers
-
-    def _examples(self, step: int) -> int:
-        """Examples of the update that begins at a step."""
-        steps = self._steps.steps(step)
-        low = self._plan.minibatch(step)[0]
-        return self._plan.minibatch(step + steps - 1)[1] - low
