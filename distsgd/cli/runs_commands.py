@@ -88,6 +88,7 @@ def show_(
 
     Example: distsgd runs show latest
     """
+    from distsgd.config.settings import chosen_settings
     from distsgd.runs.checkpoint import checkpoint_versions
     from distsgd.runs.folder import find_run
     from distsgd.runs.journal import resumptions
@@ -124,7 +125,7 @@ def show_(
             for row in _shown(saved, epochs)
         ],
     )  # fmt: skip
-    listed = settings if all_ else _not_default(settings)
+    listed = settings if all_ else chosen_settings(settings)
     show("settings:" if all_ else "settings that differ from the defaults (--all shows every one):")
     print_pairs((name, str(value)) for name, value in listed.items())
     if all_:
@@ -151,22 +152,6 @@ def _best_pair(row: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     share = percent(row["test_accuracy"])
     return [("best epoch", f"{row['epoch']} (update {row['version']}), test {share}")]
-
-
-_DECIDE = ("model", "loss", "optimizer", "scale_lr", "consistency")
-"""Settings that decide the defaults of others, such as the learning rate."""
-
-
-def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings whose values differ from the defaults."""
-    from dataclasses import asdict
-
-    from distsgd.config.settings import TrainConfig
-
-    deciding = {name: settings[name] for name in _DECIDE if name in settings}
-    usual = asdict(TrainConfig(**deciding))
-    usual.update({name: getattr(TrainConfig, name) for name in deciding})
-    return {name: value for name, value in settings.items() if value != usual.get(name)}
 
 
 def _shown(saved: list[int], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:

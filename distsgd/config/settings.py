@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, TypeVar
 
 from distsgd.config.recipes import BASE_BATCH, recipe_for
@@ -15,7 +15,7 @@ from distsgd.data.remote.addresses import is_uri
 from distsgd.errors import UsageError
 from distsgd.spelling import Spelling, spelling
 
-__all__ = ["RESUMABLE_SETTINGS", "SETTINGS", "TrainConfig", "refuse"]
+__all__ = ["RESUMABLE_SETTINGS", "SETTINGS", "TrainConfig", "chosen_settings", "refuse"]
 
 _DATA, _MODEL, _OPTIMISATION = "Data", "Model", "Optimisation"
 _FLEET, _OUTPUT, _FAULTS = "Fleet", "Output", "Faults"
@@ -395,6 +395,21 @@ TrainConfig.__doc__ = f"{TrainConfig.__doc__}\n    Attributes:\n" + "".join(
     f"        {name}: {described(known)}" + f" (default: {known.usually})" * bool(known.usually)
     + "\n" for name, known in SETTINGS.items()
 )  # fmt: skip
+
+
+_DECIDING = ("model", "loss", "optimizer", "scale_lr", "consistency")
+"""Settings that decide the defaults of others, such as the learning rate."""
+
+
+def chosen_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a run, those that are not what its recipe and the defaults give."""
+    deciding = {name: settings[name] for name in _DECIDING if name in settings}
+    try:
+        usual = asdict(TrainConfig(**deciding))
+    except UsageError:  # of a later version
+        return dict(settings)
+    usual.update({name: getattr(TrainConfig, name) for name in deciding})
+    return {name: value for name, value in settings.items() if value != usual.get(name)}
 
 
 def refuse(name: str, value: object, allowed: str = "") -> NoReturn:

@@ -45,7 +45,8 @@ from distsgd.runs.journal import Mark, Resumed
 
 __all__ = [
     "Model", "Place", "checkpoint_path", "checkpoint_versions",
-    "latest_checkpoint", "read_checkpoint", "read_if_kept", "read_newest", "read_place",
+    "latest_checkpoint", "read_checkpoint", "read_description", "read_if_kept", "read_newest",
+    "read_place",
     "remove_checkpoints", "resumed_settings", "shaped", "superfluous", "wanted", "weights_sha256",
     "write_checkpoint",
 ]  # fmt: skip
@@ -263,6 +264,23 @@ def read_place(path: Path) -> Place | None:
         StorageError: the machine keeps it from being read.
     """
     return _parsed(path, lambda archive: _place(_meta(archive, path)))
+
+
+def read_description(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names of the classes and the shape of an example, without reading the arrays.
+
+    Raises:
+        RunError, StorageError: as `read_place`.
+    """
+
+    def parse(archive: ArrayArchive) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        meta = _meta(archive, path)
+        classes, shape = meta["classes"], meta["shape"]
+        if not all(type(name) is str and is_printable(name) for name in classes):
+            raise ValueError("its classes have no names that can be shown")
+        return tuple(classes), tuple(map(int, shape))
+
+    return _parsed(path, parse)
 
 
 def _read(path: Path) -> Model:

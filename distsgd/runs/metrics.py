@@ -24,12 +24,12 @@ from distsgd.runs.line_file import LineFile
 from distsgd.spelling import spelling
 
 __all__ = [
-    "Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows", "read_metrics",
-    "seconds_of_steps", "write_trace_file",
+    "LONGEST_RECORD", "Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows",
+    "is_whole_record", "read_metrics", "seconds_of_steps", "write_trace_file",
 ]  # fmt: skip
 
 
-_LONGEST = 1 << 16
+LONGEST_RECORD = 1 << 16
 """Bytes of the longest line."""
 
 _MOST = 1 << 62
@@ -61,15 +61,14 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with reader_inside(path) as file:
             for number in count(1):
-                if not (line := file.readline(_LONGEST)):
+                if not (line := file.readline(LONGEST_RECORD)):
                     return
                 try:
                     record = json.loads(line)
-                    if record.pop("c", None) != _check(record):
+                    if not is_whole_record(record):
                         raise ValueError("its checksum does not match")
-                    _check_numbers(record)
                 except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
-                    if not line.endswith(b"\n") and len(line) < _LONGEST:
+                    if not line.endswith(b"\n") and len(line) < LONGEST_RECORD:
                         return
                     raise RunError(
                         f"line {number} of {path} is damaged",
@@ -82,6 +81,19 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         raise machine_trouble(error, path) or RunError(
             f"{path} cannot be read: {error.strerror}", "Check the disk"
         ) from None
+
+
+def is_whole_record(record: dict[str, Any]) -> bool:
+    """Whether a record matches its checksum, which is removed from it.
+
+    Raises:
+        ValueError, AttributeError, LookupError, TypeError, RecursionError: it is no record, or one
+            of its numbers is wrong.
+    """
+    if record.pop("c", None) != _check(record):
+        return False
+    _check_numbers(record)
+    return True
 
 
 def _check_numbers(record: dict[str, Any]) -> None:

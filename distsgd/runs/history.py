@@ -1,0 +1,463 @@
+"""Everything about one run that is shown anywhere, read from its folder alone.
+
+The page, the report, the terminal and Python all read a run through `HistoryReader`. What a run did
+not record, as one of an older version, is empty. A `History` has a bounded size, whatever the
+length of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.config.settings import chosen_settings
+from distsgd.data.folder_files import stat_inside
+from distsgd.errors import RunError, StorageError
+from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_description
+from distsgd.runs.folder import RunFolder
+from distsgd.runs.followed_file import FollowedFile
+from distsgd.runs.journal import JOURNAL
+from distsgd.runs.recorded import EVENT_KINDS, MOST_MISTAKES, Recorded
+from distsgd.runs.thinning import thinned
+
+__all__ = ["EVENT_KINDS", "MOST_MISTAKES", "STATES", "History", "HistoryReader", "plain"]
+
+STATES = ("running", "finished", "interrupted", "crashed", "diverged", "empty")
+"""What a run is doing, or how it ended; "empty" has ended before its first update."""
+
+Columns = dict[str, list[Any]]
+
+_LONGEST_LINE = 1 << 23
+_STATES = {"failed": "crashed", "dead": "crashed"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class History:
+    """A run as it is now. Columns are dicts of lists of one length, an entry for each point.
+
+    Attributes:
+        name: of the run.
+        folder: its folder.
+        state: one of `STATES`.
+        error: what ended it, if it was an error.
+        settings: all settings.
+        chosen: those that differ from the recipe.
+        command: the command line that started it; None if it was not started by one.
+        git: commit of the working directory at the start; None outside a repository.
+        host: name of the machine that started it.
+        user_tags: words that the user has given it.
+        versions: of packages and system, by name.
+        dataset: name, digest, number of train and test examples, names of the classes, and shape.
+        started: when, in seconds since 1970.
+        seconds: spent on steps.
+        updates: applied so far.
+        examples: used in them.
+        updates_planned: of the whole run; 0 if unknown.
+        progress: step, epoch (with its fraction), seconds, loss, accuracy, learning_rate and
+            images_per_second since the point before.
+        epochs: epoch, step, seconds, train_loss, train_accuracy, test_loss, test_accuracy.
+        fleet: worker -> columns seconds, images, computing, pushing and waiting (seconds, since
+            the point before), and its last known state.
+        staleness: age of a gradient in updates -> contributions of that age.
+        bytes: seconds, and bytes pushed until then.
+        events: each a dict of seconds, step, kind (one of `EVENT_KINDS`) and text.
+        classes: names; epochs, and for each of them accuracy, a list with an entry for each class;
+            confusion, the matrix of the last epoch, rows the true class; surest_wrong, mistakes of
+            that epoch, the surest first: index in the test split, label, predicted, probability.
+        checkpoints: each a dict of version, epoch (with its fraction) and seconds.
+        best: version of the checkpoint of the best epoch, if one has ended.
+        journal: digest of its last line (head), lines, bytes.
+    """
+
+    name: str
+    folder: str
+    state: str
+    error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    command: list[str] | None = None
+    git: str | None = None
+    host: str | None = None
+    user_tags: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    started: float | None = None
+    seconds: float = 0.0
+    updates: int = 0
+    examples: int = 0
+    updates_planned: int = 0
+    progress: Columns = field(default_factory=dict)
+    epochs: Columns = field(default_factory=dict)
+    fleet: dict[str, dict[str, Any]] = field(default_factory=dict)
+    staleness: dict[str, int] = field(default_factory=dict)
+    bytes: Columns = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    classes: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    best: int | None = None
+    journal: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values; None for numbers that are not finite."""
+        return {one.name: plain(getattr(self, one.name)) for one in fields(self)}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class HistoryReader:
+    """Reads a run, and again what has been added since, also while it trains.
+
+    Args:
+        folder: the run folder.
+        most: points of a series.
+    """
+
+    def __init__(self, folder: Path | str | RunFolder, most: int = 1000) -> None:
+        self._run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+        self._most = most
+        self._recorded = Recorded(self._run.path / "metrics.jsonl", most)
+        self._journal = _Journal(self._run.path)
+        self._config: dict[str, Any] | None = None
+        self._dataset: dict[str, Any] = {}
+        self._small: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._run.path
+
+    def look(self) -> History:
+        """The run as it is now.
+
+        Raises:
+            RunError: it is no run folder, or its config.json is damaged.
+            StorageError: the machine cannot read it.
+        """
+        status = self._run.status()  # first: what is read later is at least as new
+        config = self._configuration()
+        self._recorded.look()
+        self._journal.look()
+        report = self._read_small("report.json")
+        settings = config["settings"]
+        recorded, dataset = self._recorded, self._described(config)
+        progress = self._progress(dataset)
+        epochs = _columns(
+            list(recorded.epochs.values()),
+            ("epoch", "version", "seconds", "train_loss", "train_accuracy", "test_loss",
+             "test_accuracy"), self._most,
+        )  # fmt: skip
+        epochs = {"step" if name == "version" else name: c for name, c in epochs.items()}
+        last = self._last(report)
+        sessions = recorded.sessions
+        first: dict[str, Any] = sessions[0] if sessions else {}
+        there = _versions(self._run)
+        state = _STATES.get(status, status)
+        if state == "crashed" and not last["updates"] and "problem" not in report:
+            state = "empty"
+        return History(
+            name=self._run.path.name,
+            folder=str(self._run.path),
+            state=state if state in STATES else "crashed",
+            error=None if report.get("problem") is None else str(report["problem"]),
+            settings=settings,
+            chosen=chosen_settings(settings),
+            command=_texts(config.get("command")),
+            git=_text(config.get("git")),
+            host=_text(config.get("host")),
+            user_tags=_texts(self._read_small("tags.json").get("tags")) or [],
+            versions={str(k): str(v) for k, v in config.get("versions", {}).items()},
+            dataset=dataset,
+            started=_when(first.get("started"), config.get("created")),
+            **last,
+            updates_planned=_planned(settings, dataset, sessions),
+            progress=progress,
+            epochs=epochs,
+            fleet=self._fleet(),
+            staleness=recorded.ages or _counts(report.get("staleness")),
+            bytes=self._bytes(),
+            events=self._events(report, last, progress),
+            classes=self._classes(dataset),
+            checkpoints=_placed(there, progress, epochs),
+            best=recorded.best(there),
+            journal=self._journal.found(),
+        )
+
+    def _configuration(self) -> dict[str, Any]:
+        if self._config is None:
+            config = self._run.read("config.json")
+            if "settings" not in config:
+                raise RunError(f"{self._run.path / 'config.json'} has no settings", "Train again")
+            self._config = config
+        return self._config
+
+    def _read_small(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; empty if it is missing or cannot be read."""
+        try:
+            changed = stat_inside(self._run.path / name).st_mtime_ns
+        except OSError:
+            return {}
+        known = self._small.get(name)
+        if known is None or known[0] != changed:
+            content: dict[str, Any] = {}
+            with suppress(RunError, StorageError):
+                content = self._run.read(name)
+            known = self._small[name] = changed, content
+        return known[1]
+
+    def _described(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The dataset; of an older run, its classes and shape are in the checkpoints."""
+        if self._dataset.get("classes"):
+            return self._dataset
+        known = config.get("dataset")
+        found = {
+            name: known.get(name) if isinstance(known, dict) else None
+            for name in ("name", "digest", "train", "test", "classes", "shape")
+        }
+        if not found["classes"]:
+            for version in reversed(_versions(self._run)):
+                with suppress(RunError, StorageError):
+                    path = checkpoint_path(self._run.checkpoints, version)
+                    classes, shape = read_description(path)
+                    found.update(classes=list(classes), shape=list(shape))
+                    break
+        self._dataset = {**found, "classes": found["classes"] or [], "shape": found["shape"] or []}
+        return self._dataset
+
+    def _progress(self, dataset: dict[str, Any]) -> Columns:
+        rows = self._recorded.progress.points()
+        train = dataset.get("train")
+        found = _columns(rows, ("step", "seconds", "loss", "accuracy", "learning_rate"), self._most)
+        seen, rates = [row["examples_seen"] for row in rows], []
+        before, since = 0, 0.0
+        for examples, seconds in zip(seen, found["seconds"], strict=True):
+            spent = seconds - since
+            rates.append((examples - before) / spent if spent > 0 else None)
+            before, since = examples, seconds
+        whole = type(train) is int and train > 0
+        return {
+            "step": found["step"],
+            "epoch": [n / train if whole else row["epoch"]
+                      for n, row in zip(seen, rows, strict=True)],
+            **{name: found[name] for name in ("seconds", "loss", "accuracy", "learning_rate")},
+            "images_per_second": rates,
+        }  # fmt: skip
+
+    def _last(self, report: dict[str, Any]) -> dict[str, Any]:
+        """How far the run has come."""
+        rows = [*self._recorded.progress.points()[-1:]]
+        if ended := self._recorded.last:
+            rows.append(ended)
+        row: dict[str, Any] = max(rows, key=lambda row: int(row["step"]), default={})
+        updates = max(int(row.get("step", 0)), _whole(report.get("steps")))
+        return {
+            "seconds": float(row.get("seconds", 0.0)),
+            "updates": max(updates, *self._recorded_versions()),
+            "examples": max(int(row.get("examples_seen", 0)), _whole(report.get("examples_seen"))),
+        }
+
+    def _recorded_versions(self) -> list[int]:
+        return [0, 0, *(row["version"] for row in self._recorded.epochs.values())]
+
+    def _fleet(self) -> dict[str, dict[str, Any]]:
+        points = self._recorded.fleet.points()
+        found: dict[str, dict[str, Any]] = {}
+        for name in {name: None for point in points for name in point.workers}:
+            columns: dict[str, Any] = {
+                kind: [] for kind in ("seconds", "images", "computing", "pushing", "waiting")
+            }
+            before = (0.0,) * 4
+            for point in points:
+                now = point.workers.get(name)
+                if now is None:
+                    continue
+                columns["seconds"].append(point.seconds)
+                for kind, a, b in zip(
+                    ("images", "computing", "pushing", "waiting"), before, now, strict=True
+                ):
+                    columns[kind].append(round(b - a, 6))
+                before = now
+            columns["state"] = points[-1].states.get(name, "gone")
+            found[name] = columns
+        return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+
+    def _bytes(self) -> Columns:
+        points = self._recorded.fleet.points()
+        return {
+            "seconds": [point.seconds for point in points],
+            "pushed": [point.pushed for point in points],
+        }
+
+    def _events(
+        self, report: dict[str, Any], last: dict[str, Any], progress: Columns
+    ) -> list[dict[str, Any]]:
+        events = list(self._recorded.events)
+        if not self._recorded.sessions:  # an older version left them in the journal alone
+            events += [
+                {"seconds": _between(progress, "seconds", step), "step": step, "kind": kind,
+                 "text": text}
+                for step, kind, text in self._journal.events
+            ]  # fmt: skip
+        if (how := report.get("status")) in ("interrupted", "failed", "diverged"):
+            text = str(report.get("problem") or how)
+            events.append(
+                {"seconds": last["seconds"], "step": last["updates"], "kind": "stopped",
+                 "text": text}
+            )  # fmt: skip
+        if self._recorded.damaged:
+            text = f"{self._recorded.damaged} lines of metrics.jsonl are damaged and left out"
+            events.append({"seconds": last["seconds"], "step": last["updates"],
+                           "kind": "notice", "text": text})  # fmt: skip
+        return events
+
+    def _classes(self, dataset: dict[str, Any]) -> dict[str, Any]:
+        recorded = self._recorded
+        accuracy = recorded.class_accuracy
+        return {
+            "names": dataset["classes"],
+            "epochs": list(accuracy),
+            "accuracy": list(accuracy.values()),
+            "confusion": recorded.confusion,
+            "surest_wrong": recorded.mistakes,
+        }
+
+
+class _Journal:
+    """The size of a journal, its last digest, and the resumes in it; its chain is not checked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = FollowedFile(folder / JOURNAL, _LONGEST_LINE)
+        self._start()
+
+    def _start(self) -> None:
+        self._lines, self._last = 0, b""
+        self._version = 0
+        self.events: list[tuple[int, str, str]] = []
+
+    def look(self) -> None:
+        over, pieces = self._file.look()
+        if over:
+            self._start()
+        for lines in pieces:
+            if lines and not self._lines and lines[0].startswith(b'{"o"'):
+                self._lines = _loaded(lines[0]).get("l", 0) - 1
+            for number, line in enumerate(lines):
+                if line[:4] in (b'{"r"', b'{"w"'):
+                    self._resized(_loaded(line), _loaded(lines[number - 1] if number else b""))
+            self._lines += len(lines)
+            if lines:
+                self._last = lines[-1]
+
+    def _resized(self, entry: dict[str, Any], before: dict[str, Any]) -> None:
+        if "r" in entry:
+            text = f"resumed after update {entry['r']}"
+            self.events.append((_whole(entry["r"]), "resumed", text))
+        else:
+            text = f"{entry['w']} workers from here on"
+            self.events.append((_whole(before.get("v")), "scaled", text))
+        del self.events[1000:]
+
+    def found(self) -> dict[str, Any]:
+        head = _loaded(self._last).get("d")
+        return {
+            "head": head if isinstance(head, str) else None, "lines": self._lines,
+            "bytes": self._file.size,
+        }  # fmt: skip
+
+
+def _loaded(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        return found if isinstance(found, dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _columns(rows: Sequence[dict[str, Any]], names: Sequence[str], most: int) -> Columns:
+    kept = thinned(rows, most)
+    return {name: [row[name] for row in kept] for name in names}
+
+
+def _versions(run: RunFolder) -> list[int]:
+    with suppress(RunError, StorageError):
+        return checkpoint_versions(run.checkpoints)
+    return []
+
+
+def _placed(versions: Sequence[int], progress: Columns, epochs: Columns) -> list[dict[str, Any]]:
+    """Where checkpoints are on the axes, by the metrics around them."""
+    known = {0: (0.0, 0.0)}
+    for columns in (progress, epochs):
+        for step, epoch, seconds in zip(
+            columns["step"], columns["epoch"], columns["seconds"], strict=True
+        ):
+            known[step] = float(epoch), float(seconds)
+    steps = sorted(known)
+    places = np.interp(versions, steps, [known[step][0] for step in steps]).tolist()
+    seconds = np.interp(versions, steps, [known[step][1] for step in steps]).tolist()
+    return [
+        {"version": version, "epoch": round(epoch, 6), "seconds": second}
+        for version, epoch, second in zip(versions, places, seconds, strict=True)
+    ]
+
+
+def _between(progress: Columns, name: str, step: int) -> float:
+    """What a column has at a step."""
+    return float(np.interp(step, [0, *progress["step"]], [0.0, *progress[name]]))
+
+
+def _planned(
+    settings: dict[str, Any], dataset: dict[str, Any], sessions: Sequence[dict[str, Any]]
+) -> int:
+    if sessions and (planned := _whole(sessions[-1].get("planned"))):
+        return planned
+    train, batch, epochs = (
+        _whole(of.get(name))
+        for of, name in ((dataset, "train"), (settings, "batch_size"), (settings, "epochs"))
+    )
+    return -(-train // batch) * epochs if batch else 0
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _text(value: Any) -> str | None:
+    return value[:1000] if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> list[str] | None:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return [one[:10_000] for one in value[:1000]]
+    return None
+
+
+def _counts(value: Any) -> dict[str, int]:
+    found = value.items() if isinstance(value, dict) else ()
+    return {str(name): n for name, n in found if type(n) is int}
+
+
+def _when(seconds: Any, created: Any) -> float | None:
+    if type(seconds) in (int, float) and math.isfinite(seconds):
+        return float(seconds)
+    with suppress(ValueError, TypeError):
+        return datetime.fromisoformat(created).timestamp()
+    return None
