@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from distsgd.config.settings import TrainConfig
 from distsgd.core.model import LOSSES, initial_weights, make_architecture
 from distsgd.core.model.gradient_check import analytic_gradient
 from distsgd.data.dataset import Dataset
+from distsgd.engine.core_type import runs_here
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.job import Snapshot
 from distsgd.engine.server_host import ServerHost
@@ -22,8 +25,20 @@ from distsgd.lecture.experiments import gradcheck
 from distsgd.runs.checkpoint import latest_checkpoint, read_checkpoint, weights_sha256
 from distsgd.simulation.fleet import Fleet, Jitter
 from distsgd.simulation.simulate import simulate
-from distsgd.training import train
+from distsgd.training import Reporter, train
 from distsgd.transport.base import InProcessChannel
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Notices(Reporter):
+    """Keeps what a training tells."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def sha_of(workers: int, **settings: object) -> str:
@@ -68,6 +83,31 @@ def test_and_so_on_every_channel_with_odd_slots_and_other_settings(
     result = train("sample", workers=3, epochs=2, channel=channel, **settings)
     assert result.channel == channel
     assert result.weights_sha256 == sha_of(0, **settings)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("arithmetic", "channel"), [("exact", "team"), ("float", "tcp")])
+def test_workers_whose_kernels_differ(
+    arithmetic: str, channel: str, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exact arithmetic they give the bits of one process, and nobody is warned."""
+    kernels = ("Haswell", "SkylakeX", "Prescott")
+    if not all(map(runs_here, kernels)):
+        pytest.skip(f"this processor cannot execute all of {', '.join(kernels)}")
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    mixed_kernels = importlib.import_module("harness.mixed_kernels").mixed_kernels
+    told = Notices()
+    with mixed_kernels(kernels):
+        result = train(
+            "sample", workers=3, epochs=2, channel=channel, arithmetic=arithmetic, reporter=told
+        )
+    assert result.channel == channel
+    warned = [text for text in told.texts if "the bits depend on who computes what" in text]
+    if arithmetic == "exact":
+        assert result.weights_sha256 == sha_of(0, arithmetic=arithmetic)
+        assert not warned
+    else:
+        assert len(warned) == 2  # each kernel that is not the driver's
 
 
 def test_runs_repeat_and_seeds_matter() -> None:

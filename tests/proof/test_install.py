@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from support import Run, command_line
@@ -31,6 +32,13 @@ def test_other_kernels_give_the_known_weights(kernel):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["same"] and len(found["trainings"]) == 4
+
+
+def test_cifar10_gives_the_known_weights(cifar10: Path):
+    """All three, by this process's kernel; scripts/known_weights.py does so by all of them."""
+    found = verify_install("cifar10")
+    assert len(found) == 3
+    assert all(one.same for one in found), found
 
 
 def test_a_machine_that_gives_other_weights_is_told(distsgd_here: Run, monkeypatch):
