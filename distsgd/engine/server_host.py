@@ -197,8 +197,9 @@ class ServerHost:
                 self._leave_team(worker)
             else:
                 self._times.lost(worker)
+                without_it = self._team.standing
                 self._carry_out(self._server.pull(worker))
-                if self._team.standing:  # it comes to a team that works without it
+                if without_it:  # it comes to a team that works without it
                     self._team.revoke(now)
         elif isinstance(message, ResidualReport):
             self._events.reported(worker, message)

@@ -77,25 +77,31 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
         assert len(training.updates_by_team) > 3 * len(points(workers))
 
 
-def test_a_member_that_is_killed_while_it_helps_or_catches_up_spoils_nothing(
-    births: Nursery, long: tuple[Job, Snapshot]
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_member_that_fails_while_it_helps_or_catches_up_spoils_nothing(
+    births: Nursery, long: tuple[Job, Snapshot], impatient: None, what: int
 ) -> None:
+    fallen = "X" if what == signal.SIGKILL else "T"
     with Training(births, *long, 2) as training:
         training.begin()
         for word, member in product(HELP_WORDS, range(2)):
             training.kill(member)
-            training.bear(member, Fail(word))
-            training.wait_for(lambda: training.state(member) == "X" or training.is_inside(member))  # noqa: B023
+            training.bear(member, Fail(word, signal=what))
+            training.wait_for(lambda: training.state(member) == fallen or training.is_inside(member))  # noqa: B023
             away = 1 - member if word in ("helping", "helped") else member
-            if training.state(member) != "X":  # it may have helped by chance
+            if training.state(member) != fallen:  # it may have helped by chance
                 training.kill(away, signal.SIGSTOP)
                 training.wait(away, "T")
                 if away == member:
                     training.until(training.version + 10)
                     training.kill(member, signal.SIGCONT)
-                training.wait(member, "X")
+                training.wait(member, fallen)
                 training.kill(1 - member, signal.SIGCONT)
-            training.bear(member)
+            if what == signal.SIGSTOP:
+                training.until(training.version + 4)
+                training.kill(member, signal.SIGCONT)
+            else:
+                training.bear(member)
         training.until(training.version + 50)
         training.host.stop()
         training.check()
