@@ -27,7 +27,9 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "ChannelClosed",
@@ -48,6 +50,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "WorkerLost",
+    "import_optional",
     "in_short",
     "machine_trouble",
     "missing_package",
@@ -281,6 +284,28 @@ def missing_package(error: ImportError) -> DistsgdError | None:
     else:
         problem = f"the package {package} is damaged: {(str(error).splitlines() or [''])[0]}"
     return DistsgdError(problem, f"Run: {sys.executable} -m pip install --upgrade {package}")
+
+
+def import_optional(module: str, extra: str) -> Any:
+    """A module of a package that not everybody installs.
+
+    Args:
+        module: its full name.
+        extra: of distsgd, which installs it.
+
+    Raises:
+        DistsgdError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if missing_package(error) is None:
+            raise
+        name = (error.name or "").partition(".")[0]
+        raise DistsgdError(
+            f"the package {_PACKAGES.get(name, name)} is not installed",
+            f"Run: {sys.executable} -m pip install 'distsgd[{extra}]'",
+        ) from None
 
 
 _MEMORY = "Use smaller sizes, free some memory, or raise the limit (ulimit -v)"

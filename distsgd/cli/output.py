@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from distsgd.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TextColumn
 
 __all__ = [
-    "JsonFlag", "count", "pass_on", "percent", "print_json", "print_pairs", "print_table", "say",
-    "show", "show_markdown", "terminal", "text_column", "visible",
+    "JsonFlag", "confirmed", "count", "pass_on", "percent", "print_json", "print_pairs",
+    "print_table", "say", "show", "show_markdown", "terminal", "text_column", "visible",
 ]  # fmt: skip
 
 JsonFlag = Annotated[
@@ -88,6 +90,18 @@ def say(*lines: str) -> None:
     """Lines about progress and problems, on stderr."""
     for line in lines or ("",):
         _write(sys.stderr, visible(line))
+
+
+def confirmed(question: str) -> bool:
+    """Ask a question on stderr; True for y or yes.
+
+    Raises:
+        UsageError: stdin is no terminal, so that nobody can be asked.
+    """
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError("there is no terminal to ask on", "Give --yes")
+    print(f"{visible(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def pass_on(text: str, err: bool = False) -> None:

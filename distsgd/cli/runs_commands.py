@@ -1,76 +1,150 @@
-"""``distsgd runs``: list, show."""
+"""``distsgd runs``: list, show, compare, export, rm."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, show
+from distsgd.cli.output import (
+    JsonFlag,
+    confirmed,
+    count,
+    percent,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+    show,
+)
 from distsgd.cli.settings import Run
+from distsgd.errors import RunError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from distsgd.runs.listing import RunSummary
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List and inspect runs.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, inspect, compare, export and remove runs.", no_args_is_help=True
+)  # fmt: skip
 
 _MOST_ROWS = 1000
 """Up to this number, all epochs are shown, with or without a checkpoint."""
 
 
 @app.command(name="list")
-def list_(json: JsonFlag = False) -> None:
-    """List all runs, oldest first: by name, or by path for those outside the usual folder.
+def list_(
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="created, name, accuracy (best first), loss, train-loss, time, epochs, "
+            "or a setting."
+        ),
+    ] = "created",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only runs with this value of a setting; may be repeated.", metavar="SETTING=VALUE"
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="Only runs that are running, finished, interrupted, failed, dead or diverged."
+        ),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """List runs, oldest first: by name, or by path for those outside the usual folder.
 
-    Example: distsgd runs list
-    """
-    from distsgd.runs.folder import list_runs, runs_home
+    The settings that differ among them are columns.
 
-    runs = [_summary(run) for run in list_runs()]
+    Example: distsgd runs list --sort accuracy
+
+    Example: distsgd runs list --where loss=softmax --state finished
+    """  # fmt: skip
+    from distsgd.runs.folder import runs_home
+    from distsgd.runs.listing import select, summaries
+
+    every = summaries()
+    runs = select(
+        every, sort=sort, reverse=reverse, where=where or (), state=state, tag=tag
+    )  # fmt: skip
     if json:
-        print_json({"runs": runs})
-    elif not runs:
+        print_json({"runs": [_summary(run) for run in runs]})
+    elif not every:
         show("There are no runs yet. Make one: distsgd train")
+    elif not runs:
+        show(f"None of the {count(len(every))} runs is like that.")
     else:
         show(f"runs in {runs_home()}")
-        print_table(
-            ("run", "status", "model", "loss", "workers", "epochs", "test"),
-            [
-                (run["run"], run["status"], run["model"], str(run["loss"]),
-                 str(run["workers"]), str(run["epochs"]), _share(run["test_accuracy"]))
-                for run in runs
-            ],
-            optional=("workers", "loss", "model", "epochs"),
-        )  # fmt: skip
+        _print_list(runs)
 
 
-def _share(value: Any) -> str:
-    return "-" if value is None else percent(float(value))
+_ALWAYS = ("model", "loss", "workers", "epochs")
+"""Settings that are columns of the list, whether they differ or not."""
 
 
-def _summary(run: Any) -> dict[str, Any]:
-    from distsgd.errors import RunError, StorageError
-    from distsgd.runs.folder import handle
+def _print_list(runs: Sequence[RunSummary]) -> None:
+    from distsgd.runs.listing import differing
 
-    try:
-        config = run.read("config.json")
-    except (RunError, StorageError):
-        config = {}
-    status, report = run.status(), run.report()
-    settings = config.get("settings")
-    if not isinstance(settings, dict):
-        settings = {}
+    others = [name for name in differing(runs) if name not in _ALWAYS]
+    tagged = any(run.tags for run in runs)
+    headings = ("run", "status", *_ALWAYS, *others, "test", "best", "time", *["tags"] * tagged)
+    print_table(
+        headings,
+        [
+            (run.name, run.state, *(_value(run.settings.get(name)) for name in (*_ALWAYS, *others)),
+             _share(run.test_accuracy), _share(run.best_accuracy), _seconds(run.seconds),
+             *[" ".join(run.tags)] * tagged)
+            for run in runs
+        ],
+        optional=("time", "test", "workers", "epochs", "loss", "model", *reversed(others), "tags"),
+    )  # fmt: skip
+
+
+def _value(value: Any) -> str:
+    """A setting in a table."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _summary(run: RunSummary) -> dict[str, Any]:
+    settings = run.settings
     return {
-        "run": handle(run),
-        "name": run.path.name,
-        "run_dir": str(run.path),
-        "created": config.get("created"),
-        "status": status,
-        **{
-            name: report.get(name, settings.get(name))
-            for name in ("dataset", "loss", "workers", "epochs")
-        },
+        "run": run.name,
+        "name": Path(run.run_dir).name,
+        "run_dir": run.run_dir,
+        "created": run.created or None,
+        "status": run.state,
+        **{name: settings.get(name) for name in ("dataset", "loss", "workers", "epochs")},
         "model": str(settings.get("model", "linear")),
-        "test_accuracy": report.get("test_accuracy"),
+        "tags": list(run.tags),
+        "epochs_ended": run.epochs,
+        "seconds": run.seconds,
+        "test_accuracy": run.test_accuracy,
+        "best_accuracy": run.best_accuracy,
+        "train_loss": run.train_loss,
+        "test_loss": run.test_loss,
+        "settings": settings,
     }
 
 
@@ -180,3 +254,150 @@ def _resumed(entry: Any) -> str:
     if entry.servers is not None:
         fleet += [f"servers {entry.servers}", f"channel {entry.channel}"]
     return f"after update {entry.version}: {', '.join(fleet)}"
+
+
+Runs = Annotated[list[str], typer.Argument(help="Paths or names of runs, or latest.")]
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    epochs: Annotated[
+        bool, typer.Option("--epochs", help="Also the test accuracy and loss of every epoch.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Put runs side by side: the settings that differ, the results, and with --epochs each epoch.
+
+    Example: distsgd runs compare latest first-run --epochs
+    """
+    from distsgd.runs.folder import find_run
+    from distsgd.runs.listing import differing, summarise
+    from distsgd.runs.metrics import epoch_rows
+
+    if len(runs) < 2:
+        raise UsageError("there is one run, and nothing to compare it with", "Name another")
+    folders = [find_run(run) for run in runs]
+    for folder in folders:
+        folder.read("config.json")
+    found = [summarise(folder) for folder in folders]
+    rows = [epoch_rows(folder.path / "metrics.jsonl") for folder in folders]
+    settings = differing(found)
+    if json:
+        shown = [{**_summary(run), "epoch_rows": of} for run, of in zip(found, rows, strict=True)]
+        print_json({"differ": settings, "runs": shown})
+        return
+    names = _short_names(found)
+    if settings:
+        print_table(
+            ("setting", *names),
+            [(name, *map(_value, values)) for name, values in settings.items()],
+            title="Settings that differ",
+        )
+    else:
+        show("all settings are the same")
+    print_table(("result", *names), _results(found), title="Results")
+    if epochs:
+        print_table(("epoch", *names), _by_epoch(rows), title="Test accuracy and loss by epoch")
+
+
+def _short_names(runs: Sequence[RunSummary]) -> list[str]:
+    """Names of folders, where they tell the runs apart."""
+    names = [Path(run.run_dir).name for run in runs]
+    return names if len(set(names)) == len(names) else [run.run_dir for run in runs]
+
+
+def _results(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:
+    return [
+        ("status", *(run.state for run in runs)),
+        ("epochs", *(str(run.epochs) for run in runs)),
+        ("test accuracy", *(_share(run.test_accuracy) for run in runs)),
+        ("best", *(_share(run.best_accuracy) for run in runs)),
+        ("test loss", *(_number(run.test_loss) for run in runs)),
+        ("training loss", *(_number(run.train_loss) for run in runs)),
+        ("time of steps", *(_seconds(run.seconds) for run in runs)),
+    ]
+
+
+def _by_epoch(runs: Sequence[Sequence[dict[str, Any]]]) -> list[tuple[str, ...]]:
+    """A row for each epoch of any run."""
+    by_epoch = [{row["epoch"]: row for row in rows} for rows in runs]
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return f"{percent(row['test_accuracy'])} {row['test_loss']:.4f}" if row else "-"
+
+    every = sorted({epoch for rows in by_epoch for epoch in rows})
+    return [(str(epoch), *(cell(rows.get(epoch)) for rows in by_epoch)) for epoch in every]
+
+
+@app.command()
+def export(
+    run: Run = "latest",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="csv or arrow (metrics), npz (metrics and weights), onnx or sklearn (a model that "
+            "takes raw pixels)."
+        ),
+    ] = "npz",
+    out: Annotated[
+        Path | None, typer.Option(help="The file.  [default: the run's name, here]")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Whose weights: last, best, or a number of updates.")
+    ] = "last",
+    json: JsonFlag = False,
+) -> None:
+    """Write the metrics or the weights of a run to a file for another program.
+
+    onnx needs `pip install 'distsgd[onnx]'`, sklearn `pip install 'distsgd[sklearn]'`.
+
+    Example: distsgd runs export latest --to csv --out metrics.csv
+    """
+    from distsgd.runs.export.export import export_run
+
+    done = export_run(run, to, out, checkpoint)
+    if json:
+        print_json(done)
+        return
+    of = "metrics" if done.updates is None else f"weights after {count(done.updates)} updates"
+    show(f"{done.path}: {of}, {count(done.bytes)} bytes")
+
+
+@app.command()
+def rm(
+    runs: Runs,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Remove runs for good: their folders, with checkpoints, journal and metrics.
+
+    A run that is training is refused, and so is a folder that holds anything else.
+
+    Example: distsgd runs rm first-run --yes
+    """
+    from distsgd.runs.folder import find_run
+    from distsgd.runs.removal import check_removable, remove_run
+
+    found = list({run.path: run for run in map(find_run, runs)}.values())
+    size = sum(map(check_removable, found))  # all of them, before any is removed
+    if not yes:
+        what = f"{len(found)} run{'s' * (len(found) != 1)} ({count(size)} bytes)"
+        for run in found:
+            say(str(run.path))
+        if not confirmed(f"Remove {what} for good?"):
+            say("nothing was removed")
+            raise typer.Exit(1)
+    removed: list[str] = []
+    try:
+        for run in found:
+            remove_run(run)
+            removed.append(str(run.path))
+    except (RunError, StorageError):
+        if removed:
+            say(f"removed before that: {', '.join(removed)}")
+        raise
+    if json:
+        print_json({"removed": removed, "bytes": size})
+    else:
+        show(*(f"removed {path}" for path in removed))

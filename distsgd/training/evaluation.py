@@ -15,17 +15,9 @@ from distsgd.core.model import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
-from distsgd.errors import RunError, UsageError
-from distsgd.runs import (
-    Model,
-    RunFolder,
-    best_epoch,
-    checkpoint_path,
-    find_run,
-    read_if_kept,
-    read_newest,
-    weights_sha256,
-)
+from distsgd.errors import UsageError
+from distsgd.runs import Model, RunFolder, find_run, read_newest, weights_sha256
+from distsgd.runs.chosen import best_model
 from distsgd.runs.opened_run import dataset_of_run
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_whole_number
@@ -86,22 +78,9 @@ class Prediction:
 
 def _model(run: RunFolder, best: bool) -> Model:
     """The newest checkpoint of a run, or that of its best epoch."""
-    leave_out = f"Leave out {spelling().setting('best')}"
-    kind = run.settings().model
-    if not best:
-        return read_newest(run.checkpoints, kind)
-    found = best_epoch(run.path)
-    while found is not None:
-        model = read_if_kept(checkpoint_path(run.checkpoints, found[-1]), kind)
-        if model is not None:
-            return model
-        before, found = found, best_epoch(run.path)
-        if found == before:
-            raise RunError(
-                f"the checkpoint of the best epoch of {run.path}, update {found[-1]}, is missing",
-                leave_out,
-            )
-    raise RunError(f"no epoch of {run.path} has ended, so none is the best", leave_out)
+    if best:
+        return best_model(run, f"Leave out {spelling().setting('best')}")
+    return read_newest(run.checkpoints, run.settings().model)
 
 
 def evaluate(

@@ -28,9 +28,9 @@ ONLY_IN = {
     "ray": {"on_ray", "cluster", "transport"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "pyarrow": {"data"},
+    "pyarrow": {"data", "runs"},
     "torch": set(),
-    "sklearn": set(),
+    "sklearn": {"runs"},
 }
 
 PEERS = "distsgd.bench.peers"

@@ -1,0 +1,1 @@
+"""Runs for other programs: metrics as tables, weights as arrays, ONNX and scikit-learn models."""

@@ -1,0 +1,207 @@
+"""Runs in one line each: found, filtered, sorted, and told apart by the settings that differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from distsgd.config.sources import check_name
+from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
+from distsgd.runs.folder import RunFolder, handle, list_runs
+from distsgd.runs.metrics import epoch_rows, read_metrics
+from distsgd.spelling import spelling
+
+__all__ = ["ORDERS", "STATES", "RunSummary", "differing", "select", "summaries", "summarise"]
+
+STATES = ("running", "finished", "interrupted", "failed", "dead", "diverged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary(os.PathLike[str]):
+    """One run of a list; a path of its folder, so that `load`, `predict` and others take it.
+
+    Attributes:
+        name: by which commands find it, or its path.
+        run_dir: its folder.
+        state: one of "running", "finished", "interrupted", "failed", "dead" (killed) or "diverged".
+        created: date and time, ISO 8601 in UTC.
+        settings: all settings; empty if they cannot be read.
+        tags: as the user gave them.
+        epochs: epochs that have ended.
+        seconds: spent on steps; None before the first record.
+        test_accuracy: of the last epoch, or of the result; None before one.
+        best_accuracy: the largest of all epochs.
+        train_loss: as test_accuracy.
+        test_loss: likewise.
+    """
+
+    name: str
+    run_dir: str
+    state: str
+    created: str
+    settings: dict[str, Any] = field(repr=False)
+    tags: tuple[str, ...] = ()
+    epochs: int = 0
+    seconds: float | None = None
+    test_accuracy: float | None = None
+    best_accuracy: float | None = None
+    train_loss: float | None = None
+    test_loss: float | None = None
+
+    def __fspath__(self) -> str:
+        return self.run_dir
+
+
+def summarise(run: RunFolder) -> RunSummary:
+    """The summary of a run; what is missing or damaged is left out."""
+    config: dict[str, Any] = {}
+    epochs: list[dict[str, Any]] = []
+    seconds: float | None = None
+    with suppress(RunError, StorageError):
+        config = run.read("config.json")
+    metrics = run.path / "metrics.jsonl"
+    with suppress(RunError, StorageError):
+        epochs = epoch_rows(metrics)
+        seconds = max(
+            (record["seconds"] for record in read_metrics(metrics) if "seconds" in record),
+            default=None,
+        )
+    state, report = run.status(), run.report()
+    last = epochs[-1] if epochs else {}
+
+    def measured(name: str) -> float | None:
+        value = report.get(name, last.get(name))
+        return None if value is None else float(value)
+
+    best = [row["test_accuracy"] for row in epochs]
+    return RunSummary(
+        name=handle(run),
+        run_dir=str(run.path),
+        state=state,
+        created=str(config.get("created", "")),
+        settings=dict(config.get("settings", {})),
+        tags=_tags(config),
+        epochs=len(epochs),
+        seconds=report.get("train_seconds", seconds),
+        test_accuracy=measured("test_accuracy"),
+        best_accuracy=max(best) if best else measured("test_accuracy"),
+        train_loss=measured("train_loss"),
+        test_loss=measured("test_loss"),
+    )
+
+
+def _tags(config: dict[str, Any]) -> tuple[str, ...]:
+    found = config.get("tags", ())
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+
+
+def summaries() -> list[RunSummary]:
+    """All runs that can be found, oldest first."""
+    return [summarise(run) for run in list_runs()]
+
+
+_UP, _DOWN = False, True
+
+ORDERS: dict[str, tuple[Callable[[RunSummary], Any], bool]] = {
+    "created": (lambda run: run.created, _UP),
+    "name": (lambda run: run.name, _UP),
+    "accuracy": (lambda run: run.best_accuracy, _DOWN),
+    "loss": (lambda run: run.test_loss, _UP),
+    "train-loss": (lambda run: run.train_loss, _UP),
+    "time": (lambda run: run.seconds, _UP),
+    "epochs": (lambda run: run.epochs, _DOWN),
+}
+"""What runs are sorted by, and whether the largest comes first. A setting sorts by its value."""
+
+
+def select(
+    runs: Iterable[RunSummary],
+    *,
+    sort: str = "created",
+    reverse: bool = False,
+    where: Sequence[str] = (),
+    state: str | None = None,
+    tag: str | None = None,
+) -> list[RunSummary]:
+    """Some of the runs, sorted.
+
+    Args:
+        runs: all.
+        sort: one of `ORDERS`, or a setting. Runs without a value come last.
+        reverse: the other way round.
+        where: texts such as "loss=svm"; all must hold.
+        state: only runs in this state.
+        tag: only runs with this tag.
+
+    Raises:
+        UsageError: one of these names nothing.
+    """
+    if state is not None and state not in STATES:
+        raise UsageError(
+            f"{spelling().setting('state')} cannot be {state}", f"Give one of {', '.join(STATES)}"
+        )
+    tests = [_condition(text) for text in where]
+    found = [
+        run
+        for run in runs
+        if (state is None or run.state == state)
+        and (tag is None or tag in run.tags)
+        and all(test(run) for test in tests)
+    ]
+    value, down = ORDERS.get(sort) or (_setting(sort), _UP)
+    known = [run for run in found if value(run) is not None]
+    with_value = sorted(known, key=lambda run: _comparable(value(run)), reverse=down != reverse)
+    return [*with_value, *(run for run in found if value(run) is None)]
+
+
+def _setting(name: str) -> Callable[[RunSummary], Any]:
+    key = name.replace("-", "_")
+    try:
+        check_name(key, None, spelling())
+    except DistsgdError:
+        raise UsageError(
+            f"{spelling().setting('sort')} cannot be {name}",
+            f"Give one of {', '.join(ORDERS)}, or a setting",
+        ) from None
+    return lambda run: run.settings.get(key)
+
+
+def _comparable(value: Any) -> tuple[int, float, str]:
+    """Numbers before texts; so any two values can be compared."""
+    if isinstance(value, int | float):
+        return 0, float(value), ""
+    return 1, 0.0, str(value)
+
+
+def _condition(text: str) -> Callable[[RunSummary], bool]:
+    name, equals, wanted = (part.strip() for part in text.partition("="))
+    key = name.replace("-", "_")
+    if not equals:
+        raise UsageError(f"{text} has no value", "Write it as --where setting=value")
+    check_name(key, wanted, spelling())
+    return lambda run: key in run.settings and _is(run.settings[key], wanted)
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether a setting has the value that a text says: 0.01 is 1e-2, and true is True."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() == text.lower()
+    if isinstance(value, int | float):
+        with suppress(ValueError):
+            return float(text) == value
+        return False
+    return str(value) == text
+
+
+def differing(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
+    """Settings whose values are not the same in all runs, with the value of each run."""
+    readable = [run.settings for run in runs if run.settings]
+    names = dict.fromkeys(name for settings in readable for name in settings)
+    return {
+        name: [run.settings.get(name) for run in runs]
+        for name in names
+        if any(settings.get(name) != readable[0].get(name) for settings in readable)
+    }
