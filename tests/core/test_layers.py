@@ -13,8 +13,8 @@ import distsgd
 PACKAGE = Path(distsgd.__file__).parent
 
 LAYERS = (
-    "core", "data", "transport", "engine", "on_ray", "cluster", "config", "runs", "proof",
-    "training", "simulation", "bench", "lecture", "cli",
+    "core", "data", "transport", "engine", "on_ray", "cluster", "config", "runs", "figures",
+    "proof", "training", "simulation", "bench", "lecture", "cli",
 )  # fmt: skip
 """From the bottom up."""
 

@@ -1,0 +1,1 @@
+"""Figures of runs: as data, which the page and matplotlib draw alike."""
