@@ -20,12 +20,15 @@ from distsgd.version import __version__
 if TYPE_CHECKING:
     from distsgd import errors
     from distsgd.training import (
+        Callback,
         DistsgdError,
         EpochRow,
         Evaluation,
         Prediction,
         Progress,
+        Prometheus,
         Reporter,
+        TensorBoard,
         TrainConfig,
         TrainingInterrupted,
         TrainResult,
@@ -38,12 +41,15 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Callback",
     "DistsgdError",
     "EpochRow",
     "Evaluation",
     "Prediction",
     "Progress",
+    "Prometheus",
     "Reporter",
+    "TensorBoard",
     "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",

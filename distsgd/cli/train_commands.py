@@ -26,7 +26,8 @@ from distsgd.cli.settings import (
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
-    from distsgd.training.results import TrainResult
+    from distsgd.training.callbacks.callback import Followers
+    from distsgd.training.results import Reporter, TrainResult
 
 __all__ = ["add_to"]
 
@@ -46,6 +47,20 @@ JsonOutput = Annotated[
     ),
 ]
 
+TensorBoardFlag = Annotated[
+    Path | None,
+    in_panel(OUTPUT, "Write events for TensorBoard into this folder.", metavar="folder"),
+]
+
+MetricsPortFlag = Annotated[
+    int | None,
+    in_panel(
+        OUTPUT,
+        "Serve metrics for Prometheus at this port of 127.0.0.1; 0: a free one.",
+        metavar="whole number",
+    ),
+]
+
 
 def train(
     context: typer.Context,
@@ -62,6 +77,8 @@ def train(
         Path | None,
         in_panel(OUTPUT, "Write a timeline of all processes, for Perfetto.", metavar="file"),
     ] = None,
+    tensorboard: TensorBoardFlag = None,
+    metrics_port: MetricsPortFlag = None,
     json: JsonOutput = False,
     chaos: Annotated[
         str | None,
@@ -93,6 +110,8 @@ def train(
 
     Example: distsgd train --dataset s3://bucket/cifar10 --shuffle shard --cache-size 2000
 
+    Example: distsgd train --tensorboard events --metrics-port 0
+
     Example: distsgd train --chaos kill-worker:every=500,drop-push:p=0.01
     """
     from distsgd.cli.stop_signals import StopSignals
@@ -101,10 +120,11 @@ def train(
     from distsgd.training.preparation import train_with
 
     settings = config_from(*typed(flags_among(context.params), set_, config))
-    stop, reporter = StopSignals(), make_reporter(json)
+    stop, followers = StopSignals(), _followers(make_reporter(json), tensorboard, metrics_port)
     gc.freeze()  # what is loaded stays: it need not be looked through again and again
-    with outliving_stdout("training"):
-        result = train_with(settings, run_dir, reporter, trace, chaos, address, stop, BEGAN)
+    with outliving_stdout("training"), followers:
+        result = train_with(settings, run_dir, followers, trace, chaos, address, stop, BEGAN)
+        followers.end(result)
     _show(result, json)
     if result.status == "interrupted":
         stop.leave()
@@ -114,6 +134,8 @@ def resume(
     context: typer.Context,
     run: Run,
     address: AddressFlag = None,
+    tensorboard: TensorBoardFlag = None,
+    metrics_port: MetricsPortFlag = None,
     json: JsonOutput = False,
     chaos: Annotated[
         str | None,
@@ -131,13 +153,32 @@ def resume(
 
     multiply_as(run)
     changes = flags_among(context.params)
-    stop, reporter = StopSignals(), make_reporter(json)
+    stop, followers = StopSignals(), _followers(make_reporter(json), tensorboard, metrics_port)
     gc.freeze()
-    with outliving_stdout("training"):
-        result = resume_with(run, changes, reporter, chaos, address, stop, BEGAN)
+    with outliving_stdout("training"), followers:
+        result = resume_with(run, changes, followers, chaos, address, stop, BEGAN)
+        followers.end(result)
     _show(result, json)
     if result.status == "interrupted":
         stop.leave()
+
+
+def _followers(reporter: Reporter, tensorboard: Path | None, metrics_port: int | None) -> Followers:
+    """Who follows a training: the terminal, and what flags ask for."""
+    from distsgd.training.callbacks.callback import Callback, Followers
+
+    callbacks: list[Callback] = []
+    if tensorboard is not None:
+        from distsgd.training.callbacks.tensorboard import TensorBoard
+
+        callbacks.append(TensorBoard(tensorboard))
+    if metrics_port is not None:
+        from distsgd.training.callbacks.prometheus import Prometheus, metrics_token_file
+
+        served = Prometheus(metrics_port)
+        say(f"metrics at http://127.0.0.1:{served.port}/metrics; token in {metrics_token_file()}")
+        callbacks.append(served)
+    return Followers([reporter], callbacks)
 
 
 def scale(

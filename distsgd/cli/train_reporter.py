@@ -5,35 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.cli.output import percent, say, show, terminal, text_column, visible
+from distsgd.cli.output import say, show, terminal, text_column, visible
 from distsgd.config.settings import TrainConfig
-from distsgd.core.model import LINEAR
 from distsgd.engine.events import Progress as Steps
+from distsgd.training.callbacks.lines import HEADING, row_line, title_line
 from distsgd.training.results import EpochRow, Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["make_reporter"]
-
-_HEADING = f"{'epoch':>5}  {'loss':>8}  {'train':>7}  {'test':>7}  {'seconds':>7}"
-
-
-def _row(row: EpochRow) -> str:
-    return (
-        f"{row.epoch:>5}  {row.train_loss:>8.4f}  {percent(row.train_accuracy):>7}  "
-        f"{percent(row.test_accuracy):>7}  {row.seconds:>7.2f}"
-    )
-
-
-def _title(config: TrainConfig) -> str:
-    fleet = "1 worker" if config.workers == 1 else f"{config.workers} workers"
-    workers = f"{fleet} on Ray" if config.workers else "one process"
-    model = "" if config.model == LINEAR else f"{config.model}, "
-    return (
-        f"{model}{config.loss} on {config.dataset}: {workers}, minibatches of {config.batch_size}, "
-        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, seed {config.seed}"
-    )
 
 
 class _PlainReporter(Reporter):
@@ -43,10 +24,10 @@ class _PlainReporter(Reporter):
         self._print = say if to_stderr else show
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        self._print(_title(config), _HEADING)
+        self._print(title_line(config), HEADING)
 
     def epoch(self, row: EpochRow) -> None:
-        self._print(_row(row))
+        self._print(row_line(row))
 
     def notice(self, text: str) -> None:
         say(text)
@@ -85,8 +66,8 @@ class _LiveReporter(Reporter):
         self._starting.refresh()
 
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
-        self._console.print(visible(_title(config)), soft_wrap=True)
-        self._console.print(_HEADING, style="bold")
+        self._console.print(visible(title_line(config)), soft_wrap=True)
+        self._console.print(HEADING, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
         if not config.workers:
             self._show_bar()
@@ -108,7 +89,7 @@ class _LiveReporter(Reporter):
 
     def epoch(self, row: EpochRow) -> None:
         self._show_bar()
-        self._console.print(_row(row))
+        self._console.print(row_line(row))
 
     def notice(self, text: str) -> None:
         self._console.print(visible(text), style="yellow", soft_wrap=True)

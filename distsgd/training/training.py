@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from distsgd.training.arguments import (
     as_whole_number,
     with_settings,
 )
+from distsgd.training.callbacks.callback import Callback, Followers, as_callbacks
+from distsgd.training.callbacks.notebook import verbose_reporter
 from distsgd.training.interrupts import FirstCtrlC
 from distsgd.training.preparation import resume_with, train_with
 from distsgd.training.results import Reporter, TrainResult
@@ -35,6 +38,8 @@ def train(
     config: TrainConfig | None = None,
     run_dir: str | Path | None = None,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    verbose: bool = False,
     trace: str | Path | None = None,
     chaos: str | None = None,
     address: str | None = None,
@@ -86,7 +91,9 @@ def train(
     Args:
         config: all settings in one object, in place of the arguments below.
         run_dir: a new folder for the run; None for one in the user's data folder.
-        reporter: its methods are called while the training runs.
+        reporter: its methods are called while the training runs, in its thread.
+        callbacks: the same from threads of their own: they can neither stop nor delay it.
+        verbose: show progress: a line for each epoch on stdout, or in a notebook a live display.
         trace: a file for a timeline of every process, for Perfetto or Chrome.
         chaos: faults to inject, such as "kill-worker:every=50,drop-push:p=0.01".
         address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a private Ray.
@@ -111,9 +118,19 @@ def train(
     timeline = None if trace in (None, "") else as_path("trace", trace)
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
-    result = train_with(settings, folder, as_reporter(reporter), timeline, chaos, address, stop)
+    with _followers(reporter, callbacks, verbose) as followers:
+        result = train_with(settings, folder, followers, timeline, chaos, address, stop)
+        followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result
+
+
+def _followers(reporter: Any, callbacks: Any, verbose: Any) -> Followers:
+    """Who follows a training that a Python program starts."""
+    if not isinstance(verbose, bool):
+        raise UsageError(f"verbose cannot be {verbose!r}", "Give True or False")
+    shown = [verbose_reporter()] if verbose else []
+    return Followers([*shown, as_reporter(reporter)], as_callbacks(callbacks))
 
 
 def _complete(config: Any, given: dict[str, Any]) -> TrainConfig:
@@ -140,6 +157,8 @@ def resume(
     epochs: int | None = None,
     chaos: str | None = None,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    verbose: bool = False,
     address: str | None = None,
 ) -> TrainResult:
     """Resume a run that was interrupted or killed, from its last update; none is lost.
@@ -154,7 +173,9 @@ def resume(
         channel: how gradients travel from now on; None for as before.
         epochs: of the whole run; None for as many as before, else no fewer.
         chaos: faults to inject from now on, as for `train`; earlier ones are not repeated.
-        reporter: its methods are called while the training runs.
+        reporter: its methods are called while the training runs, in its thread.
+        callbacks: as for `train`.
+        verbose: likewise.
         address: of the Ray cluster to train on, as for `train`.
 
     Returns:
@@ -169,7 +190,9 @@ def resume(
     given = {"workers": workers, "servers": servers, "channel": channel, "epochs": epochs}
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
-    result = resume_with(run, given, as_reporter(reporter), chaos, address, stop)
+    with _followers(reporter, callbacks, verbose) as followers:
+        result = resume_with(run, given, followers, chaos, address, stop)
+        followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result
 

@@ -116,7 +116,7 @@ FLAGS = {
         "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",
         "--compress", "--channel", "--placement", "--address",
     ],
-    "Output": ["--run-dir", "--trace", "--json"],
+    "Output": ["--run-dir", "--trace", "--tensorboard", "--metrics-port", "--json"],
     "Faults": ["--verify", "--chaos"],
     "More settings and help": ["--config", "--set", "--help"],
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Callbacks, printed progress, TensorBoard and Prometheus: what follows a training."""
