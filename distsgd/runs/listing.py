@@ -69,6 +69,10 @@ def summarise(run: RunFolder) -> RunSummary:
             (record["seconds"] for record in read_metrics(metrics) if "seconds" in record),
             default=None,
         )
+    tags: Any = None
+    if (run.path / "tags.json").is_file():
+        with suppress(RunError, StorageError):
+            tags = run.read("tags.json").get("tags")
     state, report = run.status(), run.report()
     last = epochs[-1] if epochs else {}
 
@@ -83,7 +87,7 @@ def summarise(run: RunFolder) -> RunSummary:
         state=state,
         created=str(config.get("created", "")),
         settings=dict(config.get("settings", {})),
-        tags=_tags(config),
+        tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
         epochs=len(epochs),
         seconds=report.get("train_seconds", seconds),
         test_accuracy=measured("test_accuracy"),
@@ -91,11 +95,6 @@ def summarise(run: RunFolder) -> RunSummary:
         train_loss=measured("train_loss"),
         test_loss=measured("test_loss"),
     )
-
-
-def _tags(config: dict[str, Any]) -> tuple[str, ...]:
-    found = config.get("tags", ())
-    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
 
 def summaries() -> list[RunSummary]:

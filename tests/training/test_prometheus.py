@@ -18,6 +18,7 @@ from support import Run, on_sample
 
 import distsgd
 from distsgd.errors import UsageError
+from distsgd.runs.history import HistoryReader
 from distsgd.training.callbacks.prometheus import metrics_token_file
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana.json"
@@ -41,13 +42,15 @@ def get(port: int, path: str = "/metrics", token: str | None = None) -> tuple[in
 
 
 def samples(port: int) -> dict[str, float]:
+    """Name of a metric, and of some of its labels -> value, by Prometheus' own parser."""
     status, text = get(port, token=metrics_token_file().read_text().strip())
     assert status == 200
-    return {
-        sample.name + "".join(sample.labels[key] for key in sorted(sample.labels)
-                              if key == "split"): sample.value
-        for family in text_string_to_metric_families(text) for sample in family.samples
-    }  # fmt: skip
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = [sample.labels.get(key, "") for key in ("split", "worker", "doing", "age")]
+            found[" ".join(filter(None, (sample.name, *labels)))] = sample.value
+    return found
 
 
 def test_read_back_by_prometheus(served: distsgd.Prometheus) -> None:
@@ -64,6 +67,16 @@ def test_read_back_by_prometheus(served: distsgd.Prometheus) -> None:
     assert found["distsgd_run_info"] == 1 and found["distsgd_workers"] == 0
     with pytest.raises(OSError):
         get(served.port)
+    history = HistoryReader(result.run_dir).look()
+    ended = distsgd.Prometheus()
+    ended.started(config, Path(result.run_dir), result.steps)
+    found = samples(ended.port)
+    ended.close()
+    assert found["distsgd_gradients_total 0"] == history.staleness["0"] > 0
+    for worker, columns in history.fleet.items():
+        spent = found[f"distsgd_worker_seconds_total {worker} computing"]
+        assert spent == pytest.approx(sum(columns["computing"]))
+        assert found[f"distsgd_worker_images_total {worker}"] == result.examples_seen
 
 
 def test_the_numbers_are_those_of_the_training(served: distsgd.Prometheus) -> None:
@@ -78,9 +91,9 @@ def test_the_numbers_are_those_of_the_training(served: distsgd.Prometheus) -> No
     expected = {
         "distsgd_updates_total": 7, "distsgd_examples_total": 1792, "distsgd_epochs_total": 1,
         "distsgd_notices_total": 1, "distsgd_seconds_total": 2.0, "distsgd_learning_rate": 0.01,
-        "distsgd_images_per_second": 896.0, "distsgd_lossminibatch": 1.5, "distsgd_losstest": 1.75,
-        "distsgd_losstrain": 1.25, "distsgd_accuracyminibatch": 0.25,
-        "distsgd_accuracytest": 0.375, "distsgd_accuracytrain": 0.4,
+        "distsgd_images_per_second": 896.0, "distsgd_loss minibatch": 1.5,
+        "distsgd_loss test": 1.75, "distsgd_loss train": 1.25, "distsgd_accuracy minibatch": 0.25,
+        "distsgd_accuracy test": 0.375, "distsgd_accuracy train": 0.4,
     }  # fmt: skip
     assert samples(served.port) == expected
 
@@ -125,6 +138,10 @@ def test_the_dashboard_asks_for_metrics_that_are_there(served: distsgd.Prometheu
     names = set(re.findall(r"distsgd_\w+", " ".join(asked)))
     known = {f"distsgd_{name}{'_total' * (kind == 'counter')}"
              for name, (kind, _) in served._HELP.items()}  # fmt: skip
-    assert names and names <= known | {"distsgd_loss", "distsgd_accuracy", "distsgd_run_info"}
+    tables = {"loss", "accuracy", "worker_seconds_total", "worker_images_total", "gradients_total",
+              "pushed_bytes_total", "run_info"}  # fmt: skip
+    assert names and names <= known | {f"distsgd_{name}" for name in tables}
+    page = (DASHBOARD.parents[1] / "distsgd" / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in known | {f"distsgd_{name}" for name in tables})
     scrape = yaml.safe_load((DASHBOARD.parent / "prometheus.yaml").read_text(encoding="utf-8"))
     assert scrape["scrape_configs"][0]["authorization"]["credentials_file"]

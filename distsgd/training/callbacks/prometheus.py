@@ -21,7 +21,8 @@ from distsgd.data.atomic import replace_file
 from distsgd.data.locations import home_folder
 from distsgd.data.system import OWN_THREAD
 from distsgd.engine.events import Progress
-from distsgd.errors import UsageError, storage_error
+from distsgd.errors import DistsgdError, UsageError, storage_error
+from distsgd.runs.history import HistoryReader
 from distsgd.spelling import spelling
 from distsgd.training.callbacks.callback import Callback
 from distsgd.training.results import EpochRow, TrainResult
@@ -33,6 +34,8 @@ _SECONDS = 5.0
 """For a request to come in and an answer to go out."""
 
 _MOST_PORT = 65_535
+_POINTS = 16
+"""Of the series that a look at the run folder keeps."""
 
 
 def metrics_token_file() -> Path:
@@ -88,7 +91,8 @@ class Prometheus(Callback):
         self._shares: dict[str, float] = {}
         self._losses: dict[str, float] = {}
         self._about: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._history: HistoryReader | None = None
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         registry = self._client.CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:
@@ -112,6 +116,7 @@ class Prometheus(Callback):
     def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
         """Keep what the run is."""
         with self._lock:
+            self._history = HistoryReader(run_dir, _POINTS)
             self._about = {
                 "run": run_dir.name, "dataset": str(config.dataset), "model": config.model,
                 "loss": config.loss, "consistency": config.consistency,
@@ -182,6 +187,33 @@ class Prometheus(Callback):
             for split, value in values.items():
                 table.add_metric([split], value)
             yield table
+        yield from self._of_processes()
+
+    def _of_processes(self) -> Iterator[Any]:
+        """What workers and servers have done, from the run folder."""
+        counter = self._client.core.CounterMetricFamily
+        with self._looking:
+            try:
+                found = None if self._history is None else self._history.look()
+            except DistsgdError:  # the folder has gone; the next request may find it
+                found = None
+        if found is None:
+            return
+        seconds = counter(
+            "distsgd_worker_seconds", "Seconds of each worker, by what it did.",
+            labels=["worker", "doing"],
+        )  # fmt: skip
+        images = counter("distsgd_worker_images", "Examples of each worker.", labels=["worker"])
+        for worker, columns in found.fleet.items():
+            images.add_metric([worker], sum(columns["images"]))
+            for doing in ("computing", "pushing", "waiting"):
+                seconds.add_metric([worker, doing], max(0.0, sum(columns[doing])))
+        ages = counter("distsgd_gradients", "Gradients applied, by age.", labels=["age"])
+        for age, times in found.staleness.items():
+            ages.add_metric([age], times)
+        yield from (seconds, images, ages)
+        if pushed := found.bytes.get("pushed"):
+            yield counter("distsgd_pushed_bytes", "Bytes pushed to servers.", value=pushed[-1])
 
 
 class _Server(ThreadingHTTPServer):
