@@ -135,14 +135,19 @@ class DivergedError(DistsgdError):
         loss: the loss that was found.
         learning_rate: learning rate of that update.
         remedy: a setting to try, as the user writes it.
+        bound: with exact arithmetic, which bound was exceeded, and by what.
     """
 
-    def __init__(self, step: int, loss: float, learning_rate: float, remedy: str = "") -> None:
-        Exception.__init__(self, step, loss, learning_rate, remedy)
+    def __init__(
+        self, step: int, loss: float, learning_rate: float, remedy: str = "", bound: str = ""
+    ) -> None:
+        Exception.__init__(self, step, loss, learning_rate, remedy, bound)
         self.step = step
         self.loss = loss
         self.learning_rate = learning_rate
         self.problem = f"training diverged: the loss at step {step} is {loss}"
+        if bound:
+            self.problem = f"training diverged at step {step}: {bound}"
         self.hint = f"Lower the learning rate (it was {learning_rate:g})" + (
             f": {remedy}" if remedy else ""
         )

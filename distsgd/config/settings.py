@@ -349,16 +349,9 @@ class TrainConfig:
             )
 
     def _check_exact(self) -> None:
-        """Exact numbers are float64, and no sum of others may be rounded."""
-        if self.arithmetic != EXACT:
-            return
-        object.__setattr__(self, "dtype", "float64")
-        if self.compress == "onebit":
-            raise UsageError(
-                f"{self.given('compress')} does not go with {self.given('arithmetic')}: its means "
-                "are sums that are rounded in an order of the machine's",
-                f"Give {self.spelling.given('compress', 'fp16')}, topk:FRACTION or none",
-            )
+        """Exact numbers are float64."""
+        if self.arithmetic == EXACT:
+            object.__setattr__(self, "dtype", "float64")
 
     def _check_verify(self) -> None:
         if self.verify and self.servers > 1:

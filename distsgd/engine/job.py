@@ -208,7 +208,8 @@ class Job:
         """What gradients are encoded with, if they are."""
         if self.compress == "none":
             return None
-        return make_codec(self.compress, [layer.padded for layer in self.architecture.layers])
+        matrices = [layer.padded for layer in self.architecture.layers]
+        return make_codec(self.compress, matrices, exact=self.exact)
 
     def decode(self, payload: bytes, rows: int, part: slice) -> Floats:
         """What an encoded range of a gradient stands for; shape (rows, values), all in row 0."""

@@ -56,7 +56,7 @@ def simulate(
     if run.diverged is not None:
         rate = run.diverged.learning_rate
         remedy = config.spelling.given("learning_rate", float(f"{rate / 10:.3g}"))
-        raise DivergedError(run.diverged.step, run.diverged.loss, rate, remedy)
+        raise DivergedError(run.diverged.step, run.diverged.loss, rate, remedy, run.exceeded_bound)
     return result
 
 

@@ -18,7 +18,7 @@ from distsgd.simulation.probe import Measuring, Probe
 from distsgd.simulation.results import CurvePoint, SimulationResult
 from distsgd.simulation.scenario import policy_name
 from distsgd.simulation.virtual_training import Simulation
-from distsgd.training.limits import check_sizes
+from distsgd.training.limits import check_sizes, exceeded_bound
 
 __all__ = ["SimulatedRun"]
 
@@ -57,6 +57,8 @@ class SimulatedRun:
         self._to_loss: float | None = None
         self._to_accuracy: float | None = None
         self.diverged: Diverged | None = None
+        self.exceeded_bound = ""
+        self._dataset = dataset
 
     def result(self) -> SimulationResult:
         """Train, and return the result."""
@@ -71,7 +73,9 @@ class SimulatedRun:
             elif isinstance(event, Ended):
                 ended = event
         assert ended is not None
-        self.diverged = ended.diverged
+        if ended.diverged is not None:
+            self.diverged, weights = ended.diverged, ended.snapshot.weights
+            self.exceeded_bound = exceeded_bound(self._job, self._dataset, self.diverged, weights)
         if ended.snapshot.version != self._curve[-1].update:
             self._measure()
         return self._result(ended)

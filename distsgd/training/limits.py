@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from distsgd.config.settings import TrainConfig
-from distsgd.core.arrays import padded_columns
+from distsgd.core.arrays import Floats, padded_columns
+from distsgd.core.messages import Diverged
 from distsgd.core.model import (
     ARITHMETICS,
     EXACT,
@@ -21,13 +22,15 @@ from distsgd.core.model import (
     hidden_units,
     make_architecture,
 )
+from distsgd.core.plan import EpochOrder
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache, gathered_slots
+from distsgd.engine.job import Job
 from distsgd.engine.team_host import MOST_MEMBERS, team_shape
 from distsgd.errors import UsageError
 from distsgd.on_ray.capacity import check_processes, free_memory, process_memory
 
-__all__ = ["check_fleet", "check_memory", "check_sizes", "sizes_of"]
+__all__ = ["check_fleet", "check_memory", "check_sizes", "exceeded_bound", "sizes_of"]
 
 
 _MIB = 2**20
@@ -315,6 +318,32 @@ def check_exact(config: TrainConfig, features: int, classes: int) -> None:
             f"Change that, or give {config.spelling.given('arithmetic', ARITHMETICS[0])}",
         ) from None
 
+
+def exceeded_bound(job: Job, dataset: Dataset, diverged: Diverged, weights: Floats) -> str:
+    """Which bound of exact arithmetic has made the loss of an update infinite; "" if none has.
+
+    Args:
+        job: the training.
+        dataset: what is trained on.
+        diverged: the update.
+        weights: flat W that it was computed at, or a later one.
+    """
+    plan, model = job.plan, job.architecture
+    if not job.exact or not np.isfinite(weights).all():
+        return ""
+    low, end = plan.minibatch(diverged.step)
+    for first in range(low, end, _LOOKED_AT):
+        last = min(first + _LOOKED_AT, end)
+        examples = EpochOrder(plan).examples(plan.epoch_of(diverged.step), first, last)
+        pixels = np.empty((len(examples), job.features), np.uint8)
+        dataset.train.gather(examples, pixels)
+        if bound := model.exceeded_bound(weights, job.preprocessing, pixels):
+            return bound
+    return ""
+
+
+_LOOKED_AT = 256
+"""Examples at once."""
 
 _LEAST_RANGE = 256
 """Parameters that a server has at least: fewer are not worth a message."""

@@ -27,6 +27,7 @@ from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
 from distsgd.training.keeper import Keeper
+from distsgd.training.limits import exceeded_bound
 from distsgd.training.logbook import Start
 from distsgd.training.measuring import Background, Measured, measure_split
 from distsgd.training.processes import NeedsRestart, Processes
@@ -239,7 +240,8 @@ class Session:
             found = event.diverged
             rate = float(f"{found.learning_rate / 10:.3g}")
             remedy = self._config.spelling.given("learning_rate", rate)
-            raise DivergedError(found.step, found.loss, found.learning_rate, remedy)
+            bound = exceeded_bound(self._job, self._dataset, found, event.snapshot.weights)
+            raise DivergedError(found.step, found.loss, found.learning_rate, remedy, bound)
         self._keeper.save(event.snapshot)
         self._keeper.ended(event)
         return event

@@ -68,6 +68,22 @@ def test_onebit_keeps_signs_and_the_mean_of_each_sign():
         assert found[row < 0] == pytest.approx(row[row < 0].mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_means_of_onebit_do_not_depend_on_order(exact):
+    """Whole rows are multiplied by 0.1 and mixed, so that sums of floats are rounded."""
+    codec = make_codec("onebit", [(3, 1000)], exact=exact)
+    vector = random_vector(dtype="float64")[:3000] * 0.1
+    rows, found = vector.reshape(3, 1000), set()
+    for seed in range(20):
+        mixed = np.random.default_rng(seed).permutation(rows, axis=1)
+        found.add(np.unique(codec.encode(mixed.reshape(-1))[:24]).tobytes())
+        plain = make_codec("onebit", [(3, 1000)])
+        sums = codec._means(mixed), plain._means(mixed)
+        np.testing.assert_allclose(*sums, rtol=1e-12)
+        found.add(sums[0].tobytes())
+    assert (len(found) == 2) == exact
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zeros_stay_zeros(spec, dtype):

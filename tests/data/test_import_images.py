@@ -13,6 +13,7 @@ from distsgd.data.cifar10.archive import read_folder
 from distsgd.data.importing.import_dataset import Imported, import_dataset
 from distsgd.data.importing.row_import import REJECTED
 from distsgd.errors import DatasetError, SourceError
+from distsgd.training import train
 
 
 def put(path: Path, *, grey: bool = False, number: int = 0) -> None:
@@ -124,3 +125,29 @@ def test_images_of_many_sizes_are_said_to_differ_in_size(tmp_path: Path) -> None
     )
     with pytest.raises(DatasetError, match=says):
         import_dataset(folder, "pets")
+
+
+@pytest.mark.parametrize("kind", ["16-bit images", "16-bit numbers", "numbers of any size"])
+def test_what_has_more_than_8_bits_is_put_on_256_steps_and_trains_exactly(
+    tmp_path: Path, kind: str
+) -> None:
+    """Slots of two lengths give one W: no sum is rounded."""
+    rng = np.random.default_rng(0)
+    if kind == "16-bit images":
+        source = tmp_path / "pets"
+        for name in ("cat", "dog"):
+            (source / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = rng.integers(0, 65536, (4, 5), dtype=np.uint16)
+                Image.fromarray(pixels).save(source / name / f"{number}.png")
+    else:
+        source = tmp_path / "rows.npz"
+        values: np.ndarray = rng.integers(0, 65536, (40, 20), dtype=np.uint16)
+        if kind == "numbers of any size":
+            values = rng.standard_normal((40, 20)) * np.logspace(-9, 9, 20)
+        np.savez(source, x=values, y=np.arange(40) % 2)
+    import_dataset(source, "wide")
+    given = {"arithmetic": "exact", "workers": 0, "epochs": 3, "batch_size": 16}
+    found = [train("wide", slot_size=size, **given) for size in (16, 5)]
+    assert found[0].weights_sha256 == found[1].weights_sha256
+    assert np.isfinite(found[0].train_loss)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import on_sample
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
@@ -60,6 +61,16 @@ def test_and_so_does_a_simulation(workers: int, servers: int) -> None:
     fleet = Fleet(workers=workers, slow=((1, 3.0),), jitter=Jitter("pareto", (1.5,)))
     found = simulate(TrainConfig(dataset="sample", epochs=2, servers=servers), fleet)
     assert found.weights_sha256 == sha_of(0)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp:8"])
+@pytest.mark.parametrize("workers", [1, 3, 5])
+def test_and_so_does_one_with_exact_arithmetic(workers: int, model: str) -> None:
+    settings = {"arithmetic": "exact", "model": model, "optimizer": "nesterov"}
+    fleet = Fleet(workers=workers, slow=((0, 3.0),), jitter=Jitter("pareto", (1.5,)))
+    config = on_sample(epochs=2, servers=2, batch_size=333, slot_size=17, **settings)
+    found = simulate(config, fleet)
+    assert found.weights_sha256 == sha_of(0, batch_size=333, slot_size=17, **settings)
 
 
 @pytest.mark.parametrize("servers", [2, 3])

@@ -95,9 +95,10 @@ def test_on_ray_with_everything(workers: int, servers: int, channel: str, shared
     [
         {"consistency": "ssp", "staleness": 3, "channel": "shm", "servers": 2},
         {"consistency": "asp", "optimizer": "adam", "learning_rate": 1e-3, "channel": "ray",
-         "servers": 2},
+         "servers": 2, "arithmetic": "exact"},
         {"consistency": "backup", "backup": 2, "channel": "tcp", "servers": 2},
-        {"consistency": "local", "local_steps": 3, "channel": "tcp", "servers": 1},
+        {"consistency": "local", "local_steps": 3, "channel": "tcp", "servers": 1,
+         "arithmetic": "exact"},
     ],
     ids=lambda settings: settings["consistency"],
 )  # fmt: skip

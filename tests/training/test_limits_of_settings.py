@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import on_sample
 
 from distsgd.bench.benchmark import Options
 from distsgd.cluster.local_node import start_head, start_member
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import config_from
 from distsgd.data.dataset import open_dataset
-from distsgd.errors import RuntimeFailure, UsageError
+from distsgd.errors import DivergedError, RuntimeFailure, UsageError
 from distsgd.lecture.experiments import check_convexity, gradcheck, landscape, step_sizes
 from distsgd.on_ray import capacity as room
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.runs.folder import RunFolder
 from distsgd.simulation.scenario import fleet_from
+from distsgd.simulation.simulate import simulate
 from distsgd.training import limits
 from distsgd.training.limits import Needs, check_fleet, check_sizes, sizes_of
 from distsgd.training.training import resume, scale, train
@@ -292,7 +295,6 @@ def test_other_numbers_have_bounds(number: int) -> None:
         ({"pixel_scale": 50.0}, "arithmetic='exact' does not go with a pixel_scale of 50: it must"),
         ({"init_scale": 10.0}, "does not go with first weights whose 3,072 a row add up to about"),
         ({"init_scale": 30.0, "model": "mlp:2"}, "first weights of the second layer of up to 258"),
-        ({"compress": "onebit"}, "compress='onebit' does not go with arithmetic='exact': its"),
         ({"dtype": "float64"}, "dtype does not go with arithmetic='exact'"),
         ({"cache": "float32"}, "cache='float32' does not go with dtype='float64'"),
     ],
@@ -305,3 +307,28 @@ def test_what_exact_arithmetic_cannot_hold_is_refused(
         train("sample", workers=0, arithmetic="exact", run_dir=tmp_path / "run", **settings)
     assert words in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": 1e4}, "weights of class 0 add up to 1.66"),
+        ({"learning_rate": 3.0, "model": "mlp:4"}, "a hidden value is 1,803.56, and scores are"),
+        ({"learning_rate": 1e300, "regularization": 1e10}, "the loss at step 0 is inf"),
+        ({"learning_rate": 1e4, "workers": 2}, "weights of class 0 add up to 1.66"),
+    ],
+    ids=str,
+)
+def test_weights_that_leave_their_bounds_are_reported_with_the_bound(
+    settings: dict[str, Any], words: str
+) -> None:
+    """The third is no matter of bounds, W itself is infinite; with workers, it is simulated."""
+    settings = {"arithmetic": "exact", "workers": 0, "schedule": "constant", **settings}
+    config = on_sample(epochs=3, **settings)
+    with pytest.raises(DivergedError, match="diverged") as raised:
+        if config.workers:
+            simulate(config)
+        else:
+            train(config=config)
+    assert words in raised.value.problem
+    assert pickle.loads(pickle.dumps(raised.value)).problem == raised.value.problem

@@ -26,17 +26,20 @@ from distsgd.training.recovery import find_tail
 from distsgd.training.results import EpochRow, Reporter, TrainResult
 from distsgd.training.training import resume, scale, train
 
+LOCAL = {"consistency": "local", "local_steps": 4}
 POLICIES: dict[str, dict[str, Any]] = {
     "bsp": {},
     "ssp": {"consistency": "ssp"},
     "asp": {"consistency": "asp"},
     "backup": {"consistency": "backup", "backup": 1},
-    "local": {"consistency": "local", "local_steps": 4},
+    "local": LOCAL,
     "adam": {"optimizer": "adam"},
     "onebit": {"compress": "onebit"},
     "topk": {"compress": "topk:0.01", "consistency": "ssp"},
     "float64": {"dtype": "float64", "optimizer": "momentum"},
     "exact": {"arithmetic": "exact", "model": "mlp:8", "optimizer": "adam"},
+    "exact-onebit": {"arithmetic": "exact", "compress": "onebit", "consistency": "asp"},
+    "exact-local": {"arithmetic": "exact", "loss": "svm", **LOCAL, "schedule": "step"},
 }
 
 
@@ -71,7 +74,7 @@ def test_the_end_is_that_of_a_run_that_was_not_cut(policy: str, tmp_path: Path) 
         assert replay(run).weights_sha256 == whole
 
 
-@pytest.mark.parametrize("policy", ["bsp", "asp", "backup", "onebit"])
+@pytest.mark.parametrize("policy", ["bsp", "asp", "backup", "onebit", "exact"])
 def test_it_may_be_cut_again(policy: str, tmp_path: Path) -> None:
     whole = a_run(tmp_path / "0", **POLICIES[policy])
     for number in range(3):

@@ -70,11 +70,14 @@ def test_ray_gives_the_bits_of_one_process(shared_ray: None) -> None:
 
 
 @pytest.mark.ray
-def test_and_so_whatever_dies(shared_ray: None) -> None:
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_and_so_whatever_dies(arithmetic: str, shared_ray: None) -> None:
     """A worker and a server are killed on the way."""
-    found = run(2, servers=2, epochs=20, chaos="kill-worker:at=40,kill-server:at=80,dup-push:p=0.1")
+    chaos, settings = "kill-worker:at=40,kill-server:at=80,dup-push:p=0.1", {"epochs": 20}
+    found = run(2, servers=2, chaos=chaos, arithmetic=arithmetic, **settings)
     assert found.chaos is not None and found.chaos.faults["kill-worker"] == 1
-    assert found.weights_sha256 == run(epochs=20).weights_sha256
+    assert found.weights_sha256 == run(arithmetic=arithmetic, **settings).weights_sha256
+    assert replay(found.run_dir).weights_sha256 == found.weights_sha256
 
 
 @pytest.mark.parametrize("policy", POLICIES)

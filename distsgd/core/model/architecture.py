@@ -280,6 +280,16 @@ class Architecture(ABC):
         """W is kept at multiples of 2**-(this), rounded after each update; None: as it comes."""
         return None
 
+    def exceeded_bound(self, flat: Floats, preprocessing: Preprocessing, pixels: Bytes) -> str:
+        """Which bound of exact arithmetic is exceeded, and by what; "" if none is.
+
+        Args:
+            flat: parameters.
+            preprocessing: from pixels to features.
+            pixels: of the examples that are looked at, shape (examples, features).
+        """
+        return ""
+
     def total_loss(self, loss: str, scores: Floats, labels: Ints) -> float:
         """The sum of the losses of some examples.
 

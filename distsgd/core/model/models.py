@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from distsgd.core.arrays import Floats, Ints, as_matrix, bias_column
+from distsgd.core.arrays import Bytes, Floats, Ints, as_matrix, bias_column
 from distsgd.core.model.architecture import (
     Architecture,
     Layer,
@@ -25,7 +25,13 @@ from distsgd.core.model.exact_gradient import (
 )
 from distsgd.core.model.exact_losses import exact_loss, exact_sum
 from distsgd.core.model.features import Preprocessing
-from distsgd.core.model.grids import WEIGHT_BITS, Grids, hidden_bits
+from distsgd.core.model.grids import (
+    HIDDEN_RANGE,
+    SECOND_RANGE,
+    WEIGHT_BITS,
+    Grids,
+    hidden_bits,
+)
 from distsgd.core.model.slot_gradient import (
     SMALL_PRODUCTS,
     Kernel,
@@ -179,6 +185,26 @@ class _Exact(Architecture):
         parts = zip(self.layers, self.split(flat), strict=True)
         squares = [part[:, : layer.inputs] ** 2 for layer, part in parts]
         return regularization * sum(map(exact_sum, squares))
+
+    def exceeded_bound(self, flat: Floats, preprocessing: Preprocessing, pixels: Bytes) -> str:
+        """See `Architecture.exceeded_bound`."""
+        first, *second = self.split(flat)
+        with np.errstate(over="ignore"):
+            rows = np.abs(first).sum(axis=1)
+        unit = "hidden unit" if second else "class"
+        text = f"the weights of {unit} {rows.argmax()} add up to {{}} in size"
+        sizes = [(text, rows.max(), self._grids("softmax", preprocessing, 1).largest_row)]
+        if second:
+            features = preprocessing.buffer(len(pixels), "float64")
+            preprocessing.fill(pixels, features)
+            hidden = np.matmul(features, first.T).max()
+            largest = np.abs(second[0]).max()
+            sizes.append(("a weight of the second layer is {} in size", largest, 2.0**SECOND_RANGE))
+            sizes.append(("a hidden value is {}", hidden, 2.0**HIDDEN_RANGE))
+        for text, size, most in sizes:
+            if most < size < math.inf:
+                return f"{text.format(f'{size:,.6g}')}, and scores are exact up to {most:,.0f}"
+        return ""
 
     def _grids(self, loss: str, preprocessing: Preprocessing, examples: int) -> Grids:
         return Grids(

@@ -17,6 +17,7 @@ same at one version of W:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import INCARNATION, incarnation_of, next_incarnation
+from distsgd.core.portable import rounded
 
 __all__ = [
     "CODECS",
@@ -53,10 +55,12 @@ class Codec:
         matrices: (rows, columns) of each matrix of W, one after another in the flat vector; a codec
             may treat rows apart.
         fraction: share of the values that `topk` sends.
+        exact: whether sums have the same bits in any order, so on every machine.
     """
 
     matrices: tuple[tuple[int, int], ...]
     fraction: float = 1.0
+    exact: bool = False
 
     @cached_property
     def values(self) -> int:
@@ -156,6 +160,10 @@ class TopK(Codec):
 class OneBit(Codec):
     """One bit a value, its sign, and two values for each row of W: the means of each sign.
 
+    If sums are to be exact, values are first rounded to a grid on which they are: with n columns,
+    n < 2**b, and sizes up to 2**e, to multiples of 2**(e + b - 51). That changes a mean by less
+    than 2**(e + b - 51); it travels as a float32.
+
     Source: Seide et al. 2014, "1-bit stochastic gradient descent", section 3.1.
     """
 
@@ -166,16 +174,24 @@ class OneBit(Codec):
 
     def encode(self, vector: Floats) -> bytes:
         """See the class."""
-        low, high, at = [], [], 0
+        means, at = [], 0
         for shape in self.matrices:
             rows = vector[at : at + shape[0] * shape[1]].reshape(shape)
-            positive = rows >= 0
-            count = positive.sum(axis=1)
-            high.append(np.where(positive, rows, 0).sum(axis=1) / np.maximum(count, 1))
-            low.append(np.where(positive, 0, rows).sum(axis=1) / np.maximum(shape[1] - count, 1))
+            means.append(self._means(rows))
             at += rows.size
-        means = np.stack([np.concatenate(low), np.concatenate(high)]).astype("<f4")
-        return means.tobytes() + np.packbits(vector >= 0).tobytes()
+        every = np.concatenate(means, axis=1).astype("<f4")
+        return every.tobytes() + np.packbits(vector >= 0).tobytes()
+
+    def _means(self, rows: Floats) -> Floats:
+        """Of what is below 0, and of what is not, in each row; shape (2, rows)."""
+        columns, positive = rows.shape[1], rows >= 0
+        if self.exact:
+            _, largest = math.frexp(np.abs(rows).max())
+            rows = rounded(rows, 51 - largest - columns.bit_length())
+        count = positive.sum(axis=1)
+        high = np.where(positive, rows, 0).sum(axis=1) / np.maximum(count, 1)
+        low = np.where(positive, 0, rows).sum(axis=1) / np.maximum(columns - count, 1)
+        return np.stack([low, high])
 
     def cut(self, payload: Payload, part: slice) -> bytes:
         """See the class; the means of all rows go to everyone."""
@@ -199,12 +215,15 @@ class OneBit(Codec):
 CODECS: dict[str, type[Codec]] = {"fp16": Fp16, "topk": TopK, "onebit": OneBit}
 
 
-def make_codec(spec: str, matrices: Sequence[tuple[int, int]]) -> Codec | None:
+def make_codec(
+    spec: str, matrices: Sequence[tuple[int, int]], *, exact: bool = False
+) -> Codec | None:
     """The codec of "none", "fp16", "onebit" or "topk:FRACTION"; None for "none".
 
     Args:
         spec: which.
         matrices: (rows, columns) of each matrix of W, in their order.
+        exact: see `Codec`.
 
     Raises:
         ValueError: it is none of these.
@@ -217,7 +236,7 @@ def make_codec(spec: str, matrices: Sequence[tuple[int, int]]) -> Codec | None:
     share = float(fraction) if colon else 1.0
     if not 0 < share <= 1:
         raise ValueError(f"{fraction} is no share of the values")
-    return CODECS[name](tuple(matrices), share)
+    return CODECS[name](tuple(matrices), share, exact)
 
 
 class ErrorFeedback:
