@@ -5,10 +5,10 @@
 >>> distsgd.evaluate(result.run_dir).accuracy == result.test_accuracy
 True
 
-`train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained. `TrainConfig`
-holds the settings, `TrainResult`, `EpochRow`, `Evaluation` and `Prediction` what comes out, and a
-`Reporter` follows a training. All errors are of `distsgd.errors`. Names that are not in ``__all__``
-are private and may change.
+`train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained; `audit` and
+`replay` prove it; `simulate` trains on a virtual clock. `runs` lists runs, and `load` gives one as
+an object. `TrainConfig` holds the settings; a `Callback` or a `Reporter` follows a training. All
+errors are of `distsgd.errors`. Names that are not in ``__all__`` are private and may change.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from distsgd.version import __version__
 
 if TYPE_CHECKING:
     from distsgd import errors
+    from distsgd.proof.audit import Audit, audit
+    from distsgd.proof.replay import Replay, replay
+    from distsgd.runs.history import History
+    from distsgd.runs.listing import RunSummary
+    from distsgd.runs.listing import find_runs as runs
+    from distsgd.simulation.from_python import simulate
+    from distsgd.simulation.results import SimulationResult
     from distsgd.training import (
         Callback,
         DistsgdError,
@@ -39,37 +46,58 @@ if TYPE_CHECKING:
         scale,
         train,
     )
+    from distsgd.training.loaded_run import LoadedRun, load
 
 __all__ = [
+    "Audit",
     "Callback",
     "DistsgdError",
     "EpochRow",
     "Evaluation",
+    "History",
+    "LoadedRun",
     "Prediction",
     "Progress",
     "Prometheus",
+    "Replay",
     "Reporter",
+    "RunSummary",
+    "SimulationResult",
     "TensorBoard",
     "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
     "UsageError",
     "__version__",
+    "audit",
     "errors",
     "evaluate",
+    "load",
     "predict",
+    "replay",
     "resume",
+    "runs",
     "scale",
+    "simulate",
     "train",
 ]
+
+_ELSEWHERE = {
+    "Audit": "proof.audit", "audit": "proof.audit",
+    "Replay": "proof.replay", "replay": "proof.replay",
+    "History": "runs.history", "RunSummary": "runs.listing",
+    "LoadedRun": "training.loaded_run", "load": "training.loaded_run",
+    "SimulationResult": "simulation.results", "simulate": "simulation.from_python",
+}  # fmt: skip
+"""Public names that are not of `distsgd.training`, and their modules."""
 
 
 def __getattr__(name: str) -> Any:
     """Load the public names when they are first used, so that importing distsgd is instant."""
-    if name in __all__:
-        from importlib import import_module
+    if name not in __all__:
+        raise AttributeError(f"module 'distsgd' has no attribute {name!r}")
+    from importlib import import_module
 
-        if name == "errors":
-            return import_module("distsgd.errors")
-        return getattr(import_module("distsgd.training"), name)
-    raise AttributeError(f"module 'distsgd' has no attribute {name!r}")
+    if name in ("errors", "runs"):
+        return import_module(f"distsgd.{name}")
+    return getattr(import_module(f"distsgd.{_ELSEWHERE.get(name, 'training')}"), name)

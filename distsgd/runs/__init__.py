@@ -4,6 +4,12 @@
 they load Arrow.
 """
 
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from distsgd.runs.checkpoint import (
     Model,
     Place,
@@ -52,6 +58,9 @@ from distsgd.runs.metrics import (
 )
 from distsgd.runs.residual_file import remove_residuals, write_residuals
 
+if TYPE_CHECKING:
+    from distsgd.runs.listing import RunSummary
+
 __all__ = [
     "Best",
     "Entry",
@@ -94,3 +103,16 @@ __all__ = [
     "write_residuals",
     "write_trace_file",
 ]
+
+
+class _Callable(ModuleType):
+    """`distsgd.runs()` lists runs: Python binds a package's name to it, so it is called itself."""
+
+    def __call__(self, **asked: Any) -> list[RunSummary]:
+        """See `distsgd.runs.listing.find_runs`."""
+        from distsgd.runs.listing import find_runs
+
+        return find_runs(**asked)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -14,7 +14,16 @@ from distsgd.runs.folder import RunFolder, handle, list_runs
 from distsgd.runs.metrics import epoch_rows, read_metrics
 from distsgd.spelling import spelling
 
-__all__ = ["ORDERS", "STATES", "RunSummary", "differing", "select", "summaries", "summarise"]
+__all__ = [
+    "ORDERS",
+    "STATES",
+    "RunSummary",
+    "differing",
+    "find_runs",
+    "select",
+    "summaries",
+    "summarise",
+]
 
 STATES = ("running", "finished", "interrupted", "failed", "dead", "diverged")
 
@@ -102,6 +111,30 @@ def summaries() -> list[RunSummary]:
     return [summarise(run) for run in list_runs()]
 
 
+def find_runs(
+    *,
+    sort: str = "created",
+    reverse: bool = False,
+    where: Sequence[str] = (),
+    state: str | None = None,
+    tag: str | None = None,
+) -> list[RunSummary]:
+    """All runs that can be found, or some of them, oldest first; called as `distsgd.runs()`.
+
+    Args:
+        sort: "created", "name", "accuracy" (best first), "loss", "train-loss", "time", "epochs",
+            or a setting. Runs without a value come last.
+        reverse: the other way round.
+        where: texts such as "loss=svm"; all must hold.
+        state: only runs in this state.
+        tag: only runs with this tag.
+
+    Raises:
+        UsageError: one of these names nothing.
+    """
+    return select(summaries(), sort=sort, reverse=reverse, where=where, state=state, tag=tag)
+
+
 _UP, _DOWN = False, True
 
 ORDERS: dict[str, tuple[Callable[[RunSummary], Any], bool]] = {
@@ -125,19 +158,7 @@ def select(
     state: str | None = None,
     tag: str | None = None,
 ) -> list[RunSummary]:
-    """Some of the runs, sorted.
-
-    Args:
-        runs: all.
-        sort: one of `ORDERS`, or a setting. Runs without a value come last.
-        reverse: the other way round.
-        where: texts such as "loss=svm"; all must hold.
-        state: only runs in this state.
-        tag: only runs with this tag.
-
-    Raises:
-        UsageError: one of these names nothing.
-    """
+    """Some of the runs, sorted; see `find_runs` for arguments and errors."""
     if state is not None and state not in STATES:
         raise UsageError(
             f"{spelling().setting('state')} cannot be {state}", f"Give one of {', '.join(STATES)}"

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress
+
+if TYPE_CHECKING:
+    from distsgd.runs.history import History
 
 __all__ = ["ChaosReport", "EpochRow", "Reporter", "Stages", "TrainResult", "result_from"]
 
@@ -155,6 +158,23 @@ class TrainResult:
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
             object.__setattr__(self, "chaos", ChaosReport(**self.chaos))
+
+    @property
+    def history(self) -> History:
+        """The run as its folder has it: metrics, workers, events, and more, in bounded size.
+
+        Raises:
+            RunError: the run folder has gone.
+        """
+        from distsgd.runs.history import HistoryReader
+
+        return HistoryReader(self.run_dir).look()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from distsgd.figures.html import run_html
+
+        return run_html(self.run_dir)
 
 
 def result_from(content: dict[str, Any]) -> TrainResult:
