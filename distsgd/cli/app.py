@@ -16,10 +16,12 @@ from distsgd.cli import (
     lecture_commands,
     model_commands,
     proof_commands,
+    report_commands,
     runs_commands,
     simulate_commands,
     study_commands,
     train_commands,
+    watch_commands,
 )
 from distsgd.cli.output import show
 from distsgd.cli.settings import CommandLine
@@ -82,6 +84,8 @@ def _options(
 train_commands.add_to(app)
 model_commands.add_to(app)
 proof_commands.add_to(app)
+watch_commands.add_to(app)
+report_commands.add_to(app)
 simulate_commands.add_to(app)
 bench_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")

@@ -26,7 +26,7 @@ AddressFlag = Annotated[
 ]
 Job = Annotated[str, typer.Argument(help="A job of `jobs list`, or latest.")]
 
-_NOT_HERE = ("--address", "--json", "--help", "--run-dir", "--trace")
+_NOT_HERE = ("--address", "--json", "--help", "--run-dir", "--trace", "--watch")
 """Flags of train that mean something else to submit, or name files that would go with the job."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from distsgd.cli.settings import (
 from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
+    from distsgd.cli.watch_page import Page
     from distsgd.training.callbacks.callback import Followers
     from distsgd.training.results import Reporter, TrainResult
 
@@ -61,6 +63,11 @@ MetricsPortFlag = Annotated[
     ),
 ]
 
+WatchFlag = Annotated[
+    bool,
+    in_panel(OUTPUT, "Show the run in a browser, as `distsgd watch`.", "--watch", metavar="switch"),
+]
+
 
 def train(
     context: typer.Context,
@@ -79,6 +86,7 @@ def train(
     ] = None,
     tensorboard: TensorBoardFlag = None,
     metrics_port: MetricsPortFlag = None,
+    watch: WatchFlag = False,
     json: JsonOutput = False,
     chaos: Annotated[
         str | None,
@@ -110,6 +118,8 @@ def train(
 
     Example: distsgd train --dataset s3://bucket/cifar10 --shuffle shard --cache-size 2000
 
+    Example: distsgd train --epochs 20 --watch
+
     Example: distsgd train --tensorboard events --metrics-port 0
 
     Example: distsgd train --chaos kill-worker:every=500,drop-push:p=0.01
@@ -120,12 +130,15 @@ def train(
     from distsgd.training.preparation import train_with
 
     settings = config_from(*typed(flags_among(context.params), set_, config))
-    stop, followers = StopSignals(), _followers(make_reporter(json), tensorboard, metrics_port)
+    stop, page = StopSignals(), _page(watch)
+    followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()  # what is loaded stays: it need not be looked through again and again
-    with outliving_stdout("training"), followers:
+    with page or nullcontext(), outliving_stdout("training"), followers:
         result = train_with(settings, run_dir, followers, trace, chaos, address, stop, BEGAN)
         followers.end(result)
-    _show(result, json)
+        _show(result, json)
+        if page is not None and result.status == "finished":
+            page.stay()
     if result.status == "interrupted":
         stop.leave()
 
@@ -136,6 +149,7 @@ def resume(
     address: AddressFlag = None,
     tensorboard: TensorBoardFlag = None,
     metrics_port: MetricsPortFlag = None,
+    watch: WatchFlag = False,
     json: JsonOutput = False,
     chaos: Annotated[
         str | None,
@@ -153,17 +167,28 @@ def resume(
 
     multiply_as(run)
     changes = flags_among(context.params)
-    stop, followers = StopSignals(), _followers(make_reporter(json), tensorboard, metrics_port)
+    stop, page = StopSignals(), _page(watch)
+    followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()
-    with outliving_stdout("training"), followers:
+    with page or nullcontext(), outliving_stdout("training"), followers:
         result = resume_with(run, changes, followers, chaos, address, stop, BEGAN)
         followers.end(result)
-    _show(result, json)
+        _show(result, json)
+        if page is not None and result.status == "finished":
+            page.stay()
     if result.status == "interrupted":
         stop.leave()
 
 
-def _followers(reporter: Reporter, tensorboard: Path | None, metrics_port: int | None) -> Followers:
+def _page(wanted: bool) -> Page | None:
+    from distsgd.cli.watch_page import Page
+
+    return Page() if wanted else None
+
+
+def _followers(
+    reporter: Reporter, tensorboard: Path | None, metrics_port: int | None, page: Page | None
+) -> Followers:
     """Who follows a training: the terminal, and what flags ask for."""
     from distsgd.training.callbacks.callback import Callback, Followers
 
@@ -178,7 +203,7 @@ def _followers(reporter: Reporter, tensorboard: Path | None, metrics_port: int |
         served = Prometheus(metrics_port)
         say(f"metrics at http://127.0.0.1:{served.port}/metrics; token in {metrics_token_file()}")
         callbacks.append(served)
-    return Followers([reporter], callbacks)
+    return Followers([reporter, *filter(None, [page])], callbacks)
 
 
 def scale(

@@ -116,7 +116,7 @@ FLAGS = {
         "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",
         "--compress", "--channel", "--placement", "--address",
     ],
-    "Output": ["--run-dir", "--trace", "--tensorboard", "--metrics-port", "--json"],
+    "Output": ["--run-dir", "--trace", "--tensorboard", "--metrics-port", "--watch", "--json"],
     "Faults": ["--verify", "--chaos"],
     "More settings and help": ["--config", "--set", "--help"],
 }  # fmt: skip
@@ -140,7 +140,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
     "command",
     ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
      "data info", "data verify", "runs list", "runs show", "runs compare",
-     "runs export", "runs rm", "simulate", "simulate compare",
+     "runs export", "runs rm", "watch", "report", "simulate", "simulate compare",
      "bench", "landscape", "lecture", "search random", "search local", "gradient numeric",
      "stepsize", "study loss", "study hinges", "study convexity", "study chain-rule",
      "study formulas", "study descent", "study copies", "study noise", "study minibatch-size",

@@ -14,7 +14,7 @@ PACKAGE = Path(distsgd.__file__).parent
 
 LAYERS = (
     "core", "data", "transport", "engine", "on_ray", "cluster", "config", "runs", "figures",
-    "proof", "training", "simulation", "bench", "lecture", "cli",
+    "proof", "training", "simulation", "bench", "lecture", "watch", "cli",
 )  # fmt: skip
 """From the bottom up."""
 

@@ -1,0 +1,150 @@
+"""The runs that a page lists, as read from their small JSON files.
+
+A run is read again only when one of its files has another time or size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from distsgd.config.settings import chosen_settings
+from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
+from distsgd.runs.folder import RunFolder, find_run, runs_home
+
+__all__ = ["Listing", "identity", "stamp"]
+
+_FILES = (
+    "config.json",
+    "report.json",
+    "metrics.jsonl",
+    "journal.jsonl",
+    "tags.json",
+    "checkpoints",
+)
+_SHOWN_ANYWAY = ("model", "loss", "dataset")
+_LISTED, _GROWS = ("config.json", "report.json", "tags.json"), ("metrics.jsonl",)
+
+
+def identity(folder: Path) -> str:
+    """The name of a run in addresses: a digest of its path, which says nothing of it."""
+    return hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def stamp(folder: Path, files: tuple[str, ...] = _FILES) -> tuple[object, ...]:
+    """Times and sizes of the files of a run; equal as long as nothing has been written."""
+    found: list[object] = []
+    for name in files:
+        try:
+            about = (folder / name).stat()
+            found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+class Listing:
+    """The runs in a folder of runs, or one run.
+
+    Args:
+        place: "latest" for all runs of this user, the name or path of a run, or a folder of runs.
+
+    Attributes:
+        start: identity of the run to show first; None for the latest.
+
+    Raises:
+        RunError: there is no such run.
+        UsageError: the folder has no runs.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._home: Path | None = None
+        self._alone: Path | None = None
+        self._known: dict[str, tuple[object, object, dict[str, Any]]] = {}
+        self._folders: dict[str, Path] = {}
+        self.start: str | None = None
+        if place == "latest":
+            return
+        folder = Path(place).expanduser()
+        with suppress(OSError, ValueError):
+            if folder.is_dir() and not (folder / "config.json").is_file():
+                self._home = folder.resolve()
+                if not any(True for _ in self._paths()):
+                    raise UsageError(
+                        f"there are no runs in {folder}", "Name a run, or a folder of runs"
+                    )
+                return
+        run = find_run(place)
+        self.start = identity(run.path)
+        if run.path.parent != runs_home().resolve():
+            self._alone = run.path
+
+    def _paths(self) -> Iterator[Path]:
+        with suppress(OSError, StorageError):
+            for entry in (self._home or runs_home()).iterdir():
+                with suppress(OSError):
+                    if (entry / "config.json").is_file():
+                        yield entry.resolve()
+        if self._alone is not None:
+            yield self._alone
+
+    def look(self) -> list[dict[str, Any]]:
+        """A summary of every run, latest first."""
+        folders = {identity(path): path for path in self._paths()}
+        for gone in set(self._known) - set(folders):
+            del self._known[gone]
+        rows = [self._summary(name, path) for name, path in folders.items()]
+        self._folders = folders
+        return sorted(rows, key=lambda row: (row["created"], row["name"]), reverse=True)
+
+    def folder(self, name: str) -> Path | None:
+        """The folder of a run by its identity; None if it is not listed."""
+        return self._folders.get(name)
+
+    def _summary(self, name: str, path: Path) -> dict[str, Any]:
+        now, grown = stamp(path, _LISTED), stamp(path, _GROWS)
+        seen = self._known.get(name)
+        if seen is None or seen[0] != now:
+            row = _read(name, path)
+        elif seen[1] == grown and seen[2]["state"] != "running":
+            return seen[2]
+        else:
+            row = {**seen[2], "state": RunFolder(path).status()}
+        self._known[name] = now, grown, row
+        return row
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
+    run = RunFolder(path)
+    row: dict[str, Any] = {
+        "id": name, "name": path.name, "created": "", "state": "empty", "model": "", "loss": "",
+        "dataset": "", "about": "", "tags": [], "accuracy": None, "seconds": None,
+    }  # fmt: skip
+    try:
+        config = run.read("config.json")
+        row["created"] = str(config.get("created", ""))
+        report = run.report()
+        row["state"] = run.status()
+    except (RunError, StorageError):
+        return row
+    settings = config.get("settings", {})
+    for key in ("model", "loss", "dataset"):
+        row[key] = str(settings.get(key, row[key]))
+    row["about"] = ", ".join(
+        f"{key} {value}" for key, value in _chosen(settings).items() if key not in _SHOWN_ANYWAY
+    )
+    row["accuracy"], row["seconds"] = report.get("test_accuracy"), report.get("train_seconds")
+    with suppress(RunError, StorageError):
+        row["tags"] = [str(tag) for tag in run.read("tags.json").get("tags", [])]
+    return row
+
+
+def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ from the recipe; those of another version may not be known."""
+    try:
+        return chosen_settings(settings)
+    except (DistsgdError, TypeError, ValueError, KeyError):
+        return {}
