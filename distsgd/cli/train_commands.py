@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,6 +88,15 @@ def train(
     tensorboard: TensorBoardFlag = None,
     metrics_port: MetricsPortFlag = None,
     watch: WatchFlag = False,
+    tag: Annotated[
+        list[str] | None,
+        in_panel(
+            OUTPUT,
+            "A word to find the run by, as in `runs list`; may be repeated.",
+            "--tag",
+            metavar="text",
+        ),
+    ] = None,
     json: JsonOutput = False,
     chaos: Annotated[
         str | None,
@@ -134,7 +144,10 @@ def train(
     followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()  # what is loaded stays: it need not be looked through again and again
     with page or nullcontext(), outliving_stdout("training"), followers:
-        result = train_with(settings, run_dir, followers, trace, chaos, address, stop, BEGAN)
+        result = train_with(
+            settings, run_dir, followers, trace, chaos, address, stop, BEGAN, _command_line(),
+            tag or (),
+        )  # fmt: skip
         followers.end(result)
         _show(result, json)
         if page is not None and result.status == "finished":
@@ -171,7 +184,7 @@ def resume(
     followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()
     with page or nullcontext(), outliving_stdout("training"), followers:
-        result = resume_with(run, changes, followers, chaos, address, stop, BEGAN)
+        result = resume_with(run, changes, followers, chaos, address, stop, BEGAN, _command_line())
         followers.end(result)
         _show(result, json)
         if page is not None and result.status == "finished":
@@ -222,6 +235,11 @@ def scale(
         print_json({"run": run, "workers": workers})
     else:
         say(f"{run} changes to {workers} workers")
+
+
+def _command_line() -> list[str]:
+    """What the user has typed."""
+    return ["distsgd", *sys.argv[1:]]
 
 
 def _show(result: TrainResult, json: bool) -> None:

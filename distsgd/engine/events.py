@@ -8,13 +8,14 @@ What a process does when: laps of one thread of work, for a timeline.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter, perf_counter_ns
 
 from distsgd.core.messages import Applied, Decision, Diverged, Dropped, Stretch
 from distsgd.core.optim import Residuals
 from distsgd.core.server import ParameterServer, SampledUpdate, SplitServer
+from distsgd.engine.fleet_report import FleetReport, ImageCounts, ReportTimes, done
 from distsgd.engine.job import Job, Snapshot, snapshot
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Ended",
     "EpochEnded",
     "Event",
+    "FleetReport",
+    "Happened",
     "Hung",
     "Notice",
     "Progress",
@@ -262,10 +265,25 @@ class Notice:
     Attributes:
         text: what it is.
         kernel: another kernel than the driver's, by which a worker multiplies; else "".
+        kind: what it is kept as in the run's folder, one of `EVENT_KINDS`.
     """
 
     text: str
     kernel: str = ""
+    kind: str = "notice"
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Something that is kept in the run's folder, and that the user need not be told of now.
+
+    Attributes:
+        kind: one of `EVENT_KINDS`.
+        text: what it is.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -279,8 +297,8 @@ class Hung:
 
 
 Event = (
-    Notice | Connected | Updated | UpdatedByTeam | UpdateSampled | Progress | EpochEnded | Saved
-    | Hung | Ended
+    Notice | Happened | Connected | Updated | UpdatedByTeam | UpdateSampled | Progress | EpochEnded
+    | Saved | FleetReport | Hung | Ended
 )  # fmt: skip
 
 
@@ -355,7 +373,36 @@ class Recorder:
         self._examples_seen = 0
         self._recorded_at = 0.0  # seconds of steps
         self._sampler = server.sampler
+        self._images = ImageCounts(job.plan)
+        self._report_times = ReportTimes(seconds)
         self.statistics = Statistics()
+
+    @property
+    def report_due(self) -> bool:
+        """Whether it is time for a `FleetReport`."""
+        return self._report_times.due
+
+    def report(
+        self,
+        computing: Mapping[int, float],
+        pushing: Mapping[int, float],
+        waiting: Mapping[int, float],
+        states: Mapping[int, str],
+    ) -> FleetReport:
+        """What the workers have done so far.
+
+        Args:
+            computing: worker -> seconds.
+            pushing: likewise, and part of those of waiting.
+            waiting: likewise, from an answer to the next work.
+            states: worker -> what it does now.
+        """
+        self._report_times.made()
+        workers = done(self._images, computing, pushing, waiting, states)
+        counts = self.statistics
+        return FleetReport(
+            self._server.version, self._seconds(), workers, dict(counts.ages), counts.bytes_pushed
+        )
 
     def due(self, decision: Decision) -> bool:
         """Whether a decision gives rise to an event that tells of now: it is to be recorded now."""
@@ -368,6 +415,7 @@ class Recorder:
     def record(self, decision: Decision) -> list[Event]:
         """The events that a decision gives rise to."""
         self.statistics.count(decision)
+        self._images.count(decision)
         if isinstance(decision, Diverged):
             return [self.ended(decision)]
         if isinstance(decision, Stretch):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from distsgd.core.messages import Decision, Dismiss, Grant
 from distsgd.core.optim import Residual, Residuals, shared_out
 from distsgd.core.server import ParameterServer
 from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, UpdateSampled
+from distsgd.engine.fleet_report import COMPUTING, FleetReport
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.snapshots import TimedSnapshots
 from distsgd.engine.worker import Worker
@@ -45,6 +47,12 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
     recorder = Recorder(job, server, watch.seconds, residuals)
     timed = TimedSnapshots(server, job.save_seconds, watch.seconds)
 
+    computing, pushing = 0.0, 0.0
+
+    def report() -> FleetReport:
+        spent = {_WORKER: computing}, {_WORKER: pushing}, {_WORKER: pushing}
+        return recorder.report(*spent, {_WORKER: COMPUTING})
+
     def tracks() -> tuple[Track, ...]:
         return (worker.trace.track("this process"),) if job.trace else ()
 
@@ -67,18 +75,24 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
             if isinstance(decision, Grant):
                 with np.errstate(all="ignore"):
                     worker.trace.start()
+                    begin = perf_counter()
                     push = worker.answer(decision.lease, server.weights)
                     recorder.statistics.bytes_pushed += push.size
+                    answered = perf_counter()
                     following += deliver(_WORKER, push)
+                    computing += answered - begin
+                    pushing += perf_counter() - answered
                     worker.trace.lap("update")
                 if should_stop():
                     following += server.stop()
                 following += server.pull(_WORKER)
             elif isinstance(decision, Dismiss):  # stopped, or there was nothing left to do
+                yield report()
                 yield replace(recorder.ended(), tracks=tracks())
             for event in recorder.record(decision):
                 watch.pause()
                 if isinstance(event, Ended):
+                    yield report()
                     yield replace(event, tracks=tracks())
                     return
                 yield event
@@ -88,5 +102,9 @@ def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> 
         if timed.due and (found := timed.take()) is not None:
             watch.pause()
             yield Saved(recorder.with_residuals(found))
+            watch.run()
+        if recorder.report_due:
+            watch.pause()
+            yield report()
             watch.run()
         decisions = following

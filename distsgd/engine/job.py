@@ -176,6 +176,16 @@ class Job:
         )
 
     @property
+    def updates(self) -> int:
+        """Updates of the whole run, unless pieces are put off to others."""
+        plan, count = self.plan, 0
+        left = plan.steps_per_epoch
+        while left > 0:
+            left -= self.policy.steps(left)
+            count += 1
+        return count * plan.epochs
+
+    @property
     def most_losses(self) -> int:
         """Losses of a push at most, one for each slot of each step."""
         steps = self.plan.steps_per_epoch

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from distsgd.core.messages import ResidualRequest
+from distsgd.engine.fleet_report import COMPUTING, STARTING, WAITING
 from distsgd.transport.base import Answer, Membership, Reply, Work
 
 __all__ = ["PendingReplies"]
@@ -37,6 +38,7 @@ class PendingReplies:
         self._calling: set[int] = set()
         self.waited: dict[int, float] = {}
         self.answering: dict[int, float] = {}
+        self.pushing: dict[int, float] = {}
         self._given: dict[int, float] = {}
 
     @contextmanager
@@ -57,6 +59,16 @@ class PendingReplies:
             self.answering[worker] = self.answering.get(worker, 0.0) + now - given
         self._asking[worker] = now
         self.flush(worker)
+
+    def pushed(self, worker: int, seconds: float) -> None:
+        """Of the time that a worker waits, these seconds were spent on adding what it has sent."""
+        self.pushing[worker] = self.pushing.get(worker, 0.0) + seconds
+
+    def state(self, worker: int) -> str:
+        """What a worker does now, as far as is known here."""
+        if worker in self._asking:
+            return WAITING
+        return COMPUTING if worker in self._given else STARTING
 
     def put(self, worker: int, work: Work | Membership | None) -> None:
         """Reply with work, or None to dismiss; W is copied if it cannot be sent now."""

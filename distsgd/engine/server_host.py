@@ -32,6 +32,7 @@ from distsgd.engine.events import (
     Trace,
     UpdateSampled,
 )
+from distsgd.engine.fleet_report import GONE, IN_TEAM, FleetReport
 from distsgd.engine.follower import DecisionLog
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.lease_times import LeaseTimes
@@ -76,7 +77,7 @@ class ServerHost:
         self.bell, self._stopping = self._team.bell, False
         self._followers = job.servers - 1
         self._log = DecisionLog(self._followers)
-        self._has_residuals, self._job = job.has_residuals, job
+        self._has_residuals, self._job, self._workers = job.has_residuals, job, workers
         self._attached: dict[int, Callable[[Reply | None], None]] = {}
         # Residuals of workers that have not answered yet.
         self._shares = shared_out(start.residuals or {}, workers) if job.has_residuals else {}
@@ -215,6 +216,7 @@ class ServerHost:
         self._times.answered(worker, now)
         version = self._server.version
         decisions = self._server.exchange(worker, push)
+        self._replies.pushed(worker, perf_counter() - now)
         self.trace.lap("add" if self._server.version == version else "update")
         if decisions:
             self._carry_out(decisions)
@@ -241,6 +243,8 @@ class ServerHost:
                 self._close_team()
             self._advance_team()
             self._record()
+            if self._recorder.report_due and not self._over and self._heard:
+                self._emit(self._report(now))
             if hung := self._times.hung(now):
                 self._emit(Hung(tuple(hung)))
             found = self._events.take(perf_counter())
@@ -310,7 +314,8 @@ class ServerHost:
     def refused(self, where: str) -> None:
         """See `distsgd.transport.base.ServerPort.refused`."""
         with self._lock:
-            self._emit(Notice(f"refused: a connection from {where} without the training's token"))
+            text = f"refused: a connection from {where} without the training's token"
+            self._emit(Notice(text, kind="stranger"))
             self._news.notify_all()
 
     def stop(self) -> None:
@@ -332,12 +337,27 @@ class ServerHost:
         if not self._over:
             self._over = True
             self._watch.pause()
-            now = perf_counter()
-            for worker, seconds in self._team.waits().items():
-                self._replies.waited_inside(worker, seconds, now)
+            if self._heard:
+                self._emit(self._report(perf_counter()))
             self._recorder.statistics.waiting_seconds = self._replies.waited
             self._recorder.statistics.answering_seconds = self._replies.answering
             self._emit(event)
+
+    def _report(self, now: float) -> FleetReport:
+        """What the workers have done until now."""
+        replies, team = self._replies, self._team
+        for worker, seconds in team.waits().items():
+            replies.waited_inside(worker, seconds, now)
+        known = {*range(self._workers), *self._heard, *self._gone}
+        states = {
+            worker: GONE
+            if worker in self._gone
+            else IN_TEAM
+            if team.inside(worker)
+            else replies.state(worker)
+            for worker in known
+        }
+        return self._recorder.report(replies.answering, replies.pushing, replies.waited, states)
 
     def _emit(self, event: Event) -> None:
         wanted: dict[int, int] = {}

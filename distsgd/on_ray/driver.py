@@ -246,7 +246,8 @@ class _Driver:
             if said is not None:
                 yield Notice(said)
         if wanted is not None and (said := fleet.resize(wanted)):
-            yield Notice(said)
+            yield Notice(said, kind="scaled")
+        yield from fleet.take_happened()
         if (notice := fleet.check()) is not None:
             yield notice
 
@@ -256,7 +257,7 @@ class _Driver:
         hung = [worker for event in events if isinstance(event, Hung) for worker in event.workers]
         said = [self._fleet.hung(worker) for worker in hung]
         events = [self._merged(event) for event in _one_by_one(events)]
-        events = [*(Notice(text) for text in said if text), *events]
+        events = [*(Notice(text, kind="replaced") for text in said if text), *events]
         if self._job.trace and events and isinstance(events[-1], Ended):
             events[-1] = replace(events[-1], tracks=self._tracks())
         return events

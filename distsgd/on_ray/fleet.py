@@ -20,7 +20,7 @@ import ray
 
 from distsgd.data.system import kill_if
 from distsgd.engine.blas import SAME_BLAS, blas_kernel
-from distsgd.engine.events import Notice
+from distsgd.engine.events import Happened, Notice
 from distsgd.errors import ChannelClosed, DistsgdError, RuntimeFailure, WorkerLost
 from distsgd.on_ray.health import DEAD, HINT, answer_of, cause_of, why_dead
 from distsgd.on_ray.node_teams import Connection, NodeTeams
@@ -131,6 +131,8 @@ class Fleet:
         self._warned = False
         self._blas = {blas_kernel()}
         self._notices: list[Notice] = []
+        self._happened: list[Happened] = []
+        self._lost: set[int] = set()  # workers whose replacements have not come yet
         for worker in range(workers):
             self._actors[worker] = make(worker)
 
@@ -226,6 +228,10 @@ class Fleet:
         self._tell_sizes()
         self._compare(worker, found.blas)
         if self.started:
+            if worker in self._lost:
+                self._lost.remove(worker)
+                text = f"worker {worker} works again, in another process"
+                self._happened.append(Happened("replaced", text))
             self._announce(worker)
             self._run(worker)
         else:
@@ -294,6 +300,11 @@ class Fleet:
         self._warned = True
         return Notice(f"no worker is connected; waiting up to {self._patience:g} s for one")
 
+    def take_happened(self) -> list[Happened]:
+        """What has happened to workers since the last call."""
+        found, self._happened = self._happened, []
+        return found
+
     def _check_orphans(self) -> None:
         """Replace members of a leader that has gone, if they are as silent as it was."""
         since = {
@@ -302,7 +313,7 @@ class Fleet:
         self._orphaned = since
         for worker, began in since.items():
             if monotonic() - began > _ORPHAN_SECONDS and (said := self.hung(worker)):
-                self._notices.append(Notice(said))
+                self._notices.append(Notice(said, kind="replaced"))
 
     def _announce(self, worker: int) -> None:
         """Tell on which node of a cluster a late worker is."""
@@ -369,6 +380,9 @@ class Fleet:
         if self._together and at_work:
             raise WorkerLost(f"worker {worker} is lost: {why_dead(error)}", HINT) from error
         self._report_death(worker)
+        self._lost.add(worker)
+        text = f"worker {worker} is lost: {why_dead(error)}"
+        self._happened.append(Happened("death", text[:500]))
         self._failures += 1
         if self._failures > _MOST_FAILURES * len(self._actors):
             memory = isinstance(error, ray.exceptions.OutOfMemoryError)

@@ -8,6 +8,7 @@ checkpoints/*.bin       residuals of error feedback, beside the newest of them
 report.json             the result, once the run has ended
 workers.json            the number of workers that `distsgd scale` asks for
 kernels.json            BLAS kernels that computed parts of the run, if they differ from the first
+tags.json               the words that the user has given it, if there are any
 """
 
 from __future__ import annotations
@@ -234,7 +235,11 @@ def _digest(name: str, content: dict[str, Any]) -> str:
 
 
 def create_run(
-    path: Path | None, config: TrainConfig, dataset: dict[str, Any], chaos: str | None = None
+    path: Path | None,
+    config: TrainConfig,
+    dataset: dict[str, Any],
+    chaos: str | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Make a new run folder with its config.json; existing files are never overwritten.
 
@@ -244,6 +249,7 @@ def create_run(
         dataset: what is trained on.
         chaos: the faults that were requested. They are no setting: a resume, or a repetition from
             this config, causes none.
+        origin: where the training comes from: fields of `distsgd.runs.origin.Origin`.
 
     Raises:
         RunError: ``path`` exists and is not empty.
@@ -284,6 +290,7 @@ def create_run(
                 "settings": asdict(config),
                 "dataset": dataset,
                 "versions": versions(),
+                **(origin or {}),
                 **({"chaos": chaos} if chaos else {}),
             },
         )

@@ -284,7 +284,7 @@ class HistoryReader:
             columns: dict[str, Any] = {
                 kind: [] for kind in ("seconds", "images", "computing", "pushing", "waiting")
             }
-            before = (0.0,) * 4
+            before: tuple[float, ...] = (0, 0.0, 0.0, 0.0)
             for point in points:
                 now = point.workers.get(name)
                 if now is None:
@@ -293,7 +293,8 @@ class HistoryReader:
                 for kind, a, b in zip(
                     ("images", "computing", "pushing", "waiting"), before, now, strict=True
                 ):
-                    columns[kind].append(round(b - a, 6))
+                    # A wait is counted when it ends, and what it is reduced by before.
+                    columns[kind].append(max(0, round(b - a, 6)))
                 before = now
             columns["state"] = points[-1].states.get(name, "gone")
             found[name] = columns

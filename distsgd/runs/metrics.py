@@ -39,12 +39,20 @@ _EPOCH = {"epoch", "version", *_NUMBERS}
 
 
 class MetricsWriter(LineFile):
-    """Appends records to metrics.jsonl, each at once."""
+    """Appends records to metrics.jsonl, each at once.
+
+    Attributes:
+        written: bytes written so far.
+    """
+
+    written = 0
 
     def write(self, content: dict[str, Any]) -> None:
         """See `LineFile.write`."""
+        before = self._size
         super().write({**content, "c": _check(content)})
         self.flush()
+        self.written += self._size - before
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distsgd.config.jobs import make_job
@@ -15,6 +15,7 @@ from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
 from distsgd.runs.folder import RunFolder, create_run, find_run, products_of
 from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
+from distsgd.runs.origin import Origin
 from distsgd.runs.residual_file import read_residuals
 
 __all__ = ["OpenedRun", "dataset_of_run", "new_run", "open_run"]
@@ -118,8 +119,9 @@ class OpenedRun:
 
 
 def new_run(
-    path: Path | None, config: TrainConfig, dataset: Dataset, chaos: str | None = None
-) -> OpenedRun:
+    path: Path | None, config: TrainConfig, dataset: Dataset, chaos: str | None = None,
+    origin: Origin | None = None,
+) -> OpenedRun:  # fmt: skip
     """Make a run folder that is marked as running; see `create_run` for arguments and errors."""
     manifest = dataset.manifest
     identity = {
@@ -128,8 +130,11 @@ def new_run(
         "digest": manifest.digest,
         "train": manifest.rows("train"),
         "test": manifest.rows("test"),
+        "classes": list(manifest.classes),
+        "shape": list(manifest.shape),
     }
-    return OpenedRun(create_run(path, config, identity, chaos), config, dataset)
+    about = None if origin is None else {n: v for n, v in asdict(origin).items() if v is not None}
+    return OpenedRun(create_run(path, config, identity, chaos, about), config, dataset)
 
 
 def open_run(run: str | Path) -> OpenedRun:

@@ -44,6 +44,8 @@ _MOST_WAITING = 64
 
 _PROGRESS = b'{"kind": "progress"'
 
+_NOTHING = (0, 0.0, 0.0, 0.0)
+
 Row = dict[str, Any]
 
 
@@ -58,9 +60,9 @@ class FleetPoint(NamedTuple):
     """
 
     seconds: float
-    workers: dict[str, tuple[float, float, float, float]]
+    workers: dict[str, tuple[float, ...]]
     states: dict[str, str]
-    pushed: float
+    pushed: int
 
 
 @dataclass
@@ -69,7 +71,7 @@ class _Totals:
 
     workers: dict[str, tuple[float, ...]] = field(default_factory=dict)
     ages: dict[str, int] = field(default_factory=dict)
-    pushed: float = 0.0
+    pushed: int = 0
 
 
 class Recorded:
@@ -248,7 +250,7 @@ class Recorded:
         workers = {
             name: tuple(
                 a + b for a, b in zip(
-                    before.workers.get(name, (0.0,) * 4), now.workers.get(name, (0.0,) * 4),
+                    before.workers.get(name, _NOTHING), now.workers.get(name, _NOTHING),
                     strict=True,
                 )
             )
@@ -266,22 +268,23 @@ class Recorded:
         for name, (images, computing, pushing, waiting, state) in record["workers"].items():
             if len(workers) == _MOST_WORKERS:
                 break
-            workers[str(name)[:20]] = tuple(map(_number, (images, computing, pushing, waiting)))
+            times = map(_number, (computing, pushing, waiting))
+            workers[str(name)[:20]] = (_count(images), *times)
             states[str(name)[:20]] = str(state)[:20]
         ages = {str(int(age)): _count(n) for age, n in list(record["ages"].items())[:_MOST_AGES]}
-        self._now = _Totals(workers, ages, _number(record["pushed"]))
+        self._now = _Totals(workers, ages, _count(record["pushed"]))
         before = self._before
         every = {
             name: tuple(
                 a + b for a, b in zip(
-                    before.workers.get(name, (0.0,) * 4), workers.get(name, (0.0,) * 4),
+                    before.workers.get(name, _NOTHING), workers.get(name, _NOTHING),
                     strict=True,
                 )
             )
             for name in {**before.workers, **workers}
         }  # fmt: skip
         self.fleet.offer(
-            FleetPoint(_number(record["seconds"]), every, states, before.pushed + self._now.pushed)  # type: ignore[arg-type]
+            FleetPoint(_number(record["seconds"]), every, states, before.pushed + self._now.pushed)
         )
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.messages import Applied
@@ -33,7 +34,9 @@ from distsgd.runs import (
     write_residuals,
 )
 from distsgd.runs.opened_run import OpenedRun
+from distsgd.training.chronicle import Chronicle
 from distsgd.training.logbook import Logbook, Start
+from distsgd.training.measuring import Measured
 from distsgd.training.results import EpochRow, Reporter
 
 __all__ = ["Keeper"]
@@ -62,6 +65,9 @@ class Keeper:
         job: the same for the runtime.
         start: where the session starts.
         reporter: notified of trouble.
+
+    Attributes:
+        chronicle: what happens beside the steps.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Keeper:
         self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can resume from
         self._residuals: dict[int, str] = {}  # of the same, by their digests
         self._passing: set[int] = set()  # versions of checkpoints within an epoch
+        self.chronicle = Chronicle(self._recorded, 0.0)
 
     def updated(self, update: Applied) -> None:
         """Write an update to the journal."""
@@ -98,8 +105,15 @@ class Keeper:
         """Write a new number of workers to the journal, before any of them works."""
         self._logbook.resized(workers)
 
+    def _recorded(self, content: dict[str, Any]) -> int:
+        """Write a record to the metrics, if there is room; returns its bytes."""
+        before = self._metrics.written
+        self._if_there_is_room(partial(self._metrics.write, content))
+        return self._metrics.written - before
+
     def progress(self, event: Progress) -> None:
         """Write progress to the metrics."""
+        self.chronicle.at(event.step, event.seconds)
         self._look_for_folder()
         self._if_there_is_room(self._logbook.flush)
         self._if_there_is_room(partial(self._metrics.write, {"kind": "progress", **asdict(event)}))
@@ -111,22 +125,27 @@ class Keeper:
             "examples_seen": event.examples_seen, "seconds": event.seconds,
         }  # fmt: skip
         self._if_there_is_room(partial(self._metrics.write, content))
+        self.chronicle.at(event.snapshot.version, event.seconds)
+        if not event.finished:
+            self.chronicle.happened("stopped", "stopped on request")
 
     def seconds_before(self, examples: int) -> float:
         """Seconds that the run has spent on the steps of its first examples."""
         return seconds_of_steps(self._metrics.path, examples)
 
-    def epoch(self, row: EpochRow, version: int) -> None:
+    def epoch(self, row: EpochRow, version: int, test: Measured) -> None:
         """Write an epoch to the metrics, and remove checkpoints that need not stay.
 
         Args:
             row: its metrics.
             version: of W at its end.
+            test: how its W classifies the test set.
         """
         content = {"kind": "epoch", "version": version, **asdict(row)}
         if self._not_saved is not None:
             content["saved"] = False
         self._if_there_is_room(partial(self._metrics.write, content))
+        self.chronicle.classes(row.epoch, version, test)
         if (row.test_accuracy, -row.test_loss, version) > self._best:
             self._best = (row.test_accuracy, -row.test_loss, version)
             self._best_not_saved = self._not_saved
@@ -197,6 +216,7 @@ class Keeper:
         self._saved, self._saved_at = snapshot.version, monotonic()
         if passing:
             self._passing.add(snapshot.version)
+            self.chronicle.happened("saved", f"checkpoint of update {snapshot.version}")
         if digest is not None:
             self._residuals[snapshot.version] = digest
         if snapshot.usable and known and snapshot.residuals is not None:
@@ -285,6 +305,7 @@ class Keeper:
     def close(self) -> None:
         """Close the files."""
         self._if_there_is_room(self._save_best)
+        self.chronicle.close()
         self._metrics.close()
         self._logbook.close()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from distsgd.core.arrays import Ints
-from distsgd.core.model import measure
+from distsgd.core.model import Mistake, SurestMistakes, measure
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
 from distsgd.data.system import OWN_THREAD
@@ -30,12 +30,14 @@ class Measured:
         penalty: lambda * sum of W**2.
         accuracy: share of examples whose largest score is that of their label.
         confusion: shape (classes, classes): rows the true class, columns the one found.
+        mistakes: examples of the wrong class, the surest first.
     """
 
     loss: float
     penalty: float
     accuracy: float
     confusion: Ints
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def conversion_for(model: Model, dataset: Dataset) -> Conversion:
@@ -58,13 +60,14 @@ def measure_split(model: Model, dataset: Dataset, split: str, regularization: fl
     conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
     weights = model.padded()
-    batches = conversion.batches(examples.batches())
+    batches, mistakes = conversion.batches(examples.batches()), SurestMistakes()
     found, confusion = measure(
-        model.architecture, weights, model.loss, model.preprocessing, batches
+        model.architecture, weights, model.loss, model.preprocessing, batches, mistakes
     )
     extra = model.architecture.penalty(weights, regularization)
     count = max(1, found.examples)
-    return Measured(found.loss / count + extra, extra, found.correct / count, confusion)
+    loss, accuracy = found.loss / count + extra, found.correct / count
+    return Measured(loss, extra, accuracy, confusion, tuple(mistakes.found()))
 
 
 _NICE = 19

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, in_short
 from distsgd.runs import RunFolder, clean_up, note_kernel
 from distsgd.runs.opened_run import new_run, open_run
+from distsgd.runs.origin import change_tags, checked_tags, origin_here
 from distsgd.training.features import features_of
 from distsgd.training.interrupts import NEVER, Stop, Stopping
 from distsgd.training.limits import check_fleet, check_sizes
@@ -36,6 +38,8 @@ def train_with(
     address: str | None = None,
     stopping: Stopping = NEVER,
     began: float | None = None,
+    command: Sequence[str] | None = None,
+    tags: Sequence[str] = (),
 ) -> TrainResult:
     """Train with settings as one object; see `distsgd.training.training.train`.
 
@@ -48,11 +52,14 @@ def train_with(
         address: of a Ray cluster.
         stopping: what may end the training early.
         began: when the command started, by `time.perf_counter`; None for now.
+        command: the command line, if there is one.
+        tags: words that the run is to be found by.
 
     Returns:
         the result, also of a training that was stopped: its status is then "interrupted".
     """
     stages = Stages(time.perf_counter() if began is None else began, reporter)
+    tags = checked_tags(tags)
     check_fleet(config, address)
     hooks = features_of(config, trace, chaos)
     stages.enter("dataset")
@@ -69,8 +76,10 @@ def train_with(
                 f"update; a smaller {smaller} makes more of it"
             )
         with stopping as stop:
-            run = new_run(run_dir, config, dataset, chaos)
-            task = Task(config=config, run=run, address=address, hooks=hooks)
+            origin = origin_here(command)
+            run = new_run(run_dir, config, dataset, chaos, origin)
+            change_tags(run.folder, tags)
+            task = Task(config=config, run=run, address=address, hooks=hooks, origin=origin)
             return _trained(task, None, reporter, stop, stages)
 
 
@@ -83,6 +92,7 @@ def resume_with(
     address: str | None = None,
     stopping: Stopping = NEVER,
     began: float | None = None,
+    command: Sequence[str] | None = None,
 ) -> TrainResult:
     """Resume with new settings by name; see `distsgd.training.training.resume` and `train_with`."""
     stages = Stages(time.perf_counter() if began is None else began, reporter)
@@ -113,7 +123,10 @@ def resume_with(
             folder.release()
             raise
         with stopping as stop:
-            task = Task(config=config, run=opened, resumes=True, address=address, hooks=hooks)
+            task = Task(
+                config=config, run=opened, resumes=True, address=address, hooks=hooks,
+                origin=origin_here(command),
+            )  # fmt: skip
             return _trained(task, start, reporter, stop, stages)
 
 

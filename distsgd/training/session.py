@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from distsgd.config.settings import TrainConfig
@@ -14,6 +14,8 @@ from distsgd.engine.events import (
     Ended,
     EpochEnded,
     Event,
+    FleetReport,
+    Happened,
     Notice,
     Progress,
     Saved,
@@ -24,6 +26,7 @@ from distsgd.engine.job import Snapshot
 from distsgd.errors import DivergedError, ProcessLost, RunError, RuntimeFailure, StorageError
 from distsgd.runs import Model, add_kernel, weights_sha256
 from distsgd.runs.opened_run import OpenedRun
+from distsgd.runs.origin import Origin
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
 from distsgd.training.keeper import Keeper
@@ -56,6 +59,7 @@ class Task:
         resumes: whether the run resumes, rather than starts.
         address: of the Ray cluster to train on; None for a Ray of our own.
         hooks: features that take part.
+        origin: where it comes from.
     """
 
     config: TrainConfig
@@ -63,6 +67,7 @@ class Task:
     resumes: bool = False
     address: str | None = None
     hooks: Sequence[Hook] = ()
+    origin: Origin = field(default_factory=Origin)
 
 
 class Session:
@@ -105,6 +110,7 @@ class Session:
             stack.callback(self._background.close)
             if self._task.resumes:
                 self._keeper.resumed(self._config)
+            self._begin()
             context = Context(self._task.run, self._start.version, self._keeper.try_to_save)
             for hook in self._hooks:
                 self._job = hook.prepare(self._job, context)
@@ -126,6 +132,14 @@ class Session:
         self._run.write("report.json", asdict(result))
         return result
 
+    def _begin(self) -> None:
+        """Keep that a session starts."""
+        version, task = self._start.version, self._task
+        chronicle, workers = self._keeper.chronicle, self._config.workers
+        chronicle.at(version, self._seconds)
+        planned = self._job.updates
+        chronicle.session(task.origin, version, workers, planned, resumed=task.resumes)
+
     def _until_the_end(self) -> Ended:
         """Follow the events; after the death of a server, restart from where the journal ends."""
         start, version = self._start, -1
@@ -134,6 +148,8 @@ class Session:
             try:
                 return self._follow(events, _examples(start))
             except (ProcessLost, NeedsRestart) as error:
+                kind = "scaled" if isinstance(error, NeedsRestart) else "death"
+                self._keeper.chronicle.happened(kind, error.problem)
                 if isinstance(error, NeedsRestart):
                     self._config = replace(self._config, workers=error.workers)
                 else:
@@ -188,15 +204,22 @@ class Session:
             events: of one generation of processes.
             seen: examples that had been used before.
         """
-        before = self._seconds
+        before, chronicle = self._seconds, self._keeper.chronicle
+        chronicle.processes_started()
         for event in events:
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
                 self._stages.end()
                 if self._task.address is not None or len(set(event.hosts)) > 1:
                     self._reporter.notice(event.message)
+                    chronicle.happened("notice", event.message)
+            elif isinstance(event, Happened):
+                chronicle.happened(event.kind, event.text)
+            elif isinstance(event, FleetReport):
+                chronicle.fleet(event, before + event.seconds)
             elif isinstance(event, Notice):
                 self._reporter.notice(event.text)
+                chronicle.happened(event.kind, event.text)
                 if event.kernel:
                     with suppress(StorageError):  # a full disk does not end a training
                         add_kernel(self._run, event.kernel)
@@ -266,7 +289,7 @@ class Session:
             test_accuracy=test.accuracy,
             seconds=event.seconds,
         )
-        self._keeper.epoch(row, event.snapshot.version)
+        self._keeper.epoch(row, event.snapshot.version, test)
         self._reporter.epoch(row)
 
     def _measure(self, model: Model, split: str) -> Measured:

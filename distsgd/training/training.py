@@ -43,6 +43,7 @@ def train(
     trace: str | Path | None = None,
     chaos: str | None = None,
     address: str | None = None,
+    tags: Sequence[str] = (),
     batch_size: int | str | None = None,
     sampling: str | None = None,
     shuffle: str | None = None,
@@ -97,6 +98,7 @@ def train(
         trace: a file for a timeline of every process, for Perfetto or Chrome.
         chaos: faults to inject, such as "kill-worker:every=50,drop-push:p=0.01".
         address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a private Ray.
+        tags: words that the run is to be found by.
         SETTINGS
 
     Returns:
@@ -118,8 +120,9 @@ def train(
     timeline = None if trace in (None, "") else as_path("trace", trace)
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
+    words = [tags] if isinstance(tags, str) else list(tags)
     with _followers(reporter, callbacks, verbose) as followers:
-        result = train_with(settings, folder, followers, timeline, chaos, address, stop)
+        result = train_with(settings, folder, followers, timeline, chaos, address, stop, tags=words)
         followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result

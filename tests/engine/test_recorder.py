@@ -34,7 +34,7 @@ def stretches(sizes: list[int]) -> list[Stretch]:
 
 
 def recorder_of(server: Any, clock: list[float], log_every: int) -> Recorder:
-    job: Any = SimpleNamespace(log_every=log_every)
+    job: Any = SimpleNamespace(log_every=log_every, plan=PLAN)
     return Recorder(job, server, lambda: clock[0])
 
 
@@ -79,6 +79,10 @@ def test_events_do_not_depend_on_who_makes_the_updates(sizes: list[int], log_eve
     assert numbers(found) == numbers(expected)
     assert len([event for event in found if isinstance(event, EpochEnded)]) == PLAN.epochs
     assert together.statistics == apart.statistics
+    states = dict.fromkeys((0, 1), "")
+    done, expected_done = (one.report({}, {}, {}, states).workers for one in (together, apart))
+    assert done == expected_done
+    assert sum(worker.images for worker in done.values()) == PLAN.examples * PLAN.epochs
 
 
 def test_the_time_of_a_stretch_is_shared_out() -> None:

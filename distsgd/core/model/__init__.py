@@ -11,6 +11,7 @@ from distsgd.core.model.architecture import Architecture, Layer, initial_weights
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import Grids
 from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
+from distsgd.core.model.mistakes import Mistake, SurestMistakes
 from distsgd.core.model.models import (
     ARITHMETICS,
     EXACT,
@@ -39,8 +40,10 @@ __all__ = [
     "Grids",
     "Kernel",
     "Layer",
+    "Mistake",
     "Preprocessing",
     "SlotLoss",
+    "SurestMistakes",
     "fitting",
     "hidden_units",
     "initial_weights",

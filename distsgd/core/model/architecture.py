@@ -19,6 +19,7 @@ from distsgd.core.arrays import Bytes, Floats, Ints, padded_columns
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import WEIGHT_BITS
 from distsgd.core.model.losses import LOSSES, penalty
+from distsgd.core.model.mistakes import SurestMistakes
 from distsgd.core.model.slot_gradient import SMALL_PRODUCTS, Kernel, SlotLoss
 from distsgd.core.portable import normals, rounded
 
@@ -319,6 +320,7 @@ def measure(
     loss: str,
     preprocessing: Preprocessing,
     batches: Iterable[tuple[Bytes, Ints]],
+    mistakes: SurestMistakes | None = None,
 ) -> tuple[SlotLoss, Ints]:
     """Loss and confusion matrix on batches of (pixels, labels).
 
@@ -328,6 +330,7 @@ def measure(
         loss: "softmax" or "svm".
         preprocessing: from pixels to features.
         batches: pixels of shape (examples, features) and labels of shape (examples,).
+        mistakes: shown all scores, if given.
 
     Returns:
         the loss over all batches, and counts of shape (classes, classes): entry [a, b] counts
@@ -344,7 +347,10 @@ def measure(
             part, truth = pixels[low : low + rows], labels[low : low + rows]
             preprocessing.fill(part, features[: len(part)])
             own = model.score(weights, features[: len(part)], scores[: len(part)])
-            np.add.at(confusion, (truth.astype(np.intp), own.argmax(axis=1)), 1)
+            largest = own.argmax(axis=1)
+            np.add.at(confusion, (truth.astype(np.intp), largest), 1)
+            if mistakes is not None:
+                mistakes.add(own, truth, largest)
             total += model.total_loss(loss, own, truth)
             examples += len(truth)
     return SlotLoss(total, int(np.trace(confusion)), examples), confusion
