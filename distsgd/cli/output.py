@@ -23,12 +23,12 @@ import typer
 from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import TextColumn
 
 __all__ = [
     "JsonFlag", "confirmed", "count", "pass_on", "percent", "print_json", "print_pairs",
-    "print_table", "say", "show", "show_markdown", "terminal", "text_column", "visible",
+    "print_table", "say", "show", "show_markdown", "stacked", "terminal", "text_column", "visible",
 ]  # fmt: skip
 
 JsonFlag = Annotated[
@@ -312,3 +312,12 @@ def text_column(template: str) -> TextColumn:
     from rich.progress import TextColumn
 
     return TextColumn(template, markup=False)
+
+
+def stacked(lines: Iterable[str], last: RenderableType) -> RenderableType:
+    """Lines of text above something else of a live display; no markup, and cut at the edge."""
+    from rich.console import Group
+    from rich.text import Text
+
+    texts = [Text(line, no_wrap=True, overflow="crop") for line in lines]
+    return Group(*texts, last)

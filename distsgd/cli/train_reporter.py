@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from distsgd.cli.output import say, show, terminal, text_column, visible
+from distsgd.cli.curve import SmallCurve
+from distsgd.cli.output import say, show, stacked, terminal, text_column, visible
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress as Steps
+from distsgd.errors import DistsgdError
 from distsgd.training.callbacks.lines import HEADING, row_line, title_line
 from distsgd.training.results import EpochRow, Reporter
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+    from distsgd.runs.history import HistoryReader
 
 __all__ = ["make_reporter"]
 
@@ -39,7 +45,7 @@ _STAGES = {
 
 
 class _LiveReporter(Reporter):
-    """A table of epochs above a progress bar with step, loss, speed and time left."""
+    """A table of epochs above the loss as a curve, the workers, and a bar with the time left."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -47,18 +53,23 @@ class _LiveReporter(Reporter):
         from rich.spinner import Spinner
 
         self._console = console
+        narrow = console.width < _NARROW
         self._bar = Progress(
-            text_column("epoch {task.fields[epoch]}"),
+            *[] if narrow else [text_column("epoch {task.fields[epoch]}")],
             text_column("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=24),
+            *[] if narrow else [BarColumn(bar_width=24)],
             text_column("loss {task.fields[loss]}"),
             text_column("{task.fields[speed]} images/s"),
             TimeRemainingColumn(),
             console=console,
-            transient=True,
         )
+        self._curve = SmallCurve()
+        self._workers: _Workers | None = None
         self._spinner = Spinner("dots")
         self._starting = Live(self._spinner, console=console, transient=True)
+        self._running = Live(
+            get_renderable=self._render, console=console, transient=True, refresh_per_second=8
+        )
 
     def stage(self, name: str) -> None:
         self._spinner.update(text=_STAGES[name])
@@ -69,15 +80,27 @@ class _LiveReporter(Reporter):
         self._console.print(visible(title_line(config)), soft_wrap=True)
         self._console.print(HEADING, style="bold")
         self._task = self._bar.add_task("", total=total_steps, epoch=1, loss="-", speed="-")
-        if not config.workers:
+        if config.workers:
+            self._workers = _Workers(run_dir)
+        else:
             self._show_bar()
 
     def _show_bar(self) -> None:
         """Replace the spinner by the bar: steps follow."""
         self._starting.stop()
-        self._bar.start()
+        self._running.start(refresh=True)
+
+    def _render(self) -> RenderableType:
+        """What stands below the epochs now; called by the thread that refreshes."""
+        width = self._console.width
+        lines: list[str] = []
+        if width >= _LEAST_WIDTH:
+            lines += self._curve.lines(min(width - 1, _WIDEST), self._console.encoding)
+            lines += [] if self._workers is None else self._workers.lines(width)
+        return stacked(lines, self._bar)
 
     def progress(self, progress: Steps) -> None:
+        self._curve.add(progress.loss)
         self._show_bar()
         self._bar.update(
             self._task,
@@ -96,7 +119,55 @@ class _LiveReporter(Reporter):
 
     def ended(self) -> None:
         self._starting.stop()
-        self._bar.stop()
+        self._running.stop()
+
+
+_LEAST_WIDTH, _NARROW, _WIDEST = 60, 84, 80
+"""Columns from which on there is a curve, and from which on the bar has all of its parts."""
+
+
+class _Workers:
+    """What each worker does, by the run folder, read once a second.
+
+    Args:
+        run_dir: the folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._reader: HistoryReader | None = None
+        self._next = 0.0
+        self._parts: list[str] = []
+
+    def lines(self, width: int) -> list[str]:
+        """As many workers as fit into two lines, and how many more there are."""
+        if monotonic() >= self._next:
+            self._next = monotonic() + _LOOK_SECONDS
+            with suppress(DistsgdError):  # the folder has gone, or was not written yet
+                self._parts = self._look()
+        text, shown = "", 0
+        for part in self._parts:
+            if len(text) + len(part) > 2 * width - 30:
+                break
+            text, shown = f"{text}{part}   ", shown + 1
+        left = len(self._parts) - shown
+        text = text.rstrip() + (f"   and {left} more" if left else "")
+        return [visible(f"workers  {text}")] if text else []
+
+    def _look(self) -> list[str]:
+        from distsgd.runs.history import HistoryReader
+
+        self._reader = self._reader or HistoryReader(self._run_dir, _POINTS)
+        parts = []
+        for name, columns in self._reader.look().fleet.items():
+            spent = {doing: sum(columns[doing][-2:]) for doing in ("computing", "waiting")}
+            whole = sum(spent.values()) + sum(columns["pushing"][-2:])
+            busy = f" {spent['computing'] / whole:.0%}" if whole > 0 else ""
+            parts.append(f"{name}: {columns['state']}{busy}")
+        return parts
+
+
+_LOOK_SECONDS, _POINTS = 1.0, 32
 
 
 def make_reporter(json: bool) -> Reporter:
