@@ -47,12 +47,15 @@ class Rows(Protocol):
         """
         ...
 
-    def write(self, first: int, out: Floats) -> None:
-        """Write the rows of some of the slots that were gathered last.
+    def write(self, first: int, out: Floats, example: int = 0, column: int = 0, /) -> None:
+        """Write rows, or parts of them, of some of the slots that were gathered last.
 
         Args:
             first: the first of them.
-            out: shape (slots, examples, columns), from a `raw_buffer`; each slot is contiguous.
+            out: shape (slots, examples, columns); of columns that are no pixels, a `raw_buffer`.
+                Each slot is contiguous.
+            example: the first of each slot.
+            column: the first of each example.
         """
         ...
 
@@ -77,10 +80,12 @@ class _Converted:
         """See `Rows`."""
         self._indices = indices
 
-    def write(self, first: int, out: Floats) -> None:
+    def write(self, first: int, out: Floats, example: int = 0, column: int = 0, /) -> None:
         """See `Rows`."""
+        cache = self._cache[:, column : column + out.shape[2]]
         for slot, rows in enumerate(out, first):
-            np.take(self._cache, self._indices[slot], axis=0, out=rows, mode="clip")
+            indices = self._indices[slot, example : example + len(rows)]
+            np.take(cache, indices, axis=0, out=rows, mode="clip")
 
     def beside(self) -> _Converted:
         """See `Rows`."""
@@ -101,9 +106,12 @@ class _Pixels:
         self._split.gather(indices.reshape(-1), pixels)
         self._pixels = pixels.reshape(*indices.shape, -1)
 
-    def write(self, first: int, out: Floats) -> None:
+    def write(self, first: int, out: Floats, example: int = 0, column: int = 0, /) -> None:
         """See `Rows`."""
-        pixels = self._pixels[first : first + len(out)]
+        slots, examples, columns = out.shape
+        pixels = self._pixels[
+            first : first + slots, example : example + examples, column : column + columns
+        ]
         np.copyto(out[:, :, : pixels.shape[2]], pixels)
 
     def beside(self) -> _Pixels:

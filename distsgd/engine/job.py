@@ -15,6 +15,7 @@ from distsgd.core.model import (
     SMALL_PRODUCTS,
     Architecture,
     Kernel,
+    KernelSettings,
     Preprocessing,
     make_architecture,
 )
@@ -209,10 +210,11 @@ class Job:
     def kernel(self) -> Kernel:
         """What computes slot gradients."""
         plan = self.plan
-        return self.architecture.kernel(
+        settings = KernelSettings(
             self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size,
             self.products,
         )  # fmt: skip
+        return self.architecture.kernel(settings)
 
     def codec(self) -> Codec | None:
         """What gradients are encoded with, if they are."""

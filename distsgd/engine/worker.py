@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease, Message, Piece, Push, ResidualReport, ResidualRequest
-from distsgd.core.model import SlotLoss
+from distsgd.core.model import RowWriter, SlotLoss
 from distsgd.core.optim import ErrorFeedback
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, sum_node
@@ -54,11 +54,13 @@ class _Ahead(NamedTuple):
     labels: NDArray[np.integer[Any]]
 
 
-def _write_unless(unless: Callable[[], bool], rows: Rows, first: int, out: Floats) -> None:
+def _write_unless(
+    unless: Callable[[], bool], rows: Rows, first: int, out: Floats, *place: int
+) -> None:
     """Write rows for a kernel as long as they are needed."""
     if unless():
         raise _NotNeeded
-    rows.write(first, out)
+    rows.write(first, out, *place)
 
 
 class Worker:
@@ -214,33 +216,64 @@ class Worker:
         unless: Callable[[], bool] | None = None,
     ) -> tuple[list[SlotLoss], tuple[Node, ...]]:
         """Sum the gradients of slots [first, last) along the tree, each node in its first place."""
-        plan = self._job.plan
-        losses: list[SlotLoss] = []
+        slots = self._job.plan.slots(step)
+        nodes, losses = cover(first, last, slots), list[SlotLoss]()
+        ranges = [(node.first - first, node.last(slots) - first) for node in nodes]
         rows, write, ahead, place = self._rows, self._rows.write, self._ahead, 0
         if unless is not None:
             rows = self._beside = self._beside or rows.beside()
             write = partial(_write_unless, unless, rows)
         elif ahead is not None and ahead.piece == (step, first, last):
             self.trace.lap("gather")
+            losses += self._compute(flat, ahead.labels, 0, out, write, ranges)
             place = len(ahead.labels)
-            losses += self._kernel.gradients(flat, ahead.labels, out[:place], write)
-            self.trace.lap("compute")
         if unless is None:
             self._ahead = None
         for indices in self._slot_examples(step, first + place, last):
-            slots = len(indices)
             rows.gather(indices)
             self.trace.lap("gather")
-            part = out[place : place + slots]
-            losses += self._kernel.gradients(flat, self._split.labels_of(indices), part, write)
-            self.trace.lap("compute")
-            place += slots
-        slots = plan.slots(step)
-        nodes = cover(first, last, slots)
-        for node in nodes:
-            sum_node(node, out, first, slots)
+            labels = self._split.labels_of(indices)
+            losses += self._compute(flat, labels, place, out, write, ranges)
+            place += len(indices)
+        if not self._kernel.adds_slots:
+            for node in nodes:
+                sum_node(node, out, first, slots)
         self.trace.lap("sum")
         return losses, nodes
+
+    def _compute(
+        self,
+        flat: Floats,
+        labels: NDArray[np.integer[Any]],
+        place: int,
+        out: Floats,
+        write: RowWriter,
+        ranges: Sequence[tuple[int, int]],
+    ) -> list[SlotLoss]:
+        """Gradients of the slots that were gathered last.
+
+        Args:
+            flat: flat W.
+            labels: shape (slots, examples).
+            place: of the first of these slots, among those of the lease.
+            out: a row for each slot of the lease.
+            write: writes their rows.
+            ranges: the slots of the lease below each node. A kernel that adds slots adds up those
+                of a range, in the row of its first.
+        """
+        end = place + len(labels)
+        part = out[place:end]
+        if not self._kernel.adds_slots:
+            losses = self._kernel.gradients(flat, labels, part, write)
+        else:
+            own = [(max(low, place), min(high, end)) for low, high in ranges]
+            inside = [(low - place, high - place) for low, high in own if low < high]
+            losses = self._kernel.sums(flat, labels, part, write, inside)
+            for low, high in ranges:
+                if low < place < high:  # it began earlier
+                    np.add(out[low], out[place], out=out[low])
+        self.trace.lap("compute")
+        return losses
 
     def _local_steps(
         self, lease: Lease, flat: Floats, unless: Callable[[], bool] | None = None

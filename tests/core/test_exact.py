@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.model import Grids, Preprocessing, make_architecture
+from distsgd.core.model import Grids, KernelSettings, Preprocessing, make_architecture
 from distsgd.core.model.exact_losses import exact_loss, exact_sum
 from distsgd.core.model.grids import (
     HIDDEN_RANGE,
@@ -171,7 +171,9 @@ class Problem:
     def gradient(self, loss, slot_size, order=None):
         """The sum over all slots along the tree, and the loss."""
         count = len(self.labels)
-        kernel = self.model.kernel(loss, self.preprocessing, slot_size, "float64", count)
+        kernel = self.model.kernel(
+            KernelSettings(loss, self.preprocessing, slot_size, "float64", count)
+        )
         order = np.arange(count) if order is None else order
         slots = [order[low : low + slot_size] for low in range(0, count, slot_size)]
         parts = np.empty((len(slots), self.model.parameters))
@@ -231,13 +233,37 @@ def test_gradient_of_one_layer_does_not_depend_on_slots(loss):
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("slot_size", [3, 40])
+@pytest.mark.parametrize("model", ["linear", "mlp:6"])
+def test_a_range_of_slots_has_the_sum_of_their_gradients(model, slot_size):
+    """Slots shorter and longer than a block of rows, and more columns than a block has."""
+    problem = Problem(model, features=300, examples=5 * slot_size)
+    pixels = problem.pixels.reshape(5, slot_size, -1)
+    labels = problem.labels.reshape(5, slot_size)
+
+    def write(first, out, example=0, column=0):
+        slots, examples, columns = out.shape
+        part = pixels[first : first + slots, example:, column:][:, :examples, :columns]
+        out[:, :, : part.shape[2]] = part
+
+    settings = KernelSettings("softmax", problem.preprocessing, slot_size, "float64", 10_000)
+    each, sums = np.full((2, 5, problem.model.parameters), np.nan)
+    losses = problem.model.kernel(settings).gradients(problem.flat, labels, each, write)
+    kernel = problem.model.kernel(settings)
+    for _ in range(2):  # buffers are used again
+        assert kernel.sums(problem.flat, labels, sums, write, [(0, 1), (1, 4), (4, 5)]) == losses
+        np.testing.assert_array_equal(sums[1], each[1:4].sum(axis=0))
+        np.testing.assert_array_equal(sums[[0, 4]], each[[0, 4]])
+        assert np.isnan(sums[2:4]).all()
+
+
 @pytest.mark.parametrize("loss", ["softmax", "svm"])
 @pytest.mark.parametrize("model", ["linear", "mlp:6"])
 def test_gradient_is_near_that_of_floats(model, loss):
     problem = Problem(model)
     gradient, losses = problem.gradient(loss, 8)
     floats = make_architecture(model, 17, 5)
-    kernel = floats.kernel(loss, problem.preprocessing, 24, "float64", 24)
+    kernel = floats.kernel(KernelSettings(loss, problem.preprocessing, 24, "float64", 24))
     wanted = np.empty_like(gradient)
     total = kernel.gradient(problem.flat, problem.pixels, problem.labels, wanted)
     size = np.abs(wanted).max()

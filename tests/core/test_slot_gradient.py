@@ -8,7 +8,12 @@ from distsgd.core.arrays import as_matrix
 from distsgd.core.model import LOSSES, Preprocessing, make_architecture
 from distsgd.core.model.architecture import pad
 from distsgd.core.model.gradient_check import analytic_gradient
-from distsgd.core.model.slot_gradient import SMALL_PRODUCTS, WHOLE_PRODUCTS, LinearKernel
+from distsgd.core.model.slot_gradient import (
+    SMALL_PRODUCTS,
+    WHOLE_PRODUCTS,
+    KernelSettings,
+    LinearKernel,
+)
 
 CLASSES = 10
 CIFAR = 3072
@@ -36,9 +41,10 @@ class Problem:
         self.padded = as_matrix(pad(self.weights), CLASSES)
 
     def kernel(self, loss, slot_size):
-        return LinearKernel(
-            loss, CLASSES, self.preprocessing, slot_size, self.dtype, products=self.products
+        settings = KernelSettings(
+            loss, self.preprocessing, slot_size, self.dtype, products=self.products
         )
+        return LinearKernel(settings, CLASSES)
 
     def gradient(self, kernel, rows):
         """The gradient of some rows, written over nan, and their loss."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distsgd.core.model import Preprocessing, make_architecture
+from distsgd.core.model import KernelSettings, Preprocessing, make_architecture
 from distsgd.core.model.reference import forward, loss_and_gradient, with_bias
 
 CLASSES = 10
@@ -32,7 +32,9 @@ class Problem:
         return forward(self.layers, self.features())[1][-1]
 
     def kernel(self, loss, slot_size, most=None):
-        return self.model.kernel(loss, self.preprocessing, slot_size, self.dtype, most)
+        return self.model.kernel(
+            KernelSettings(loss, self.preprocessing, slot_size, self.dtype, most)
+        )
 
     def gradient(self, kernel, rows):
         """The gradient of some rows, written over nan, and their loss."""

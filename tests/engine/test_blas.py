@@ -64,7 +64,7 @@ def test_a_run_cuts_products_as_it_began(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     def noted(self: LinearKernel, *arguments: Any) -> None:
         real(self, *arguments)
-        cuts.append(arguments[-1])
+        cuts.append(arguments[0].products)
 
     monkeypatch.setattr(LinearKernel, "__init__", noted)
     for kernel, products in {"Zen": WHOLE_PRODUCTS, "SkylakeX": SMALL_PRODUCTS}.items():

@@ -20,7 +20,7 @@ from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import WEIGHT_BITS
 from distsgd.core.model.losses import LOSSES, penalty
 from distsgd.core.model.mistakes import SurestMistakes
-from distsgd.core.model.slot_gradient import SMALL_PRODUCTS, Kernel, SlotLoss
+from distsgd.core.model.slot_gradient import Kernel, KernelSettings, SlotLoss
 from distsgd.core.portable import normals, rounded
 
 __all__ = [
@@ -202,25 +202,8 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def kernel(
-        self,
-        loss: str,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> Kernel:
-        """A kernel that computes slot gradients; see `Kernel`.
-
-        Args:
-            loss: "softmax" or "svm".
-            preprocessing: from pixels to features.
-            slot_size: examples of a slot.
-            dtype: "float32" or "float64".
-            most: the examples of all slots together; None if unknown.
-            products: how those of one layer are cut, see `SMALL_PRODUCTS`.
-        """
+    def kernel(self, settings: KernelSettings) -> Kernel:
+        """A kernel that computes slot gradients."""
 
     @property
     @abstractmethod

@@ -1,27 +1,36 @@
 """Slot gradients whose every product and sum over examples is exact; see `grids` for why.
 
-The formulas are those of `slot_gradient`. As no sum depends on its order, blocks are as large as is
-fastest.
+The formulas are those of `slot_gradient`. As no sum depends on its order, examples are taken
+together whatever their slots, and the gradients of slots that are to be added up are one product:
+
+- forward, block after block of rows, for all examples;
+- the loss, and what is elementwise, for all examples at once;
+- backward, block after block of columns, each of all the rows to be added up.
+
+So pixels are converted to floats twice, each time into a block that stays in the cache, which takes
+less time than to read them again from a memory further away.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats, Ints, padded_columns
 from distsgd.core.model.exact_losses import exact_loss, exact_sum
-from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import HIDDEN_RANGE, PART_BITS, SECOND_RANGE, Grids
 from distsgd.core.model.slot_gradient import (
     Kernel,
+    KernelSettings,
     RowWriter,
     SlotLoss,
-    block_columns,
     relu,
     relu_gradient,
     score,
+    two_layers,
 )
 from distsgd.core.portable import rounded
 
@@ -34,6 +43,12 @@ __all__ = [
 ]
 
 _LARGEST_HIDDEN, _LARGEST_SECOND = 2.0**HIDDEN_RANGE, 2.0**SECOND_RANGE
+
+_ROWS, _ROWS_OF_TWO = 32, 64
+"""Rows of a block: 32 of 3088 floats are 0.8 MB. More where they are multiplied by many units."""
+
+_BLOCK, _NARROWEST = 33_024, 64
+"""Floats of a block of columns, such as 257 rows of 128, and columns of one at least."""
 
 
 def _two_parts(values: Floats, fraction: int) -> tuple[Floats, Floats]:
@@ -65,43 +80,129 @@ def second_scores(parts: tuple[Floats, Floats], inputs: Floats) -> Floats:
     return scores
 
 
+Ranges = Sequence[tuple[int, int]]
+"""Slots [first, last), one range after another."""
+
+
 class _ExactKernel(Kernel):
     """What both have in common.
 
     Args:
-        loss: "softmax" or "svm".
+        settings: what it is made for; the mean of the preprocessing is whole.
         grids: of the training.
-        preprocessing: from pixels to features; its mean is whole.
-        slot_size: examples of a full slot.
         outputs: of the first layer.
-        most: the examples of all slots together; None if unknown.
+        rows: of a block.
     """
 
-    def __init__(
-        self,
-        loss: str,
-        grids: Grids,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        outputs: int,
-        most: int | None,
-    ) -> None:
-        super().__init__(loss, preprocessing, slot_size, "float64", most)
-        self._grids = grids
-        self._own = exact_loss(loss, grids.score_gradient)
+    adds_slots = True
+
+    def __init__(self, settings: KernelSettings, grids: Grids, outputs: int, rows: int) -> None:
+        super().__init__(settings)
+        preprocessing = settings.preprocessing
+        self._grids, self._outputs = grids, outputs
+        self._own = exact_loss(settings.loss, grids.score_gradient)
         self._size = np.empty((outputs, preprocessing.columns))
         self._scale = 1 / preprocessing.scale  # exact, of a power of two
+        self._rows = preprocessing.raw_buffer(rows, "float64")
+        self._columns = np.empty(_BLOCK)
+        self._arrays: dict[tuple[str, int], Floats] = {}
 
-    def _finished(self, parts: tuple[Floats, Floats], hits: Ints, *, fits: bool) -> list[SlotLoss]:
+    def gradients(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    ) -> list[SlotLoss]:
+        """See `Kernel.gradients`."""
+        ranges = [(slot, slot + 1) for slot in range(len(labels))]
+        return self.sums(weights, labels, out, write, ranges)
+
+    def _array(self, name: str, rows: int, columns: int) -> Floats:
+        """An array that is made once for each number of columns."""
+        found = self._arrays.get((name, columns))
+        if found is None:
+            found = self._arrays[name, columns] = np.empty((rows, columns))
+        return found
+
+    def _forward(self, weights: Floats, shape: tuple[int, ...], write: RowWriter) -> Floats:
+        """Outputs of the first layer, shape (outputs, slots * examples).
+
+        Args:
+            weights: of the first layer, shape (outputs, columns).
+            shape: (slots, examples).
+            write: writes raw rows.
+        """
+        slots, examples = shape
+        outputs = self._array("outputs", self._outputs, slots * examples)
+        together = max(1, len(self._rows) // examples)  # short slots
+        step = min(examples, len(self._rows))
+        for first in range(0, slots, together):
+            count = min(together, slots - first)
+            for low in range(0, examples, step):
+                length = min(step, examples - low)
+                rows = self._rows[: count * length]
+                write(first, rows.reshape(count, length, -1), low)
+                at = first * examples + low
+                self._multiply(weights, rows, outputs[:, at : at + len(rows)])
+        np.subtract(outputs, np.matmul(weights, self._centre)[:, None], out=outputs)
+        return np.multiply(outputs, self._scale, out=outputs)
+
+    def _multiply(self, weights: Floats, rows: Floats, out: Floats) -> None:
+        """W R' for a block of rows."""
+        np.matmul(weights, rows.T, out=out)
+
+    def _backward(
+        self, gradient: Floats, examples: int, ranges: Ranges, out: list[Floats], write: RowWriter
+    ) -> None:
+        """The gradient of the first layer, summed over ranges of slots.
+
+        Args:
+            gradient: dL/da of its outputs, shape (outputs, slots * examples).
+            examples: of each slot.
+            ranges: of slots.
+            out: for each range, shape (outputs, columns), overwritten.
+            write: writes raw rows.
+        """
+        features = self._features
+        for (first, last), into in zip(ranges, out, strict=True):
+            count = (last - first) * examples
+            own = gradient[:, first * examples : last * examples]
+            left = self._array("left", self._outputs, count + 1)
+            np.multiply(own, self._scale, out=left[:, 1:])
+            np.negative(left[:, 1:].sum(axis=1), out=left[:, 0])
+            width = max(_NARROWEST, _BLOCK // (count + 1) // _NARROWEST * _NARROWEST)
+            if (count + 1) * width > len(self._columns):
+                self._columns = np.empty((count + 1) * width)
+            for low in range(0, features, width):
+                columns = min(width, features - low)
+                block = self._columns[: (count + 1) * columns].reshape(count + 1, columns)
+                block[0] = self._centre[low : low + columns]
+                write(first, block[1:].reshape(last - first, examples, columns), 0, low)
+                np.matmul(left, block, out=into[:, low : low + columns])
+            into[:, features] = own.sum(axis=1)
+            into[:, features + 1 :] = 0
+
+    def _losses(
+        self, scores: Floats, labels: NDArray[np.intp], gradient: Floats
+    ) -> tuple[Floats, Ints]:
+        """Write dL/ds; returns the losses, and which slots' predictions are right.
+
+        Args:
+            scores: shape (classes, slots * examples).
+            labels: shape (slots, examples).
+            gradient: of the shape of the scores.
+        """
+        truth = labels.reshape(-1)
+        losses = self._own(scores.T, truth, gradient.T).reshape(labels.shape)
+        right = scores.argmax(axis=0) == truth
+        return losses, np.count_nonzero(right.reshape(labels.shape), axis=1)
+
+    @staticmethod
+    def _finished(losses: Floats, hits: Ints, *, fits: bool) -> list[SlotLoss]:
         """The loss of each slot, infinite if a product was not exact.
 
         Args:
-            parts: what the loss has begun with, shape (slots, examples) each.
+            losses: shape (slots, examples).
             hits: of each slot, how many largest scores are those of the labels.
             fits: whether all is in its bounds.
         """
-        first, second = parts
-        losses = self._own.end(first.reshape(-1), second.reshape(-1)).reshape(first.shape)
         return [
             SlotLoss(exact_sum(own) if fits else math.inf, hit, len(own))
             for own, hit in zip(losses, hits.tolist(), strict=True)
@@ -109,181 +210,114 @@ class _ExactKernel(Kernel):
 
 
 class ExactLinearKernel(_ExactKernel):
-    """Slot gradients of s = W x; arguments as for `_ExactKernel`, the outputs being the classes."""
+    """Slot gradients of s = W x; arguments as for `_ExactKernel`."""
 
-    def __init__(
-        self,
-        loss: str,
-        grids: Grids,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        most: int | None = None,
-    ) -> None:
-        classes = grids.classes
-        super().__init__(loss, grids, preprocessing, slot_size, classes, most)
-        self._scores = np.empty((classes, self.slots * self._most))
-        self._gradient = np.empty_like(self._scores)
-        self._weighted = np.empty((classes, self.slots, self._most + 1))
-        self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
+    def __init__(self, settings: KernelSettings, grids: Grids) -> None:
+        super().__init__(settings, grids, grids.classes, _ROWS)
 
-    def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    def sums(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter, ranges: Ranges
     ) -> list[SlotLoss]:
-        """See `Kernel.gradients`."""
-        weights = weights.reshape(len(self._scores), -1)
+        """See `Kernel.sums`."""
+        weights = weights.reshape(self._outputs, -1)
         out = out.reshape(len(labels), *weights.shape)
         fits = self._grids.first_layer_fits(weights, self._size)
-        centre = (weights @ self._centre)[:, None]
-        labels = labels.astype(np.intp)
-        parts, best = np.empty((2, *labels.shape)), np.empty_like(labels)
-        for low in range(0, len(labels), self.slots):
-            part = slice(low, low + self.slots)
-            write(low, self._rows[: len(labels[part]), 1 : labels.shape[1] + 1])
-            best[part] = self._some(weights, centre, labels[part], out[part], parts[:, part])
-        hits = np.count_nonzero(best == labels, axis=1)
-        return self._finished((parts[0], parts[1]), hits, fits=fits)
+        scores = self._forward(weights, labels.shape, write)
+        gradient = self._array("gradient", *scores.shape)
+        losses, hits = self._losses(scores, labels.astype(np.intp), gradient)
+        self._backward(gradient, labels.shape[1], ranges, [out[low] for low, _ in ranges], write)
+        return self._finished(losses, hits, fits=fits)
 
-    def _some(
-        self, weights: Floats, centre: Floats, labels: Ints, out: Floats, parts: Floats
-    ) -> Ints:
-        """Gradients of the slots in the buffer; returns the classes with the largest scores."""
-        slots, examples = labels.shape
-        truth, rows = labels.reshape(-1), self._rows[:slots, : examples + 1]
-        scores, gradient = self._scores[:, : len(truth)], self._gradient[:, : len(truth)]
-        for slot, own in enumerate(rows):
-            at = slot * examples
-            score(weights, own[1:], scores[:, at : at + examples].T)
-        np.subtract(scores, centre, out=scores)
-        np.multiply(scores, self._scale, out=scores)
-        for part, found in zip(parts, self._own.begin(scores.T, truth, gradient.T), strict=True):
-            part[...] = found.reshape(labels.shape)
-        weighted = self._weighted[:, :slots, : examples + 1]
-        np.multiply(gradient.reshape(-1, slots, examples), self._scale, out=weighted[:, :, 1:])
-        np.negative(weighted[:, :, 1:].sum(axis=2), out=weighted[:, :, 0])
-        for slot, own in enumerate(rows):
-            self._product(weighted[:, slot], own, out[slot])
-        return np.asarray(scores.argmax(axis=0).reshape(labels.shape))
-
-    def _product(self, left: Floats, right: Floats, out: Floats) -> None:
-        """The matrix product in blocks of columns, which is faster."""
-        for low in range(0, out.shape[1], self._block):
-            block = slice(low, low + self._block)
-            np.matmul(left, right[:, block], out=out[:, block])
+    def _multiply(self, weights: Floats, rows: Floats, out: Floats) -> None:
+        score(weights, rows, out.T)
 
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """See `Kernel.products`."""
-        weights, out = (flat.reshape(len(self._scores), -1) for flat in (weights, out))
-        rows = self._rows[0, : examples + 1]
-        score(weights, rows[1:], self._scores[:, :examples].T)
-        self._product(self._weighted[:, 0, : examples + 1], rows, out)
+        weights, out = (flat.reshape(self._outputs, -1) for flat in (weights, out))
+        outputs = self._forward(weights, (1, examples), _nothing)
+        self._backward(outputs, examples, [(0, 1)], [out], _nothing)
 
 
 class ExactTwoLayerKernel(_ExactKernel):
     """Slot gradients of h = max(0, W1 x), s = W2 h; arguments as for `_ExactKernel`."""
 
-    def __init__(
-        self,
-        loss: str,
-        grids: Grids,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        most: int | None = None,
-    ) -> None:
-        hidden = grids.hidden
-        super().__init__(loss, grids, preprocessing, slot_size, hidden, most)
-        self._units, self._classes = hidden, grids.classes
-        self._hidden = np.zeros((padded_columns(hidden), self._most))
-        self._hidden[hidden] = 1  # the bias
-        self._active = np.empty((hidden, self._most), dtype=np.bool_)
-        self._gradient = np.empty((grids.classes, self._most))
-        self._weighted = np.empty((hidden, self._most + 1))
+    def __init__(self, settings: KernelSettings, grids: Grids) -> None:
+        super().__init__(settings, grids, grids.hidden, _ROWS_OF_TWO)
+        self._active: NDArray[np.bool_] = np.empty((self._outputs, 0), dtype=np.bool_)
 
-    def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+    def sums(
+        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter, ranges: Ranges
     ) -> list[SlotLoss]:
-        """See `Kernel.gradients`."""
+        """See `Kernel.sums`."""
         first, second = self._layers(weights)
         fits = self._grids.first_layer_fits(first, self._size)
         fits = fits and bool(np.abs(second).max() <= _LARGEST_SECOND)
         parts = second_parts(second)
-        centre = (first @ self._centre)[:, None]
-        labels = labels.astype(np.intp)
-        losses, best = np.empty((2, *labels.shape)), np.empty_like(labels)
-        for low in range(0, len(labels), self.slots):
-            slots = range(low, min(low + self.slots, len(labels)))
-            write(low, self._rows[: len(slots), 1 : labels.shape[1] + 1])
-            for place, slot in enumerate(slots):
-                inputs = self._forward(first, centre, place, labels.shape[1])
-                fits = fits and bool(inputs.max() <= _LARGEST_HIDDEN)
-                scores = second_scores(parts, inputs)
-                best[slot] = scores.argmax(axis=0)
-                gradient = self._gradient[:, : labels.shape[1]]
-                losses[:, slot] = self._own.begin(scores.T, labels[slot], gradient.T)
-                self._gradients(parts, gradient, inputs, place, out[slot])
-        hits = np.count_nonzero(best == labels, axis=1)
-        return self._finished((losses[0], losses[1]), hits, fits=fits)
+        hidden = hidden_values(self._forward(first, labels.shape, write), self._grids.hidden_value)
+        inputs = self._with_bias(hidden)
+        fits = fits and bool(hidden.max() <= _LARGEST_HIDDEN)
+        scores = second_scores(parts, inputs)
+        gradient = self._array("gradient", *scores.shape)
+        losses, hits = self._losses(scores, labels.astype(np.intp), gradient)
+        into = [self._layers(out[low]) for low, _ in ranges]
+        seconds = [second_out for _, second_out in into]
+        self._second_gradient(gradient, inputs, labels.shape[1], ranges, seconds)
+        by_output = self._first_gradient(parts, gradient, hidden)
+        firsts = [first_out for first_out, _ in into]
+        self._backward(by_output, labels.shape[1], ranges, firsts, write)
+        return self._finished(losses, hits, fits=fits)
 
-    def _gradients(
-        self,
-        second: tuple[Floats, Floats],
-        gradient: Floats,
-        inputs: Floats,
-        place: int,
-        out: Floats,
-    ) -> None:
-        """Gradients of the slot in one place of the buffer, from dL/ds."""
-        examples = gradient.shape[1]
-        first_out, second_out = self._layers(out)
-        self._second_gradient(gradient, inputs, second_out)
-        self._backward(second, gradient, examples)
-        rows = self._rows[place, : examples + 1]
-        np.matmul(self._weighted[:, : examples + 1], rows, out=first_out)
-
-    def _forward(self, first: Floats, centre: Floats, slot: int, examples: int) -> Floats:
-        """Hidden values with the bias, shape (columns, examples)."""
-        inputs: Floats = self._hidden[:, :examples]
-        hidden = inputs[: self._units]
-        np.matmul(first, self._rows[slot, 1 : examples + 1].T, out=hidden)
-        np.subtract(hidden, centre, out=hidden)
-        np.multiply(hidden, self._scale, out=hidden)
-        hidden_values(hidden, self._grids.hidden_value)
+    def _with_bias(self, hidden: Floats) -> Floats:
+        """Hidden values with the bias and the padding, shape (columns, examples)."""
+        inputs = self._array("inputs", padded_columns(self._outputs), hidden.shape[1])
+        inputs[: self._outputs] = hidden
+        inputs[self._outputs] = 1
+        inputs[self._outputs + 1 :] = 0
         return inputs
 
-    def _second_gradient(self, gradient: Floats, inputs: Floats, out: Floats) -> None:
-        """dL/dW2 = g h' with h in two parts."""
+    def _second_gradient(
+        self, gradient: Floats, inputs: Floats, examples: int, ranges: Ranges, out: list[Floats]
+    ) -> None:
+        """dL/dW2 = g h' with h in two parts, rounded slot by slot, so that sums are exact."""
         grids = self._grids
         cut = grids.hidden_value - (HIDDEN_RANGE + grids.hidden_value) // 2
         upper, lower = _two_parts(inputs, cut)
-        np.matmul(gradient, upper.T, out=out)
-        out += np.matmul(gradient, lower.T)
-        rounded(out, grids.second_gradient, out=out)
+        for (first, last), into in zip(ranges, out, strict=True):
+            for slot in range(first, last):
+                part = slice(slot * examples, (slot + 1) * examples)
+                own = np.matmul(gradient[:, part], upper[:, part].T)
+                own += np.matmul(gradient[:, part], lower[:, part].T)
+                rounded(own, grids.second_gradient, out=own)
+                np.add(into if slot > first else 0.0, own, out=into)
 
-    def _backward(self, second: tuple[Floats, Floats], gradient: Floats, examples: int) -> None:
-        """Fill `_weighted`, of which the gradient of the first layer is a product with rows."""
-        units = self._units
-        weighted = self._weighted[:, 1 : examples + 1]
-        upper, lower = (part[:, :units].T for part in second)
-        np.matmul(upper, gradient, out=weighted)
-        weighted += np.matmul(lower, gradient)
-        rounded(weighted, self._grids.hidden_gradient, out=weighted)
-        relu_gradient(self._hidden[:units, :examples], weighted, self._active[:, :examples])
-        np.multiply(weighted, self._scale, out=weighted)
-        np.negative(weighted.sum(axis=1), out=self._weighted[:, 0])
+    def _first_gradient(
+        self, second: tuple[Floats, Floats], gradient: Floats, hidden: Floats
+    ) -> Floats:
+        """dL/da of the outputs of the first layer, from dL/ds."""
+        by_output = self._array("by output", *hidden.shape)
+        upper, lower = (part[:, : self._outputs].T for part in second)
+        np.matmul(upper, gradient, out=by_output)
+        by_output += np.matmul(lower, gradient)
+        rounded(by_output, self._grids.hidden_gradient, out=by_output)
+        if self._active.shape != hidden.shape:
+            self._active = np.empty(hidden.shape, dtype=np.bool_)
+        return relu_gradient(hidden, by_output, self._active)
 
     def _layers(self, flat: Floats) -> tuple[Floats, Floats]:
-        """Views of the layers in flat parameters; see `Architecture.split`."""
-        cut = self._units * len(self._centre)
-        return flat[:cut].reshape(self._units, -1), flat[cut:].reshape(self._classes, -1)
+        """See `two_layers`."""
+        return two_layers(flat, self._outputs, len(self._centre))
 
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """See `Kernel.products`."""
         first, second = self._layers(weights)
         first_out, second_out = self._layers(out)
-        inputs, gradient = self._hidden[:, :examples], self._gradient[:, :examples]
-        rows, weighted = self._rows[0, : examples + 1], self._weighted[:, 1 : examples + 1]
-        np.matmul(first, rows[1:].T, out=inputs[: self._units])
-        for _ in range(2):
-            np.matmul(second, inputs)
-            np.matmul(gradient, inputs.T, out=second_out)
-            np.matmul(second[:, : self._units].T, gradient, out=weighted)
-        np.matmul(self._weighted[:, : examples + 1], rows, out=first_out)
+        hidden = self._forward(first, (1, examples), _nothing)
+        inputs = self._with_bias(hidden)
+        gradient = second_scores((second, second), inputs)
+        self._second_gradient(gradient, inputs, examples, [(0, 1)], [second_out])
+        by_output = self._first_gradient((second, second), gradient, hidden)
+        self._backward(by_output, examples, [(0, 1)], [first_out], _nothing)
+
+
+def _nothing(first: int, out: Floats, example: int = 0, column: int = 0) -> None:
+    """A `RowWriter` that leaves what is there."""

@@ -18,6 +18,7 @@ from distsgd.core.model.architecture import Architecture
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.losses import LOSSES
 from distsgd.core.model.reference import forward, with_bias
+from distsgd.core.model.slot_gradient import KernelSettings
 from distsgd.core.reduction_tree import root, sum_node
 
 __all__ = ["CASES", "GradientCheck", "analytic_gradient", "check_gradient", "random_weights"]
@@ -104,7 +105,7 @@ def analytic_gradient(
         of the shape of ``weights``.
     """
     flat = model.pad(weights)
-    kernel = model.kernel(loss, preprocessing, slot_size, "float64")
+    kernel = model.kernel(KernelSettings(loss, preprocessing, slot_size, "float64"))
     slots = -(-len(labels) // slot_size)
     gradients = np.empty((slots, flat.size))
     for slot in range(slots):

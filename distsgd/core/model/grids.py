@@ -248,5 +248,10 @@ class Grids:
             weights: of the first layer, shape (outputs, columns).
             scratch: of the same shape, overwritten.
         """
+        # By Cauchy and Schwarz: (sum |W_kj|)**2 <= columns * sum W_kj**2. Far from the bound, what
+        # the product rounds does not matter.
+        flat, far = weights.reshape(-1), self.largest_row / 2
+        if weights.shape[1] * float(np.dot(flat, flat)) <= far * far:
+            return True
         np.abs(weights, out=scratch)
         return bool((scratch.sum(axis=1) <= self.largest_row).all())

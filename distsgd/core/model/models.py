@@ -33,8 +33,8 @@ from distsgd.core.model.grids import (
     hidden_bits,
 )
 from distsgd.core.model.slot_gradient import (
-    SMALL_PRODUCTS,
     Kernel,
+    KernelSettings,
     LinearKernel,
     TwoLayerKernel,
     block_rows,
@@ -87,17 +87,9 @@ class Linear(Architecture):
         """See `initial_weights`; the scale is the standard deviation."""
         return initial_weights(seed, self.classes, self.features, scale, dtype)
 
-    def kernel(
-        self,
-        loss: str,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> Kernel:
+    def kernel(self, settings: KernelSettings) -> Kernel:
         """See `LinearKernel`."""
-        return LinearKernel(loss, self.classes, preprocessing, slot_size, dtype, most, products)
+        return LinearKernel(settings, self.classes)
 
     @property
     def block(self) -> int:
@@ -136,19 +128,9 @@ class TwoLayer(Architecture):
         shapes = [(layer.outputs, layer.inputs) for layer in self.layers]
         return he_weights(seed, shapes, scale, dtype)
 
-    def kernel(
-        self,
-        loss: str,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> Kernel:
+    def kernel(self, settings: KernelSettings) -> Kernel:
         """See `TwoLayerKernel`."""
-        return TwoLayerKernel(
-            loss, self.hidden, self.classes, preprocessing, slot_size, dtype, most
-        )
+        return TwoLayerKernel(settings, self.hidden, self.classes)
 
     @property
     def block(self) -> int:
@@ -221,18 +203,11 @@ class ExactLinear(_Exact, Linear):
         """See `exact_weights`; the scale is the standard deviation."""
         return exact_weights(seed, [(self.classes, self.features)], [scale])
 
-    def kernel(
-        self,
-        loss: str,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> Kernel:
+    def kernel(self, settings: KernelSettings) -> Kernel:
         """See `ExactLinearKernel`."""
-        grids = self._grids(loss, preprocessing, most or slot_size)
-        return ExactLinearKernel(loss, grids, preprocessing, slot_size, most)
+        examples = settings.most or settings.slot_size
+        grids = self._grids(settings.loss, settings.preprocessing, examples)
+        return ExactLinearKernel(settings, grids)
 
 
 @dataclass(frozen=True)
@@ -245,18 +220,11 @@ class ExactTwoLayer(_Exact, TwoLayer):
         scales = [scale * math.sqrt(2 / inputs) for _, inputs in shapes]
         return exact_weights(seed, shapes, scales)
 
-    def kernel(
-        self,
-        loss: str,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> Kernel:
+    def kernel(self, settings: KernelSettings) -> Kernel:
         """See `ExactTwoLayerKernel`."""
-        grids = self._grids(loss, preprocessing, most or slot_size)
-        return ExactTwoLayerKernel(loss, grids, preprocessing, slot_size, most)
+        examples = settings.most or settings.slot_size
+        grids = self._grids(settings.loss, settings.preprocessing, examples)
+        return ExactTwoLayerKernel(settings, grids)
 
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:
         """See `Architecture.score`; the scores are those of training."""

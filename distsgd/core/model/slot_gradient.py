@@ -23,8 +23,8 @@ Source: CS231n notes, "Linear classification", "Optimization" and "Backpropagati
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ __all__ = [
     "SMALL_PRODUCTS",
     "WHOLE_PRODUCTS",
     "Kernel",
+    "KernelSettings",
     "LinearKernel",
     "RowWriter",
     "SlotLoss",
@@ -46,6 +47,7 @@ __all__ = [
     "fitting",
     "relu",
     "score",
+    "two_layers",
 ]
 
 SMALL_PRODUCTS, WHOLE_PRODUCTS = "small", "whole"
@@ -104,9 +106,18 @@ _EXAMPLES = 64
 64 rows of 3088 floats are 0.8 MB."""
 
 
-RowWriter = Callable[[int, Floats], None]
-"""Writes raw rows, from the slot of this number on, into an array of shape (slots, examples,
-columns) made by `Preprocessing.raw_buffer`."""
+class RowWriter(Protocol):
+    """Writes raw rows, in whole or in part; the bias and the padding stay as they are."""
+
+    def __call__(self, first: int, out: Floats, example: int = 0, column: int = 0, /) -> None:
+        """Overwrite an array with pixels.
+
+        Args:
+            first: the first slot.
+            out: shape (slots, examples, columns).
+            example: the first example of each slot.
+            column: the first pixel of each example.
+        """
 
 
 class SlotLoss(NamedTuple):
@@ -191,32 +202,58 @@ def relu_gradient(hidden: Floats, gradient: Floats, active: NDArray[np.bool_]) -
     return np.multiply(gradient, active, out=gradient)
 
 
-class Kernel(ABC):
-    """Computes the gradients of slots, a few at once, in buffers that are made once.
+def two_layers(flat: Floats, units: int, columns: int) -> tuple[Floats, Floats]:
+    """Views of the layers in flat parameters; see `Architecture.split`.
 
     Args:
+        flat: shape (parameters,).
+        units: of the hidden layer.
+        columns: of the first layer.
+    """
+    cut = units * columns
+    return flat[:cut].reshape(units, -1), flat[cut:].reshape(-1, padded_columns(units))
+
+
+class KernelSettings(NamedTuple):
+    """What a kernel is made for, whatever the model.
+
+    Attributes:
         loss: "softmax" or "svm".
         preprocessing: from pixels to features.
         slot_size: examples of a full slot, which determines the bits.
         dtype: "float32" or "float64".
         most: the examples of all slots together; None if unknown. Buffers are no larger.
+        products: how those of one layer are cut, `SMALL_PRODUCTS` or `WHOLE_PRODUCTS`.
+    """
+
+    loss: str
+    preprocessing: Preprocessing
+    slot_size: int
+    dtype: str
+    most: int | None = None
+    products: str = SMALL_PRODUCTS
+
+
+class Kernel(ABC):
+    """Computes the gradients of slots, a few at once, in buffers that are made once.
+
+    Args:
+        settings: what it is made for.
 
     Attributes:
         slots: how many full slots are computed at once.
+        adds_slots: whether gradients of slots may be added up in any order: `sums` does so.
     """
 
-    def __init__(
-        self, loss: str, preprocessing: Preprocessing, slot_size: int, dtype: str, most: int | None
-    ) -> None:
-        self._loss = LOSSES[loss]
+    adds_slots = False
+
+    def __init__(self, settings: KernelSettings) -> None:
+        preprocessing, dtype = settings.preprocessing, settings.dtype
+        self._loss = LOSSES[settings.loss]
         self._features = preprocessing.features
         self._shrink = np.dtype(dtype).type(1 / preprocessing.scale)
         self._centre = preprocessing.centre(dtype)
-        self.slots, self._most = fitting(slot_size, most)
-        rows = preprocessing.raw_buffer(self.slots * (self._most + 1), dtype)
-        self._rows = rows.reshape(self.slots, self._most + 1, -1)
-        """Raw rows of each slot, after the centre."""
-        self._rows[:, 0] = self._centre
+        self.slots, self._most = fitting(settings.slot_size, settings.most)
 
     def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
         """Write the gradient of one slot, and return its loss; see `gradients`.
@@ -228,8 +265,9 @@ class Kernel(ABC):
             out: shape (parameters,), overwritten.
         """
 
-        def write(first: int, rows: Floats) -> None:
-            np.copyto(rows[0, :, : self._features], pixels)
+        def write(first: int, rows: Floats, example: int = 0, column: int = 0) -> None:
+            part = pixels[example : example + rows.shape[1], column : column + rows.shape[2]]
+            np.copyto(rows[0, :, : part.shape[1]], part)
 
         return self.gradients(weights, labels[None], out[None], write)[0]
 
@@ -246,6 +284,25 @@ class Kernel(ABC):
             write: writes the raw rows of the examples.
         """
 
+    def sums(
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        ranges: Sequence[tuple[int, int]],
+    ) -> list[SlotLoss]:
+        """As `gradients`, but added up over ranges of slots, if the kernel adds slots at all.
+
+        Args:
+            weights: as for `gradients`.
+            labels: likewise.
+            out: likewise; of each range, only the row of its first slot is overwritten.
+            write: likewise.
+            ranges: slots [first, last), one range after another.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """Only the matrix products of one slot, on what the buffers hold.
@@ -257,6 +314,18 @@ class Kernel(ABC):
             examples: of the slot.
             out: shape (parameters,), overwritten.
         """
+
+
+class _RowKernel(Kernel):
+    """A kernel that holds all raw rows of the slots it computes at once; arguments as `Kernel`."""
+
+    def __init__(self, settings: KernelSettings) -> None:
+        super().__init__(settings)
+        count = self.slots * (self._most + 1)
+        rows = settings.preprocessing.raw_buffer(count, settings.dtype)
+        self._rows = rows.reshape(self.slots, self._most + 1, -1)
+        """Raw rows of each slot, after the centre."""
+        self._rows[:, 0] = self._centre
 
 
 def _blocks(length: int, size: int) -> list[tuple[int, int]]:
@@ -291,36 +360,28 @@ class _Views(NamedTuple):
     products: list[tuple[Floats, list[tuple[Floats, slice]]]]
 
 
-class LinearKernel(Kernel):
+class LinearKernel(_RowKernel):
     """Slot gradients of the linear classifier s = W x; arguments as for `Kernel`.
 
     Args:
+        settings: what it is made for.
         classes: rows of W.
-        products: `SMALL_PRODUCTS` or `WHOLE_PRODUCTS`.
     """
 
-    def __init__(
-        self,
-        loss: str,
-        classes: int,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-        products: str = SMALL_PRODUCTS,
-    ) -> None:
-        super().__init__(loss, preprocessing, slot_size, dtype, most)
+    def __init__(self, settings: KernelSettings, classes: int) -> None:
+        super().__init__(settings)
+        columns, dtype = settings.preprocessing.columns, settings.dtype
         self._classes = classes
         self._scores = np.empty(classes * self.slots * self._most, dtype=dtype)
         self._gradient = np.empty_like(self._scores)
         self._weighted = np.empty((classes, self.slots, self._most + 1), dtype=dtype)
-        if products == WHOLE_PRODUCTS:
+        if settings.products == WHOLE_PRODUCTS:
             self._raw = np.empty_like(self._scores)  # example by example
-            self._step, self._block = _WHOLE_ROWS, preprocessing.columns
+            self._step, self._block = _WHOLE_ROWS, columns
         else:
             self._raw = self._scores
-            self._step = block_rows(classes, preprocessing.columns)
-            self._block = block_columns(slot_size + 1, classes, preprocessing.columns)
+            self._step = block_rows(classes, columns)
+            self._block = block_columns(settings.slot_size + 1, classes, columns)
         self._views: dict[tuple[int, int], _Views] = {}
 
     def gradients(
@@ -414,25 +475,18 @@ class LinearKernel(Kernel):
             np.matmul(left, right, out=out[:, columns])
 
 
-class TwoLayerKernel(Kernel):
+class TwoLayerKernel(_RowKernel):
     """Slot gradients of h = max(0, W1 x), s = W2 h, both with a bias; arguments as for `Kernel`.
 
     Args:
+        settings: what it is made for.
         hidden: units of the hidden layer, rows of W1.
         classes: rows of W2.
     """
 
-    def __init__(
-        self,
-        loss: str,
-        hidden: int,
-        classes: int,
-        preprocessing: Preprocessing,
-        slot_size: int,
-        dtype: str,
-        most: int | None = None,
-    ) -> None:
-        super().__init__(loss, preprocessing, slot_size, dtype, most)
+    def __init__(self, settings: KernelSettings, hidden: int, classes: int) -> None:
+        super().__init__(settings)
+        dtype = settings.dtype
         self._units, self._classes = hidden, classes
         self._hidden = np.zeros((padded_columns(hidden), self._most), dtype=dtype)
         self._hidden[hidden] = 1  # the bias
@@ -502,9 +556,8 @@ class TwoLayerKernel(Kernel):
         np.negative(weighted.sum(axis=1), out=self._weighted[:, 0])
 
     def _layers(self, flat: Floats) -> tuple[Floats, Floats]:
-        """Views of the layers in flat parameters; see `Architecture.split`."""
-        cut = self._units * len(self._centre)
-        return flat[:cut].reshape(self._units, -1), flat[cut:].reshape(self._classes, -1)
+        """See `two_layers`."""
+        return two_layers(flat, self._units, len(self._centre))
 
     def products(self, weights: Floats, examples: int, out: Floats) -> None:
         """See `Kernel.products`: the five products of one slot."""
