@@ -331,6 +331,33 @@ def _by_epoch(runs: Sequence[Sequence[dict[str, Any]]]) -> list[tuple[str, ...]]
 
 
 @app.command()
+def tag(
+    run: Run,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Words to add, such as baseline.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="A word to take away; may be repeated.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Give a run words to find it by (`runs list --tag`), or take them away; show what it has.
+
+    Example: distsgd runs tag latest baseline week-3
+    """
+    from distsgd.runs.folder import find_run
+    from distsgd.runs.origin import change_tags
+
+    found = find_run(run)
+    found.read("config.json")
+    tags = change_tags(found, words or (), remove or ())
+    if json:
+        print_json({"run_dir": str(found.path), "tags": tags})
+    else:
+        show(", ".join(tags) if tags else f"{found.path} has no tags")
+
+
+@app.command()
 def export(
     run: Run = "latest",
     to: Annotated[

@@ -275,7 +275,7 @@ def _read(
     given: dict[str, Any],
 ) -> tuple[Fleet, Callable[[dict[str, Any]], TrainConfig], Measuring]:
     """The fleet, what makes the settings of a policy, and when to measure, from flags and file."""
-    from distsgd.simulation.figures import check_plot
+    from distsgd.figures.drawn import check_plot
     from distsgd.simulation.probe import Measuring
     from distsgd.simulation.scenario import fleet_from, read_scenario, simulated_config
 
@@ -314,9 +314,11 @@ def _refuse_before_command(given: dict[str, Any], json: bool) -> None:
 
 def _draw(plot: Path | None, runs: list[Any]) -> None:
     if plot is not None:
-        from distsgd.simulation.figures import draw_curves, save_figure
+        from distsgd.figures.drawn import look, save_figure
+        from distsgd.simulation.figures import draw_curves
 
-        save_figure(draw_curves(runs), plot)
+        with look():
+            save_figure(draw_curves(runs), plot)
         say(f"wrote {plot}")
 
 

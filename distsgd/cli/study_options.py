@@ -42,14 +42,15 @@ def experiment(command: Callable[..., Steps]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, plot: Path | None, json: bool, **given: Any) -> None:
-        from distsgd.lecture.drawing import check_plot, save_figure
+        from distsgd.figures.drawn import check_plot, look, save_figure
 
         if plot is not None:
             check_plot(plot)  # before anything is computed
         steps = command(**given)
         result, draw = next(steps)
         if plot is not None:
-            save_figure(draw(result), plot)
+            with look():
+                save_figure(draw(result), plot)
             say(f"wrote {plot}")
         if json:
             print_json(result)

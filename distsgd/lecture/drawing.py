@@ -1,4 +1,4 @@
-"""Drawings of the lecture: SVG for its page, formulas, and computations as graphs.
+"""Drawings of the lecture: formulas, and computations as graphs.
 
 Formulas are TeX's mathematics as pictures, without TeX and without a script in the page. Graphs
 show values forward in green and gradients backward in red.
@@ -8,58 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from functools import cache
 from html import escape
 from typing import TYPE_CHECKING
 
+from distsgd.figures.drawn import new_figure, svg_element
 from distsgd.lecture.plain.chain_rule import ChainRule, WorkedExample
-from distsgd.simulation.figures import check_plot, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "as_text",
-    "check_plot",
-    "draw_chain_rule",
-    "formula_svg",
-    "new_figure",
-    "save_figure",
-    "svg_of",
-]
-
-
-def as_text(name: str) -> str:
-    """A name from data or a path, as a figure shows it: dollar signs begin no formula."""
-    seen = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
-    return "".join(seen).replace("$", r"\$")
-
-
-def svg_of(figure: Figure, name: str) -> str:
-    """A figure as an SVG element for an HTML page; the same bytes for the same figure.
-
-    Args:
-        name: makes the identifiers inside unlike those of the page's other figures.
-    """
-    import matplotlib as mpl
-
-    content = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return svg_element(content.getvalue(), name)
-
-
-def svg_element(text: str, name: str) -> str:
-    """What an SVG file shows, to be put into a page beside others.
-
-    Args:
-        text: the file, as matplotlib writes it.
-        name: put before each identifier, so that they differ from those of the others.
-    """
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text)
+__all__ = ["draw_chain_rule", "formula_svg"]
 
 
 def draw_chain_rule(result: ChainRule) -> Figure:

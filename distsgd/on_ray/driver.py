@@ -16,6 +16,7 @@ from distsgd.engine.events import (
     Ended,
     EpochEnded,
     Event,
+    Happened,
     Hung,
     Notice,
     Saved,
@@ -208,6 +209,7 @@ class _Driver:
         server, fleet, stopping = self._servers[0], self._fleet, False
         poll = _POLL_SECONDS if self._kills is None else _CHAOS_SECONDS
         waiting = server.events.remote(poll)
+        before, since = list[Happened](), list[Happened]()  # the call for events, and since then
         while True:
             if should_stop() and not stopping:
                 stopping = True
@@ -221,6 +223,7 @@ class _Driver:
                 elif reference != waiting:
                     fleet.ended(reference)
             yield from self._supervise(fleet, wanted())
+            since += fleet.take_happened()
             if waiting in done:
                 events = self._completed(answer_of(waiting))
                 versions = [event.update.version for event in events if isinstance(event, Updated)]
@@ -228,9 +231,15 @@ class _Driver:
                     fleet.progressed()
                     if self._kills is not None:
                         self._kills.updated(versions[-1])
-                yield from events
-                if events and isinstance(events[-1], Ended):
+                # What the server has done until then comes first, so that the time is right.
+                at_end = events and isinstance(events[-1], Ended)
+                yield from events[:-1] if at_end else events
+                yield from before
+                if at_end:
+                    yield from since
+                    yield events[-1]
                     return
+                before, since = since, []
                 waiting = server.events.remote(poll)
 
     def _supervise(self, fleet: Fleet, wanted: int | None) -> Iterator[Event]:
@@ -247,7 +256,6 @@ class _Driver:
                 yield Notice(said)
         if wanted is not None and (said := fleet.resize(wanted)):
             yield Notice(said, kind="scaled")
-        yield from fleet.take_happened()
         if (notice := fleet.check()) is not None:
             yield notice
 

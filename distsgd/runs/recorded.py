@@ -189,9 +189,9 @@ class Recorded:
             self._unsaved = [other for other in self._unsaved if other > self._best]
         elif self._best is None or score > self._best:
             self._unsaved = sorted((*self._unsaved, score), reverse=True)[:_MOST_WAITING]
-        for after in [known for known in self.epochs if known >= epoch]:
-            del self.epochs[after]
         last = self._last_epoch
+        if epoch <= last:  # repeated, as after a kill
+            self.epochs = {known: row for known, row in self.epochs.items() if known < epoch}
         if self.epochs and last in self.epochs and last % self._stride and last != self._first():
             del self.epochs[last]
         self.epochs[epoch], self._last_epoch = record, epoch
@@ -231,8 +231,9 @@ class Recorded:
         else:
             hits, totals = ([_count(n) for n in record[name]] for name in ("hits", "examples"))
         shares = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-        for after in [known for known in self.class_accuracy if known >= epoch]:
-            del self.class_accuracy[after]
+        if self.class_accuracy and epoch <= next(reversed(self.class_accuracy)):
+            kept = [known for known in self.class_accuracy if known < epoch]
+            self.class_accuracy = {known: self.class_accuracy[known] for known in kept}
         self.class_accuracy[epoch] = shares
         most = max(2, min(self._most, _MOST_NUMBERS // max(1, len(shares))))
         if len(self.class_accuracy) > 2 * most:

@@ -216,7 +216,6 @@ class Keeper:
         self._saved, self._saved_at = snapshot.version, monotonic()
         if passing:
             self._passing.add(snapshot.version)
-            self.chronicle.happened("saved", f"checkpoint of update {snapshot.version}")
         if digest is not None:
             self._residuals[snapshot.version] = digest
         if snapshot.usable and known and snapshot.residuals is not None:

@@ -237,6 +237,7 @@ class Session:
                 self._epoch_ended(replace(event, seconds=before + event.seconds))
             elif isinstance(event, Saved):
                 self._keeper.try_to_save(event.snapshot, passing=True)
+                chronicle.happened("saved", f"checkpoint of update {event.snapshot.version}")
             elif isinstance(event, Ended):
                 self._last_seconds = event.seconds
                 return self._ended(

@@ -116,7 +116,9 @@ FLAGS = {
         "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",
         "--compress", "--channel", "--placement", "--address",
     ],
-    "Output": ["--run-dir", "--trace", "--tensorboard", "--metrics-port", "--watch", "--json"],
+    "Output": [
+        "--run-dir", "--trace", "--tensorboard", "--metrics-port", "--watch", "--tag", "--json",
+    ],
     "Faults": ["--verify", "--chaos"],
     "More settings and help": ["--config", "--set", "--help"],
 }  # fmt: skip
@@ -140,7 +142,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
     "command",
     ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
      "data info", "data verify", "runs list", "runs show", "runs compare",
-     "runs export", "runs rm", "watch", "report", "simulate", "simulate compare",
+     "runs export", "runs rm", "runs tag", "watch", "report", "simulate", "simulate compare",
      "bench", "landscape", "lecture", "search random", "search local", "gradient numeric",
      "stepsize", "study loss", "study hinges", "study convexity", "study chain-rule",
      "study formulas", "study descent", "study copies", "study noise", "study minibatch-size",

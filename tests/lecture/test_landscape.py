@@ -8,7 +8,7 @@ import pytest
 
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import RunError, UsageError
-from distsgd.lecture.drawing import svg_of
+from distsgd.figures.drawn import svg_of
 from distsgd.lecture.experiments import draw_landscape, landscape
 from distsgd.lecture.experiments.landscape_directions import Path as Checkpoints
 from distsgd.lecture.experiments.landscape_directions import in_plane, principal_directions

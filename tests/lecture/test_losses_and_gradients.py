@@ -8,7 +8,8 @@ import pytest
 
 from distsgd.core.model import LOSSES
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import draw_chain_rule, svg_of
+from distsgd.figures.drawn import svg_of
+from distsgd.lecture.drawing import draw_chain_rule
 from distsgd.lecture.experiments import (
     check_convexity,
     compare_formulas,

@@ -10,7 +10,8 @@ import pytest
 from support import image_format, on_sample
 
 from distsgd.errors import DivergedError, UsageError
-from distsgd.simulation.figures import check_plot, draw_curves, save_figure
+from distsgd.figures.drawn import check_plot, save_figure
+from distsgd.simulation.figures import draw_curves
 from distsgd.simulation.probe import Measuring
 from distsgd.simulation.results import Comparison
 from distsgd.simulation.scenario import fleet_from, policy_settings, read_scenario, simulated_config

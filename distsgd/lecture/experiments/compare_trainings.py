@@ -25,7 +25,7 @@ from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.shards import write_dataset
 from distsgd.data.split import Split
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import new_figure
+from distsgd.figures.drawn import new_figure
 from distsgd.lecture.material import Trained, check_limit, check_loss, train_for_study
 from distsgd.spelling import spelled
 

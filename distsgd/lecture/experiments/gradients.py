@@ -22,7 +22,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import as_text, new_figure
+from distsgd.figures.drawn import as_text, new_figure
 from distsgd.lecture.material import (
     LOSS_OF_SCORES,
     Examples,

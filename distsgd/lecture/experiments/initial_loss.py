@@ -17,7 +17,7 @@ import numpy as np
 
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import new_figure
+from distsgd.figures.drawn import new_figure
 from distsgd.lecture.material import check_limit, first_examples, loss_of
 from distsgd.spelling import spelled
 

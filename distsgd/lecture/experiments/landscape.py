@@ -22,7 +22,7 @@ from distsgd.core.arrays import Bytes, Floats
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import as_text, new_figure
+from distsgd.figures.drawn import as_text, new_figure
 from distsgd.lecture.experiments.landscape_directions import (
     PRINCIPAL,
     Path,

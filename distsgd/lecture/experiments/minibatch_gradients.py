@@ -22,7 +22,7 @@ from distsgd.core.model import LOSSES
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import new_figure
+from distsgd.figures.drawn import new_figure
 from distsgd.lecture.material import (
     Examples,
     check_limit,

@@ -26,7 +26,7 @@ from distsgd.core.model.losses import svm
 from distsgd.core.model.reference import loss_and_gradient
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import new_figure
+from distsgd.figures.drawn import new_figure
 from distsgd.lecture.material import Examples, check_limit, first_examples, loss_of
 from distsgd.spelling import spelled
 

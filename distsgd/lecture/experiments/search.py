@@ -20,7 +20,7 @@ from distsgd.core.arrays import Floats, Ints
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import new_figure
+from distsgd.figures.drawn import new_figure
 from distsgd.lecture.material import LOSS_OF_SCORES, Pieces, accuracy_of, check_limit, check_loss
 from distsgd.on_ray.task_pool import task_pool
 from distsgd.spelling import spelled

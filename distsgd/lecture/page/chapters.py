@@ -15,7 +15,8 @@ from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distsgd.lecture.drawing import draw_chain_rule, new_figure
+from distsgd.figures.drawn import new_figure
+from distsgd.lecture.drawing import draw_chain_rule
 from distsgd.lecture.experiments import (
     check_convexity,
     compare_copies,

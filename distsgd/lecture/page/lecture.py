@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.data.dataset import open_dataset
 from distsgd.errors import UsageError
-from distsgd.lecture.drawing import svg_of
+from distsgd.figures.drawn import look, svg_of
 from distsgd.lecture.page.chapters import (
     chain_rule,
     descents,
@@ -155,10 +155,11 @@ def _one_session(workers: int) -> Iterator[None]:
 def _chapter(key: str, work: Callable[[Options], Part], options: Options) -> Chapter:
     options.say(f"{key} ...")
     began = time.perf_counter()
-    part = work(options)
-    figures = {
-        name: svg_of(_narrow(figure), f"{key}-{name}") for name, figure in part.figures.items()
-    }
+    with look():
+        part = work(options)
+        figures = {
+            name: svg_of(_narrow(figure), f"{key}-{name}") for name, figure in part.figures.items()
+        }
     seconds = time.perf_counter() - began
     failed = [check.key for check in part.checks if check.passed is False]
     words = f"FAILED: {', '.join(failed)}" if failed else f"{len(part.checks)} numbers"
