@@ -62,12 +62,12 @@ def look(palette: Palette = LIGHT, points: float = 10.0) -> Iterator[None]:
         "axes.spines.top": False, "axes.titlecolor": palette.ink, "axes.titlesize": points * 1.1,
         "figure.facecolor": palette.background, "font.family": "DejaVu Sans", "font.size": points,
         "grid.color": palette.faint, "grid.linewidth": 0.07 * points, "image.cmap": "viridis",
-        "legend.frameon": False, "legend.fontsize": points * 0.9, "lines.linewidth": 0.16 * points,
+        "legend.frameon": False, "legend.fontsize": points, "lines.linewidth": 0.16 * points,
         "lines.markersize": 0.4 * points, "pdf.fonttype": 42, "savefig.bbox": None,
         "savefig.facecolor": palette.background, "svg.fonttype": "path",
         "text.color": palette.ink, "text.usetex": False, "xtick.color": palette.ink,
-        "xtick.labelsize": points * 0.9, "ytick.color": palette.ink,
-        "ytick.labelsize": points * 0.9,
+        "xtick.labelsize": points, "ytick.color": palette.ink,
+        "ytick.labelsize": points,
     }  # fmt: skip
     with mpl.rc_context(style):
         yield

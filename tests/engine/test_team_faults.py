@@ -87,7 +87,9 @@ def test_a_member_that_fails_while_it_helps_or_catches_up_spoils_nothing(
         for word, member in product(HELP_WORDS, range(2)):
             training.kill(member)
             training.bear(member, Fail(word, signal=what))
-            training.wait_for(lambda: training.state(member) == fallen or training.is_inside(member))  # noqa: B023
+            training.wait_for(
+                lambda one=member: training.state(one) == fallen or training.is_inside(one)
+            )
             away = 1 - member if word in ("helping", "helped") else member
             if training.state(member) != fallen:  # it may have helped by chance
                 training.kill(away, signal.SIGSTOP)
