@@ -162,8 +162,8 @@ class _Workers:
         for name, columns in self._reader.look().fleet.items():
             spent = {doing: sum(columns[doing][-2:]) for doing in ("computing", "waiting")}
             whole = sum(spent.values()) + sum(columns["pushing"][-2:])
-            busy = f" {spent['computing'] / whole:.0%}" if whole > 0 else ""
-            parts.append(f"{name}: {columns['state']}{busy}")
+            share = f", computing {100 * spent['computing'] / whole:.0f} %" if whole > 0 else ""
+            parts.append(f"{name}: {columns['state']}{share}")
         return parts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from distsgd.config.sources import check_name
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
 from distsgd.runs.folder import RunFolder, handle, list_runs
-from distsgd.runs.metrics import epoch_rows, read_metrics
+from distsgd.runs.recorded import Recorded
 from distsgd.spelling import spelling
 
 __all__ = [
@@ -24,6 +24,9 @@ __all__ = [
     "summaries",
     "summarise",
 ]
+
+_POINTS = 16
+"""Of each series that is read."""
 
 STATES = ("running", "finished", "interrupted", "failed", "dead", "diverged")
 
@@ -67,17 +70,13 @@ class RunSummary(os.PathLike[str]):
 def summarise(run: RunFolder) -> RunSummary:
     """The summary of a run; what is missing or damaged is left out."""
     config: dict[str, Any] = {}
-    epochs: list[dict[str, Any]] = []
-    seconds: float | None = None
     with suppress(RunError, StorageError):
         config = run.read("config.json")
-    metrics = run.path / "metrics.jsonl"
-    with suppress(RunError, StorageError):
-        epochs = epoch_rows(metrics)
-        seconds = max(
-            (record["seconds"] for record in read_metrics(metrics) if "seconds" in record),
-            default=None,
-        )
+    recorded = Recorded(run.path / "metrics.jsonl", _POINTS)
+    with suppress(RunError, StorageError, OSError):
+        recorded.look()
+    epochs, points = list(recorded.epochs.values()), recorded.progress.points()
+    times = [row["seconds"] for row in (*epochs[-1:], *points[-1:], recorded.last) if row]
     tags: Any = None
     if (run.path / "tags.json").is_file():
         with suppress(RunError, StorageError):
@@ -85,11 +84,12 @@ def summarise(run: RunFolder) -> RunSummary:
     state, report = run.status(), run.report()
     last = epochs[-1] if epochs else {}
 
+    best = recorded.best_accuracy
+
     def measured(name: str) -> float | None:
         value = report.get(name, last.get(name))
         return None if value is None else float(value)
 
-    best = [row["test_accuracy"] for row in epochs]
     return RunSummary(
         name=handle(run),
         run_dir=str(run.path),
@@ -97,10 +97,10 @@ def summarise(run: RunFolder) -> RunSummary:
         created=str(config.get("created", "")),
         settings=dict(config.get("settings", {})),
         tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
-        epochs=len(epochs),
-        seconds=report.get("train_seconds", seconds),
+        epochs=int(last.get("epoch", 0)),
+        seconds=report.get("train_seconds", max(times, default=None)),
         test_accuracy=measured("test_accuracy"),
-        best_accuracy=max(best) if best else measured("test_accuracy"),
+        best_accuracy=measured("test_accuracy") if best is None else best,
         train_loss=measured("train_loss"),
         test_loss=measured("test_loss"),
     )

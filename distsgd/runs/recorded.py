@@ -218,6 +218,12 @@ class Recorded:
         best = max([*found, *([self._best] if self._best else [])], default=None)
         return None if best is None else best[2]
 
+    @property
+    def best_accuracy(self) -> float | None:
+        """The largest test accuracy of an epoch, with a checkpoint or without."""
+        found = [*self._unsaved, *([self._best] if self._best else [])]
+        return max(found)[0] if found else None
+
     def _take_classes(self, record: Row) -> None:
         epoch = _count(record["epoch"])
         counts = record.get("confusion")
