@@ -18,6 +18,12 @@ from support import PATIENCE, wait_for
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
+_CODES = {
+    "Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38,
+    "ArrowRight": 39, "ArrowDown": 40,
+}  # fmt: skip
+_PATIENCE = 60.0
+
 
 class Chromium:
     """One tab.
@@ -118,7 +124,7 @@ class Chromium:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, script: str, patience: float = PATIENCE) -> Any:
+    def wait(self, script: str, patience: float = _PATIENCE) -> Any:
         """The value of an expression as soon as it is true."""
         give_up = time.monotonic() + patience
         while not (found := self.run(script)):
@@ -127,14 +133,14 @@ class Chromium:
         return found
 
     def press(self, key: str) -> None:
-        text = {"Enter": "\r", " ": " "}.get(key, "")
-        for kind in ("keyDown", "keyUp"):
-            code = {"Enter": 13, "Tab": 9, " ": 32}.get(key, 0)
-            extra = {"text": text} if text and kind == "keyDown" else {}
-            self.send(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                windowsVirtualKeyCode=code, **extra,
-            )  # fmt: skip
+        """Press and release a key, a letter or one of `_CODES`."""
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        code = _CODES.get(key, ord(key[0].upper()))
+        about = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.send(
+            "Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {})
+        )
+        self.send("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def shoot(self, path: Path, *, whole: bool = True) -> None:
         found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.watch.changes import applied, change
@@ -17,12 +17,14 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(VALUES, VALUES)
 def test_a_change_leads_to_the_new_value(old, new):
     sent = json.loads(json.dumps(change(old, new)))
     assert applied(deepcopy(old), sent) == new
 
 
+@settings(max_examples=20)
 @given(VALUES)
 def test_nothing_is_sent_for_nothing(value):
     assert change(value, deepcopy(value)) is None

@@ -13,9 +13,9 @@ const announced = document.body.appendChild(el("p", { class: "unseen", role: "st
 const templates = new Templates(source, markPlots);
 const proof = new Proof(source);
 const panels = {
-  differing: differingPanel(), workers: workersPanel(), timeline: timelinePanel(), staleness: barsPanel("Age of gradients"),
-  events: eventsPanel(), confusion: confusionPanel(), classes: barsPanel("Test accuracy of each class"), wrong: wrongPanel(source),
-  settings: settingsPanel(), origin: originPanel(),
+  differing: differingPanel(), staleness: barsPanel("Age of gradients"), workers: workersPanel(), timeline: timelinePanel(),
+  confusion: confusionPanel(), classes: barsPanel("Test accuracy of each class"), wrong: wrongPanel(source),
+  settings: settingsPanel(), origin: originPanel(), events: eventsPanel(),
 };
 
 function remembered(name, value) {
@@ -37,7 +37,7 @@ function plotOptions(chart) {
   const box = byId("log");
   const log = chart.name !== "loss" ? chart.log_y : state.log ?? chart.log_y;
   if (chart.name === "loss") box.checked = log;
-  return { smooth: Number(byId("smooth").value), log, theme: state.theme };
+  return { smooth: Number(byId("smooth").value), log, theme: state.theme, listed: chart.name === "loss" };
 }
 
 function markPlots() {
@@ -58,8 +58,8 @@ function draw() {
   const { view } = state;
   const runs = view.runs;
   document.title = runs.length === 1 ? `${visible(runs[0].name)} · distsgd` : runs.length ? `${runs.length} runs · distsgd` : "distsgd";
-  byId("controls").hidden = !runs.length;
   if (!runs.length) {
+    byId("controls").hidden = true;
     byId("heading").replaceChildren(el("div", { class: "welcome" }, el("h1", {}, "No runs yet"), el("p", {}, "This page shows the first one as soon as it begins: "), el("code", {}, "distsgd train")));
     cards.hidden = true;
     return;
@@ -70,6 +70,7 @@ function draw() {
   const one = runs.length === 1 ? runs[0] : null;
   byId("heading").replaceChildren(...(one ? headed(one) : compared(runs)));
   const curves = view.curves[state.axis] || [];
+  byId("controls").hidden = !curves.length;
   const still = Object.fromEntries(view.figures.map((figure) => [figure.name, figure]));
   const kept = new Set(curves.map((chart) => chart.name));
   plots.forEach((plot, name) => { if (!kept.has(name)) { plot.remove(); plots.delete(name); } });
@@ -88,8 +89,8 @@ function draw() {
   templates.element.hidden ||= !one;
   proof.element.hidden = !one || !one.journal;
   const drawn = curves.map((chart) => plots.get(chart.name));
-  const { differing, ...others } = panels;
-  const parts = [differing, ...drawn, templates, ...Object.values(others), proof].map((part) => part.element);
+  const { differing, staleness, ...others } = panels;
+  const parts = [differing, ...drawn, staleness, templates, ...Object.values(others), proof].map((part) => part.element);
   if (parts.length !== cards.children.length || parts.some((part, at) => cards.children[at] !== part)) cards.replaceChildren(...parts);
   for (const chart of curves) plots.get(chart.name).update(chart, plotOptions(chart));
   markPlots();

@@ -20,13 +20,15 @@ export function el(tag, properties, ...children) {
     else if (name === "style") Object.entries(value).forEach(([key, one]) => made.style.setProperty(key, one));
     else made.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined && child !== false) {
       made.append(child instanceof Node ? child : visible(child));
     }
   }
   return made;
 }
+
+export function unseen(text) { return el("span", { class: "unseen" }, text); }
 
 export function byId(name) { return document.getElementById(name); }
 

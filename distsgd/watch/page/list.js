@@ -1,6 +1,7 @@
 // The list of runs: find, sort, filter, show one, and choose several to compare.
 import { byId, duration, el, percent, visible } from "./dom.js";
 
+const MOST_COMPARED = 64;  // as many as the server takes
 const LISTED_STATES = { dead: "crashed", failed: "crashed" };
 
 export class RunList {
@@ -10,6 +11,7 @@ export class RunList {
     this.chosen = [];
     for (const name of ["find", "sort", "filter"]) byId(name).addEventListener("input", () => this.draw());
     byId("latest").addEventListener("click", () => this.choose([]));
+    byId("all").addEventListener("click", () => this.choose(this.matching().slice(0, MOST_COMPARED).map((row) => row.id)));
     this.list = byId("runs");
     if (matchMedia("(max-width: 900px)").matches) byId("runs-box").open = false;
   }
@@ -49,6 +51,7 @@ export class RunList {
     const rows = this.matching(), shown = new Set(this.chosen.length ? this.chosen : this.rows.slice(0, 1).map((row) => row.id));
     byId("latest").setAttribute("aria-pressed", String(!this.chosen.length));
     byId("runs-count").textContent = rows.length === this.rows.length ? String(rows.length) : `${rows.length} of ${this.rows.length}`;
+    byId("all").disabled = rows.length < 2;
     const drawn = JSON.stringify([rows, [...shown]]);
     if (drawn === this.drawn) return;
     this.drawn = drawn;

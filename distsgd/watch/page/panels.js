@@ -1,5 +1,5 @@
 // The parts of the page that are not curves: state, workers, classes, settings, proof.
-import { bytes, colour, duration, el, number, percent, scrolled, table, visible } from "./dom.js";
+import { bytes, colour, duration, el, number, percent, scrolled, table, unseen, visible } from "./dom.js";
 
 const STATES = {
   running: "training", finished: "finished", interrupted: "interrupted", crashed: "crashed",
@@ -60,7 +60,7 @@ export function headed(run) {
     ["steps took", duration(run.seconds)],
     ["left", left === null ? null : "about " + duration(left)],
     ["images/s", run.seconds ? number(Math.round(run.examples / run.seconds)) : "–"],
-    ["workers", number(run.workers.length || run.settings.workers)],
+    ["workers", run.settings.workers === 0 ? "one process" : number(run.workers.length || run.settings.workers)],
   ]));
   return parts;
 }
@@ -105,7 +105,7 @@ export function barsPanel(title) {
         el("span", { style: { width: `${(100 * (line.y[at] || 0)) / last}%`, background: `var(--c${line.colour})` } })));
     };
     return [el("p", { class: "note" }, [chart.y_label, chart.x_label && `by ${chart.x_label}`, chart.note].filter(Boolean).join("; ")),
-      scrolled(table(["", ...(lines.length > 1 ? lines.map((line) => line.name) : [chart.y_label])],
+      scrolled(table([unseen(chart.x_label || "class"), ...(lines.length > 1 ? lines.map((line) => line.name) : [chart.y_label])],
         chart.categories.map((name, at) => [name, ...lines.map((line) => cell(line, at))]), { class: "bars", caption: title }), title)];
   });
 }
@@ -146,11 +146,13 @@ export function timelinePanel() {
 }
 
 function shade(share) {
-  // A background for a share of 0 to 1, and a text colour that can be read on it.
-  const dark = document.documentElement.dataset.theme === "dark";
-  const amount = Math.round(100 * Math.sqrt(share));
-  const background = `color-mix(in srgb, var(--c0) ${amount}%, var(--card))`;
-  return { background, color: amount > (dark ? 62 : 58) ? "var(--on-accent)" : "var(--text)" };
+  // A background for a share of 0 to 1, and the text colour that is read best on it.
+  const parts = (name) => [1, 3, 5].map((at) => parseInt(colour(name).slice(at, at + 2), 16));
+  const low = parts("matrix-low"), high = parts("matrix-high"), amount = Math.sqrt(share);
+  const mixed = low.map((one, at) => Math.round(one + amount * (high[at] - one)));
+  const linear = mixed.map((one) => (one / 255 <= 0.04045 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4));
+  const light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  return { background: `rgb(${mixed.join(" ")})`, color: light > 0.179 ? "#000" : "#fff" };
 }
 
 export function confusionPanel() {
@@ -327,7 +329,7 @@ export function settingsPanel() {
 export function originPanel() {
   return new Panel("Where it comes from", (run) => [
     run.command && el("code", { class: "copy" }, run.command.map(quoted).join(" ")),
-    scrolled(table(["", ""], [
+    scrolled(table([unseen("what"), unseen("value")], [
       ["folder", run.folder], ["host", run.host], ["git commit", run.git],
       ["started", run.started ? new Date(1000 * run.started).toISOString().replace("T", " ").slice(0, 19) + " UTC" : null],
       ["dataset", run.dataset && `${run.dataset.name}: ${number(run.dataset.train)} training, ${number(run.dataset.test)} test examples`],
@@ -385,7 +387,7 @@ export class Proof {
     const words = good ? (proof === "audit" ? "The journal holds" : "The replay has the same bits") : found.said || "It failed";
     const parts = [el("p", {}, words)];
     if (good) {
-      parts.push(scrolled(table(["", ""], Object.entries(found.result || {}).filter(([, value]) => typeof value !== "object").map(([name, value]) =>
+      parts.push(scrolled(table([unseen("what"), unseen("value")], Object.entries(found.result || {}).filter(([, value]) => typeof value !== "object").map(([name, value]) =>
         [name.replaceAll("_", " "), typeof value === "number" ? number(value) : shown(value)]), { text: [1], caption: proof }), proof));
     }
     this.verdict.replaceChildren(...parts);

@@ -46,6 +46,11 @@ function nearest(column, at) {
   return null;
 }
 
+function labelled(line) {
+  // The name of a line, with its run's where that does not say it.
+  return line.run && !line.name.startsWith(line.run) ? `${line.run}: ${line.name}` : line.name;
+}
+
 function inOrder(line) {
   // x and the columns of a line, by x, without points that have no x.
   const columns = [line.y, ...(line.low.length ? [line.low, line.high] : [])];
@@ -91,11 +96,11 @@ export class Plot {
     this.heading.textContent = visible(chart.heading);
     this.note.textContent = visible(chart.note);
     this.space.setAttribute("aria-label", `${chart.heading}, by ${chart.x_label}. Left and right arrows read values; a table follows.`);
-    this.marks.replaceChildren(...chart.marks.slice(0, MOST_MARKS).map((mark) =>
+    this.marks.replaceChildren(...(options.listed ? chart.marks : []).slice(0, MOST_MARKS).map((mark) =>
       el("li", {}, `┆ ${tick(+mark.x.toPrecision(4))}: ${mark.text}`)));
-    if (chart.marks.length > MOST_MARKS) this.marks.append(el("li", {}, `and ${chart.marks.length - MOST_MARKS} more`));
+    if (options.listed && chart.marks.length > MOST_MARKS) this.marks.append(el("li", {}, `and ${chart.marks.length - MOST_MARKS} more`));
     const lines = chart.lines.filter((line) => line.x.length);
-    const look = JSON.stringify([lines.map((line) => [line.name, line.y.length <= FEW_POINTS, line.low.length > 0, line.colour, line.style]),
+    const look = JSON.stringify([lines.map((line) => [labelled(line), line.y.length <= FEW_POINTS, line.low.length > 0, line.colour, line.style]),
       options.theme, options.log, chart.y_label, options.smooth > 0, chart.x_label, [...this.hidden]]);
     this.lines = lines;
     this.data = this.columns(lines, options);
@@ -139,11 +144,11 @@ export class Plot {
     const series = [{}], bands = [];
     this.mains = [];
     lines.forEach((line, at) => {
-      const pure = this.colourOf(line), show = !this.hidden.has(line.name), faint = line.style === "faint";
+      const pure = this.colourOf(line), show = !this.hidden.has(labelled(line)), faint = line.style === "faint";
       const stroke = faint && !options.smooth ? pure + FAINT_BELOW : pure;
       const points = { show: line.y.length <= FEW_POINTS && !faint, size: 5, fill: stroke, stroke };
       this.mains.push(series.length);
-      series.push({ label: line.name, stroke, width: faint ? 1.5 : 2, show, points, dash: line.style === "dashed" ? [6, 4] : undefined, spanGaps: false });
+      series.push({ label: labelled(line), stroke, width: faint ? 1.5 : 2, show, points, dash: line.style === "dashed" ? [6, 4] : undefined, spanGaps: false });
       if (options.smooth > 0) series.push({ stroke: pure + "44", width: 1, show, points: { show: false } });
       if (line.low.length) {
         bands.push({ series: [series.length + 1, series.length], fill: pure + "2e" });
@@ -178,14 +183,14 @@ export class Plot {
       this.values.push(value);
       const swatch = el("span", { class: "swatch", style: { background: this.colourOf(line) } });
       return el("li", {}, el("button", {
-        type: "button", "aria-pressed": String(!this.hidden.has(line.name)),
+        type: "button", "aria-pressed": String(!this.hidden.has(labelled(line))),
         onclick: () => {
-          if (!this.hidden.delete(line.name)) this.hidden.add(line.name);
+          if (!this.hidden.delete(labelled(line))) this.hidden.add(labelled(line));
           const place = at;
           this.update(this.chart, this.options);
           this.legend.children[place].firstElementChild.focus();
         },
-      }, swatch, el("span", {}, line.name), value));
+      }, swatch, el("span", {}, labelled(line)), value));
     }));
     this.showValues(null);
   }
@@ -235,7 +240,7 @@ export class Plot {
     this.drawn.setCursor({ left: this.drawn.valToPos(x[place], "x"), top: 10 });
     this.showValues(place);
     this.reading.textContent = `${this.chart.x_label} ${tick(x[place])}: ` + this.lines.map((line, one) =>
-      `${visible(line.name)} ${this.values[one].textContent}`).join(", ");
+      `${visible(labelled(line))} ${this.values[one].textContent}`).join(", ");
   }
 
   fillTable() {
@@ -247,7 +252,7 @@ export class Plot {
     const plain = lines.length ? uPlot.join(lines.map((line) => inOrder(line).slice(0, 2))) : [[]];
     const step = Math.max(1, Math.ceil(plain[0].length / MOST_ROWS));
     const places = plain[0].map((_, at) => at).filter((at) => at % step === 0 || at === plain[0].length - 1);
-    const made = scrolled(table([this.chart.x_label, ...lines.map((line) => line.name)],
+    const made = scrolled(table([this.chart.x_label, ...lines.map(labelled)],
       places.map((at) => plain.map((column) => number(column[at], 6))), { caption: this.chart.heading }), `Table: ${this.chart.heading}`);
     if (this.details.children[1]) this.details.children[1].replaceWith(made);
     else this.details.append(made);
