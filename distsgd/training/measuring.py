@@ -51,8 +51,17 @@ def conversion_for(model: Model, dataset: Dataset) -> Conversion:
     )  # fmt: skip
 
 
-def measure_split(model: Model, dataset: Dataset, split: str, regularization: float) -> Measured:
+def measure_split(
+    model: Model, dataset: Dataset, split: str, regularization: float, *, surest: bool = False
+) -> Measured:
     """Measure a model on the "train" or "test" examples of a dataset.
+
+    Args:
+        model: the classifier.
+        dataset: the examples.
+        split: which of them.
+        regularization: lambda.
+        surest: whether to find the surest mistakes.
 
     Raises:
         UsageError: the dataset does not fit the model, see `Conversion`.
@@ -60,14 +69,15 @@ def measure_split(model: Model, dataset: Dataset, split: str, regularization: fl
     conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
     weights = model.padded()
-    batches, mistakes = conversion.batches(examples.batches()), SurestMistakes()
+    batches = conversion.batches(examples.batches())
+    mistakes = SurestMistakes() if surest else None
     found, confusion = measure(
         model.architecture, weights, model.loss, model.preprocessing, batches, mistakes
     )
     extra = model.architecture.penalty(weights, regularization)
     count = max(1, found.examples)
     loss, accuracy = found.loss / count + extra, found.correct / count
-    return Measured(loss, extra, accuracy, confusion, tuple(mistakes.found()))
+    return Measured(loss, extra, accuracy, confusion, tuple(mistakes.found() if mistakes else ()))
 
 
 _NICE = 19

@@ -281,7 +281,7 @@ class Session:
             return
         self._keeper.save_epoch(event.snapshot, event.epoch + 1)
         model = self._keeper.model(event.snapshot)
-        test = self._background.run(lambda: self._measure(model, "test"))
+        test = self._background.run(lambda: self._measure(model, "test", surest=True))
         row = EpochRow(
             epoch=event.epoch + 1,
             train_loss=event.loss + test.penalty,
@@ -293,8 +293,8 @@ class Session:
         self._keeper.epoch(row, event.snapshot.version, test)
         self._reporter.epoch(row)
 
-    def _measure(self, model: Model, split: str) -> Measured:
-        return measure_split(model, self._dataset, split, self._job.regularization)
+    def _measure(self, model: Model, split: str, *, surest: bool = False) -> Measured:
+        return measure_split(model, self._dataset, split, self._job.regularization, surest=surest)
 
     def _result(self, ended: Ended) -> TrainResult:
         model = self._keeper.model(ended.snapshot)

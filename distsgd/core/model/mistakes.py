@@ -40,6 +40,7 @@ class SurestMistakes:
     def __init__(self, most: int = 24) -> None:
         self._most, self._seen = most, 0
         self._found: list[Mistake] = []
+        self._least = -1.0  # probability that is not enough
 
     def add(self, scores: Floats, labels: Ints, predicted: NDArray[np.intp]) -> None:
         """The next examples.
@@ -53,17 +54,23 @@ class SurestMistakes:
         first, self._seen = self._seen, self._seen + len(labels)
         if not len(wrong):
             return
-        rows = scores[wrong].astype(np.float64)
+        rows = scores[wrong]
         with np.errstate(all="ignore"):
-            below = rows - rows.max(axis=1, keepdims=True)
-            sure = np.nan_to_num(1.0 / np.exp(below).sum(axis=1))
-        best = np.argsort(-sure, kind="stable")[: self._most]
+            rows -= scores[wrong, predicted[wrong]][:, None]
+            np.exp(rows, out=rows)
+            sure = np.nan_to_num(1.0 / rows.sum(axis=1, dtype=np.float64))
+        best = np.flatnonzero(sure > self._least)
+        if not len(best):
+            return
+        best = best[np.argsort(-sure[best], kind="stable")[: self._most]]
         self._found += [
             Mistake(first + int(i), int(labels[i]), int(predicted[i]), float(probability))
             for i, probability in zip(wrong[best], sure[best], strict=True)
         ]
         self._found.sort(key=lambda mistake: (-mistake.probability, mistake.index))
         del self._found[self._most :]
+        if len(self._found) == self._most:
+            self._least = self._found[-1].probability
 
     def found(self) -> list[Mistake]:
         """The surest first."""
