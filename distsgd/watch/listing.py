@@ -6,9 +6,12 @@ A run is read again only when one of its files has another time or size.
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from distsgd.config.settings import chosen_settings
@@ -37,9 +40,10 @@ def identity(folder: Path) -> str:
 def stamp(folder: Path, files: tuple[str, ...] = _FILES) -> tuple[object, ...]:
     """Times and sizes of the files of a run; equal as long as nothing has been written."""
     found: list[object] = []
+    top = str(folder)
     for name in files:
         try:
-            about = (folder / name).stat()
+            about = os.stat(f"{top}/{name}")  # noqa: PTH116  a Path each takes longer than the rest
             found.append((about.st_mtime_ns, about.st_size, about.st_ino))
         except OSError:
             found.append(None)
@@ -65,6 +69,9 @@ class Listing:
         self._alone: Path | None = None
         self._known: dict[str, tuple[object, object, dict[str, Any]]] = {}
         self._folders: dict[str, Path] = {}
+        self._places: dict[tuple[str, int], Path] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._looked, self._lock = 0.0, Lock()
         self.start: str | None = None
         if place == "latest":
             return
@@ -83,17 +90,34 @@ class Listing:
             self._alone = run.path
 
     def _paths(self) -> Iterator[Path]:
-        with suppress(OSError, StorageError):
-            for entry in (self._home or runs_home()).iterdir():
+        with suppress(OSError, StorageError), os.scandir(self._home or runs_home()) as entries:
+            for entry in entries:
                 with suppress(OSError):
-                    if (entry / "config.json").is_file():
-                        yield entry.resolve()
+                    key = entry.name, entry.inode()
+                    if key not in self._places and (Path(entry) / "config.json").is_file():
+                        self._places[key] = Path(entry).resolve()
+                    if key in self._places:
+                        yield self._places[key]
         if self._alone is not None:
             yield self._alone
 
-    def look(self) -> list[dict[str, Any]]:
-        """A summary of every run, latest first."""
-        folders = {identity(path): path for path in self._paths()}
+    def look(self, age: float = 0.0) -> list[dict[str, Any]]:
+        """A summary of every run, latest first.
+
+        Args:
+            age: seconds that it may be old.
+        """
+        with self._lock:
+            if not self._rows or time.monotonic() - self._looked > age:
+                self._rows, self._looked = self._again(), time.monotonic()
+            return self._rows
+
+    def _again(self) -> list[dict[str, Any]]:
+        folders = {
+            identity(path): path
+            for path in self._paths()
+            if os.path.isdir(path)  # noqa: PTH112
+        }
         for gone in set(self._known) - set(folders):
             del self._known[gone]
         rows = [self._summary(name, path) for name, path in folders.items()]

@@ -30,6 +30,9 @@ HOST = "127.0.0.1"
 _MOST_RUNS = 64
 """Runs of one view."""
 
+_OLD = 0.4
+"""Seconds for which the list of runs is not looked at again."""
+
 _TYPES = {
     ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
 }  # fmt: skip
@@ -142,10 +145,10 @@ class WatchServer:
         return web.json_response(content)
 
     def _rows(self) -> object:
-        return self._listing.look()
+        return self._listing.look(_OLD)
 
     def _content(self) -> dict[str, Any]:
-        return {"rows": [dict(row) for row in self._listing.look()]}
+        return {"rows": [dict(row) for row in self._listing.look(_OLD)]}
 
     def _of(self, request: web.Request) -> RunView:
         """The run that an address names."""
@@ -168,7 +171,7 @@ class WatchServer:
     def _looked_at(self, names: Sequence[str]) -> list[RunView]:
         """The runs of a view; of those that are gone, none."""
         if list(names) == ["latest"]:
-            names = [row["id"] for row in self._listing.look()[:1]]
+            names = [row["id"] for row in self._listing.look(_OLD)[:1]]
         folders = (self._listing.folder(name) for name in names)
         return [self._view_of(folder) for folder in folders if folder is not None]
 

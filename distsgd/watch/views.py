@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +21,9 @@ __all__ = ["AXES", "RunView", "view"]
 _CURVES = ("loss", "accuracy", "learning-rate", "throughput", "bytes")
 _STILL = ("staleness", "classes", "confusion", "timeline")
 """Figures over the x axis of the page, and those that have an axis of their own."""
+
+_IN_FIGURES = ("progress", "bytes", "staleness", "fleet", "classes")
+"""Fields of a history that are shown as figures and rows."""
 
 _LATELY = 3
 """Points of a worker's row that are recent."""
@@ -120,13 +124,12 @@ def _run(run: RunView) -> dict[str, Any]:
     found: dict[str, Any] = {"id": identity(run.folder), "problem": run.problem}
     if run.history is None:
         return {**found, "name": run.folder.name, "state": "empty"}
-    content = run.history.to_json()
-    workers = [_worker(name, columns) for name, columns in content.pop("fleet").items()]
-    for name in ("progress", "bytes", "staleness"):
-        content.pop(name)
-    classes = content.pop("classes")
-    wrong = {name: classes.get(name, []) for name in ("names", "surest_wrong")}
-    return {**found, **content, **wrong, "workers": workers}
+    names = [one.name for one in fields(History) if one.name not in _IN_FIGURES]
+    content = {name: plain(getattr(run.history, name)) for name in names}
+    classes = run.history.classes
+    wrong = {name: plain(classes.get(name, [])) for name in ("names", "surest_wrong")}
+    workers = [_worker(name, columns) for name, columns in run.history.fleet.items()]
+    return {**found, **content, **wrong, "workers": plain(workers)}
 
 
 def _worker(name: str, columns: dict[str, Any]) -> dict[str, Any]:
