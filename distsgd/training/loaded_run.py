@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distsgd.config.settings import TrainConfig
 from distsgd.errors import RunError
 from distsgd.figures.html import run_html
+from distsgd.figures.plot import Plot, plot
 from distsgd.runs import RunFolder, checkpoint_versions, find_run, handle
 from distsgd.runs.chosen import LAST, chosen_model
 from distsgd.runs.export.export import Exported, export_run
@@ -168,6 +169,27 @@ class LoadedRun(os.PathLike[str]):
             shape (units, height, width, channels), uint8.
         """
         return templates_of(chosen_model(self._folder, checkpoint))
+
+    def plot(
+        self, figure: str = "loss", x: str = "epoch", size: str = "page", dark: bool = False
+    ) -> Plot:
+        """A figure of the run, which a notebook shows, and which can be saved.
+
+        Args:
+            figure: "loss", "accuracy", "learning-rate", "throughput", "workers", "staleness",
+                "bytes", "confusion", "classes", "templates" or "timeline".
+            x: the x axis: "epoch", "update" or "seconds".
+            size: "page", "slide", or "column" (of a paper).
+            dark: light on dark.
+
+        Raises:
+            UsageError: an argument cannot be used, or the run has recorded nothing of it.
+        """
+        return plot(figure, [self.history], x, size, dark)
+
+    def plot_loss(self, x: str = "epoch", size: str = "page", dark: bool = False) -> Plot:
+        """The loss of minibatches, training and test set; see `plot`."""
+        return self.plot("loss", x, size, dark)
 
     def to_sklearn(self, checkpoint: str | int = LAST) -> Any:
         """A fitted scikit-learn pipeline that takes raw rows; see `distsgd[sklearn]`.

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from support import on_sample
+from support import image_format, on_sample
 
 import distsgd
 from distsgd.errors import RunError, UsageError
@@ -111,6 +111,28 @@ def test_html_for_a_notebook(result: distsgd.TrainResult) -> None:
         assert f"{result.test_accuracy:.1%}" in html and len(html) < 100_000
     gone = distsgd.LoadedRun(distsgd.load(result)._folder.__class__(Path("/nowhere/<i>")))
     assert "&lt;i&gt;" in gone._repr_html_()
+
+
+def test_figures(result: distsgd.TrainResult, tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    run, before = distsgd.load(result), dict(mpl.rcParams)
+    shown = run.plot_loss(x="update")
+    (test,) = [line for line in shown.figure.lines if line.name == "test"]  # type: ignore[union-attr]
+    assert list(test.y) == run.history.epochs["test_loss"] and list(test.x) == [6, 12]
+    assert shown._repr_svg_().count("<svg") == 1
+    for name in ("loss.png", "loss.svg", "loss.pdf"):
+        shown.save(tmp_path / name)
+    assert image_format(tmp_path / "loss.svg") == "SVG"
+    assert image_format(tmp_path / "loss.png") == "PNG"
+    assert (tmp_path / "loss.pdf").read_bytes().startswith(b"%PDF")
+    assert len(run.plot("confusion", size="column", dark=True).drawing().axes) >= 1
+    assert dict(mpl.rcParams) == before
+    for wrong in ({"figure": "pie"}, {"x": "years"}, {"size": "wall"}):
+        with pytest.raises(UsageError):
+            run.plot(**wrong)
+    with pytest.raises(UsageError, match=r"loss\.gif cannot be drawn"):
+        shown.save("loss.gif")
 
 
 def test_a_chart_as_svg() -> None:

@@ -7,11 +7,9 @@ find no room are dropped, and after its first error it is not called again.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -30,9 +28,6 @@ _MOST_WAITING = 256
 
 _LAST_SECONDS = 10.0
 """How long the end of a training waits for callbacks that still work."""
-
-_NICE = 10
-"""Priority of the threads (Linux): behind the training, before the measuring."""
 
 
 class Callback:
@@ -141,8 +136,7 @@ class _Follower:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        with suppress(OSError, AttributeError):  # the thread then keeps the usual priority
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        # At the usual priority: while it waits for a processor, it may hold the interpreter's lock.
         while True:
             with self._changed:
                 while not self._waiting and not self._ended:
