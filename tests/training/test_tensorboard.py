@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import on_sample
+from support import Run, on_sample
 
 import distsgd
 from distsgd.runs.metrics import read_metrics
@@ -39,3 +39,14 @@ def test_read_back_by_tensorboard(tmp_path: Path) -> None:
     assert b"| learning_rate |" in settings.tensor_proto.string_val[0]
     (ended,) = found.Tensors("result/text_summary")
     assert result.weights_sha256.encode() in ended.tensor_proto.string_val[0]
+
+
+def test_by_the_command_line(distsgd_here: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="distsgd[tensorboard] is not installed")
+    words = ("train", "--dataset", "sample", "--workers", 0, "--epochs", 1, "--run-dir", "a-run")
+    done = distsgd_here(*words, "--tensorboard", "events")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "events").iterdir()] == ["a-run"]
+    (tmp_path / "file").write_text("")
+    done = distsgd_here(*words[:-1], "another", "--tensorboard", "file")
+    assert done.returncode == 1 and "file" in done.stderr and not (tmp_path / "another").exists()

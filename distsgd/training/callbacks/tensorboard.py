@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
+from distsgd.data.locations import expanded
 from distsgd.engine.events import Progress
-from distsgd.errors import import_optional
+from distsgd.errors import import_optional, storage_error
 from distsgd.training.callbacks.callback import Callback
 from distsgd.training.results import EpochRow, TrainResult
 
@@ -29,10 +30,15 @@ class TensorBoard(Callback):
 
     Raises:
         DistsgdError: tensorboard is not installed.
+        StorageError: the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
+        self._folder = expanded(folder)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self._folder) from None
         self._writers = import_optional(
             "tensorboard.summary.writer.event_file_writer", "tensorboard"
         )
