@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "has_screen", "how_to_forward"]
 
-_NICE = 19
-"""Priority of the process, so that a training on the same processors comes first."""
-
 _LOOK = 0.5
 """Seconds between two looks whether the process that is followed lives."""
 
@@ -51,8 +48,7 @@ def watch(
     from distsgd.watch.server import WatchServer
 
     server = WatchServer(Listing(place), port)
-    with suppress(OSError):
-        os.nice(_NICE)
+    _give_way()
     screen = open_ and has_screen()
     if json:
         print_json({"url": server.url, "port": server.port, "opened": screen})
@@ -87,6 +83,15 @@ async def _follow(process: int, stop: asyncio.Event) -> None:
     while os.getppid() == process:
         await asyncio.sleep(_LOOK)
     stop.set()
+
+
+def _give_way() -> None:
+    """Run when the processors have nothing else to do: a training on them comes first."""
+    with suppress(OSError):
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.nice(19)
 
 
 def has_screen() -> bool:

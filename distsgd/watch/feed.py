@@ -1,7 +1,7 @@
 """What is pushed to pages: views of runs, made once for all pages that look at the same.
 
 A feed polls times and sizes of the files of its runs. Only when one has changed, and at most
-every half second, it reads what was appended and tells its pages the difference.
+every 0.8 s, it reads what was appended and tells its pages the difference.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from distsgd.watch.changes import change
 
 __all__ = ["Feed", "encoded"]
 
-_POLL = 0.25
-_AT_MOST = 0.5
+_POLL = 0.4
+_AT_MOST = 0.8
 """Seconds between two looks at files, and between two readings of a run."""
 
 _WAITING = 64

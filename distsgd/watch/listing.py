@@ -152,6 +152,8 @@ def _read(name: str, path: Path) -> dict[str, Any]:
         row["created"] = str(config.get("created", ""))
         report = run.report()
         row["state"] = run.status()
+        if row["state"] == "dead" and not _has_begun(path):
+            row["state"] = "empty"
     except (RunError, StorageError):
         return row
     settings = config.get("settings", {})
@@ -164,6 +166,13 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     with suppress(RunError, StorageError):
         row["tags"] = [str(tag) for tag in run.read("tags.json").get("tags", [])]
     return row
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether anything has been recorded."""
+    with suppress(OSError):
+        return (path / "metrics.jsonl").stat().st_size > 0
+    return False
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:

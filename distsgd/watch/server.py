@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 _MOST_RUNS = 64
 """Runs of one view."""
 
-_OLD = 0.4
+_OLD = 0.8
 """Seconds for which the list of runs is not looked at again."""
 
 _TYPES = {
@@ -41,7 +41,8 @@ _BEAT = 15.0
 
 _ENTER = (
     '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>distsgd</title>'
-    '<meta http-equiv="refresh" content="0;url=/"><p><a href="/">distsgd watch</a></p></html>'
+    '<link rel="icon" href="/page/icon.svg"><meta http-equiv="refresh" content="0;url=/">'
+    '<p><a href="/">distsgd watch</a></p></html>'
 )
 """A page that leads on: a cookie for this site alone does not survive a redirect from another."""
 
@@ -66,7 +67,7 @@ class WatchServer:
         self._cookie = f"distsgd-{self.port}"
         self._views: dict[str, RunView] = {}
         self._feeds: dict[tuple[str, ...], Feed] = {}
-        self._list = Feed(self._rows, self._content, poll=0.5)
+        self._list = Feed(self._rows, self._content, poll=0.8)
         self._proofs: set[asyncio.subprocess.Process] = set()
         self._files = {entry.name: entry for entry in _pages() if entry.is_file()}
         listing.look()

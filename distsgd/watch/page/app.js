@@ -82,7 +82,10 @@ function draw() {
   panels.events.update(one && one.events);
   panels.confusion.update(still.confusion, state.theme);
   panels.classes.update(still.classes);
-  panels.wrong.update(one && { id: one.id, step: one.epochs && one.epochs.step.at(-1), wrong: one.surest_wrong, names: one.names });
+  if (!one || one.state !== "running" || one.id !== state.wrong?.id || performance.now() - state.wrong.at > 2000) {
+    state.wrong = { id: one && one.id, at: performance.now() };
+    panels.wrong.update(one && { id: one.id, step: one.epochs && one.epochs.step.at(-1), wrong: one.surest_wrong, names: one.names });
+  }
   panels.settings.update(one && { settings: one.settings, chosen: one.chosen });
   panels.origin.update(one && one.settings && { command: one.command, folder: one.folder, host: one.host, git: one.git, started: one.started, dataset: one.dataset, versions: one.versions });
   if (one) { templates.update(one); proof.update(one); }

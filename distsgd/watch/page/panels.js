@@ -191,24 +191,34 @@ export function load(address) {
 }
 
 export function wrongPanel(source) {
+  let before = [], shown = null;
   return new Panel("Surest and wrong", (found) => {
     const wrong = found.wrong || [], names = found.names || [];
     if (!wrong.length) return null;
+    if (found.id !== shown) before = [];
+    shown = found.id;
     const said = (label) => names[label] ?? String(label);
     const list = el("ul", { class: "tiles small" }, wrong.map((one) => el("li", {},
       el("div", { class: "image" }), el("span", { class: "wrong" }, said(one.predicted)), " ", el("span", { class: "unseen" }, "instead of"),
       el("span", { class: "right" }, said(one.label)), ` ${percent(one.probability)}`, el("span", { class: "unseen" }, ` test example ${one.index}`))));
+    // The images before these stay until theirs have come.
+    before.forEach((canvas, at) => list.children[at]?.firstElementChild.replaceWith(canvas));
     const address = source.examples(found);
     if (address) {
-      load(address).then((picture) => cut(picture, wrong.length).forEach((canvas, at) => {
-        canvas.setAttribute("role", "img");
-        canvas.setAttribute("aria-label", `test example ${wrong[at].index}`);
-        list.children[at].firstElementChild.replaceWith(canvas);
-      }), () => {});
+      load(address).then((picture) => {
+        before = cut(picture, wrong.length);
+        before.forEach((canvas, at) => {
+          canvas.setAttribute("role", "img");
+          canvas.setAttribute("aria-label", `test example ${wrong[at].index}`);
+          list.children[at].firstElementChild.replaceWith(canvas);
+        });
+      }, () => {});
     }
     return [el("p", { class: "note" }, "Test examples that the model gets wrong with the largest probability: predicted, then true"), list];
   }, { broad: true });
 }
+
+const AT_MOST = 1000;  // milliseconds between two checkpoints that are shown because they are new
 
 export class Templates {
   // Rows of W as images, with a slider over checkpoints.
@@ -257,6 +267,13 @@ export class Templates {
     const address = this.source.templates(this.run, one.version);
     this.asked = one.version;
     if (!address) return;
+    clearTimeout(this.later);
+    const since = performance.now() - (this.loaded || -AT_MOST);
+    if (this.follows && !this.timer && since < AT_MOST) {
+      this.later = setTimeout(() => this.show(), AT_MOST - since);
+      return;
+    }
+    this.loaded = performance.now();
     load(address).then((picture) => { if (this.asked === one.version) this.draw(picture); },
       () => {});  // no images, or the checkpoint has just been thinned out
   }
