@@ -26,6 +26,9 @@ __all__ = ["Callback", "Followers", "as_callbacks"]
 _MOST_WAITING = 256
 """Events in the queue of a callback."""
 
+_PAUSE_SECONDS = 0.05
+"""For how long the thread lets events collect."""
+
 _LAST_SECONDS = 10.0
 """How long the end of a training waits for callbacks that still work."""
 
@@ -117,7 +120,8 @@ class _Follower:
                 self.dropped += 1
                 return
             self._waiting.append((call, arguments))
-            self._changed.notify()
+            if len(self._waiting) == 1:
+                self._changed.notify()
 
     def _make_room(self) -> bool:
         for place, (call, _) in enumerate(self._waiting):
@@ -137,25 +141,34 @@ class _Follower:
 
     def _work(self) -> None:
         # At the usual priority: while it waits for a processor, it may hold the interpreter's lock.
-        while True:
-            with self._changed:
-                while not self._waiting and not self._ended:
-                    self._changed.wait()
-                if not self._waiting:
+        while events := self._next():
+            for call, arguments in events:
+                try:
+                    getattr(self._callback, call)(*arguments)
+                except BaseException as error:
+                    self._fail(call, error)
                     return
-                call, arguments = self._waiting.popleft()
-            try:
-                getattr(self._callback, call)(*arguments)
-            except BaseException as error:
-                with self._changed:
-                    self._failed = True
-                    self._waiting.clear()
-                    kind = type(error).__name__
-                    self.trouble.append(
-                        f"the callback {self.name} has failed in {call}, and is not called again: "
-                        f"{kind}: {in_short(error)}"
-                    )
-                return
+
+    def _next(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """The events that wait, at least one; none at the end.
+
+        Those of some time are taken at once, as a thread that wakes interrupts the training.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            self._changed.wait_for(lambda: self._ended, _PAUSE_SECONDS)
+            events = list(self._waiting)
+            self._waiting.clear()
+            return events
+
+    def _fail(self, call: str, error: BaseException) -> None:
+        with self._changed:
+            self._failed = True
+            self._waiting.clear()
+            self.trouble.append(
+                f"the callback {self.name} has failed in {call}, and is not called again: "
+                f"{type(error).__name__}: {in_short(error)}"
+            )
 
 
 class Followers(Reporter):
