@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 
 from distsgd.errors import DistsgdError
-from distsgd.figures.charts import Chart, Tiles
+from distsgd.figures.charts import Tiles
+from distsgd.figures.drawn import rendered, svg_element
 from distsgd.figures.of_runs import build
-from distsgd.figures.svg import chart_svg
 from distsgd.runs.history import History, HistoryReader
 
 __all__ = ["run_html"]
@@ -72,9 +72,7 @@ def _facts(run: History) -> Iterator[tuple[str, str]]:
 def _charts(run: History) -> Iterator[str]:
     for name in ("loss", "accuracy"):
         with suppress(DistsgdError):  # nothing was recorded yet
-            figure = build(name, [run])
-            if isinstance(figure, Chart):
-                yield chart_svg(figure)
+            yield svg_element(rendered(build(name, [run]), "svg").decode(), name)
 
 
 def _templates(run: History) -> str:

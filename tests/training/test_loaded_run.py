@@ -8,7 +8,6 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from support import image_format, on_sample
 
 import distsgd
 from distsgd.errors import RunError, UsageError
-from distsgd.figures.charts import Chart, Line, Mark
-from distsgd.figures.svg import chart_svg, ticks
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +105,7 @@ def test_html_for_a_notebook(result: distsgd.TrainResult) -> None:
         found = Tags(html)
         assert not found.open and found.seen.count("svg") == 2 and found.seen.count("img") == 10
         assert "<b>" not in html and "&lt;b&gt;run&lt;/b&gt; &amp; [x]" in html
-        assert f"{result.test_accuracy:.1%}" in html and len(html) < 100_000
+        assert f"{result.test_accuracy:.1%}" in html and len(html) < 200_000
     gone = distsgd.LoadedRun(distsgd.load(result)._folder.__class__(Path("/nowhere/<i>")))
     assert "&lt;i&gt;" in gone._repr_html_()
 
@@ -133,37 +130,6 @@ def test_figures(result: distsgd.TrainResult, tmp_path: Path) -> None:
             run.plot(**wrong)
     with pytest.raises(UsageError, match=r"loss\.gif cannot be drawn"):
         shown.save("loss.gif")
-
-
-def test_a_chart_as_svg() -> None:
-    long = tuple(float(i) for i in range(5000))
-    chart = Chart(
-        name="loss", title="<i>", x_label="epoch & more", y_label="loss", log_y=True,
-        lines=(
-            Line(name="a<b", x=long, y=tuple(0.0 if i == 7 else 1000.0 / (i + 1) for i in long)),
-            Line(name="none", x=(1.0,), y=(None,)),
-        ),
-        marks=(Mark(x=3.0, kind="death", text="worker <0>"),),
-    )  # fmt: skip
-    svg = ElementTree.fromstring(chart_svg(chart))
-    (curve,) = svg.findall("polyline")
-    points = [tuple(map(float, pair.split(","))) for pair in curve.attrib["points"].split()]
-    assert 100 < len(points) <= 450 and all(0 <= x <= 420 and 0 <= y <= 240 for x, y in points)
-    assert [y for _, y in points] == sorted(y for _, y in points)
-    assert chart_svg(Chart(name="", title="", x_label="", y_label="", lines=())) == ""
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ((0, 1), [0, 0.5, 1]),
-        ((1.6, 2.31), [1.6, 1.8, 2.0, 2.2]),
-        ((0.05, 3000, True), [0.1, 1, 10, 100, 1000]),
-        ((-3e-7, 1e-7), [-3e-7, -2e-7, -1e-7, 0, 1e-7]),
-    ],
-)
-def test_round_ticks(given: tuple[Any, ...], expected: list[float]) -> None:
-    assert ticks(*given) == pytest.approx(expected)
 
 
 def test_lists_do_not_depend_on_what_was_imported_before() -> None:
