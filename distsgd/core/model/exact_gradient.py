@@ -47,8 +47,8 @@ _LARGEST_HIDDEN, _LARGEST_SECOND = 2.0**HIDDEN_RANGE, 2.0**SECOND_RANGE
 _ROWS, _ROWS_OF_TWO = 32, 64
 """Rows of a block: 32 of 3088 floats are 0.8 MB. More where they are multiplied by many units."""
 
-_BLOCK, _NARROWEST = 33_024, 64
-"""Floats of a block of columns, such as 257 rows of 128, and columns of one at least."""
+_BLOCK, _NARROWEST = 66_048, 64
+"""Floats of a block of columns, such as 257 rows of 256, and columns of one at least."""
 
 
 def _two_parts(values: Floats, fraction: int) -> tuple[Floats, Floats]:
