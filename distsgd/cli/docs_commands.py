@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
 import re
@@ -28,6 +29,7 @@ TOPICS = (
 
 _COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_PICTURE = re.compile(r'src="pictures/([\w-]+\.webp)"')
 _REPOSITORY = "../../"
 
 
@@ -187,7 +189,13 @@ def _body(one: Page) -> tuple[str, list[tuple[str, str]]]:
             sections.append((name, inline.content))
         opening.attrSet("id", name)
     html: str = parser.renderer.render(tokens, parser.options, {})
-    return html, sections
+    return _PICTURE.sub(_embedded, html), sections
+
+
+def _embedded(found: re.Match[str]) -> str:
+    """A picture of the manual as part of its page."""
+    picture = files("distsgd").joinpath("docs", "pictures", found[1]).read_bytes()
+    return f'src="data:image/webp;base64,{base64.b64encode(picture).decode()}"'
 
 
 def _headings(tokens: list[Any]) -> Iterator[tuple[Any, Any]]:
