@@ -93,19 +93,40 @@ _ALWAYS = ("model", "loss", "workers", "epochs")
 def _print_list(runs: Sequence[RunSummary]) -> None:
     from distsgd.runs.listing import differing
 
-    others = [name for name in differing(runs) if name not in _ALWAYS]
+    different = differing(runs)
+    others = [name for name in different if name not in _ALWAYS]
+    shown = [name for name in different if name in (*_ALWAYS, *others)]
+    same = [name for name in ("workers", "epochs", "loss", "model") if name not in different]
     tagged = any(run.tags for run in runs)
-    headings = ("run", "status", *_ALWAYS, *others, "test", "best", "time", *["tags"] * tagged)
+    headings = (
+        "run",
+        "status",
+        *_ALWAYS,
+        *others,
+        "test %",
+        "best %",
+        "seconds",
+        *["tags"] * tagged,
+    )
     print_table(
         headings,
         [
             (run.name, run.state, *(_value(run.settings.get(name)) for name in (*_ALWAYS, *others)),
-             _share(run.test_accuracy), _share(run.best_accuracy), _seconds(run.seconds),
+             *map(_hundredths, (run.test_accuracy, run.best_accuracy)), _tenths(run.seconds),
              *[" ".join(run.tags)] * tagged)
             for run in runs
         ],
-        optional=("time", "test", "workers", "epochs", "loss", "model", *reversed(others), "tags"),
+        optional=(*same, "test %", *["tags"] * tagged, "seconds", *reversed(shown)),
     )  # fmt: skip
+
+
+def _hundredths(share: float | None) -> str:
+    """A share in a column of per cent, whose cells cannot be folded."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _tenths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _value(value: Any) -> str:
@@ -368,7 +389,7 @@ def export(
         ),
     ] = "npz",
     out: Annotated[
-        Path | None, typer.Option(help="The file.  [default: the run's name, here]")
+        Path | None, typer.Option(help="The file. (default: the name of the run, here)")
     ] = None,
     checkpoint: Annotated[
         str, typer.Option(help="Whose weights: last, best, or a number of updates.")
@@ -377,7 +398,7 @@ def export(
 ) -> None:
     """Write the metrics or the weights of a run to a file for another program.
 
-    onnx needs `pip install 'distsgd[onnx]'`, sklearn `pip install 'distsgd[sklearn]'`.
+    onnx and sklearn need the extras of these names; the error says what to install.
 
     Example: distsgd runs export latest --to csv --out metrics.csv
     """
