@@ -59,7 +59,7 @@ DARK = Palette(
 PALETTE_SIZE = len(LIGHT.lines)
 
 EVENT_COLOURS = {
-    "death": 1, "replaced": 2, "scaled": 0, "stranger": 3, "resumed": 4, "saved": 6, "notice": 6,
+    "death": 1, "replaced": 2, "scaled": 0, "stranger": 3, "resumed": 2, "saved": 6, "notice": 6,
     "stopped": 1,
 }  # fmt: skip
 """Kind of an event -> number of the colour of its mark."""

@@ -40,7 +40,13 @@ SIZES = {"page": (7.0, 4.2, 10.0), "slide": (12.8, 7.2, 18.0), "column": (3.4, 2
 a column of a paper. In a column there is no title: the paper has its own."""
 
 _DOTS = {"page": 150, "slide": 150, "column": 300}
-_FEW_POINTS, _MOST_LABELLED, _MOST_IN_AXES, _MOST_CAPTIONS = 30, 20, 4, 10
+_FEW_POINTS, _FEWEST_POINTS = 30, 2
+"""Up to so many points, a curve has dots, and one of single values behind others."""
+
+_MOST_LABELLED, _MOST_IN_AXES, _MOST_CAPTIONS = 20, 4, 10
+_LEGEND_WIDTH = 90
+"""Letters of all columns of a legend of four."""
+
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
@@ -217,20 +223,20 @@ def _chart(axes: Axes, chart: Chart, palette: Palette, size: str) -> None:
     if chart.form == "lines":
         axes.margins(x=0.02)
     _marks(axes, chart.marks, palette)
-    _legend(axes, size)
+    _legend(axes, size, inside=chart.form == "lines")
 
 
-def _legend(axes: Axes, size: str) -> None:
-    """Within the axes if it is short, else below or beside them."""
+def _legend(axes: Axes, size: str, *, inside: bool) -> None:
+    """Within the axes if it is short and curves leave it room, else below them."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) < 2:
         return
-    if len(names) <= _MOST_IN_AXES:
+    if inside and len(names) <= _MOST_IN_AXES:
         axes.legend()
-    elif size == "column":
-        axes.figure.legend(handles, names, loc="outside lower center", ncols=2)
-    else:
-        axes.figure.legend(handles, names, loc="outside right upper")
+        return
+    most = 2 if size == "column" else 4
+    columns = max(1, min(most, _LEGEND_WIDTH * most // (4 * max(map(len, names)))))
+    axes.figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -246,7 +252,7 @@ def _lines(axes: Axes, chart: Chart, palette: Palette) -> None:
             linestyle="--" if line.style == "dashed" else "-",
             linewidth=None if not faint else 0.6, alpha=0.6 if faint else 1.0,
             zorder=1.5 if faint else 2,
-            marker="o" if len(line.x) <= _FEW_POINTS and not faint else None,
+            marker="o" if len(line.x) <= (_FEWEST_POINTS if faint else _FEW_POINTS) else None,
         )  # fmt: skip
         if line.low:
             axes.fill_between(

@@ -325,19 +325,27 @@ def _of_progress(
 def _mean(
     group: Group, table: str, what: str, x: str, times: float, number: int, split: str
 ) -> Line:
-    """The mean of a group, and from its lowest to its highest run."""
+    """The mean of a group, and from its lowest to its highest run.
+
+    Runs take their epochs at different seconds: there the mean is over equal epochs too.
+    """
+    along = "epoch" if x == "seconds" else x
     curves = []
     for run in group.runs:
         columns: Columns = getattr(run, table)
         pairs = [
             (place, height)
             for place, height in zip(
-                _places(columns, x), _times(columns.get(what), times), strict=True
+                _places(columns, along), _times(columns.get(what), times), strict=True
             )
             if height is not None
         ]
         curves.append(([p for p, _ in pairs], [h for _, h in pairs]))
     places, mean, low, high = band(curves)
+    if x == "seconds" and places:
+        every = [getattr(run, table) for run in group.runs]
+        seconds = [np.interp(places, one["epoch"], one["seconds"]) for one in every]
+        places = np.mean(seconds, axis=0).tolist()
     single = not group.runs[1:]
     name = f"{group.name}, {split}" if split == "training" else group.name
     return Line(

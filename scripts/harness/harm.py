@@ -31,7 +31,7 @@ ODD = (
 """What may replace any value of a JSON file."""
 
 RUN_FILES = ("config.json", "metrics.jsonl", "journal.jsonl", "report.json", ".running",
-             "kernels.json", "workers.json", "checkpoints")  # fmt: skip
+             "kernels.json", "tags.json", "workers.json", "checkpoints")  # fmt: skip
 
 RUN_COMMANDS = ("runs list", "runs show RUN", "audit RUN", "replay RUN", "evaluate RUN",
                 "evaluate RUN --best --split train", "predict RUN PICTURE", "resume RUN",

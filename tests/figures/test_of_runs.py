@@ -63,3 +63,13 @@ def test_what_was_not_recorded_is_said() -> None:
         build("confusion", [History(name="old", folder="/runs/old", state="finished")])
     with pytest.raises(UsageError, match="shows one run, not 2"):
         build("timeline", [history("a"), history("b")])
+
+
+def test_over_seconds_the_mean_is_over_equal_epochs() -> None:
+    """Also of runs of which one had ended before the other ended its first epoch."""
+    slow = history("slow", 0.6, seed=1)
+    slow.epochs["seconds"] = [3.1, 4.2]
+    found = build("accuracy", [history("fast"), slow], "seconds")
+    assert isinstance(found, Chart)
+    assert found.lines[0].x == pytest.approx((1.6, 2.2))
+    assert found.lines[0].y == pytest.approx((50.0, 60.0))

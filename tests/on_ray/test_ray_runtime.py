@@ -18,7 +18,7 @@ from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.model import initial_weights
 from distsgd.data.dataset import Dataset
-from distsgd.engine.events import Ended, Event, Notice, Progress
+from distsgd.engine.events import Ended, Event, FleetReport, Happened, Notice, Progress
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import DatasetError, DivergedError, RuntimeFailure, ServerLost
@@ -86,9 +86,16 @@ def test_when_all_workers_die_others_take_their_places(
     next(event for event in events if isinstance(event, Progress) and event.step >= 10)
     for pid in ids.workers:
         os.kill(pid, signal.SIGKILL)
-    ended = last(events)
+    following = list(events)
+    ended, happened = following[-1], [e for e in following if isinstance(e, Happened)]
     undisturbed = in_peace(job, start)
     assert isinstance(ended, Ended) and isinstance(undisturbed, Ended)
+    assert [one.kind for one in happened].count("death") == 2
+    assert happened[-1].kind == "replaced"
+    reports = [event for event in following if isinstance(event, FleetReport)]
+    assert set(reports[-1].workers) == {0, 1}
+    images = sum(one.images for one in reports[-1].workers.values())
+    assert images == job.plan.examples * job.plan.epochs
     assert np.array_equal(ended.snapshot.weights, undisturbed.snapshot.weights)
 
 
