@@ -201,12 +201,12 @@ def draw(figure: charts.Figure, size: str = "page", dark: bool = False) -> Figur
         elif isinstance(figure, Matrix):
             _matrix(axes, figure, palette)
         else:
-            _timeline(axes, figure, palette)
+            _timeline(axes, figure, palette, size)
     if size != "column":
         drawn.suptitle(as_text(figure.title), fontsize=1.1 * points)
     note = getattr(figure, "note", "")
     if note and size != "column":
-        drawn.supxlabel(as_text(note), fontsize=0.75 * points, alpha=0.8)
+        drawn.axes[0].set_title(as_text(note), fontsize=0.75 * points)
     return drawn
 
 
@@ -236,7 +236,16 @@ def _legend(axes: Axes, size: str, *, inside: bool) -> None:
         return
     most = 2 if size == "column" else 4
     columns = max(1, min(most, _LEGEND_WIDTH * most // (4 * max(map(len, names)))))
-    axes.figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    _below(axes.figure, handles, names, columns, size)
+
+
+def _below(figure: Any, handles: Any, names: Sequence[str], columns: int, size: str) -> None:
+    """A legend below the axes, for which a figure that is no slide grows."""
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    if size != "slide":
+        rows = -(-len(names) // columns)
+        height = figure.get_figheight() + rows * 1.5 * SIZES[size][2] / 72
+        figure.set_figheight(height)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -367,7 +376,7 @@ def _tiles(tiles: Tiles, palette: Palette, width: float, points: float) -> Figur
     return drawn
 
 
-def _timeline(axes: Axes, timeline: charts.Timeline, palette: Palette) -> None:
+def _timeline(axes: Axes, timeline: charts.Timeline, palette: Palette, size: str) -> None:
     for place, row in enumerate(timeline.rows):
         edges = _numbers([*row.starts[:1], *row.ends])
         base = [place - 0.4] * len(row.ends)
@@ -382,4 +391,4 @@ def _timeline(axes: Axes, timeline: charts.Timeline, palette: Palette) -> None:
     axes.margins(x=0)
     _marks(axes, timeline.marks, palette)
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    _below(axes.figure, handles, labels, 3 if size == "column" else 6, size)
