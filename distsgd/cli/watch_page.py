@@ -52,12 +52,13 @@ class Page(Reporter):
         """Show the link; runs in a thread of its own."""
         assert process.stdout is not None
         text = ""
-        for line in process.stdout:
-            text += line
-            with suppress(ValueError):
-                self._url = str(json.loads(text)["url"])
-                say(f"watch it at {self._url}")
-                return
+        with process.stdout:
+            for line in process.stdout:
+                text += line
+                with suppress(ValueError):
+                    self._url = str(json.loads(text)["url"])
+                    say(f"watch it at {self._url}")
+                    return
 
     def stay(self) -> None:
         """Keep the page until Ctrl-C, if somebody is there to press it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,3 +150,34 @@ def test_a_report_is_one_file(run: Path, distsgd_here: Run, browser: Chromium) -
             "document.querySelector('.plot').getAttribute('aria-label').includes('by seconds')"
         )
         assert browser.run("document.querySelectorAll('h1').length") == headings
+
+
+@pytest.mark.thorough
+@pytest.mark.network
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing(
+    run: Path, link: str, browser: Chromium, tmp_path: Path, width: int, dark: bool
+) -> None:
+    """The checks of axe-core, which is fetched for this test and no part of the package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm on this machine")
+    done = subprocess.run([npm, "pack", "--silent", "axe-core"], cwd=tmp_path, capture_output=True)
+    if done.returncode:
+        pytest.skip("axe-core cannot be fetched")
+    (archive,) = tmp_path.glob("axe-core-*.tgz")
+    with tarfile.open(archive) as content:
+        member = content.extractfile("package/axe.min.js")
+        assert member is not None
+        axe = member.read().decode()
+    browser.prefer(dark=dark)
+    browser.size(width)
+    browser.go(link)
+    browser.wait(READY)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    browser.run(axe + ";0")
+    found = browser.run(
+        "axe.run().then(all => all.violations.map(one => [one.id, one.impact, one.nodes[0].html]))"
+    )
+    assert found == []
