@@ -37,7 +37,7 @@ class RunView:
         most: points of a curve.
     """
 
-    def __init__(self, folder: Path, most: int = 1000) -> None:
+    def __init__(self, folder: Path, most: int = 500) -> None:
         self.folder, self._most = folder, most
         self._lock = Lock()
         self._reader: HistoryReader | None = None
