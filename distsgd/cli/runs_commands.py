@@ -12,6 +12,7 @@ from distsgd.cli.output import (
     JsonFlag,
     confirmed,
     count,
+    pass_on,
     percent,
     print_json,
     print_pairs,
@@ -449,3 +450,15 @@ def rm(
         print_json({"removed": removed, "bytes": size})
     else:
         show(*(f"removed {path}" for path in removed))
+
+
+@app.command(hidden=True)
+def mirror(
+    run: Annotated[str, typer.Argument()],
+    address: Annotated[str, typer.Option(help="Of the cluster it runs on; not used.")] = "auto",
+) -> None:
+    """Print what is added to a run, for `distsgd watch --address`, until it has ended."""
+    from distsgd.watch.mirror import printed
+
+    for line in printed(run):
+        pass_on(f"{line}\n")

@@ -9,7 +9,7 @@ import shlex
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +30,10 @@ def watch(
         str,
         typer.Argument(metavar="[RUN]", help="Path or name of a run, latest, or a folder of runs."),
     ] = "latest",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a cluster whose run it is: HOST:PORT, http://HOST:8265, or auto."),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine. (default: any)", min=0)] = 0,
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the page in a browser.")
@@ -42,13 +46,28 @@ def watch(
     The page starts on the latest run, and follows to newer ones. It is served on this machine
     alone, to those who have the link, until Ctrl-C; it reads run folders, and writes nothing.
 
+    With --address it shows the run of a job of a cluster, from a copy that another job keeps
+    up to date.
+
     Example: distsgd watch latest
+
+    Example: distsgd watch job-20260101-120000-ab12 --address auto
     """
+    _give_way()
+    with ExitStack() as stack:
+        if address is not None:
+            from distsgd.watch.mirror import mirrored_run
+
+            say(f"asking {address} for the run ...")
+            place = str(stack.enter_context(mirrored_run(place, address)))
+        _watch(place, port, open_, until, json)
+
+
+def _watch(place: str, port: int, open_: bool, until: int, json: bool) -> None:
     from distsgd.watch.listing import Listing
     from distsgd.watch.server import WatchServer
 
     server = WatchServer(Listing(place), port)
-    _give_way()
     screen = open_ and has_screen()
     if json:
         print_json({"url": server.url, "port": server.port, "opened": screen})

@@ -136,7 +136,7 @@ class JobApi:
 
     def submit(
         self, arguments: Sequence[str], files: Sequence[Path], *, sample: bool,
-        run: str | None = None,
+        run: str | None = None, listed: bool = True,
     ) -> str:  # fmt: skip
         """Submit a command of distsgd; returns the name of the job.
 
@@ -145,6 +145,7 @@ class JobApi:
             files: files that the command reads, by their names without a folder.
             sample: whether the embedded images are included.
             run: name of the run that it resumes; None for a new run named after the job.
+            listed: whether `jobs` shows it.
 
         Raises:
             RuntimeFailure: the cluster does not accept it.
@@ -156,7 +157,7 @@ class JobApi:
                 "entrypoint": join(["python", "-m", "distsgd", *arguments, "--address", "auto"]),
                 "submission_id": job,
                 "metadata": {
-                    _MARK: __version__,
+                    **({_MARK: __version__} if listed else {}),
                     "command": join(arguments),
                     "run": run or job,
                     **BY_PROCESSOR,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from support import PATIENCE, command_line, processes_with, run_here, wait_for
 
 from distsgd.runs.metrics import epoch_rows
@@ -108,6 +109,9 @@ def test_handed_over_followed_stopped_and_gone_on_with(cluster: Cluster, home: P
     assert "\n    5 " in here(home, "jobs", "logs", job).stdout
     listed = json.loads(here(home, "jobs", "list", "--json").stdout)["jobs"]
     assert [one["state"] for one in listed] == ["running", "succeeded"]
+    watched(home, job)
+    listed = json.loads(here(home, "jobs", "list", "--json").stdout)["jobs"]
+    assert [one["state"] for one in listed] == ["running", "succeeded"], "the copy is no training"
     stopped = cluster("jobs", "stop", job)
     assert stopped.returncode == 0 and f"submit --resume {job}" in stopped.stderr
     shown = json.loads(here(home, "runs", "show", job, "--json").stdout)
@@ -125,6 +129,35 @@ def here(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of the user whose cluster it is, in this process."""
     settings = {"DISTSGD_HOME": str(home), "COLUMNS": "200"}
     return subprocess.CompletedProcess(arguments, *run_here(arguments, home, settings))
+
+
+def watched(home: Path, job: str) -> None:
+    """The page of a job's run, until Ctrl-C: it follows the training."""
+    process = subprocess.Popen(
+        command_line("watch", job, "--address", "auto", "--no-open", "--json"),
+        env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    told = ""
+    while "}" not in told:
+        told += process.stdout.readline()
+    url = json.loads(told)["url"]
+    with requests.Session() as browser:
+        browser.trust_env = False
+        browser.get(url, timeout=PATIENCE)
+        page = url.partition("?")[0]
+
+        def epochs() -> int:
+            shown = browser.get(f"{page}view", params={"runs": "latest"}, timeout=PATIENCE).json()
+            (run,) = shown["runs"]
+            assert (run["name"], run["state"]) == (job, "running")
+            return len(run["epochs"]["epoch"])
+
+        before = epochs()
+        wait_for(lambda: epochs() > before)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode in (0, 130) and "Traceback" not in err, err
 
 
 def submitted_until_control_c(home: Path) -> str:
