@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distsgd.cli.output import say
 from distsgd.config.settings import TrainConfig
+from distsgd.data.system import python_module, whole_environment
 from distsgd.training.results import Reporter
 
 __all__ = ["Page"]
@@ -34,14 +35,13 @@ class Page(Reporter):
         """Start it; its link is shown as soon as it is ready."""
         if self._process is not None:
             return
-        command = [
-            sys.executable, "-m", "distsgd", "watch", "--json", "--until", str(os.getpid()),
-            "--", str(run_dir),
-        ]  # fmt: skip
+        command = python_module(
+            "distsgd", "watch", "--json", "--until", str(os.getpid()), "--", str(run_dir)
+        )
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                start_new_session=True,
+                start_new_session=True, env=whole_environment(),
             )  # fmt: skip
         except OSError as error:
             say(f"the page cannot be started: {error.strerror}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -14,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from distsgd.data.system import python_module, whole_environment
 from distsgd.errors import DistsgdError, UsageError
 from distsgd.figures.of_runs import AXES
 from distsgd.version import __version__
@@ -247,9 +247,9 @@ class WatchServer:
         """Run `distsgd audit` or `replay`, and return what it prints."""
         folder, proof = self._of(request).folder, request.match_info["proof"]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "distsgd", proof, "--json", "--", str(folder),
+            *python_module("distsgd", proof, "--json", "--", str(folder)),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True, env=whole_environment(),
         )  # fmt: skip
         self._proofs.add(process)
         try:

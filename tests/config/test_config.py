@@ -205,6 +205,7 @@ def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
 def test_train_has_every_setting_as_an_argument() -> None:
     """Each parameter of a policy, too: a new one is one line in the signature of `train`."""
     extra = {"config", "run_dir", "reporter", "trace", "chaos", "address"}
+    extra |= {"callbacks", "tags", "verbose"}
     parameters = inspect.signature(train).parameters
     assert set(parameters) == {*SETTINGS, *extra}
     for name, one in SETTINGS.items():
@@ -214,7 +215,7 @@ def test_train_has_every_setting_as_an_argument() -> None:
         assert parameters[name].default is None
         assert f"\n        {name}: " in str(train.__doc__)
     assert set(inspect.signature(resume).parameters) == {
-        "run", "reporter", "chaos", "address", *RESUMABLE_SETTINGS,
+        "run", "reporter", "chaos", "address", "callbacks", "verbose", *RESUMABLE_SETTINGS,
     }  # fmt: skip
 
 

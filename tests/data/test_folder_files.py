@@ -185,6 +185,8 @@ ALLOWED = {
     ("data/plain_rows.py", "memory_map"): "by `mappable`",
     ("runs/array_archive.py", "open"): "a member of an archive that is open",
     ("config/sources.py", "read_text"): "a file that the user names",
+    ("runs/origin.py", "read_text"): "files of git, from which a commit is taken and no more",
+    ("cli/watch_commands.py", "open"): "a page in the browser",
     ("simulation/scenario.py", "read_text"): "a file that the user names",
 }
 

@@ -43,7 +43,7 @@ def test_no_empty_element_of_a_path_is_passed_on(
 
 def test_every_process_of_ours_gets_that_environment() -> None:
     starting = [path for path in SOURCES if ".Popen(" in path.read_text(encoding="utf-8")]
-    assert len(starting) == 4
+    assert len(starting) == 5
     assert all("whole_environment(" in path.read_text(encoding="utf-8") for path in starting)
 
 

@@ -36,6 +36,12 @@ def long() -> tuple[Job, Snapshot]:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that is stopped stays in its team, however busy the machine is."""
+    monkeypatch.setattr("distsgd.engine.team_host._OVERDUE_SECONDS", 1000.0)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member that does not go on is soon found to hang."""
     monkeypatch.setattr("distsgd.engine.team_host._OVERDUE_SECONDS", 0.05)
@@ -79,7 +85,7 @@ def test_a_member_that_stops_at_any_word_and_goes_on_later_spoils_nothing(
 
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_member_that_fails_while_it_helps_or_catches_up_spoils_nothing(
-    births: Nursery, long: tuple[Job, Snapshot], impatient: None, what: int
+    births: Nursery, long: tuple[Job, Snapshot], patient: None, what: int
 ) -> None:
     fallen = "X" if what == signal.SIGKILL else "T"
     with Training(births, *long, 2) as training:

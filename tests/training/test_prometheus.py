@@ -14,7 +14,7 @@ import pytest
 import yaml
 from listening import listeners
 from prometheus_client.parser import text_string_to_metric_families
-from support import Run, on_sample
+from support import Run, on_sample, wait_for
 
 import distsgd
 from distsgd.errors import UsageError
@@ -58,6 +58,7 @@ def test_read_back_by_prometheus(served: distsgd.Prometheus) -> None:
 
     class Scrape(distsgd.Reporter):
         def ended(self) -> None:
+            wait_for(lambda: "distsgd_updates_total" in samples(served.port))
             seen.append(samples(served.port))
 
     config = on_sample(workers=0, epochs=2, log_every=2)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from distsgd.config.settings import TrainConfig
 from distsgd.data.atomic import replace_file
+from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import home_folder
 from distsgd.data.system import OWN_THREAD
 from distsgd.engine.events import Progress
@@ -51,7 +52,7 @@ def _token() -> str:
     """
     path = metrics_token_file()
     try:
-        if path.is_file() and (known := path.read_text(encoding="ascii").strip()):
+        if path.is_file() and (known := read_inside(path, most=SMALL).decode("ascii").strip()):
             return known
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         token = secrets.token_urlsafe(32)
