@@ -70,10 +70,10 @@ def list_(
     Example: distsgd runs list --where loss=softmax --state finished
     """  # fmt: skip
     from distsgd.runs.folder import runs_home
-    from distsgd.runs.listing import select, summaries
+    from distsgd.runs.listing import find_runs, summaries
 
     every = summaries()
-    runs = select(
+    runs = find_runs(
         every, sort=sort, reverse=reverse, where=where or (), state=state, tag=tag
     )  # fmt: skip
     if json:

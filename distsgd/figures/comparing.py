@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.runs.history import History
+from distsgd.runs.listing import differing_settings
 
 __all__ = ["Curve", "Differences", "Group", "band", "differing", "groups", "labels"]
 
@@ -61,15 +62,13 @@ class Differences:
 
 def differing(runs: Sequence[History]) -> Differences:
     """The settings, and the dataset, in which some of these runs differ."""
-    every = list(map(_settings, runs))
-    names = list(dict.fromkeys(name for one in every for name in one))
-    different = tuple(
-        name for name in names if len({_key(settings.get(name)) for settings in every}) > 1
-    )
+    found = differing_settings(list(map(_settings, runs)))
     return Differences(
-        settings=different,
+        settings=tuple(found),
         runs=tuple(run.name for run in runs),
-        values=tuple(tuple(settings.get(name) for name in different) for settings in every),
+        values=tuple(
+            tuple(values[place] for values in found.values()) for place in range(len(runs))
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,8 @@ __all__ = [
     "STATES",
     "RunSummary",
     "differing",
+    "differing_settings",
     "find_runs",
-    "select",
     "summaries",
     "summarise",
 ]
@@ -111,30 +111,6 @@ def summaries() -> list[RunSummary]:
     return [summarise(run) for run in list_runs()]
 
 
-def find_runs(
-    *,
-    sort: str = "created",
-    reverse: bool = False,
-    where: Sequence[str] = (),
-    state: str | None = None,
-    tag: str | None = None,
-) -> list[RunSummary]:
-    """All runs that can be found, or some of them, oldest first; called as `distsgd.runs()`.
-
-    Args:
-        sort: "created", "name", "accuracy" (best first), "loss", "train-loss", "time", "epochs",
-            or a setting. Runs without a value come last.
-        reverse: the other way round.
-        where: texts such as "loss=svm"; all must hold.
-        state: only runs in this state.
-        tag: only runs with this tag.
-
-    Raises:
-        UsageError: one of these names nothing.
-    """
-    return select(summaries(), sort=sort, reverse=reverse, where=where, state=state, tag=tag)
-
-
 _UP, _DOWN = False, True
 
 ORDERS: dict[str, tuple[Callable[[RunSummary], Any], bool]] = {
@@ -149,8 +125,8 @@ ORDERS: dict[str, tuple[Callable[[RunSummary], Any], bool]] = {
 """What runs are sorted by, and whether the largest comes first. A setting sorts by its value."""
 
 
-def select(
-    runs: Iterable[RunSummary],
+def find_runs(
+    among: Iterable[RunSummary] | None = None,
     *,
     sort: str = "created",
     reverse: bool = False,
@@ -158,7 +134,20 @@ def select(
     state: str | None = None,
     tag: str | None = None,
 ) -> list[RunSummary]:
-    """Some of the runs, sorted; see `find_runs` for arguments and errors."""
+    """All runs that can be found, or some of them, oldest first; called as `distsgd.runs()`.
+
+    Args:
+        among: only some of these; None for any.
+        sort: "created", "name", "accuracy" (best first), "loss", "train-loss", "time", "epochs",
+            or a setting. Runs without a value come last.
+        reverse: the other way round.
+        where: texts such as "loss=svm"; all must hold.
+        state: only runs in this state.
+        tag: only runs with this tag.
+
+    Raises:
+        UsageError: one of these names nothing.
+    """
     if state is not None and state not in STATES:
         raise UsageError(
             f"{spelling().setting('state')} cannot be {state}", f"Give one of {', '.join(STATES)}"
@@ -166,7 +155,7 @@ def select(
     tests = [_condition(text) for text in where]
     found = [
         run
-        for run in runs
+        for run in (summaries() if among is None else among)
         if (state is None or run.state == state)
         and (tag is None or tag in run.tags)
         and all(test(run) for test in tests)
@@ -218,10 +207,15 @@ def _is(value: Any, text: str) -> bool:
 
 def differing(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Settings whose values are not the same in all runs, with the value of each run."""
-    readable = [run.settings for run in runs if run.settings]
+    return differing_settings([run.settings for run in runs])
+
+
+def differing_settings(every: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The same of runs by their settings; one without any, as of a damaged run, differs in none."""
+    readable = [settings for settings in every if settings]
     names = dict.fromkeys(name for settings in readable for name in settings)
     return {
-        name: [run.settings.get(name) for run in runs]
+        name: [settings.get(name) for settings in every]
         for name in names
         if any(settings.get(name) != readable[0].get(name) for settings in readable)
     }

@@ -24,8 +24,17 @@ from distsgd.runs.line_file import LineFile
 from distsgd.spelling import spelling
 
 __all__ = [
-    "LONGEST_RECORD", "Best", "MetricsWriter", "best_epoch", "check_trace_file", "epoch_rows",
-    "is_whole_record", "read_metrics", "seconds_of_steps", "write_trace_file",
+    "LONGEST_RECORD",
+    "METRIC_COLUMNS",
+    "Best",
+    "MetricsWriter",
+    "best_epoch",
+    "check_trace_file",
+    "epoch_rows",
+    "is_whole_record",
+    "read_metrics",
+    "seconds_of_steps",
+    "write_trace_file",
 ]  # fmt: skip
 
 
@@ -212,3 +221,50 @@ def write_trace_file(path: Path, tracks: Sequence[Track]) -> None:
         replace_file(path, content.encode(), shared=True)
     except OSError as error:
         raise storage_error(error, path) from None
+
+
+METRIC_COLUMNS: dict[str, str] = {
+    "kind": "string",
+    "step": "int64",
+    "epoch": "int64",
+    "seconds": "float64",
+    "loss": "float64",
+    "accuracy": "float64",
+    "learning_rate": "float64",
+    "examples_seen": "int64",
+    "examples_per_second": "float64",
+    "train_loss": "float64",
+    "train_accuracy": "float64",
+    "test_loss": "float64",
+    "test_accuracy": "float64",
+}
+"""Columns and their types. A row of kind "progress" lacks the last four, one of kind "epoch" those
+from loss to examples_per_second. Epochs count from 1."""
+
+
+def metrics_columns(path: Path) -> dict[str, list[Any]]:
+    """The records of metrics.jsonl, as written, by column; None where a record has no value.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in METRIC_COLUMNS}
+    for record in read_metrics(path):
+        if record.get("kind") not in ("progress", "epoch"):
+            continue
+        if record["kind"] == "epoch":
+            record = {**record, "step": record["version"]}
+        else:
+            record = {**record, "epoch": record["epoch"] + 1}
+        for name, column in columns.items():
+            column.append(record.get(name))
+    return columns
+
+
+def metrics_table(path: Path) -> Any:
+    """The same as a `pyarrow.Table`."""
+    import pyarrow as pa
+
+    columns = metrics_columns(path)
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in METRIC_COLUMNS.items()])
+    return pa.table(columns, schema=schema)

@@ -15,10 +15,10 @@ from distsgd.runs import RunFolder, checkpoint_versions, find_run, handle
 from distsgd.runs.chosen import LAST, chosen_model
 from distsgd.runs.export.export import Exported, export_run
 from distsgd.runs.export.layers import ExportedModel, exported
-from distsgd.runs.export.metrics_table import metrics_table
 from distsgd.runs.export.sklearn_model import to_sklearn
 from distsgd.runs.history import History, HistoryReader
 from distsgd.runs.journal import Record, Resized, Resumed, first_digest, whole_journal
+from distsgd.runs.metrics import metrics_table
 from distsgd.runs.templates import templates_of
 from distsgd.training.results import TrainResult, result_from
 

@@ -18,8 +18,8 @@ from distsgd.errors import DistsgdError, RunError, UsageError, import_optional
 from distsgd.runs.chosen import chosen_model
 from distsgd.runs.export.export import export_run
 from distsgd.runs.export.layers import exported
-from distsgd.runs.export.metrics_table import metrics_columns
 from distsgd.runs.folder import find_run
+from distsgd.runs.metrics import metrics_columns
 
 KINDS = {
     "softmax": {"loss": "softmax"},

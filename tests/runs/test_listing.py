@@ -11,7 +11,7 @@ from support import Run, on_sample
 import distsgd
 from distsgd.errors import RunError, UsageError
 from distsgd.runs.folder import find_run, list_runs, runs_home
-from distsgd.runs.listing import RunSummary, differing, select, summaries
+from distsgd.runs.listing import RunSummary, differing, find_runs
 from distsgd.runs.removal import check_removable, remove_run
 
 
@@ -47,7 +47,7 @@ RUNS = [
     ],
 )
 def test_sorted_and_filtered(asked: dict[str, object], expected: str) -> None:
-    assert "".join(run.name for run in select(RUNS, **asked)) == expected  # type: ignore[arg-type]
+    assert "".join(run.name for run in find_runs(RUNS, **asked)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_sorted_and_filtered(asked: dict[str, object], expected: str) -> None:
 )
 def test_what_names_nothing_is_refused(asked: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        select(RUNS, **asked)  # type: ignore[arg-type]
+        find_runs(RUNS, **asked)  # type: ignore[arg-type]
 
 
 def test_settings_that_differ() -> None:
@@ -77,7 +77,7 @@ def test_a_sweep_in_the_list_and_compared(distsgd_here: Run) -> None:
     shown = distsgd_here("runs", "list", "--sort", "accuracy")
     lines = [line for line in shown.stdout.splitlines() if "rate-" in line]
     assert len(set(lines)) == 3 and "learning_rate" in shown.stdout, shown.stdout
-    best = [run.best_accuracy for run in select(summaries(), sort="accuracy")]
+    best = [run.best_accuracy for run in find_runs(sort="accuracy")]
     assert best == sorted(best, reverse=True) and f"{best[0]:.1%}".rstrip("%") in lines[0]
     done = distsgd_here("runs", "list", "--where", "learning-rate=1e-3", "--json")
     (only,) = json.loads(done.stdout)["runs"]

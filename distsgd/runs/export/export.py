@@ -17,10 +17,10 @@ from distsgd.data.locations import expanded
 from distsgd.errors import UsageError, storage_error
 from distsgd.runs.chosen import LAST, chosen_model
 from distsgd.runs.export.layers import ExportedModel, exported
-from distsgd.runs.export.metrics_table import metrics_columns, metrics_table
 from distsgd.runs.export.onnx_file import onnx_bytes
 from distsgd.runs.export.sklearn_model import skops_bytes
 from distsgd.runs.folder import RunFolder, find_run
+from distsgd.runs.metrics import metrics_columns, metrics_table
 from distsgd.spelling import spelling
 
 __all__ = ["FORMATS", "Exported", "export_run"]
