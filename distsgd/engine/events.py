@@ -275,7 +275,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Happened:
-    """Something that is kept in the run's folder, and that the user need not be told of now.
+    """Something to be written to the run folder, but not shown to the user at once.
 
     Attributes:
         kind: one of `EVENT_KINDS`.

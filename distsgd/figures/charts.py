@@ -261,7 +261,7 @@ class Timeline:
         title: what is drawn.
         x_label: of the time axis.
         rows: the workers.
-        doings: what is told apart, with the number of its colour.
+        doings: what a worker can spend its time on -> number of its colour.
         marks: events.
     """
 

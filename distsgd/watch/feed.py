@@ -30,7 +30,7 @@ def encoded(content: Any) -> str:
 
 
 class Feed:
-    """One value that changes, and the pages that are told of it.
+    """One value that changes, and the pages that follow it.
 
     Args:
         stamp: something that is equal as long as the value cannot have changed; cheap.
@@ -67,7 +67,7 @@ class Feed:
 
     @property
     def idle(self) -> bool:
-        """Whether no page is told of it."""
+        """Whether no page follows it."""
         return not self._pages
 
     def leave(self, queue: asyncio.Queue[str | None]) -> None:
