@@ -108,11 +108,16 @@ class _ExactKernel(Kernel):
         self._arrays: dict[tuple[str, int], Floats] = {}
 
     def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """See `Kernel.gradients`."""
         ranges = [(slot, slot + 1) for slot in range(len(labels))]
-        return self.sums(weights, labels, out, write, ranges)
+        return self.sums(weights, labels, out, write, ranges, factors)
 
     def _array(self, name: str, rows: int, columns: int) -> Floats:
         """An array that is made once for each number of columns."""
@@ -180,7 +185,11 @@ class _ExactKernel(Kernel):
             into[:, features + 1 :] = 0
 
     def _losses(
-        self, scores: Floats, labels: NDArray[np.intp], gradient: Floats
+        self,
+        scores: Floats,
+        labels: NDArray[np.intp],
+        gradient: Floats,
+        factors: Floats | None,
     ) -> tuple[Floats, Ints]:
         """Write dL/ds; returns the losses, and which slots' predictions are right.
 
@@ -188,9 +197,14 @@ class _ExactKernel(Kernel):
             scores: shape (classes, slots * examples).
             labels: shape (slots, examples).
             gradient: of the shape of the scores.
+            factors: shape (slots, examples), or None.
         """
         truth = labels.reshape(-1)
         losses = self._own(scores.T, truth, gradient.T).reshape(labels.shape)
+        if factors is not None:
+            losses = losses * factors
+            np.multiply(gradient, factors.reshape(-1), out=gradient)
+            rounded(gradient, self._grids.score_gradient, out=gradient)
         right = scores.argmax(axis=0) == truth
         return losses, np.count_nonzero(right.reshape(labels.shape), axis=1)
 
@@ -216,7 +230,13 @@ class ExactLinearKernel(_ExactKernel):
         super().__init__(settings, grids, grids.classes, _ROWS)
 
     def sums(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter, ranges: Ranges
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        ranges: Ranges,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """See `Kernel.sums`."""
         weights = weights.reshape(self._outputs, -1)
@@ -224,7 +244,7 @@ class ExactLinearKernel(_ExactKernel):
         fits = self._grids.first_layer_fits(weights, self._size)
         scores = self._forward(weights, labels.shape, write)
         gradient = self._array("gradient", *scores.shape)
-        losses, hits = self._losses(scores, labels.astype(np.intp), gradient)
+        losses, hits = self._losses(scores, labels.astype(np.intp), gradient, factors)
         self._backward(gradient, labels.shape[1], ranges, [out[low] for low, _ in ranges], write)
         return self._finished(losses, hits, fits=fits)
 
@@ -246,7 +266,13 @@ class ExactTwoLayerKernel(_ExactKernel):
         self._active: NDArray[np.bool_] = np.empty((self._outputs, 0), dtype=np.bool_)
 
     def sums(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter, ranges: Ranges
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        ranges: Ranges,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """See `Kernel.sums`."""
         first, second = self._layers(weights)
@@ -258,7 +284,7 @@ class ExactTwoLayerKernel(_ExactKernel):
         fits = fits and bool(hidden.max() <= _LARGEST_HIDDEN)
         scores = second_scores(parts, inputs)
         gradient = self._array("gradient", *scores.shape)
-        losses, hits = self._losses(scores, labels.astype(np.intp), gradient)
+        losses, hits = self._losses(scores, labels.astype(np.intp), gradient, factors)
         into = [self._layers(out[low]) for low, _ in ranges]
         seconds = [second_out for _, second_out in into]
         self._second_gradient(gradient, inputs, labels.shape[1], ranges, seconds)

@@ -54,6 +54,10 @@ which makes the gradient of the first layer exact as above. dL/dW2 is rounded to
 its sum over a minibatch is exact as well. Whatever is not a matrix product or a sum over examples
 is elementwise (`distsgd.core.portable`).
 
+Weighted examples: loss and dL/ds of an example are multiplied by its factor, at most F, and dL/ds
+is rounded again. Then max |g| and max sum_k |g_k| are F times as large, and dL/ds of the SVM, no
+longer whole, is a multiple of 2**-p with p as for softmax.
+
 What rounding costs: steps of 2**-32 in W are 2e-10, those of float32 at 0.004; dL/ds is wrong by
 5e-10 at most, as a float32 at 0.016 is. Training does not notice (see the manual, `exact`).
 """
@@ -117,6 +121,7 @@ class Grids:
         examples: B.
         loss: "softmax" or "svm".
         scale: S, what centred pixels are divided by.
+        factor: F, the largest weight of an example; None if all count alike.
     """
 
     classes: int
@@ -124,6 +129,7 @@ class Grids:
     examples: int
     loss: str
     scale: float
+    factor: float | None = None
 
     @property
     def largest_row(self) -> float:
@@ -135,19 +141,20 @@ class Grids:
         return max(_PIXEL, self.scale)
 
     @property
-    def _of_one(self) -> int:
+    def _of_one(self) -> float:
         """The largest dL/ds."""
-        return 1 if self.loss == "softmax" else max(1, self.classes - 1)
+        largest = 1 if self.loss == "softmax" else max(1, self.classes - 1)
+        return largest * (self.factor or 1)
 
     @property
-    def _of_all(self) -> int:
+    def _of_all(self) -> float:
         """The largest sum over the classes of dL/ds, in size."""
-        return 4 if self.loss == "softmax" else 2 * self._of_one
+        return 4 * (self.factor or 1) if self.loss == "softmax" else 2 * self._of_one
 
     @cached_property
     def score_gradient(self) -> int:
         """p: dL/ds is a multiple of 2**-p."""
-        if self.loss == "svm":
+        if self.loss == "svm" and self.factor is None:
             return 0
         return self._room_two() if self.hidden else min(_FINEST, self._room(self._of_one))
 
@@ -200,7 +207,7 @@ class Grids:
                 f"{batch} take {bits(self.examples)} bits, pixels {raw}, and its range "
                 f"{bits(self._of_all * 2.0**SECOND_RANGE)}",
             )  # fmt: skip
-        if self.loss == "softmax":
+        if self.loss == "softmax" or self.factor is not None:
             self._at_least(
                 "dL/ds", self.score_gradient,
                 f"{batch} take {bits(self.examples)} bits, and pixels {raw}",

@@ -188,10 +188,16 @@ class _Exact(Architecture):
                 return f"{text.format(f'{size:,.6g}')}, and scores are exact up to {most:,.0f}"
         return ""
 
-    def _grids(self, loss: str, preprocessing: Preprocessing, examples: int) -> Grids:
+    def _grids(
+        self,
+        loss: str,
+        preprocessing: Preprocessing,
+        examples: int,
+        factor: float | None = None,
+    ) -> Grids:
         return Grids(
             classes=self.classes, hidden=self.layers[0].outputs * (len(self.layers) - 1),
-            examples=examples, loss=loss, scale=preprocessing.scale,
+            examples=examples, loss=loss, scale=preprocessing.scale, factor=factor,
         )  # fmt: skip
 
 
@@ -206,7 +212,9 @@ class ExactLinear(_Exact, Linear):
     def kernel(self, settings: KernelSettings) -> Kernel:
         """See `ExactLinearKernel`."""
         examples = settings.most or settings.slot_size
-        grids = self._grids(settings.loss, settings.preprocessing, examples)
+        grids = self._grids(
+            settings.loss, settings.preprocessing, examples, settings.largest_factor
+        )
         return ExactLinearKernel(settings, grids)
 
 
@@ -223,7 +231,9 @@ class ExactTwoLayer(_Exact, TwoLayer):
     def kernel(self, settings: KernelSettings) -> Kernel:
         """See `ExactTwoLayerKernel`."""
         examples = settings.most or settings.slot_size
-        grids = self._grids(settings.loss, settings.preprocessing, examples)
+        grids = self._grids(
+            settings.loss, settings.preprocessing, examples, settings.largest_factor
+        )
         return ExactTwoLayerKernel(settings, grids)
 
     def score(self, weights: Floats, features: Floats, out: Floats) -> Floats:

@@ -224,6 +224,7 @@ class KernelSettings(NamedTuple):
         dtype: "float32" or "float64".
         most: the examples of all slots together; None if unknown. Buffers are no larger.
         products: how those of one layer are cut, `SMALL_PRODUCTS` or `WHOLE_PRODUCTS`.
+        largest_factor: of an example, which exact arithmetic must know; None without factors.
     """
 
     loss: str
@@ -232,6 +233,7 @@ class KernelSettings(NamedTuple):
     dtype: str
     most: int | None = None
     products: str = SMALL_PRODUCTS
+    largest_factor: float | None = None
 
 
 class Kernel(ABC):
@@ -255,7 +257,14 @@ class Kernel(ABC):
         self._centre = preprocessing.centre(dtype)
         self.slots, self._most = fitting(settings.slot_size, settings.most)
 
-    def gradient(self, weights: Floats, pixels: Bytes, labels: Ints, out: Floats) -> SlotLoss:
+    def gradient(
+        self,
+        weights: Floats,
+        pixels: Bytes,
+        labels: Ints,
+        out: Floats,
+        factors: Floats | None = None,
+    ) -> SlotLoss:
         """Write the gradient of one slot, and return its loss; see `gradients`.
 
         Args:
@@ -263,17 +272,24 @@ class Kernel(ABC):
             pixels: shape (examples, features), uint8.
             labels: shape (examples,).
             out: shape (parameters,), overwritten.
+            factors: shape (examples,), or None.
         """
 
         def write(first: int, rows: Floats, example: int = 0, column: int = 0) -> None:
             part = pixels[example : example + rows.shape[1], column : column + rows.shape[2]]
             np.copyto(rows[0, :, : part.shape[1]], part)
 
-        return self.gradients(weights, labels[None], out[None], write)[0]
+        own = None if factors is None else factors[None]
+        return self.gradients(weights, labels[None], out[None], write, own)[0]
 
     @abstractmethod
     def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """Write the sum over each slot's examples of dL_i/dw, and return the slots' losses.
 
@@ -282,6 +298,8 @@ class Kernel(ABC):
             labels: shape (slots, examples), for any number of slots of one size.
             out: shape (slots, parameters), overwritten.
             write: writes the raw rows of the examples.
+            factors: the weight of each example, shape (slots, examples): its loss and its gradient
+                are multiplied by it. None: all count alike.
         """
 
     def sums(
@@ -291,6 +309,7 @@ class Kernel(ABC):
         out: Floats,
         write: RowWriter,
         ranges: Sequence[tuple[int, int]],
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """As `gradients`, but added up over ranges of slots, if the kernel adds slots at all.
 
@@ -300,6 +319,7 @@ class Kernel(ABC):
             out: likewise; of each range, only the row of its first slot is overwritten.
             write: likewise.
             ranges: slots [first, last), one range after another.
+            factors: as for `gradients`.
         """
         raise NotImplementedError
 
@@ -385,7 +405,12 @@ class LinearKernel(_RowKernel):
         self._views: dict[tuple[int, int], _Views] = {}
 
     def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """See `Kernel.gradients`."""
         slots, examples = labels.shape
@@ -400,6 +425,10 @@ class LinearKernel(_RowKernel):
             write(low, views.rows)
             scores = self._score(weights, centre, views)
             losses[part] = self._loss(scores.T, truth[part], views.gradient.T)
+            if factors is not None:
+                own = factors.reshape(-1)[part]
+                losses[part] *= own
+                np.multiply(views.gradient, own, out=views.gradient)
             scores.argmax(axis=0, out=best[part])
             np.multiply(views.by_slot, self._shrink, out=views.weighted)
             np.add.reduce(views.weighted, axis=-1, out=views.of_centre)
@@ -496,7 +525,12 @@ class TwoLayerKernel(_RowKernel):
         self._weighted = np.empty((hidden, self._most + 1), dtype=dtype)
 
     def gradients(
-        self, weights: Floats, labels: Ints, out: Floats, write: RowWriter
+        self,
+        weights: Floats,
+        labels: Ints,
+        out: Floats,
+        write: RowWriter,
+        factors: Floats | None = None,
     ) -> list[SlotLoss]:
         """See `Kernel.gradients`."""
         first, second = self._layers(weights)
@@ -506,9 +540,12 @@ class TwoLayerKernel(_RowKernel):
         for low in range(0, len(labels), self.slots):
             part = slice(low, low + self.slots)
             write(low, self._rows[: len(labels[part]), 1 : labels.shape[1] + 1])
+            every = [None] * len(labels[part]) if factors is None else factors[part]
             losses += [
-                self._one(first, second, centre, slot, truth, *self._layers(into))
-                for slot, (truth, into) in enumerate(zip(labels[part], out[part], strict=True))
+                self._one(first, second, centre, slot, truth, own, *self._layers(into))
+                for slot, (truth, own, into) in enumerate(
+                    zip(labels[part], every, out[part], strict=True)
+                )
             ]
         return losses
 
@@ -519,6 +556,7 @@ class TwoLayerKernel(_RowKernel):
         centre: Floats,
         slot: int,
         labels: Ints,
+        factors: Floats | None,
         first_out: Floats,
         second_out: Floats,
     ) -> SlotLoss:
@@ -527,6 +565,9 @@ class TwoLayerKernel(_RowKernel):
         inputs, scores = self._forward(first, second, centre, slot, examples)
         gradient = self._gradient[:, :examples]
         losses = self._loss(scores.T, labels, gradient.T)
+        if factors is not None:
+            losses = losses * factors
+            np.multiply(gradient, factors, out=gradient)
         weight_gradient(gradient, inputs.T, second_out)
         self._backward(second, gradient, examples)
         rows = self._rows[slot, : examples + 1]
