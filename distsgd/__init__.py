@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         train,
     )
     from distsgd.training.loaded_run import LoadedRun, load
+    from distsgd.training.predictor import Predictor
 
 __all__ = [
     "Audit",
@@ -57,6 +58,7 @@ __all__ = [
     "History",
     "LoadedRun",
     "Prediction",
+    "Predictor",
     "Progress",
     "Prometheus",
     "Replay",
@@ -87,6 +89,7 @@ _ELSEWHERE = {
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",
     "LoadedRun": "training.loaded_run", "load": "training.loaded_run",
+    "Predictor": "training.predictor",
     "SimulationResult": "simulation.results", "simulate": "simulation.from_python",
 }  # fmt: skip
 """Public names that are not of `distsgd.training`, and their modules."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -95,18 +96,27 @@ class _Limit:
         self._libraries: list[Any] = []
         self._shared: Limits = []
         self._own: dict[int, Limits] = {}  # thread -> its own
+        self._known: tuple[int, list[Any]] = (0, [])
 
     def enter(self) -> None:
         here = threading.get_ident()
         with self._lock:
             if not self._holders:
-                found = ThreadpoolController().select(user_api="blas").lib_controllers
-                self._libraries = list(found)
+                self._libraries = found = self._loaded()
                 self._shared = _limited([one for one in found if _for_all_threads(one)])
             if here not in self._holders:
                 own = [one for one in self._libraries if not _for_all_threads(one)]
                 self._own[here] = _limited(own)
             self._holders[here] = self._holders.get(here, 0) + 1
+
+    def _loaded(self) -> list[Any]:
+        """The BLAS libraries of this process, which are looked for anew after an import: that
+        takes 0.2 ms, more than a prediction."""
+        modules = len(sys.modules)
+        if self._known[0] != modules:
+            found = ThreadpoolController().select(user_api="blas").lib_controllers
+            self._known = modules, list(found)
+        return self._known[1]
 
     def leave(self) -> None:
         here = threading.get_ident()

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes
-from distsgd.core.model import softmax_probabilities
 from distsgd.data.column_scale import ColumnScale
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
@@ -22,6 +21,7 @@ from distsgd.runs.opened_run import dataset_of_run
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
+from distsgd.training.predictor import Predictor
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
 
@@ -131,8 +131,8 @@ def evaluate(
     )
 
 
-def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
-    """Names of the examples in files, and their pixels, shape (examples, features)."""
+def _of_files(files: list[Path], model: Model) -> tuple[list[str], NDArray[Any]]:
+    """Names of the examples in files, and their rows as `Predictor.rows` returns them."""
     if len(model.shape) == 3:
         from distsgd.data.importing.images import read_image  # not before a training: Pillow
 
@@ -146,42 +146,14 @@ def _of_files(files: list[Path], model: Model) -> tuple[list[str], Bytes]:
     return names, _pixels(np.concatenate(parts), model)
 
 
-def _of_array(given: Any, model: Model) -> tuple[list[str], Bytes]:
-    """The same for rows in memory: an array, or a table with the model's columns."""
-    columns = model.columns.names if model.columns else ()
-    if columns and set(columns) <= set(getattr(given, "columns", ())):
-        given = given[list(columns)]
-    values, features = np.asarray(given), model.preprocessing.features
-    if values.shape in ((features,), model.shape):
-        values = values.reshape(1, features)
-    if values.shape[1:] not in ((features,), model.shape) or not len(values):
-        raise UsageError(
-            f"an array of shape {values.shape} cannot be classified",
-            f"Give shape (rows, {features})"
-            + (f", or images as files; examples are {model.shape}" if len(model.shape) > 1 else ""),
-        )
-    try:
-        numbers = values.reshape(len(values), features).astype(np.float64)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"an array of {values.dtype} cannot be classified", "Give numbers"
-        ) from None
-    if not np.isfinite(numbers).all():
-        raise UsageError("the array has entries that are not finite", "Remove those rows")
-    if model.columns is None and ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
-        raise UsageError(
-            "the array has numbers that are not pixels", "Give whole numbers from 0 to 255"
-        )
-    return [f"row {row}" for row in range(1, len(values) + 1)], _pixels(numbers, model)
-
-
 def _files(given: Any) -> list[Path]:
     """Paths, at least one.
 
     Raises:
         UsageError: there are none, or something else.
     """
-    files = list(given) if isinstance(given, Iterable) else [given]
+    one = isinstance(given, str | Path) or not isinstance(given, Iterable)
+    files = [given] if one else list(given)
     for file in files:
         if not isinstance(file, str | Path):
             raise UsageError(
@@ -224,28 +196,14 @@ def predict(
     """
     as_whole_number(spelling().setting("top"), top, least=1)
     model = _model(find_run(run), best)
-    if isinstance(images, str | Path):
-        names, pixels = _of_files([Path(images)], model)
-    elif hasattr(images, "__array__"):
-        names, pixels = _of_array(images, model)
+    predictor = Predictor(model)
+    if hasattr(images, "__array__"):
+        rows = predictor.rows(images)
+        names = [f"row {row}" for row in range(1, len(rows) + 1)]
     else:
-        names, pixels = _of_files(_files(images), model)
-    weights, rows = model.padded(), model.architecture.block
-    features = model.preprocessing.buffer(rows, weights.dtype.name)
-    scores = np.empty((len(names), len(model.classes)), weights.dtype)
-    with one_blas_thread():
-        for low in range(0, len(names), rows):  # as floats they would take several times as much
-            part = pixels[low : low + rows]
-            model.preprocessing.fill(part, features[: len(part)])
-            out = scores[low : low + rows]
-            model.architecture.score(weights, features[: len(part)], out)
-    found = softmax_probabilities(scores.astype(np.float64))
+        names, rows = _of_files(_files(images), model)
+    found = predictor.likeliest(predictor.probabilities_of_rows(rows), top)
     return [
-        Prediction(
-            image=name,
-            classes=tuple(model.classes[i] for i in order),
-            probabilities=tuple(float(row[i]) for i in order),
-        )
-        for name, row in zip(names, found, strict=True)
-        for order in [np.argsort(-row, kind="stable")[:top]]
+        Prediction(image=name, classes=classes, probabilities=probabilities)
+        for name, (classes, probabilities) in zip(names, found, strict=True)
     ]

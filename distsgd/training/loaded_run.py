@@ -20,13 +20,12 @@ from distsgd.runs.history import History, HistoryReader
 from distsgd.runs.journal import Record, Resized, Resumed, first_digest, whole_journal
 from distsgd.runs.metrics import metrics_table
 from distsgd.runs.templates import templates_of
+from distsgd.training.predictor import Predictor, load_predictor
 from distsgd.training.results import TrainResult, result_from
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from distsgd.core.arrays import Floats
 
 __all__ = ["LoadedRun", "load"]
 
@@ -145,7 +144,7 @@ class LoadedRun(os.PathLike[str]):
         return checkpoint_versions(self._folder.checkpoints)
 
     @property
-    def weights(self) -> Floats:
+    def weights(self) -> NDArray[np.floating]:
         """W of the newest checkpoint, as it holds it: shape (classes, features + 1), the last
         column the bias; with two layers one vector, W1 row by row and then W2. `model` splits it.
         """  # fmt: skip
@@ -158,6 +157,14 @@ class LoadedRun(os.PathLike[str]):
             checkpoint: "last", "best", or a number of updates.
         """
         return exported(chosen_model(self._folder, checkpoint))
+
+    def predictor(self, checkpoint: str | int = LAST) -> Predictor:
+        """The model of a checkpoint, loaded, to classify rows in memory again and again.
+
+        Args:
+            checkpoint: "last", "best", or a number of updates.
+        """
+        return load_predictor(self._folder, checkpoint)
 
     def templates(self, checkpoint: str | int = LAST) -> NDArray[np.uint8] | None:
         """The rows of W, or of W1, as images; None if the examples are no images.

@@ -30,7 +30,7 @@ from distsgd.data.importing.source import (
     rows_at_once,
 )
 from distsgd.data.text_files import is_printable, normal, require_file
-from distsgd.errors import SourceError, UsageError, machine_trouble
+from distsgd.errors import SourceError, UsageError, in_short, machine_trouble
 from distsgd.spelling import spelling
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "decoded",
     "open_image_folder",
     "read_image",
+    "row_of",
+    "row_of_bytes",
     "shape_of_first",
 ]
 
@@ -78,6 +80,32 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Bytes:
     return pixels_of(image, shape)
 
 
+def row_of(image: Image.Image, shape: tuple[int, ...]) -> Bytes:
+    """An image of Pillow as an example, like `read_image`.
+
+    Raises:
+        UsageError: its pixels are of an unknown range.
+    """
+    try:
+        return pixels_of(_of_bytes(image).convert(_mode(shape[0])), shape)
+    except ValueError as error:
+        raise UsageError(f"an image cannot be classified: {error}") from None
+
+
+def row_of_bytes(content: bytes, shape: tuple[int, ...]) -> Bytes:
+    """The content of an image file as an example, like `read_image`.
+
+    Raises:
+        UsageError: it is not an image, or has too many pixels.
+    """
+    try:
+        return pixels_of(decoded(BytesIO(content), shape[0]), shape)
+    except Exception as error:  # a decoder of Pillow can raise anything for a broken file
+        raise machine_trouble(error, "an image") or UsageError(
+            f"this is not a readable image: {in_short(error)}", "Give a PNG or JPEG"
+        ) from None
+
+
 def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
     """Decode an image, upright, in RGB, or in grey for 1 channel.
 
@@ -97,7 +125,11 @@ def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
             if image.info:  # saves time for images without metadata
                 with suppress(Exception):  # broken metadata leaves the pixels as they are
                     ImageOps.exif_transpose(image, in_place=True)
-            return _of_bytes(image).convert("RGB" if channels == 3 else "L")
+            return _of_bytes(image).convert(_mode(channels))
+
+
+def _mode(channels: int) -> str:
+    return "RGB" if channels == 3 else "L"
 
 
 def _opened(source: Path | BinaryIO) -> Image.Image:

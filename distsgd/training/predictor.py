@@ -1,0 +1,220 @@
+"""A loaded model that classifies rows in memory, in microseconds a row, from any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Floats
+from distsgd.core.model import Preprocessing, softmax_probabilities
+from distsgd.engine.blas import one_blas_thread
+from distsgd.errors import UsageError
+from distsgd.runs import Model, RunFolder, handle, weights_sha256
+from distsgd.runs.chosen import LAST, chosen_model
+
+__all__ = ["Predictor", "load_predictor"]
+
+_BLOCK = 8
+"""Rows of every product. A BLAS adds in an order that depends on the number of rows, and from about
+16 rows on, with some kernels, on the place of a row among them; at 8 rows all places are alike
+(OpenBLAS for Prescott, Sandybridge, Haswell, Zen and SkylakeX; `tests/training/test_predictor.py`).
+"""
+
+_IDLE = 8
+"""Buffers that are kept for the next calls."""
+
+
+class Predictor:
+    """A classifier that does not change. Threads may share it, and it can be pickled.
+
+    Rows are computed in blocks of 8, the last one filled up, so the bits of a row's scores do not
+    depend on the rows beside it: one at a time or a million at once gives the same. (A BLAS may
+    have a kernel where that fails; OpenBLAS has none that is known.)
+
+    Args:
+        model: the checkpoint.
+        run: name of its run; "" if it has none.
+
+    Attributes:
+        run: name of the run.
+        version: updates applied to W.
+        classes: names of the classes, in the order of scores.
+        shape: shape of an example: (channels, rows, columns) of an image, else (features,).
+        columns: names of the columns of a row; empty if they have none.
+    """
+
+    def __init__(self, model: Model, run: str = "") -> None:
+        self._model, self.run = model, run
+        self.version, self.classes, self.shape = model.version, model.classes, model.shape
+        self.columns = model.columns.names if model.columns else ()
+        self._weights = model.padded()
+        self._weights.flags.writeable = False
+        self._architecture = model.architecture
+        mean = model.preprocessing.mean.astype(self._weights.dtype)
+        self._preprocessing = Preprocessing(mean, model.preprocessing.scale)
+        self._names = np.array(model.classes)
+        self._buffers: list[Floats] = []
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._model, self.run)
+
+    def __repr__(self) -> str:
+        of = f" of {self.run}" if self.run else ""
+        return f"<predictor{of}: {self._model.model}, update {self.version}>"
+
+    @property
+    def features(self) -> int:
+        """Numbers of a row."""
+        return self._preprocessing.features
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether examples are images, not rows of columns."""
+        return len(self.shape) == 3
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of W."""
+        return weights_sha256(self._model.weights)
+
+    def scores(self, given: Any) -> Floats:
+        """The scores of each class, shape (rows, classes), in the dtype of W.
+
+        Args:
+            given: an array of shape (rows, features), or (features,) of one row, with numbers as
+                they were imported: columns in their order, or pixels from 0 to 255, channel by
+                channel. A table (pandas.DataFrame) with the model's columns. An image of Pillow, or
+                a list of them, of any size.
+
+        Raises:
+            UsageError: it has another shape, or holds something that cannot be classified.
+        """
+        return self.scores_of_rows(self.rows(given))
+
+    def probabilities(self, given: Any) -> NDArray[np.float64]:
+        """The softmax of `scores`, shape (rows, classes), float64.
+
+        An SVM is not trained to give probabilities: there, they only order the classes.
+        """
+        return self.probabilities_of_rows(self.rows(given))
+
+    def labels(self, given: Any) -> NDArray[np.str_]:
+        """The name of the likeliest class of each row, shape (rows,); see `scores`."""
+        found: NDArray[np.str_] = self._names[self.probabilities(given).argmax(axis=1)]
+        return found
+
+    def rows(self, given: Any) -> NDArray[Any]:
+        """Rows as the model takes them, shape (rows, features): uint8, or its features in float32.
+
+        Args, errors: see `scores`.
+        """
+        if (images := _images(given)) is not None:
+            return self._rows_of_images(images)
+        if self.columns and set(self.columns) <= set(getattr(given, "columns", ())):
+            given = given[list(self.columns)]
+        values, features = np.asarray(given), self.features
+        if values.shape in ((features,), self.shape):
+            values = values.reshape(1, features)
+        if values.shape[1:] not in ((features,), self.shape) or not len(values):
+            images_too = f"; examples are {self.shape}, and other images are given as files"
+            raise UsageError(
+                f"an array of shape {values.shape} cannot be classified",
+                f"Give shape (rows, {features})" + (images_too if self.takes_images else ""),
+            )
+        values = values.reshape(len(values), features)
+        if values.dtype == np.uint8 and self._model.columns is None:
+            return values
+        return self._rows_of_numbers(_numbers(values))
+
+    def _rows_of_numbers(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
+        if not np.isfinite(numbers).all():
+            raise UsageError("the array has entries that are not finite", "Remove those rows")
+        if self._model.columns is not None:
+            return self._model.columns.pixels(numbers)
+        if ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
+            raise UsageError(
+                "the array has numbers that are not pixels", "Give whole numbers from 0 to 255"
+            )
+        return numbers.astype(np.uint8)
+
+    def _rows_of_images(self, images: list[Any]) -> NDArray[Any]:
+        if not self.takes_images:
+            raise UsageError(
+                "the model takes rows of numbers, not images", f"Give shape (rows, {self.features})"
+            )
+        from distsgd.data.importing.images import row_of  # not before a training: Pillow
+
+        return np.stack([row_of(image, self.shape) for image in images])
+
+    def scores_of_rows(self, rows: NDArray[Any]) -> Floats:
+        """The scores of what `rows` returned, shape (rows, classes)."""
+        preprocessing, weights = self._preprocessing, self._weights
+        scores = np.empty((len(rows), len(self.classes)), weights.dtype)
+        try:
+            features = self._buffers.pop()
+        except IndexError:
+            features = preprocessing.buffer(_BLOCK, weights.dtype.name)
+        last = np.empty((_BLOCK, len(self.classes)), weights.dtype)
+        with one_blas_thread():
+            for low in range(0, len(rows), _BLOCK):
+                part = rows[low : low + _BLOCK]
+                preprocessing.fill(part, features[: len(part)])
+                if len(part) == _BLOCK:
+                    self._architecture.score(weights, features, scores[low : low + _BLOCK])
+                else:  # the rest of the buffer holds rows of earlier blocks
+                    scores[low:] = self._architecture.score(weights, features, last)[: len(part)]
+        if len(self._buffers) < _IDLE:
+            self._buffers.append(features)
+        return scores
+
+    def probabilities_of_rows(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """The same as `probabilities` of what `rows` returned."""
+        scores = self.scores_of_rows(rows).astype(np.float64)
+        return softmax_probabilities(scores).astype(np.float64, copy=False)
+
+    def likeliest(
+        self, probabilities: NDArray[np.float64], top: int
+    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """For each row of `probabilities`, the names of the likeliest classes, and how likely.
+
+        Args:
+            probabilities: shape (rows, classes).
+            top: how many classes; fewer if there are no more.
+        """
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        largest = np.take_along_axis(probabilities, order, axis=1)
+        for places, shares in zip(order.tolist(), largest.tolist(), strict=True):
+            yield tuple(self.classes[place] for place in places), tuple(shares)
+
+
+def load_predictor(folder: RunFolder, checkpoint: str | int = LAST) -> Predictor:
+    """The predictor of a checkpoint.
+
+    Args:
+        folder: the run.
+        checkpoint: "last", "best", or a number of updates.
+
+    Raises:
+        UsageError: that names no checkpoint.
+        RunError: it is missing or damaged.
+    """
+    return Predictor(chosen_model(folder, checkpoint), handle(folder))
+
+
+def _images(given: Any) -> list[Any] | None:
+    """One image of Pillow, or several, as a list; None for anything else."""
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    return found if found and hasattr(found[0], "getbands") else None
+
+
+def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
+    try:
+        return values.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"an array of {values.dtype} cannot be classified", "Give numbers"
+        ) from None
