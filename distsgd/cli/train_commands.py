@@ -29,6 +29,7 @@ from distsgd.cli.streams import outliving_stdout
 
 if TYPE_CHECKING:
     from distsgd.cli.watch_page import Page
+    from distsgd.config.settings import TrainConfig
     from distsgd.training.callbacks.callback import Followers
     from distsgd.training.results import Reporter, TrainResult
 
@@ -81,6 +82,15 @@ def train(
             metavar="folder",
         ),
     ] = None,
+    resume_if_exists: Annotated[
+        bool,
+        in_panel(
+            OUTPUT,
+            "Continue the run in --run-dir, if there is one.",
+            "--resume-if-exists",
+            metavar="switch",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None,
         in_panel(OUTPUT, "Write a timeline of all processes, for Perfetto.", metavar="file"),
@@ -133,27 +143,49 @@ def train(
     Example: distsgd train --tensorboard events --metrics-port 0
 
     Example: distsgd train --chaos kill-worker:every=500,drop-push:p=0.01
+
+    Example: distsgd train --run-dir nightly --resume-if-exists
     """
     from distsgd.cli.stop_signals import StopSignals
     from distsgd.cli.train_reporter import make_reporter
     from distsgd.config.sources import config_from
-    from distsgd.training.preparation import train_with
+    from distsgd.training.idempotent import resumable_among
+    from distsgd.training.preparation import resume_with, train_with
 
-    settings = config_from(*typed(flags_among(context.params), set_, config))
+    given, origins = typed(flags_among(context.params), set_, config)
+    settings = config_from(given, origins)
+    begun = _begun(run_dir, settings) if resume_if_exists else None
     stop, page = StopSignals(), _page(watch)
     followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()  # what is loaded stays: it need not be looked through again and again
     with page or nullcontext(), outliving_stdout("training"), followers:
-        result = train_with(
-            settings, run_dir, followers, trace, chaos, address, stop, BEGAN, _command_line(),
-            tag or (),
-        )  # fmt: skip
+        if begun is None:
+            result = train_with(
+                settings, run_dir, followers, trace, chaos, address, stop, BEGAN, _command_line(),
+                tag or (),
+            )  # fmt: skip
+        else:
+            changes = resumable_among(given)
+            result = resume_with(
+                begun, changes, followers, chaos, address, stop, BEGAN, _command_line()
+            )
         followers.end(result)
         _show(result, json)
         if page is not None and result.status == "finished":
             page.stay()
     if result.status == "interrupted":
         stop.leave()
+
+
+def _begun(run_dir: Path | None, settings: TrainConfig) -> Path | None:
+    """The run that the command continues; it then multiplies as that run did."""
+    from distsgd.cli.run_kernel import multiply_as
+    from distsgd.training.idempotent import run_to_resume
+
+    begun = run_to_resume(run_dir, settings)
+    if begun is not None:
+        multiply_as(str(begun))
+    return begun
 
 
 def resume(

@@ -37,6 +37,7 @@ from distsgd.runs.folder import (
     want_workers,
 )
 from distsgd.runs.journal import (
+    JOURNAL,
     Entry,
     JournalWriter,
     Mark,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from distsgd.runs.listing import RunSummary
 
 __all__ = [
+    "JOURNAL",
     "Best",
     "Entry",
     "JournalWriter",

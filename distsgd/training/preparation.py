@@ -11,10 +11,11 @@ from typing import Any
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import resumed_config
 from distsgd.data.dataset import open_dataset
+from distsgd.data.folder_files import read_inside
 from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, in_short
-from distsgd.runs import RunFolder, clean_up, note_kernel
+from distsgd.runs import JOURNAL, RunFolder, checkpoint_versions, clean_up, note_kernel
 from distsgd.runs.opened_run import new_run, open_run
 from distsgd.runs.origin import change_tags, checked_tags, origin_here
 from distsgd.training.features import features_of
@@ -104,13 +105,14 @@ def resume_with(
         folder.hold()
         try:
             clean_up(folder)
-            tail = find_tail(opened, reporter.notice)
-            config = resumed_config(tail.settings, given)
+            tail = None if _has_not_begun(folder) else find_tail(opened, reporter.notice)
+            before = opened.origin if tail is None else tail.settings
+            config = resumed_config(before, given)
             hooks = features_of(config, chaos=chaos)
             check_fleet(config, address)
             check_sizes(config, dataset, elsewhere=address is not None)
             ended = folder.report().get("status")
-            if ended == "finished" and config.epochs == tail.settings.epochs:
+            if ended == "finished" and config.epochs == before.epochs:
                 longer = config.spelling.setting("epochs")
                 reporter.notice(f"{folder.path} has finished already; {longer} makes it longer")
                 folder.release()
@@ -118,7 +120,7 @@ def resume_with(
             dataset.verify()
             for remark in filter(None, (folder.others(), note_kernel(folder))):
                 reporter.notice(remark)
-            start = tail.start(opened)
+            start = first_start(opened) if tail is None else tail.start(opened)
         except BaseException:
             folder.release()
             raise
@@ -128,6 +130,24 @@ def resume_with(
                 origin=origin_here(command),
             )  # fmt: skip
             return _trained(task, start, reporter, stop, stages)
+
+
+def _has_not_begun(folder: RunFolder) -> bool:
+    """Whether a run was killed before its first checkpoint, and so before its first update.
+
+    Then its journal is removed, which may say that it was resumed before.
+    """
+    if checkpoint_versions(folder.checkpoints):
+        return False
+    with suppress(OSError):
+        if _UPDATE in read_inside(folder.path / JOURNAL)[:_BEGINNING]:
+            return False
+        folder.remove(JOURNAL)
+    return True
+
+
+_UPDATE, _BEGINNING = b'"v"', 2**16
+"""The key of an update in a journal, and how many bytes of it are searched for one."""
 
 
 def _trained(

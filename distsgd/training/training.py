@@ -21,6 +21,7 @@ from distsgd.training.arguments import (
 )
 from distsgd.training.callbacks.callback import Callback, Followers, as_callbacks
 from distsgd.training.callbacks.notebook import verbose_reporter
+from distsgd.training.idempotent import resumable_among, run_to_resume
 from distsgd.training.interrupts import FirstCtrlC
 from distsgd.training.preparation import resume_with, train_with
 from distsgd.training.results import Reporter, TrainResult
@@ -37,6 +38,7 @@ def train(
     *,
     config: TrainConfig | None = None,
     run_dir: str | Path | None = None,
+    resume_if_exists: bool = False,
     reporter: Reporter | None = None,
     callbacks: Sequence[Callback] | None = None,
     verbose: bool = False,
@@ -92,6 +94,8 @@ def train(
     Args:
         config: all settings in one object, in place of the arguments below.
         run_dir: a new folder for the run; None for one in the user's data folder.
+        resume_if_exists: continue the run in ``run_dir``, if there is one; a finished one is
+            returned as it is, one that was begun with other settings is refused.
         reporter: its methods are called while the training runs, in its thread.
         callbacks: the same from threads of their own: they can neither stop nor delay it.
         verbose: show progress: a line for each epoch on stdout, or in a notebook a live display.
@@ -121,8 +125,15 @@ def train(
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
     stop = FirstCtrlC()
     words = [tags] if isinstance(tags, str) else list(tags)
+    begun = run_to_resume(folder, settings) if resume_if_exists else None
     with _followers(reporter, callbacks, verbose) as followers:
-        result = train_with(settings, folder, followers, timeline, chaos, address, stop, tags=words)
+        if begun is None:
+            result = train_with(
+                settings, folder, followers, timeline, chaos, address, stop, tags=words
+            )
+        else:
+            changes = resumable_among(given)
+            result = resume_with(begun, changes, followers, chaos, address, stop)
         followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result
