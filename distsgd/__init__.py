@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     )
     from distsgd.training.loaded_run import LoadedRun, load
     from distsgd.training.predictor import Predictor
+    from distsgd.tuning.from_python import sweep
+    from distsgd.tuning.sweep_results import SweepResult
 
 __all__ = [
     "Audit",
@@ -65,6 +67,7 @@ __all__ = [
     "Reporter",
     "RunSummary",
     "SimulationResult",
+    "SweepResult",
     "TensorBoard",
     "TrainConfig",
     "TrainResult",
@@ -81,6 +84,7 @@ __all__ = [
     "runs",
     "scale",
     "simulate",
+    "sweep",
     "train",
 ]
 
@@ -91,6 +95,7 @@ _ELSEWHERE = {
     "LoadedRun": "training.loaded_run", "load": "training.loaded_run",
     "Predictor": "training.predictor",
     "SimulationResult": "simulation.results", "simulate": "simulation.from_python",
+    "SweepResult": "tuning.sweep_results", "sweep": "tuning.from_python",
 }  # fmt: skip
 """Public names that are not of `distsgd.training`, and their modules."""
 

@@ -20,6 +20,7 @@ from distsgd.cli import (
     runs_commands,
     simulate_commands,
     study_commands,
+    sweep_commands,
     train_commands,
     watch_commands,
 )
@@ -87,6 +88,7 @@ proof_commands.add_to(app)
 watch_commands.add_to(app)
 report_commands.add_to(app)
 simulate_commands.add_to(app)
+sweep_commands.add_to(app)
 bench_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
