@@ -29,6 +29,7 @@ from distsgd.core.model.slot_gradient import (
     SlotLoss,
     fitting,
 )
+from distsgd.core.model.stacked_gradient import StackedKernel
 
 __all__ = [
     "ARITHMETICS",
@@ -47,6 +48,7 @@ __all__ = [
     "Preprocessing",
     "RowWriter",
     "SlotLoss",
+    "StackedKernel",
     "SurestMistakes",
     "fitting",
     "hidden_units",
