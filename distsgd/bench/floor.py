@@ -74,7 +74,7 @@ def _slot(task: Task) -> tuple[Any, ...]:
     dataset = open_dataset(task.dataset)
     job = make_job(config, dataset, best_products())
     flat = first_weights(config, job)
-    pixels = np.empty((config.slot_size, job.features), np.uint8)
+    pixels = np.empty((config.slot_size, job.features), dataset.train.dtype)
     dataset.train.gather(np.arange(config.slot_size), pixels)
     weights = as_matrix(flat, job.classes)
     return job.kernel(), weights, pixels, dataset.train.labels[: len(pixels)], weights.copy()

@@ -15,7 +15,7 @@ from distsgd.cli.progress_bar import ProgressBar
 from distsgd.errors import DatasetError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from distsgd.data.column_scale import ColumnScale
+    from distsgd.data.columns import Columns
 
 __all__ = ["app"]
 
@@ -228,7 +228,7 @@ def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
             "classes": manifest.classes, "train": manifest.rows("train"),
             "test": manifest.rows("test"), "shards": len(manifest.train), "bytes": size,
             "channel_means": manifest.channel_means, "digest": manifest.digest,
-            "scale": manifest.scale.to_json() if manifest.scale else None,
+            "scale": manifest.columns.to_json() if manifest.columns else None,
         })  # fmt: skip
         return
     images = len(manifest.shape) == 3
@@ -242,7 +242,7 @@ def info(dataset: DatasetOption = "cifar10", json: JsonFlag = False) -> None:
         ("shape", shape),
         ("classes", _some(manifest.classes)),
         ("channel means" if images else "column means", _some(means)),
-        *([("columns", _columns(manifest.scale))] if manifest.scale else []),
+        *([("columns", _columns(manifest.columns))] if manifest.columns else []),
         ("shards", f"{len(manifest.train)} training, {len(manifest.test)} test, "
                    f"{size / 1e6:.1f} MB"),
         ("digest", manifest.digest),
@@ -258,7 +258,7 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
-def _columns(scale: ColumnScale) -> str:
+def _columns(scale: Columns) -> str:
     """The numbers that become 0 and 255 in each column."""
     names = scale.names or [""] * scale.features
     rows = zip(names, scale.low, scale.high, strict=True)

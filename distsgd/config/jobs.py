@@ -90,7 +90,12 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
             "shards"
             if dataset.streamed
             else choose_cache(
-                config.cache, config.cache_budget, preprocessing, plan.examples, config.dtype
+                config.cache,
+                config.cache_budget,
+                preprocessing,
+                plan.examples,
+                config.dtype,
+                dataset.manifest.values,
             )
         ),
         found=dataset.train.verify(),

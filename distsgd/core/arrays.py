@@ -12,6 +12,7 @@ __all__ = [
     "Bytes",
     "Floats",
     "Ints",
+    "Values",
     "as_matrix",
     "bias_column",
     "finite",
@@ -22,6 +23,8 @@ __all__ = [
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
+Values = NDArray[Any]
+"""Rows of a dataset: uint8 pixels, or float32 features."""
 
 _ALIGN = 16
 """Floats in a cache line: rows of this multiple are about a quarter faster to multiply."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.arrays import Bytes, Ints
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.manifest import Manifest
 from distsgd.data.text_files import normal, some_of
 from distsgd.errors import UsageError
@@ -21,7 +21,7 @@ from distsgd.spelling import spelling
 
 __all__ = ["Conversion"]
 
-_PIXELS = ColumnScale(names=(), low=(0.0,), high=(255.0,))
+_PIXELS = Columns(names=(), low=(0.0,), high=(255.0,))
 """The scale of pixels that are kept as they are."""
 
 _LEAST_STEPS = 8
@@ -55,14 +55,14 @@ class Conversion:
         self,
         shape: tuple[int, ...],
         classes: Sequence[str],
-        scale: ColumnScale | None,
+        scale: Columns | None,
         manifest: Manifest,
         where: object,
     ) -> None:
         self._where = where
         self.classes = len(classes)
         self._columns = self._matched(shape, scale, manifest)
-        self._steps = self._converted(scale or _PIXELS, manifest.scale or _PIXELS)
+        self._steps = self._converted(scale or _PIXELS, manifest.columns or _PIXELS)
         self._labels = self._matched_classes(classes, manifest.classes)
 
     def batches(self, batches: Iterable[tuple[Bytes, Ints]]) -> Iterator[tuple[Bytes, Ints]]:
@@ -92,11 +92,11 @@ class Conversion:
         return labels if self._labels is None else self._labels[labels]
 
     def _matched(
-        self, shape: tuple[int, ...], scale: ColumnScale | None, manifest: Manifest
+        self, shape: tuple[int, ...], scale: Columns | None, manifest: Manifest
     ) -> NDArray[np.intp] | None:
         """The places of the model's columns in the dataset; None if they are the same."""
         wanted = [normal(name) for name in scale.names] if scale else []
-        there = [normal(name) for name in manifest.scale.names] if manifest.scale else []
+        there = [normal(name) for name in manifest.columns.names] if manifest.columns else []
         if not wanted or not there:
             if shape != manifest.shape:
                 raise UsageError(
@@ -114,7 +114,7 @@ class Conversion:
             return None
         return np.array([there.index(name) for name in wanted])
 
-    def _converted(self, model: ColumnScale, data: ColumnScale) -> Bytes | None:
+    def _converted(self, model: Columns, data: Columns) -> Bytes | None:
         """The model's step for each step, shape (1 or features, 256); None if they are equal."""
         low, high = np.array(data.low), np.array(data.high)
         if self._columns is not None and data.features > 1:
@@ -124,14 +124,14 @@ class Conversion:
         low, high, model_low, model_high = np.broadcast_arrays(low, high, model.low, model.high)
         self._refuse_coarse(model, low, high, model_high - model_low)
         numbers = low + np.arange(256)[:, None] * ((high - low) / 255)
-        both = ColumnScale(
+        both = Columns(
             names=(), low=tuple(model_low.tolist()), high=tuple(model_high.tolist())
         )  # fmt: skip
-        return np.ascontiguousarray(both.pixels(numbers).T)
+        return np.ascontiguousarray(both.rows(numbers).T)
 
     def _refuse_coarse(
         self,
-        model: ColumnScale,
+        model: Columns,
         low: NDArray[np.float64],
         high: NDArray[np.float64],
         range_of_model: NDArray[np.float64],

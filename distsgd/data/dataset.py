@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.core.model import Preprocessing
+from distsgd.data.columns import FLOATS
 from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.locations import REMOTE_SOURCE, is_remote_copy, repair_hint
 from distsgd.data.manifest import MANIFEST, Manifest, Shard, read_manifest
@@ -109,15 +110,19 @@ class Dataset:
 
     @property
     def pixel_mean(self) -> NDArray[np.float64]:
-        """Mean of each pixel over the training examples, shape (features,)."""
+        """Mean of each pixel over the training examples, shape (features,); 0 for floats."""
+        if self.manifest.values == FLOATS:
+            return np.zeros(self.manifest.features)
         return np.array(self.manifest.pixel_sums, dtype=np.float64) / self.manifest.rows("train")
 
     def preprocessing(self, scale: float) -> Preprocessing:
-        """How models that are trained on this dataset centre and scale pixels.
+        """How models that are trained on this dataset centre and scale rows.
 
         Args:
-            scale: what centred pixels are divided by.
+            scale: what centred pixels are divided by. Floats are left as they are.
         """
+        if self.manifest.values == FLOATS:
+            return Preprocessing(self.pixel_mean, 1.0)
         return Preprocessing(self.pixel_mean, scale)
 
     def verify(self) -> tuple[FileChecksum, ...]:

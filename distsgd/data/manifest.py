@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import FLOATS, PIXELS, Columns
 from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import repair_hint
 from distsgd.data.text_files import is_printable, parse_json
@@ -20,7 +20,8 @@ __all__ = ["MANIFEST", "MOST_CLASSES", "Manifest", "Shard", "parse_manifest", "r
 
 MANIFEST = "manifest.json"
 MOST_CLASSES = 10_000
-_FORMAT = "distsgd dataset 1"
+_FORMAT, _FORMAT_OF_FLOATS = "distsgd dataset 1", "distsgd dataset 2"
+"""A version that knows no floats refuses the second by its name."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}\.arrow", re.ASCII)
 _MOST = 2**50
 """A shard has fewer rows and bytes than this."""
@@ -51,10 +52,11 @@ class Manifest:
         name: name of the dataset.
         shape: shape of an example, (channels, rows, columns).
         classes: names of the classes, in the order of the labels.
-        pixel_sums: sum of each pixel over the training examples, exact.
+        pixel_sums: sum of each pixel over the training examples, exact; empty for floats.
         train: shards of the training split.
         test: shards of the test split.
-        scale: how numbers became pixels; None if they are pixels.
+        columns: how columns became features; None for pixels.
+        mean_weight: mean of the weights of the training rows; None if rows have no weights.
     """
 
     name: str
@@ -63,16 +65,24 @@ class Manifest:
     pixel_sums: tuple[int, ...]
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
-    scale: ColumnScale | None = None
+    columns: Columns | None = None
+    mean_weight: float | None = None
+
+    @property
+    def values(self) -> str:
+        """The dtype of rows: "uint8" for pixels, "float32" for standardised features."""
+        return PIXELS if self.columns is None else self.columns.values
 
     @property
     def features(self) -> int:
-        """Pixels of an example."""
+        """Pixels, or other features, of an example."""
         return math.prod(self.shape)
 
     @property
     def channel_means(self) -> list[float]:
-        """Mean of each channel over the training examples."""
+        """Mean of each channel over the training examples; empty for floats."""
+        if not self.pixel_sums:
+            return []
         size = self.features // self.shape[0]
         rows = self.rows("train")
         sums = [self.pixel_sums[i : i + size] for i in range(0, self.features, size)]
@@ -88,18 +98,23 @@ class Manifest:
 
     def to_json(self) -> str:
         """The content of the file, including its own checksum."""
+        floats = self.values == FLOATS
         content: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": _FORMAT_OF_FLOATS if floats else _FORMAT,
             "name": self.name,
             "shape": self.shape,
             "classes": self.classes,
-            "channel_means": self.channel_means,
             "train": [vars(shard) for shard in self.train],
             "test": [vars(shard) for shard in self.test],
-            "pixel_sums": self.pixel_sums,
         }
-        if self.scale is not None:
-            content["scale"] = self.scale.to_json()
+        if floats:
+            content["values"] = self.values
+        else:
+            content["channel_means"], content["pixel_sums"] = self.channel_means, self.pixel_sums
+        if self.columns is not None:
+            content["scale"] = self.columns.to_json()
+        if self.mean_weight is not None:
+            content["mean_weight"] = self.mean_weight
         return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
     @property
@@ -149,7 +164,8 @@ def parse_manifest(raw: bytes, path: object, hint: str) -> Manifest:
         content = parse_json(raw)
     except ValueError as error:
         raise CorruptDataError(f"{path} cannot be read: {error}", hint) from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    formats = (_FORMAT, _FORMAT_OF_FLOATS)
+    if not isinstance(content, dict) or content.get("format") not in formats:
         raise DatasetError(f"{path} is not a manifest of the format '{_FORMAT}'", hint)
     recorded = content.pop("digest", None)
     try:
@@ -166,14 +182,16 @@ def parse_manifest(raw: bytes, path: object, hint: str) -> Manifest:
 
 def _parse(content: dict[str, Any]) -> Manifest:
     train, test = (tuple(map(_shard, content[split])) for split in ("train", "test"))
+    pixels = content["format"] == _FORMAT
     manifest = Manifest(
         name=str(content["name"]),
         shape=tuple(int(n) for n in content["shape"]),
         classes=tuple(str(name) for name in content["classes"]),
-        pixel_sums=tuple(int(n) for n in content["pixel_sums"]),
+        pixel_sums=tuple(int(n) for n in content["pixel_sums"]) if pixels else (),
         train=train,
         test=test,
-        scale=ColumnScale.from_json(content["scale"]) if "scale" in content else None,
+        columns=Columns.from_json(content["scale"]) if "scale" in content else None,
+        mean_weight=float(weight) if (weight := content.get("mean_weight")) is not None else None,
     )
     if unprintable := [name for name in manifest.classes if not is_printable(name)]:
         raise ValueError(f"the class {unprintable[0]!r} has characters that cannot be shown")
@@ -185,10 +203,16 @@ def _parse(content: dict[str, Any]) -> Manifest:
         raise ValueError("its shape is not the shape of an example")
     if not manifest.test:
         raise ValueError("it names no test shard")
-    if len(manifest.pixel_sums) != manifest.features or manifest.rows("train") < 1:
+    sums = manifest.features if pixels else 0
+    if len(manifest.pixel_sums) != sums or manifest.rows("train") < 1:
         raise ValueError("its shape, sums and rows do not match")
-    if manifest.scale is not None and manifest.scale.features not in (1, manifest.features):
+    if manifest.values != content.get("values", PIXELS) or pixels != (manifest.values == PIXELS):
+        raise ValueError("its values and scale do not match")
+    most = (1, manifest.features) if pixels else (manifest.features,)
+    if manifest.columns is not None and manifest.columns.features not in most:
         raise ValueError("its shape and scale do not match")
+    if weight is not None and not 0 < weight < math.inf:
+        raise ValueError("its mean weight is not a number above 0")
     if len({shard.file for shard in train + test}) < len(train + test):
         raise ValueError("two shards have the same name")
     return manifest

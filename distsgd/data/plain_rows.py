@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Ints
+from distsgd.core.arrays import Ints, Values
 from distsgd.data.folder_files import mappable
 from distsgd.data.manifest import Manifest
 
@@ -25,11 +25,12 @@ class PlainRows:
 
     Attributes:
         files: names of the training shards.
-        pixel_sums: sum of each pixel over all training examples, shape (features,), int64.
+        pixel_sums: sum of each pixel over all training examples, shape (features,), int64; 0 for
+            floats.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._shards: list[tuple[Bytes, Ints]] = []
+        self._shards: list[tuple[Values, Ints]] = []
         self._digests: list[int] = []
         self.files = [entry.file for entry in manifest.train]
         self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
@@ -37,11 +38,11 @@ class PlainRows:
             with mappable(folder / file) as path:
                 batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
             flat = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
-            pixels, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
-            self._shards.append((pixels, labels))
-            self._digests += [zlib.crc32(row) for row in pixels]
-            for low in range(0, len(pixels), 4096):
-                self.pixel_sums += pixels[low : low + 4096].sum(axis=0, dtype=np.int64)
+            rows, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
+            self._shards.append((rows, labels))
+            self._digests += [zlib.crc32(row) for row in rows]
+            for low in range(0, len(rows) if rows.dtype == np.uint8 else 0, 4096):
+                self.pixel_sums += rows[low : low + 4096].sum(axis=0, dtype=np.int64)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         """The pixels, shape (rows, features), and labels, shape (rows,), of some examples."""
@@ -57,7 +58,7 @@ class PlainRows:
                 return int(index), file
         return None
 
-    def _at(self, index: int) -> tuple[tuple[Bytes, Ints], int, str]:
+    def _at(self, index: int) -> tuple[tuple[Values, Ints], int, str]:
         """The shard of an example, its row there, and the shard's file."""
         for shard, file in zip(self._shards, self.files, strict=True):
             if index < len(shard[1]):

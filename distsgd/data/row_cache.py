@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import Preprocessing
+from distsgd.data.columns import PIXELS
 from distsgd.data.split import Split
 from distsgd.errors import UsageError
 from distsgd.spelling import spelling
@@ -70,10 +71,9 @@ class _Converted:
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._cache = preprocessing.raw_buffer(len(split), "float32")
         low = 0
-        for pixels, _ in split.batches():
-            np.copyto(self._cache[low : low + len(pixels), : preprocessing.features], pixels)
-            low += len(pixels)
-
+        for rows, _ in split.batches():
+            np.copyto(self._cache[low : low + len(rows), : preprocessing.features], rows)
+            low += len(rows)
         self._indices = np.empty((0, 0), np.int64)
 
     def gather(self, indices: NDArray[np.int64]) -> None:
@@ -92,40 +92,45 @@ class _Converted:
         return copy(self)
 
 
-class _Pixels:
+class _Stored:
     """Rows that are converted when they are written, from one array or from shards."""
 
     def __init__(self, split: Split, features: int, most_rows: int) -> None:
         self._split = split
-        self._buffer = np.empty((most_rows, features), dtype=np.uint8)
-        self._pixels = self._buffer[None, :0]
+        self._buffer = np.empty((most_rows, features), dtype=split.dtype)
+        self._rows = self._buffer[None, :0]
 
     def gather(self, indices: NDArray[np.int64]) -> None:
         """See `Rows`."""
-        pixels = self._buffer[: indices.size]
-        self._split.gather(indices.reshape(-1), pixels)
-        self._pixels = pixels.reshape(*indices.shape, -1)
+        rows = self._buffer[: indices.size]
+        self._split.gather(indices.reshape(-1), rows)
+        self._rows = rows.reshape(*indices.shape, -1)
 
     def write(self, first: int, out: Floats, example: int = 0, column: int = 0, /) -> None:
         """See `Rows`."""
         slots, examples, columns = out.shape
-        pixels = self._pixels[
+        rows = self._rows[
             first : first + slots, example : example + examples, column : column + columns
         ]
-        np.copyto(out[:, :, : pixels.shape[2]], pixels)
+        np.copyto(out[:, :, : rows.shape[2]], rows)
 
-    def beside(self) -> _Pixels:
+    def beside(self) -> _Stored:
         """See `Rows`."""
-        return _Pixels(self._split, self._buffer.shape[1], len(self._buffer))
+        return _Stored(self._split, self._buffer.shape[1], len(self._buffer))
 
 
 def choose_cache(
-    cache: str, budget: int, preprocessing: Preprocessing, examples: int, dtype: str
+    cache: str,
+    budget: int,
+    preprocessing: Preprocessing,
+    examples: int,
+    dtype: str,
+    values: str = PIXELS,
 ) -> str:
     """Choose where the rows of a training come from: "float32", "uint8" or "shards".
 
-    "auto" is "uint8": to read a random row of 3 KB and convert it takes less time than to read a
-    converted one of 12 KB, and a quarter of the memory.
+    "auto" is "uint8", rows as the shards hold them: to read a random row of 3 KB and convert it
+    takes less time than to read a converted one of 12 KB, and a quarter of the memory.
 
     Args:
         cache: "auto", "float32" or "uint8".
@@ -133,6 +138,7 @@ def choose_cache(
         preprocessing: has the length of a row.
         examples: number of rows.
         dtype: dtype of the training.
+        values: dtype of the rows in the shards.
 
     Raises:
         UsageError: "float32" does not fit the budget or the dtype.
@@ -152,7 +158,8 @@ def choose_cache(
                 f"Raise the budget, or give {given('cache', 'uint8')}, which needs a quarter",
             )
         return "float32"
-    return "uint8" if examples * preprocessing.features <= budget * _MIB else "shards"
+    size = np.dtype(values).itemsize * examples * preprocessing.features
+    return "uint8" if size <= budget * _MIB else "shards"
 
 
 def open_rows(split: Split, preprocessing: Preprocessing, cache: str, most_rows: int) -> Rows:
@@ -167,4 +174,4 @@ def open_rows(split: Split, preprocessing: Preprocessing, cache: str, most_rows:
     if cache == "float32":
         return _Converted(split, preprocessing)
     kept = split.in_memory() if cache == "uint8" else split
-    return _Pixels(kept, preprocessing.features, most_rows)
+    return _Stored(kept, preprocessing.features, most_rows)

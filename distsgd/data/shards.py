@@ -1,10 +1,9 @@
-"""Shards: Arrow IPC files of images and labels, which are memory-mapped and not copied."""
+"""Shards: Arrow IPC files of rows and labels, which are memory-mapped and not copied."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import struct
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from distsgd.core.arrays import Bytes, Ints
-from distsgd.data.column_scale import ColumnScale
+from distsgd.core.arrays import Floats, Ints, Values
+from distsgd.data.columns import FLOATS, PIXELS, Columns
 from distsgd.data.folder_files import mappable
 from distsgd.data.locations import repair_hint
 from distsgd.data.manifest import MANIFEST, Manifest, Shard
@@ -49,14 +48,23 @@ DEFAULT_SHARDS = 8
 
 
 @lru_cache(maxsize=8)
-def _schema(shape: tuple[int, ...], classes: tuple[str, ...]) -> pa.Schema:
-    """Image as a fixed-shape tensor of uint8 (channel, row, column), label as uint8 or uint16."""
+def _schema(
+    shape: tuple[int, ...], classes: tuple[str, ...], values: str = PIXELS, weighted: bool = False
+) -> pa.Schema:
+    """A fixed-shape tensor of uint8 (channel, row, column), and the label as uint8 or uint16.
+
+    Of floats the tensor is called "features", not "image". Weights are float32.
+    """
+    floats = values == FLOATS
+    tensor = pa.fixed_shape_tensor(pa.float32() if floats else pa.uint8(), list(shape))
     names = json.dumps(list(classes))
     label = pa.from_numpy_dtype(label_dtype(len(classes)))
+    weight = [pa.field("weight", pa.float32(), nullable=False)] if weighted else []
     return pa.schema(
         [
-            pa.field("image", pa.fixed_shape_tensor(pa.uint8(), list(shape)), nullable=False),
+            pa.field("features" if floats else "image", tensor, nullable=False),
             pa.field("label", label, nullable=False, metadata={"classes": names}),
+            *weight,
         ],
         metadata={"classes": names, "shape": json.dumps(list(shape))},
     )
@@ -68,21 +76,28 @@ def label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
 
 
 def write_shard(
-    path: Path, pixels: Bytes, labels: Ints, shape: Sequence[int], classes: Sequence[str]
+    path: Path,
+    rows: Values,
+    labels: Ints,
+    shape: Sequence[int],
+    classes: Sequence[str],
+    weights: Floats | None = None,
 ) -> Shard:
     """Write one shard and return its entry for the manifest.
 
     Args:
         path: the file.
-        pixels: shape (rows, features), uint8.
+        rows: pixels or features, shape (rows, features), uint8 or float32.
         labels: shape (rows,), of `label_dtype`.
         shape: shape of an example.
         classes: names of the classes.
+        weights: of the rows, shape (rows,); None for none.
     """
-    schema = _schema(tuple(shape), tuple(classes))
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), pixels.shape[1])
-    images = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
-    batch = pa.record_batch([images, pa.array(labels)], schema=schema)
+    schema = _schema(tuple(shape), tuple(classes), rows.dtype.name, weights is not None)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    tensor = pa.ExtensionArray.from_storage(schema.field(0).type, storage)
+    extra = [] if weights is None else [pa.array(weights.astype(np.float32))]
+    batch = pa.record_batch([tensor, pa.array(labels), *extra], schema=schema)
     with (
         mappable(path, os.O_RDWR | os.O_CREAT) as opened,
         pa.OSFile(opened, "wb") as sink,
@@ -98,9 +113,11 @@ def write_dataset(
     name: str,
     shape: Sequence[int],
     classes: Sequence[str],
-    train: tuple[Bytes, Ints],
-    test: tuple[Bytes, Ints],
+    train: tuple[Values, Ints],
+    test: tuple[Values, Ints],
     shards: int,
+    columns: Columns | None = None,
+    weights: Floats | None = None,
 ) -> Manifest:
     """Write a whole dataset into an empty folder, the manifest last.
 
@@ -109,15 +126,20 @@ def write_dataset(
         name: name of the dataset.
         shape: shape of an example.
         classes: names of the classes.
-        train: pixels, shape (rows, features), uint8, and labels, shape (rows,), of `label_dtype`.
+        train: rows, shape (rows, features), uint8 or float32, and labels, shape (rows,), of
+            `label_dtype`.
         test: the same for the test examples, which are always one shard.
         shards: number of training shards, which have nearly equal length.
+        columns: how columns became features; None for pixels.
+        weights: of the training rows, shape (rows,), not all 0; None for none.
     """
     writer = DatasetWriter(folder, shape, classes)
-    for split, (pixels, labels), number in (("train", train, shards), ("test", test, 1)):
+    for split, (rows, labels), number in (("train", train, shards), ("test", test, 1)):
+        own = weights if split == "train" else None
         for file, span in shard_spans(split, len(labels), number):
-            writer.write(split, file, pixels[span], labels[span])
-    return writer.finish(name)
+            part = None if own is None else own[span]
+            writer.write(split, file, rows[span], labels[span], part)
+    return writer.finish(name, columns)
 
 
 class DatasetWriter:
@@ -132,30 +154,39 @@ class DatasetWriter:
     def __init__(self, folder: Path, shape: Sequence[int], classes: Sequence[str]) -> None:
         self._folder, self._shape, self._classes = folder, tuple(shape), tuple(classes)
         self._written: dict[str, list[Shard]] = {"train": [], "test": []}
-        self._sums = np.zeros(math.prod(shape), dtype=np.int64)
+        self._sums: Ints | None = None
+        self._weights: list[float] = []
 
-    def write(self, split: str, file: str, pixels: Bytes, labels: Ints) -> None:
-        """Write the next shard of a split; see `write_shard` for pixels and labels."""
-        if split == "train":
-            self._sums += pixels.sum(axis=0, dtype=np.int64)
-        written = write_shard(self._folder / file, pixels, labels, self._shape, self._classes)
+    def write(
+        self, split: str, file: str, rows: Values, labels: Ints, weights: Floats | None = None
+    ) -> None:
+        """Write the next shard of a split; see `write_shard`. Only training rows have weights."""
+        if split == "train" and rows.dtype == np.uint8:
+            sums = np.zeros(rows.shape[1], np.int64) if self._sums is None else self._sums
+            self._sums = sums + rows.sum(axis=0, dtype=np.int64)
+        if weights is not None:
+            self._weights.append(float(weights.sum(dtype=np.float64)))
+        path = self._folder / file
+        written = write_shard(path, rows, labels, self._shape, self._classes, weights)
         self._written[split].append(written)
 
-    def finish(self, name: str, scale: ColumnScale | None = None) -> Manifest:
+    def finish(self, name: str, columns: Columns | None = None) -> Manifest:
         """Write the manifest of a dataset of this name.
 
         Args:
             name: name of the dataset.
-            scale: how numbers became pixels; None if they are pixels.
+            columns: how columns became features; None for pixels.
         """
+        rows = sum(shard.rows for shard in self._written["train"])
         manifest = Manifest(
             name=name,
             shape=self._shape,
             classes=self._classes,
-            pixel_sums=tuple(int(n) for n in self._sums),
+            pixel_sums=() if self._sums is None else tuple(int(n) for n in self._sums),
             train=tuple(self._written["train"]),
             test=tuple(self._written["test"]),
-            scale=scale,
+            columns=columns,
+            mean_weight=sum(self._weights) / rows if self._weights else None,
         )
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
@@ -174,8 +205,9 @@ class OpenShard(NamedTuple):
     """A mapped shard, not yet checked.
 
     Attributes:
-        pixels: shape (rows, features), uint8, read-only.
+        rows: pixels or features, shape (rows, features), uint8 or float32, read-only.
         labels: shape (rows,), of `label_dtype`, read-only.
+        weights: shape (rows,), float32, read-only; None if it has none.
         path: path of the file.
         identity: identity of the mapped file.
         content: all of its bytes, mapped. The file itself is closed, so that the number of shards
@@ -183,8 +215,9 @@ class OpenShard(NamedTuple):
         sha256: checksum that it must have.
     """
 
-    pixels: Bytes
+    rows: Values
     labels: Ints
+    weights: Floats | None
     path: Path
     identity: Identity
     content: pa.Buffer
@@ -235,12 +268,14 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
         CorruptDataError: it is not a whole Arrow file.
         StorageError: the machine keeps it from being read.
     """
+    weighted = manifest.mean_weight is not None and entry in manifest.train
+    expected = _schema(manifest.shape, manifest.classes, manifest.values, weighted)
     try:
         before = identity_of(path)
         with mappable(path) as opened, pa.memory_map(opened) as file:
             content = file.read_buffer()
         schema = pa.ipc.open_file(content).schema
-        if schema != _schema(tuple(manifest.shape), tuple(manifest.classes)):
+        if schema != expected:
             raise DatasetError(
                 f"the shard {path} has another schema than its dataset: {some_of(schema.names)}",
                 repair_hint(path.parent),
@@ -252,10 +287,11 @@ def open_shard(path: Path, entry: Shard, manifest: Manifest) -> OpenShard:
                 repair_hint(path.parent),
             )
         batch.validate()  # the buffers must be as long as the rows need
-        pixels = batch.column("image").storage.flatten().to_numpy(zero_copy_only=True)
-        labels = batch.column("label").to_numpy(zero_copy_only=True)
-        pixels = pixels.reshape(entry.rows, manifest.features)
-        return OpenShard(pixels, labels, path, before, content, entry.sha256)
+        rows = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
+        labels = batch.column(1).to_numpy(zero_copy_only=True)
+        weights = batch.column(2).to_numpy(zero_copy_only=True) if weighted else None
+        rows = rows.reshape(entry.rows, manifest.features)
+        return OpenShard(rows, labels, weights, path, before, content, entry.sha256)
     except FileNotFoundError:
         raise DatasetError(f"the shard {path} is missing", repair_hint(path.parent)) from None
     except (pa.ArrowException, OSError, ValueError) as error:

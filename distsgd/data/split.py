@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Ints
+from distsgd.core.arrays import Floats, Ints, Values
 from distsgd.data.manifest import Manifest
 from distsgd.data.remote.node_cache import Held, NodeCache
 from distsgd.data.shards import OpenShard, label_dtype, open_shard
@@ -50,8 +50,11 @@ class Split:
         ]
         self._unchecked = opened
         self._found: tuple[FileChecksum, ...] = ()
-        self._pixels = [shard.pixels for shard in opened]
-        self._starts = np.cumsum([0, *(len(pixels) for pixels in self._pixels)])
+        self._rows = [shard.rows for shard in opened]
+        self._starts = np.cumsum([0, *(len(rows) for rows in self._rows)])
+        self._dtype = np.dtype(manifest.values)
+        weights = [shard.weights for shard in opened if shard.weights is not None]
+        self._weights: Floats | None = np.concatenate(weights) if weights else None
         self._labels: Ints = np.concatenate([shard.labels for shard in opened])
         if len(self) and int(self._labels.max()) >= len(manifest.classes):
             self.verify()
@@ -70,6 +73,21 @@ class Split:
         """The labels of the examples at ``indices``, in its shape, uint8 or uint16."""
         found: Ints = self.labels[indices]
         return found
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What rows hold: uint8 pixels, or float32 features."""
+        return self._dtype
+
+    @property
+    def weights(self) -> Floats | None:
+        """All weights of rows, shape (rows,), float32; None if they have none."""
+        self.verify()
+        return self._weights
+
+    def weights_of(self, indices: NDArray[np.int64]) -> Floats | None:
+        """The weights of the examples at ``indices``, in its shape; None if they have none."""
+        return None if (weights := self.weights) is None else weights[indices]
 
     def expect(self, shards: Sequence[int], most: int) -> None:
         """Announce which shards will be needed; see `StreamedSplit`. Here all are mapped."""
@@ -96,39 +114,39 @@ class Split:
         Gathering then takes a third of the time. A single shard is one array already.
         """
         self.verify()
-        if len(self._pixels) == 1:
+        if len(self._rows) == 1:
             return self
         kept = copy(self)
-        kept._pixels = [np.concatenate(self._pixels)]
+        kept._rows = [np.concatenate(self._rows)]
         kept._starts = self._starts[[0, -1]]
         return kept
 
-    def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
-        """Copy the pixels of the examples at ``indices`` into ``out``, in that order.
+    def gather(self, indices: NDArray[np.int64], out: Values) -> None:
+        """Copy the rows of the examples at ``indices`` into ``out``, in that order.
 
         Args:
             indices: numbers of the examples, shape (rows,).
-            out: shape (rows, features), uint8.
+            out: shape (rows, features), of `dtype`.
         """
         if self._unchecked:
             self.verify()
-        if len(self._pixels) == 1:
-            np.take(self._pixels[0], indices, axis=0, out=out, mode="clip")
+        if len(self._rows) == 1:
+            np.take(self._rows[0], indices, axis=0, out=out, mode="clip")
             return
         owner = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(owner):
             rows = np.flatnonzero(owner == shard)
-            out[rows] = self._pixels[shard][indices[rows] - self._starts[shard]]
+            out[rows] = self._rows[shard][indices[rows] - self._starts[shard]]
 
-    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
-        """All examples in order, a shard at a time, as views (pixels, labels).
+    def batches(self) -> Iterator[tuple[Values, Ints]]:
+        """All examples in order, a shard at a time, as views (rows, labels).
 
-        Pixels have the shape (rows, features), uint8; labels have the shape (rows,).
+        Rows have the shape (rows, features), of `dtype`; labels have the shape (rows,).
         """
         self.verify()
-        for shard, pixels in enumerate(self._pixels):
+        for shard, rows in enumerate(self._rows):
             start = self._starts[shard]
-            yield pixels, self._labels[start : start + len(pixels)]
+            yield rows, self._labels[start : start + len(rows)]
 
 
 _LEAST_AHEAD = 2
@@ -159,6 +177,7 @@ class StreamedSplit(Split):
         ahead: Callable[[Sequence[str], int], None] = lambda files, count: None,
     ) -> None:
         self._manifest, self._cache, self._ahead = manifest, cache, ahead
+        self._dtype = np.dtype(manifest.values)
         self._entries = manifest.train
         self._starts = np.cumsum([0, *(entry.rows for entry in self._entries)])
         self._in_use: dict[int, _InUse] = {}  # most recently used last
@@ -180,6 +199,22 @@ class StreamedSplit(Split):
             out[rows] = self._open(shard).labels[within]
         return out
 
+    @property
+    def weights(self) -> Floats | None:
+        """All weights of rows, or None; reads all shards."""
+        return self.weights_of(np.arange(len(self)))
+
+    def weights_of(self, indices: NDArray[np.int64]) -> Floats | None:
+        """The weights of the examples at ``indices``, in its shape; None if they have none."""
+        if self._manifest.mean_weight is None:
+            return None
+        out: Floats = np.empty(indices.shape, dtype=np.float32)
+        for shard, rows, within in self._parts(indices):
+            weights = self._open(shard).weights
+            assert weights is not None
+            out[rows] = weights[within]
+        return out
+
     def verify(self) -> tuple[FileChecksum, ...]:
         """Do nothing: each shard is checked when it is fetched, and when it is opened."""
         return ()
@@ -188,18 +223,18 @@ class StreamedSplit(Split):
         """Itself, as not all examples fit."""
         return self
 
-    def gather(self, indices: NDArray[np.int64], out: Bytes) -> None:
-        """Copy the pixels of the examples at ``indices`` into ``out``; see `Split.gather`."""
+    def gather(self, indices: NDArray[np.int64], out: Values) -> None:
+        """Copy the rows of the examples at ``indices`` into ``out``; see `Split.gather`."""
         for shard, rows, within in self._parts(indices):
-            out[rows] = self._open(shard).pixels[within]
+            out[rows] = self._open(shard).rows[within]
 
-    def batches(self) -> Iterator[tuple[Bytes, Ints]]:
+    def batches(self) -> Iterator[tuple[Values, Ints]]:
         """All examples in order, a shard at a time; see `Split.batches`."""
         numbers = range(len(self._entries))
         self.expect(numbers, 1)
         for shard in numbers:
             opened = self._open(shard)
-            yield opened.pixels, opened.labels
+            yield opened.rows, opened.labels
             self._release(shard)
             self.expect(range(shard + 1, len(self._entries)), 1)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.arrays import Bytes, Floats, Ints
+from distsgd.core.arrays import Floats, Ints, Values
 from distsgd.core.model import LOSSES
 from distsgd.data.dataset import Dataset
 from distsgd.data.split import Split
@@ -120,7 +120,7 @@ def first_examples(
     part = dataset.train if split == "train" else dataset.test
     rows = len(part) if limit is None else check_limit("examples", limit, len(part))
     check_examples(rows, dataset.manifest.features, dtype)
-    pixels = np.empty((rows, dataset.manifest.features), dtype=np.uint8)
+    pixels = np.empty((rows, dataset.manifest.features), dtype=part.dtype)
     part.gather(np.arange(rows), pixels)
     features = np.ones((rows, dataset.manifest.features + 1), dtype=dtype)
     inner = features[:, :-1]
@@ -262,7 +262,7 @@ class Pieces:
     def piece(self, number: int) -> tuple[Floats, Ints]:
         """X, shape (examples, features + 1), in a new buffer; and y, shape (examples,)."""
         low, high = number * PIECE, min((number + 1) * PIECE, self.limit)
-        pixels: Bytes = np.empty((high - low, len(self.mean)), dtype=np.uint8)
+        pixels: Values = np.empty((high - low, len(self.mean)), dtype=self.split.dtype)
         self.split.gather(np.arange(low, high), pixels)
         features = np.ones((high - low, len(self.mean) + 1), dtype=np.float32)
         np.subtract(pixels, self.mean, out=features[:, :-1])

@@ -89,7 +89,8 @@ class Recomputer:
         self._mean = sums / job.plan.examples
         if job.exact:
             self._mean = np.rint(self._mean)
-        wrong = np.flatnonzero(sums != np.array(dataset.manifest.pixel_sums))
+        expected = np.array(dataset.manifest.pixel_sums or [0] * job.features)
+        wrong = np.flatnonzero(sums != expected)
         if len(wrong):
             raise VerificationError(
                 f"the images in {dataset.folder} are not those that its manifest was made of: "
@@ -97,6 +98,7 @@ class Recomputer:
                 f"{dataset.manifest.pixel_sums[wrong[0]]}, and sums up to {sums[wrong[0]]}",
                 "A byte of a shard has been changed together with its SHA-256: fetch it again",
             )
+        self._scale = config.pixel_scale if dataset.manifest.pixel_sums else 1.0
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def kept(self, flat: Floats) -> Array:
@@ -147,7 +149,7 @@ class Recomputer:
                 "Check it with `distsgd data verify`, and fetch or import it again",
             )
         pixels, labels = self._rows.read(indices)
-        scale, loss = self._config.pixel_scale, self._config.loss
+        scale, loss = self._scale, self._config.loss
         given = pixels, labels, self._mean, scale, loss, self.unit * doubt
         return recompute(self.layers(weights), *given)
 

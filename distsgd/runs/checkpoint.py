@@ -35,7 +35,7 @@ from distsgd.core.model import (
     make_architecture,
 )
 from distsgd.core.server import Ledger
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.folder_files import names_inside, reader_inside, remove_inside, replace_inside
 from distsgd.data.text_files import is_printable, parse_json
 from distsgd.errors import RunError, in_short, machine_trouble, storage_error
@@ -136,7 +136,7 @@ class Model:
         reads: older version -> W, of the same shape, where a later update reads it.
         place: where in its run it stands; None if unknown.
         model: "linear" or "mlp:HIDDEN".
-        columns: how numbers were scaled to pixels; None for images.
+        columns: how columns became features; None for pixels.
         residuals: SHA-256 of the file beside it with the residuals of the workers, if there is one;
             see `distsgd.runs.residual_file`.
         arithmetic: "float" or "exact".
@@ -152,7 +152,7 @@ class Model:
     reads: dict[int, Floats] = field(default_factory=dict)
     place: Place | None = None
     model: str = LINEAR
-    columns: ColumnScale | None = None
+    columns: Columns | None = None
     residuals: str | None = None
     arithmetic: str = ARITHMETICS[0]
 
@@ -362,7 +362,7 @@ def _checked_model(archive: ArrayArchive, path: Path) -> Model:
         reads={int(version): array for version, array in reads},
         place=_place(meta),
         model=meta["model"],
-        columns=None if columns is None else ColumnScale.from_json(columns),
+        columns=None if columns is None else Columns.from_json(columns),
         residuals=None if residuals is None else str(residuals),
         arithmetic=meta.get("arithmetic", ARITHMETICS[0]),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distsgd.core.arrays import Bytes, Floats, Ints
+from distsgd.core.arrays import Floats, Ints, Values
 from distsgd.core.model import SlotLoss, measure
 from distsgd.data.dataset import Dataset
 from distsgd.data.split import Split
@@ -91,16 +91,16 @@ class Probe:
             found = self._measured(weights, self._dataset.test.batches())
         return found.correct / found.examples
 
-    def _measured(self, weights: Floats, batches: Iterable[tuple[Bytes, Ints]]) -> SlotLoss:
+    def _measured(self, weights: Floats, batches: Iterable[tuple[Values, Ints]]) -> SlotLoss:
         job = self._job
         return measure(job.architecture, weights, job.loss, job.preprocessing, batches)[0]
 
 
-def _evenly(split: Split, examples: int, features: int) -> tuple[Bytes, Ints]:
-    """Pixels and labels of examples that are evenly spaced over a split."""
+def _evenly(split: Split, examples: int, features: int) -> tuple[Values, Ints]:
+    """Rows and labels of examples that are evenly spaced over a split."""
     count = min(examples, len(split))
     rows = np.arange(count, dtype=np.int64) * len(split) // count
-    pixels, found = np.empty((count, features), dtype=np.uint8), []
+    pixels, found = np.empty((count, features), dtype=split.dtype), []
     low = done = 0
     for part, labels in split.batches():  # of a split that is streamed, none is kept
         here = rows[(rows >= low) & (rows < low + len(part))] - low

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes
-from distsgd.data.column_scale import ColumnScale
+from distsgd.core.arrays import Values
+from distsgd.data.columns import Columns
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
@@ -164,9 +164,9 @@ def _files(given: Any) -> list[Path]:
     return [Path(file) for file in files]
 
 
-def _pixels(numbers: NDArray[np.float64], model: Model) -> Bytes:
-    scale = model.columns or ColumnScale(names=(), low=(0.0,), high=(255.0,))
-    return scale.pixels(numbers)
+def _pixels(numbers: NDArray[np.float64], model: Model) -> Values:
+    scale = model.columns or Columns(names=(), low=(0.0,), high=(255.0,))
+    return scale.rows(numbers)
 
 
 def predict(

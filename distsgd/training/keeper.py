@@ -322,7 +322,7 @@ class Keeper:
             preprocessing=job.preprocessing,
             reads=shaped(snapshot.reads, job.architecture),
             place=place,
-            columns=manifest.scale,
+            columns=manifest.columns,
             arithmetic=job.arithmetic,
         )
 

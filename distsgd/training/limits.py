@@ -23,6 +23,7 @@ from distsgd.core.model import (
     make_architecture,
 )
 from distsgd.core.plan import EpochOrder
+from distsgd.data.columns import FLOATS, PIXELS
 from distsgd.data.dataset import Dataset
 from distsgd.data.row_cache import choose_cache, gathered_slots
 from distsgd.engine.job import Job
@@ -197,7 +198,8 @@ def sizes_of(config: TrainConfig, dataset: Dataset, cache: str) -> Sizes:
         config.channel in ("auto", "team") and policy.in_team and config.servers == 1
         and config.compress == "none" and config.verify < 1 and config.workers <= MOST_MEMBERS
     )  # fmt: skip
-    cached = {"float32": 4 * padded_columns(features), "uint8": features}.get(cache, 0)
+    row = np.dtype(manifest.values).itemsize * features
+    cached = {"float32": 4 * padded_columns(features), "uint8": row}.get(cache, 0)
     return Sizes(
         examples=manifest.rows("train"),
         features=features,
@@ -368,6 +370,13 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
             f"Give a number from 1 to {examples}",
         )
     features, classes = math.prod(dataset.manifest.shape), len(dataset.manifest.classes)
+    if config.arithmetic == EXACT and dataset.manifest.values == FLOATS:
+        raise UsageError(
+            f"{config.given('arithmetic')} does not go with {dataset.manifest.name}, whose rows "
+            "are floats",
+            f"Import it again with 256 steps, {config.spelling.given('values', PIXELS)}, or give "
+            f"{config.spelling.given('arithmetic', ARITHMETICS[0])}",
+        )
     if config.arithmetic == EXACT:
         check_exact(config, features, classes)
     parameters = make_architecture(config.model, features, classes).parameters
@@ -381,8 +390,9 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
     preprocessing, cache = dataset.preprocessing(config.pixel_scale), "shards"
     if not dataset.streamed:
         cache = choose_cache(
-            config.cache, config.cache_budget, preprocessing, examples, config.dtype
-        )
+            config.cache, config.cache_budget, preprocessing, examples, config.dtype,
+            dataset.manifest.values,
+        )  # fmt: skip
     _check_memory(config, sizes_of(config, dataset, cache), elsewhere)
 
 

@@ -134,7 +134,7 @@ class Predictor:
         if not np.isfinite(numbers).all():
             raise UsageError("the array has entries that are not finite", "Remove those rows")
         if self._model.columns is not None:
-            return self._model.columns.pixels(numbers)
+            return self._model.columns.rows(numbers)
         if ((numbers < 0) | (numbers > 255) | (numbers % 1 != 0)).any():
             raise UsageError(
                 "the array has numbers that are not pixels", "Give whole numbers from 0 to 255"

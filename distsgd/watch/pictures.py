@@ -78,7 +78,7 @@ def example_picture(
             return None
         split = _test_split(folder, manifest.digest)
         inside = min(rows) >= 0 and max(rows) < len(split)
-        if manifest.shape[0] not in (1, 3) or manifest.scale is not None or not inside:
+        if manifest.shape[0] not in (1, 3) or manifest.columns is not None or not inside:
             return None
         pixels = np.empty((len(rows), manifest.features), dtype=np.uint8)
         split.gather(np.asarray(rows), pixels)

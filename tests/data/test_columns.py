@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import Run
 
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.find import find_dataset
 from distsgd.data.importing.column_survey import ColumnSurvey
 from distsgd.data.importing.import_dataset import Imported, import_dataset
@@ -155,7 +155,7 @@ def test_one_whole_number_far_out_does_not_destroy_the_others(tmp_path: Path, fa
     assert train(dataset="mine", workers=0, epochs=10, batch_size=16).test_accuracy > 0.9
 
 
-def survey(column: np.ndarray) -> tuple[ColumnScale, ColumnScale, list[str]]:
+def survey(column: np.ndarray) -> tuple[Columns, Columns, list[str]]:
     """The range of a column by its deviation, the one that is chosen, and what is said."""
     values = np.asarray(column, dtype=np.float64)[:, None]
     statistics = ColumnStatistics(1)
@@ -186,7 +186,7 @@ def test_ranges_that_are_fine_stay_as_they_were_to_the_bit(column: np.ndarray) -
 def test_ranges_hold_against_a_number_far_out(column: np.ndarray, far: float) -> None:
     bulk = np.quantile(column[column != 0], [0.1, 0.9])
     _, chosen, notices = survey(np.append(column, far))
-    steps = chosen.pixels(bulk[:, None])[:, 0].astype(int)
+    steps = chosen.rows(bulk[:, None])[:, 0].astype(int)
     assert steps[1] - steps[0] >= 25 and "outliers" in notices[0]
 
 
@@ -200,5 +200,5 @@ def test_one_pixel_far_out_does_not_destroy_images(tmp_path: Path) -> None:
     images[3, 0, 1, 2] = 1e12
     np.savez(tmp_path / "f.npz", x=images, y=LABELS[:60])
     get(tmp_path / "f.npz")
-    scale = read_manifest(find_dataset("mine")).scale
+    scale = read_manifest(find_dataset("mine")).columns
     assert scale is not None and scale.high[0] < 10

@@ -44,7 +44,7 @@ def get(path: Path, label: str = "-1", header: bool | None = None) -> Imported:
 
 
 def names() -> tuple[str, ...]:
-    scale = read_manifest(find_dataset("mine")).scale
+    scale = read_manifest(find_dataset("mine")).columns
     return scale.names if scale else ()
 
 
@@ -279,7 +279,7 @@ def test_decimal_commas(tmp_path: Path) -> None:
     source.write_text("\n".join(["length;width;c;label", *rows]))
     found = get(source, "label")
     assert found.rejected == 0 and found.classes == ("1", "a,b") and "commas" in found.notices[0]
-    scale = read_manifest(find_dataset("mine")).scale
+    scale = read_manifest(find_dataset("mine")).columns
     assert scale is not None and (scale.low[0], scale.high[0]) == (0.5, 6.5)
     source.write_text("\n".join(["length;width;label", *["1.5;1,5;a", "1.5;1.5;b", "1;2;a"] * 30]))
     assert get(source, "label").rejected == 30  # points and commas: points

@@ -15,7 +15,7 @@ from data_support import sha256
 from PIL import Image
 
 from distsgd.data.cifar10.repair import verify_dataset
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.importing.import_dataset import Imported, import_dataset
@@ -210,11 +210,11 @@ def test_one_long_text_in_many_rows_takes_no_memory(stored: bool, tmp_path: Path
 
 
 def test_numbers_keep_their_order_and_extremes_are_cut() -> None:
-    scale = ColumnScale(names=("a", "b"), low=(0.0, 5.0), high=(1.0, 5.0))
+    scale = Columns(names=("a", "b"), low=(0.0, 5.0), high=(1.0, 5.0))
     numbers = np.array([[-9.0, 5], [0, 5], [0.5, 5], [1, 5], [9, 5]])
-    assert scale.pixels(numbers)[:, 0].tolist() == [0, 0, 128, 255, 255]
-    assert scale.pixels(numbers)[:, 1].tolist() == [0] * 5
-    assert ColumnScale.from_json(json.loads(json.dumps(scale.to_json()))) == scale
+    assert scale.rows(numbers)[:, 0].tolist() == [0, 0, 128, 255, 255]
+    assert scale.rows(numbers)[:, 1].tolist() == [0] * 5
+    assert Columns.from_json(json.loads(json.dumps(scale.to_json()))) == scale
 
 
 def _npz(path: Path, **arrays: Any) -> Path:

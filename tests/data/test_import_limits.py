@@ -15,7 +15,7 @@ import pytest
 from data_support import sign_again, write_tiny
 from support import Run
 
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.dataset import Dataset
 from distsgd.data.find import find_dataset
 from distsgd.data.importing import row_import
@@ -78,12 +78,12 @@ def test_the_number_of_shards_is_the_least(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_scale_gives_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    scale = ColumnScale(names=(), low=(-1.0,), high=(1.5,))
+    scale = Columns(names=(), low=(-1.0,), high=(1.5,))
     numbers = np.random.default_rng(0).normal(size=(100, 7))
-    whole = scale.pixels(numbers)
-    monkeypatch.setattr("distsgd.data.column_scale._NUMBERS_AT_ONCE", 20)
-    assert (scale.pixels(numbers) == whole).all()
-    assert scale.pixels(numbers[:0]).shape == (0, 7)
+    whole = scale.rows(numbers)
+    monkeypatch.setattr("distsgd.data.columns._NUMBERS_AT_ONCE", 20)
+    assert (scale.rows(numbers) == whole).all()
+    assert scale.rows(numbers[:0]).shape == (0, 7)
 
 
 # --- small whole numbers
@@ -96,13 +96,13 @@ def test_small_whole_numbers_get_one_factor(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", x=SMALL, y=LABELS)
     found = import_dataset(source, "flat")
     assert set(pixels_of(found).reshape(-1).tolist()) == {round(n * 255 / 16) for n in range(17)}
-    scale = read_manifest(find_dataset("flat")).scale
-    assert scale == ColumnScale(names=(), low=(0.0,), high=(16.0,))
+    scale = read_manifest(find_dataset("flat")).columns
+    assert scale == Columns(names=(), low=(0.0,), high=(16.0,))
     lines = [",".join(map(str, [*row, label])) for row, label in zip(SMALL, LABELS, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["a,b,c,d,e,f,label", *lines]))
     named = import_dataset(tmp_path / "a.csv", "named")
     assert (pixels_of(named) == pixels_of(found)).all()
-    assert read_manifest(find_dataset("named")).scale == ColumnScale(
+    assert read_manifest(find_dataset("named")).columns == Columns(
         names=tuple("abcdef"), low=(0.0,) * 6, high=(16.0,) * 6
     )
 
@@ -211,7 +211,7 @@ def test_arrays_in_fortran_order(tmp_path: Path) -> None:
         source = npz(tmp_path / f"{name}.npz", x=np.array(x, order=order), y=LABELS)
         import_dataset(source, name)
     c, f = (read_manifest(find_dataset(name)) for name in "cf")
-    assert (c.train, c.test, c.scale) == (f.train, f.test, f.scale)
+    assert (c.train, c.test, c.columns) == (f.train, f.test, f.columns)
 
 
 # --- numbers and columns of all kinds

@@ -66,7 +66,7 @@ def test_a_folder_in_its_place_is_corrupt(folder: Path) -> None:
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "null", "3", '{"format": "distsgd dataset 2"}'])
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "3", '{"format": "distsgd dataset 3"}'])
 def test_another_format_is_refused(folder: Path, content: str) -> None:
     (folder / MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match="is not a manifest of the format 'distsgd dataset 1'"):

@@ -12,7 +12,7 @@ from support import Run
 
 from distsgd import evaluate, predict, resume, train
 from distsgd.config.sources import config_from
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
 from distsgd.data.importing.import_dataset import import_dataset
@@ -114,25 +114,25 @@ def test_a_dataset_that_has_moved_is_found_by_its_name(
     assert evaluate(run) == before and audit(run).complete
 
 
-def manifest(scale: ColumnScale | None, features: int = 1, classes: str = "ab") -> Manifest:
+def manifest(scale: Columns | None, features: int = 1, classes: str = "ab") -> Manifest:
     shard = Shard("train.arrow", 1, 1, "")
     return Manifest(
         name="B", shape=(features,), classes=tuple(classes), pixel_sums=(0,) * features,
-        train=(shard,), test=(shard,), scale=scale,
+        train=(shard,), test=(shard,), columns=scale,
     )  # fmt: skip
 
 
-def column(low: float, high: float) -> ColumnScale:
-    return ColumnScale(names=("x",), low=(low,), high=(high,))
+def column(low: float, high: float) -> Columns:
+    return Columns(names=("x",), low=(low,), high=(high,))
 
 
 @pytest.mark.parametrize("there", [column(0, 8), column(-1, 1.5), None, column(0.5, 0.5)])
-def test_a_step_becomes_that_of_the_same_number(there: ColumnScale | None) -> None:
+def test_a_step_becomes_that_of_the_same_number(there: Columns | None) -> None:
     ours = column(0, 4)
     steps = np.arange(256, dtype=np.uint8)[:, None]
     low, high = (there.low[0], there.high[0]) if there else (0, 255)
     found = Conversion((1,), "ab", ours, manifest(there), "B").pixels(steps)
-    assert (found == ours.pixels(low + steps * ((high - low) / 255))).all()
+    assert (found == ours.rows(low + steps * ((high - low) / 255))).all()
 
 
 def test_steps_that_are_too_coarse_are_refused() -> None:

@@ -17,7 +17,7 @@ from support import PATIENCE
 
 import distsgd
 from distsgd.core.model import Preprocessing, make_architecture
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
 from distsgd.data.dataset import Dataset
 from distsgd.engine.blas import blas_kernel
 from distsgd.engine.core_type import VARIABLE, runs_here
@@ -134,7 +134,7 @@ def test_images_are_read_as_from_a_file(
 def test_numbers_are_those_that_were_imported() -> None:
     model = a_model("linear", 2, 2)
     scaled = Predictor(
-        Model(**{**vars(model), "columns": ColumnScale(names=("u", "v"), low=(0, 0), high=(51, 1))})
+        Model(**{**vars(model), "columns": Columns(names=("u", "v"), low=(0, 0), high=(51, 1))})
     )
     assert scaled.columns == ("u", "v")
     raw = Predictor(model).scores(np.array([[5, 255], [10, 0]]))

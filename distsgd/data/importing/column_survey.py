@@ -8,14 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.data.column_scale import ColumnScale
+from distsgd.data.columns import Columns
+from distsgd.data.standardising import MARGIN, bulk
 from distsgd.data.text_files import escaped, some_of
 from distsgd.spelling import spelling
 
-__all__ = ["SAMPLE_ROWS", "ColumnSurvey"]
-
-SAMPLE_ROWS = 4096
-"""Rows of the sample, evenly spaced."""
+__all__ = ["ColumnSurvey"]
 
 _NUMBERS_AT_ONCE = 1 << 20
 _FAR = 8.0
@@ -23,9 +21,6 @@ _FAR = 8.0
 
 _FAR_OF_IMAGES = 32.0
 """The same for images, which usually have a few bright pixels."""
-
-_MARGIN = 3.0
-"""A clipped range extends this many widths of the bulk beyond it, on either side."""
 
 _NEARLY_ALL = 0.75
 _ENOUGH_ROWS = 20
@@ -49,7 +44,7 @@ class ColumnSurvey:
         self._sample, self._total, self._names = sample, total, names
         self._clipped: list[str] = []
 
-    def without_outliers(self, scale: ColumnScale) -> ColumnScale:
+    def without_outliers(self, scale: Columns) -> Columns:
         """A scale whose ranges are not much wider than the bulk of the numbers.
 
         A range that is up to 8 times as wide as the bulk, or 32 times for images, is not changed.
@@ -77,9 +72,9 @@ class ColumnSurvey:
         """
         widest = reach = 0.0
         for _, block in self._blocks():
-            bulk_low, bulk_high = _bulk(block)
+            bulk_low, bulk_high = bulk(block)
             widest = max(widest, float((bulk_high - bulk_low).max()))
-            reach = max(reach, float((bulk_high + _MARGIN * (bulk_high - bulk_low)).max()))
+            reach = max(reach, float((bulk_high + MARGIN * (bulk_high - bulk_low)).max()))
         reach = float(np.ceil(reach))
         if not 0 < widest < greatest / _FAR or reach >= greatest:
             return greatest
@@ -87,7 +82,7 @@ class ColumnSurvey:
             self._clipped += self._names_of(first, block[-1] > reach)
         return reach
 
-    def notices(self, scale: ColumnScale | None) -> Iterator[str]:
+    def notices(self, scale: Columns | None) -> Iterator[str]:
         """What the user should know about the columns, a line each.
 
         Args:
@@ -103,7 +98,7 @@ class ColumnSurvey:
             counting += self._names_of(first, self._are_row_numbers(block))
             if scale is not None:
                 part = _part(scale, first, block.shape[1])
-                for name, share in self._on_one_step(first, block, part.pixels(block)):
+                for name, share in self._on_one_step(first, block, part.rows(block)):
                     yield (
                         f"{_columns([name])}: {share:.0%} of the rows fall on one of its 256 "
                         "steps because of outliers: correct these, or leave the column out"
@@ -124,13 +119,13 @@ class ColumnSurvey:
 
     def _narrow(self, block: Array, low: Array, high: Array, first: int, most: float) -> None:
         """Narrow the ranges of a block of columns in place, where they are too wide."""
-        bulk_low, bulk_high = _bulk(block)
+        bulk_low, bulk_high = bulk(block)
         width = bulk_high - bulk_low
         here = slice(first, first + block.shape[1])
         far = (width > 0) & (high[here] - low[here] > most * width)
         if far.any():
-            new_low = np.maximum(low[here], bulk_low - _MARGIN * width)
-            new_high = np.minimum(high[here], bulk_high + _MARGIN * width)
+            new_low = np.maximum(low[here], bulk_low - MARGIN * width)
+            new_high = np.minimum(high[here], bulk_high + MARGIN * width)
             low[here] = np.where(far, new_low, low[here])
             high[here] = np.where(far, new_high, high[here])
             self._clipped += self._names_of(first, far)
@@ -166,22 +161,9 @@ def _columns(names: list[str]) -> str:
     return f"column{'s' if len(names) > 1 else ''} {some_of(names)}"
 
 
-def _part(scale: ColumnScale, first: int, columns: int) -> ColumnScale:
+def _part(scale: Columns, first: int, columns: int) -> Columns:
     """The scale of some columns."""
     if scale.features == 1:
         return scale
     here = slice(first, first + columns)
-    return ColumnScale(names=(), low=scale.low[here], high=scale.high[here])
-
-
-def _bulk(block: Array) -> tuple[Array, Array]:
-    """The lower and the upper end of the bulk of each sorted column."""
-    tenth = len(block) // 10
-    low, high = block[tenth].copy(), block[-1 - tenth].copy()
-    for column in np.flatnonzero(low == high):
-        others = block[block[:, column] != low[column], column]
-        if len(others):
-            tenth = len(others) // 10
-            low[column] = min(low[column], others[tenth])
-            high[column] = max(high[column], others[-1 - tenth])
-    return low, high
+    return Columns(names=(), low=scale.low[here], high=scale.high[here])

@@ -118,7 +118,7 @@ def import_dataset(
         test=manifest.rows("test"),
         shape=manifest.shape,
         classes=manifest.classes,
-        scaled=manifest.scale is not None,
+        scaled=manifest.columns is not None,
         rejected=work.rejected.count,
         first_rejected=tuple(work.rejected.first),
         shards=len(manifest.train),

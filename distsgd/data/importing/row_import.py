@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Ints
 from distsgd.data.atomic import Progress
-from distsgd.data.column_scale import ColumnScale
-from distsgd.data.importing.column_survey import SAMPLE_ROWS, ColumnSurvey
+from distsgd.data.columns import Columns
+from distsgd.data.importing.column_survey import ColumnSurvey
 from distsgd.data.importing.source import Batch, Source
 from distsgd.data.importing.spool import ClassCodes, ColumnStatistics, RejectedRows, Spool
 from distsgd.data.manifest import Manifest
 from distsgd.data.shards import DatasetWriter, label_dtype, shard_spans
+from distsgd.data.standardising import SAMPLE_ROWS
 from distsgd.data.text_files import some_of
 from distsgd.errors import DatasetError
 from distsgd.spelling import spelling
@@ -136,7 +137,7 @@ class RowImport:
             self._note_missing(classes, labels, "training" if split == "train" else "test")
             number = min(max(number, self._least_shards(spool)), len(spool))
             for file, span in shard_spans(split, len(spool), number):
-                writer.write(split, file, spool.pixels(span, scale), labels[span])
+                writer.write(split, file, spool.rows(span, scale), labels[span])
         self.close()
         shutil.rmtree(self._spools)
         return writer.finish(name, scale)
@@ -157,7 +158,7 @@ class RowImport:
         """Number of shards of at most 64 MiB."""
         return -(-len(spool) * math.prod(self._source.shape) // _SHARD_BYTES)
 
-    def _scale(self) -> ColumnScale | None:
+    def _scale(self) -> Columns | None:
         """How numbers become pixels; named columns have a scale even if it changes nothing."""
         if self._source.pixels:
             return None
@@ -175,11 +176,11 @@ class RowImport:
             self.notices += survey.notices(scale)
         return scale
 
-    def _scale_of_whole_numbers(self, greatest: float) -> ColumnScale | None:
+    def _scale_of_whole_numbers(self, greatest: float) -> Columns | None:
         """One factor for all columns if the numbers are small, so that equal ones stay equal."""
         names = self._source.names
         small = 0 < greatest <= _SMALL
         if not names and not small:
             return None
         columns, high = len(names) or 1, greatest if small else 255.0
-        return ColumnScale(names=names, low=(0.0,) * columns, high=(high,) * columns)
+        return Columns(names=names, low=(0.0,) * columns, high=(high,) * columns)

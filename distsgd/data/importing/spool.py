@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Ints
-from distsgd.data.column_scale import ColumnScale
+from distsgd.core.arrays import Ints, Values
+from distsgd.data.columns import Columns
 from distsgd.data.importing.source import Label, Rejected
 from distsgd.data.manifest import MOST_CLASSES
 from distsgd.data.text_files import escaped, is_printable, normal
@@ -54,7 +54,7 @@ class ColumnStatistics:
         self._mean += apart * (rows / total)
         self._rows = total
 
-    def scale(self, names: tuple[str, ...], alike: bool) -> ColumnScale:
+    def scale(self, names: tuple[str, ...], alike: bool) -> Columns:
         """The scale from the minimum to the maximum, clipped at 4 standard deviations.
 
         Args:
@@ -62,13 +62,11 @@ class ColumnStatistics:
             alike: whether all columns have one range, as pixels have, which is not clipped.
         """
         if alike:
-            return ColumnScale(
-                names=(), low=(float(self._low.min()),), high=(float(self._high.max()),)
-            )
+            return Columns(names=(), low=(float(self._low.min()),), high=(float(self._high.max()),))
         spread = _CUT * np.sqrt(self._squares / max(1, self._rows))
         low = np.maximum(self._low, self._mean - spread)
         high = np.minimum(self._high, self._mean + spread)
-        return ColumnScale(names=names, low=tuple(low.tolist()), high=tuple(high.tolist()))
+        return Columns(names=names, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 
 class Spool:
@@ -125,10 +123,10 @@ class Spool:
         """At most `rows` rows, evenly spaced, shape (rows, features)."""
         return self.values(slice(None, None, max(1, -(-len(self) // rows))))
 
-    def pixels(self, span: slice, scale: ColumnScale | None) -> Bytes:
-        """A span of the rows as pixels, shape (rows, features), uint8."""
+    def rows(self, span: slice, columns: Columns | None) -> Values:
+        """A span of the rows as the dataset has them, shape (rows, features)."""
         values = self.values(span)
-        return np.array(values, dtype=np.uint8) if scale is None else scale.pixels(values)
+        return np.array(values, dtype=np.uint8) if columns is None else columns.rows(values)
 
 
 class ClassCodes:

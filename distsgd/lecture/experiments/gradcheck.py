@@ -92,7 +92,7 @@ def gradcheck(
     kind = make_architecture(model, opened.manifest.features, len(opened.manifest.classes))
     _check_room(kind, examples)
     indices = np.arange(examples)
-    pixels = np.empty((examples, opened.manifest.features), dtype=np.uint8)
+    pixels = np.empty((examples, opened.manifest.features), dtype=opened.train.dtype)
     opened.train.gather(indices, pixels)
     images = (opened.preprocessing(pixel_scale), pixels, opened.train.labels[indices])
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from distsgd.core.arrays import Bytes, Floats
+from distsgd.core.arrays import Floats, Values
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.errors import UsageError
@@ -79,7 +79,7 @@ class View:
 
     def examples(self, opened: Dataset, low: int, high: int) -> Examples:
         """Training examples low to high - 1."""
-        pixels: Bytes = np.empty((high - low, opened.manifest.features), dtype=np.uint8)
+        pixels: Values = np.empty((high - low, opened.manifest.features), dtype=opened.train.dtype)
         opened.train.gather(np.arange(low, high), pixels)
         labels, classes = opened.train.labels[low:high], len(opened.manifest.classes)
         if self.conversion is not None:
