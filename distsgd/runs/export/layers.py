@@ -13,7 +13,7 @@ from distsgd.runs.checkpoint import Model
 __all__ = ["ExportedModel", "exported"]
 
 _NO_WIDTH = 1e-200
-"""As in `ColumnScale`: a column with a smaller range is constant."""
+"""As in `Columns`: a column with a smaller range is constant."""
 
 
 @dataclass(frozen=True, eq=False)
