@@ -98,7 +98,7 @@ OTHERS = {
         "evaluate run",
     ),
     "predict": (f"{INLINE} --loss svm", "predict run one.ppm two.ppm --top 5",
-                "predict run one.ppm --best"),
+                "predict run one.ppm"),
     "import-csv": (
         "data import rows.csv --name rows --seed 3",
         "data info --dataset rows", "data verify --dataset rows",

@@ -16,7 +16,7 @@ __all__ = ["add_to"]
 
 Best = Annotated[
     bool,
-    typer.Option("--best", help="Use the epoch with the best test accuracy, not the newest."),
+    typer.Option("--best", help="Use the epoch with the best validation accuracy, not the newest."),
 ]
 
 
@@ -26,22 +26,25 @@ def evaluate(
         str | None,
         typer.Option(help="Another dataset; columns and classes are matched by name."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Examples to measure: test or train.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Examples to measure: test, train or validation.")
+    ] = "test",
     best: Best = False,
     json: JsonFlag = False,
 ) -> None:
     """Measure the loss and accuracy of a run on its test or training set.
 
-    The newest checkpoint counts, or with --best that of the best epoch.
+    The newest checkpoint counts, or with --best that of the best epoch by the validation rows.
 
     Example: distsgd evaluate latest --split train
     """
     from distsgd.cli.run_kernel import multiply_as
+    from distsgd.training.evaluation import SPLITS
     from distsgd.training.evaluation import evaluate as measure
 
     multiply_as(run)
-    if split not in ("test", "train"):
-        raise UsageError(f"--split cannot be {split}", "Give test or train")
+    if split not in SPLITS:
+        raise UsageError(f"--split cannot be {split}", "Give test, train or validation")
     found = measure(run, dataset=dataset, split=split, best=best)
     if json:
         print_json(found)

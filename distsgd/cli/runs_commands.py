@@ -41,7 +41,7 @@ def list_(
     sort: Annotated[
         str,
         typer.Option(
-            help="created, name, accuracy (best first), loss, train-loss, time, epochs, "
+            help="created, name, accuracy (test), validation, loss, train-loss, time, epochs, "
             "or a setting."
         ),
     ] = "created",
@@ -99,13 +99,14 @@ def _print_list(runs: Sequence[RunSummary]) -> None:
     shown = [name for name in different if name in (*_ALWAYS, *others)]
     same = [name for name in ("workers", "epochs", "loss", "model") if name not in different]
     tagged = any(run.tags for run in runs)
+    validated = any(run.best_accuracy is not None for run in runs)
     headings = (
         "run",
         "status",
         *_ALWAYS,
         *others,
         "test %",
-        "best %",
+        *["val. %"] * validated,
         "seconds",
         *["tags"] * tagged,
     )
@@ -113,7 +114,8 @@ def _print_list(runs: Sequence[RunSummary]) -> None:
         headings,
         [
             (run.name, run.state, *(_value(run.settings.get(name)) for name in (*_ALWAYS, *others)),
-             *map(_hundredths, (run.test_accuracy, run.best_accuracy)), _tenths(run.seconds),
+             _hundredths(run.test_accuracy), *[_hundredths(run.best_accuracy)] * validated,
+             _tenths(run.seconds),
              *[" ".join(run.tags)] * tagged)
             for run in runs
         ],
@@ -213,10 +215,12 @@ def show_(
         ("created", str(config.get("created"))),
         *(("resumed", _resumed(entry)) for entry in again),
     ])  # fmt: skip
+    validated = any("validation_accuracy" in row for row in epochs)
     print_table(
-        ("epoch", "train loss", "train", "test", "seconds"),
+        ("epoch", "train loss", "train", *["validation"] * validated, "test", "seconds"),
         [
             (str(row["epoch"]), f"{row['train_loss']:.4f}", percent(row["train_accuracy"]),
+             *[_share(row.get("validation_accuracy"))] * validated,
              percent(row["test_accuracy"]), f"{row['seconds']:.2f}")
             for row in _shown(saved, epochs)
         ],
@@ -243,11 +247,11 @@ def _result(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _best_pair(row: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The epoch with the largest test accuracy, if one has ended."""
+    """The epoch with the largest validation accuracy, if there is one."""
     if row is None:
         return []
-    share = percent(row["test_accuracy"])
-    return [("best epoch", f"{row['epoch']} (update {row['version']}), test {share}")]
+    share = percent(row["validation_accuracy"])
+    return [("best epoch", f"{row['epoch']} (update {row['version']}), validation {share}")]
 
 
 def _shown(saved: list[int], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -334,7 +338,7 @@ def _results(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:
         ("status", *(run.state for run in runs)),
         ("epochs", *(str(run.epochs) for run in runs)),
         ("test accuracy", *(_share(run.test_accuracy) for run in runs)),
-        ("best", *(_share(run.best_accuracy) for run in runs)),
+        ("best validation", *(_share(run.best_accuracy) for run in runs)),
         ("test loss", *(_number(run.test_loss) for run in runs)),
         ("training loss", *(_number(run.train_loss) for run in runs)),
         ("time of steps", *(_seconds(run.seconds) for run in runs)),

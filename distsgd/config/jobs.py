@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.model import EXACT, SMALL_PRODUCTS
 from distsgd.core.optim import Schedule
-from distsgd.core.plan import Plan
+from distsgd.core.plan import Plan, validation_rows
 from distsgd.data.dataset import Dataset
 from distsgd.data.remote.addresses import is_uri
 from distsgd.data.row_cache import choose_cache
 from distsgd.engine.job import Job
 
-__all__ = ["first_weights", "make_job"]
+__all__ = ["first_weights", "held_out_rows", "make_job"]
 
 
 def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUCTS) -> Job:
@@ -31,19 +32,17 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
         UsageError: a setting cannot be used on it.
         CorruptDataError: a shard of the training set is not what the manifest says.
     """
+    held_out = held_out_rows(config, dataset)
     plan = Plan(
         seed=config.seed,
         sampling=config.sampling,
-        examples=len(dataset.train),
+        examples=len(dataset.train) - len(held_out),
         batch_size=config.batch_size,
         slot_size=config.slot_size,
         epochs=config.epochs,
-        shards=(
-            tuple(entry.rows for entry in dataset.manifest.train)
-            if config.shuffle == "shard"
-            else ()
-        ),
+        shards=_rows_of_shards(dataset, held_out) if config.shuffle == "shard" else (),
         window=config.shuffle_window,
+        held_out=held_out,
     )
     assert config.regularization is not None and config.warmup_epochs is not None
     schedule = Schedule(
@@ -93,13 +92,33 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
                 config.cache,
                 config.cache_budget,
                 preprocessing,
-                plan.examples,
+                len(dataset.train),
                 config.dtype,
                 dataset.manifest.values,
             )
         ),
         found=dataset.train.verify(),
     )
+
+
+def held_out_rows(config: TrainConfig, dataset: Dataset) -> NDArray[np.int64]:
+    """The training rows for validation; shards in part are chosen from without their labels.
+
+    Raises:
+        CorruptDataError: a shard of the training set is not what the manifest says.
+    """
+    if not config.validation:
+        return np.empty(0, np.int64)
+    rows = len(dataset.train)
+    labels = None if config.streams else dataset.train.labels
+    return validation_rows(config.seed, config.validation, rows, labels)
+
+
+def _rows_of_shards(dataset: Dataset, held_out: NDArray[np.int64]) -> tuple[int, ...]:
+    """How many rows of each training shard are trained on."""
+    rows = np.array([entry.rows for entry in dataset.manifest.train])
+    ends = np.cumsum([0, *rows])
+    return tuple((rows - np.diff(np.searchsorted(held_out, ends))).tolist())
 
 
 def first_weights(config: TrainConfig, job: Job) -> Floats:

@@ -71,6 +71,12 @@ class TrainConfig:
         4, "Shards whose examples are shuffled with each other.", _DATA, least=1, most=_MANY,
         unit="shards", belongs_to=("shuffle", ("shard",)),
     )  # fmt: skip
+    validation: float = setting(
+        0.0, "Share of the training rows, such as 0.1, that are held out: they are in no "
+        "minibatch, and measured after each epoch.", _DATA, flag=True, least=0, most=0.5,
+        allowed="a share of the training rows from 0 to 0.5, such as 0.1",
+        aliases="val val_split validation_split validation_fraction val_fraction",
+    )  # fmt: skip
     pixel_scale: float = setting(64.0, "Divisor of centred pixels.", _DATA, least=1e-6, most=1e30)
     cache: str = setting(
         "auto", "Rows in memory as float32, as uint8, or auto: as the faster one.", _DATA,

@@ -27,6 +27,7 @@ __all__ = [
     "meant_by",
     "read_config_file",
     "resumed_config",
+    "trained_rows",
 ]
 
 _AUTO, _FULL = SETTINGS["workers"].special, SETTINGS["batch_size"].special
@@ -62,6 +63,7 @@ def config_from(
             return config
         with suppress(DatasetError):  # which is raised when it is opened
             rows = read_manifest(find_dataset(config.dataset)).rows("train")
+            rows = trained_rows(rows, config.validation)
             return dataclasses.replace(config, batch_size=min(config.batch_size, rows))
         return config
 
@@ -166,7 +168,20 @@ def _with_whole_batch(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("batch_size") != _FULL:
         return settings
     folder = find_dataset(str(settings.get("dataset", TrainConfig.dataset)))
-    return {**settings, "batch_size": read_manifest(folder).rows("train")}
+    rows, share = read_manifest(folder).rows("train"), settings.get("validation", 0.0)
+    with suppress(ValueError):  # refused with the other settings
+        rows = trained_rows(rows, SETTINGS["validation"].parse(share))
+    return {**settings, "batch_size": rows}
+
+
+def trained_rows(rows: int, validation: float) -> int:
+    """How many of the training rows are left for minibatches, or a few less.
+
+    Args:
+        rows: of the training set.
+        validation: the setting.
+    """
+    return max(1, rows - round(validation * rows))
 
 
 def check_name(name: str, value: Any, how: Spelling) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SAMPLINGS", "SHUFFLES", "EpochOrder", "Plan"]
+from distsgd.core.arrays import Ints
+
+__all__ = ["SAMPLINGS", "SHUFFLES", "EpochOrder", "Plan", "validation_rows"]
 
 
 SAMPLINGS = ("shuffle", "random", "sequential")
@@ -27,6 +29,38 @@ _ORDER_STREAM = 1
 _SHARDS_STREAM = 3
 _WINDOW_STREAM = 4
 """Those behind the order of the shards, and behind that of the examples within a window."""
+
+
+_VALIDATION_STREAM = 7
+"""That behind the choice of the rows for validation."""
+
+
+def validation_rows(
+    seed: int, share: float, rows: int, labels: Ints | None = None
+) -> NDArray[np.int64]:
+    """The training rows that are held out for validation: a pure function of its arguments.
+
+    With labels, each class gives its share, rounded up or down, and keeps a row at least. All
+    classes together give ``round(share * rows)``, less what classes of one row would have given.
+
+    Args:
+        seed: of the run.
+        share: of the rows, from 0 to 0.5.
+        rows: of the training set.
+        labels: of all of them, shape (rows,); None to choose whatever the class.
+
+    Returns:
+        numbers of the rows, ascending, shape (held out,).
+    """
+    order = _permutation([seed, _VALIDATION_STREAM], rows)
+    if labels is not None:
+        truth = np.asarray(labels, dtype=np.int64)
+        order = order[np.bincount(truth)[truth[order]] > 1] if rows else order
+        order = order[np.argsort(truth[order], kind="stable")]  # class by class, each shuffled
+    count = round(share * len(order))
+    # Evenly spaced: of any stretch of n rows, n * count / rows, rounded up or down.
+    chosen = np.arange(len(order), dtype=np.int64) * count % max(1, len(order)) < count
+    return np.sort(order[chosen])
 
 
 class Window(NamedTuple):
@@ -54,13 +88,15 @@ class Plan:
         seed: seed of the run.
         sampling: "shuffle" permutes the examples each epoch and takes them in order; "random"
             draws with replacement; "sequential" takes them as they are stored.
-        examples: number of training examples.
+        examples: number of training examples, without those that are held out.
         batch_size: examples of a minibatch; the last of an epoch may be shorter.
         slot_size: examples of a slot; the last of a minibatch may be shorter.
         epochs: number of epochs.
         shards: examples of each shard, if "shuffle" is to go shard by shard: it then permutes the
             shards each epoch, takes ``window`` of them at a time, and permutes their examples.
         window: how many shards are mixed with each other.
+        held_out: rows of the training set that are in no minibatch, ascending; see
+            `validation_rows`. The counts of ``shards`` are without them.
     """
 
     seed: int
@@ -71,6 +107,15 @@ class Plan:
     epochs: int
     shards: tuple[int, ...] = ()
     window: int = 1
+    held_out: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False
+    )
+
+    @cached_property
+    def trained(self) -> NDArray[np.int64]:
+        """The rows of the training set that are trained on, ascending, shape (examples,)."""
+        rows = np.arange(self.examples + len(self.held_out), dtype=np.int64)
+        return np.delete(rows, self.held_out)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -147,6 +192,11 @@ class Plan:
         Only the raw bits of PCG64 are used, which numpy keeps stable over its versions, and a
         stable sort: the order does not depend on the version of numpy.
         """
+        found = self._among_trained(epoch, number, window)
+        return self.trained[found] if len(self.held_out) else found
+
+    def _among_trained(self, epoch: int, number: int, window: Window) -> NDArray[np.int64]:
+        """The same, numbered among the rows that are trained on."""
         if self.sampling == "sequential":
             return np.arange(self.examples, dtype=np.int64)
         if self.sampling == "random":

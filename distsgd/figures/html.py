@@ -53,9 +53,13 @@ def _facts(run: History) -> Iterator[tuple[str, str]]:
     yield "model", f"{', '.join(parts)} on {run.dataset.get('name') or settings.get('dataset')}"
     accuracy = [share for share in run.epochs.get("test_accuracy", []) if share is not None]
     if accuracy:
-        best = max(range(len(accuracy)), key=accuracy.__getitem__)
+        yield "test accuracy", f"{accuracy[-1]:.1%}"
+    held_out = [share or 0.0 for share in run.epochs.get("validation_accuracy", [])]
+    if held_out:
+        best = max(range(len(held_out)), key=held_out.__getitem__)
         epoch = run.epochs["epoch"][best]
-        yield "test accuracy", f"{accuracy[-1]:.1%}, at best {accuracy[best]:.1%} (epoch {epoch})"
+        last = f"{held_out[-1]:.1%}, at best {held_out[best]:.1%} (epoch {epoch})"
+        yield "validation accuracy", last
     yield "updates", f"{run.updates:,} of {run.updates_planned or run.updates:,}"
     if run.seconds > 0:
         rate = run.examples / run.seconds

@@ -165,7 +165,7 @@ class _ClassCount:
     def add_whole(self, epochs: int) -> None:
         """Whole epochs; with replacement their examples are not known without drawing them."""
         if self._plan.sampling != "random":
-            self._counts += epochs * self._of(self._labels)
+            self._counts += epochs * self._of(self._labels[self._plan.trained])
 
     def close(self, epoch: int) -> None:
         """Count an epoch to which nothing more is added."""

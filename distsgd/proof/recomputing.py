@@ -86,7 +86,7 @@ class Recomputer:
                 self.unit = max(self.unit, step / (8 * math.sqrt(job.features)))
         self._rows = PlainRows(dataset.folder, dataset.manifest)
         sums = self._rows.pixel_sums
-        self._mean = sums / job.plan.examples
+        self._mean = sums / dataset.manifest.rows("train")
         if job.exact:
             self._mean = np.rint(self._mean)
         expected = np.array(dataset.manifest.pixel_sums or [0] * job.features)

@@ -54,6 +54,7 @@ from distsgd.runs.metrics import (
     MetricsWriter,
     best_epoch,
     check_trace_file,
+    score_of,
     seconds_of_steps,
     write_trace_file,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "read_place",
     "remove_checkpoints",
     "remove_residuals",
+    "score_of",
     "seconds_of_steps",
     "shaped",
     "superfluous",

@@ -28,8 +28,8 @@ def chosen_model(run: RunFolder, which: str | int = LAST) -> Model:
 
     Args:
         run: the run.
-        which: "last", "best" (the epoch with the largest test accuracy), or the number of updates
-            after which it was written.
+        which: "last", "best" (the epoch with the largest validation accuracy), or the number of
+            updates after which it was written.
 
     Raises:
         UsageError: that names no checkpoint.
@@ -57,16 +57,23 @@ def chosen_model(run: RunFolder, which: str | int = LAST) -> Model:
 
 
 def best_model(run: RunFolder, otherwise: str) -> Model:
-    """The model of the epoch with the largest test accuracy.
+    """The model of the epoch with the largest validation accuracy.
 
     Args:
         run: the run.
         otherwise: what to do if there is none.
 
     Raises:
-        RunError: no epoch has ended, or its checkpoint is missing or damaged.
+        RunError: the run has no rows held out, no epoch has ended, or its checkpoint is missing or
+            damaged.
     """
-    kind, found = run.settings().model, best_epoch(run.path)
+    settings = run.settings()
+    if not settings.validation:
+        raise RunError(
+            f"{run.path} was trained without rows held out, by which the best epoch is chosen",
+            f"{otherwise}, or train with `distsgd train --validation 0.1`",
+        )
+    kind, found = settings.model, best_epoch(run.path)
     while found is not None:
         model = read_if_kept(checkpoint_path(run.checkpoints, found[-1]), kind)
         if model is not None:

@@ -63,7 +63,8 @@ class History:
         updates_planned: of the whole run; 0 if unknown.
         progress: step, epoch (with its fraction), seconds, loss, accuracy, learning_rate and
             images_per_second since the point before.
-        epochs: epoch, step, seconds, train_loss, train_accuracy, test_loss, test_accuracy.
+        epochs: epoch, step, seconds, train_loss, train_accuracy, test_loss, test_accuracy; with
+            rows held out, validation_loss and validation_accuracy.
         fleet: worker -> columns seconds, images, computing, pushing and waiting (seconds, since
             the point before), and its last known state.
         staleness: age of a gradient in updates -> contributions of that age.
@@ -73,7 +74,7 @@ class History:
             confusion, the matrix of the last epoch, rows the true class; surest_wrong, mistakes of
             that epoch, the surest first: index in the test split, label, predicted, probability.
         checkpoints: each a dict of version, epoch (with its fraction) and seconds.
-        best: version of the checkpoint of the best epoch, if one has ended.
+        best: version of the checkpoint of the best epoch by the rows held out, if there is one.
         journal: digest of its last line (head), lines, bytes.
     """
 
@@ -163,7 +164,7 @@ class HistoryReader:
         epochs = _columns(
             list(recorded.epochs.values()),
             ("epoch", "version", "seconds", "train_loss", "train_accuracy", "test_loss",
-             "test_accuracy"), self._most,
+             "test_accuracy", *_validation(recorded.epochs)), self._most,
         )  # fmt: skip
         epochs = {"step" if name == "version" else name: c for name, c in epochs.items()}
         last = self._last(report)
@@ -230,7 +231,7 @@ class HistoryReader:
         known = config.get("dataset")
         found = {
             name: known.get(name) if isinstance(known, dict) else None
-            for name in ("name", "digest", "train", "test", "classes", "shape")
+            for name in ("name", "digest", "train", "test", "trained", "classes", "shape")
         }
         if not found["classes"]:
             for version in reversed(_versions(self._run)):
@@ -244,7 +245,7 @@ class HistoryReader:
 
     def _progress(self, dataset: dict[str, Any]) -> Columns:
         rows = self._recorded.progress.points()
-        train = dataset.get("train")
+        train = dataset.get("trained") or dataset.get("train")
         found = _columns(rows, ("step", "seconds", "loss", "accuracy", "learning_rate"), self._most)
         seen, rates = [row["examples_seen"] for row in rows], []
         before, since = 0, 0.0
@@ -394,7 +395,13 @@ def _loaded(line: bytes) -> dict[str, Any]:
 
 def _columns(rows: Sequence[dict[str, Any]], names: Sequence[str], most: int) -> Columns:
     kept = thinned(rows, most)
-    return {name: [row[name] for row in kept] for name in names}
+    return {name: [row.get(name) for row in kept] for name in names}
+
+
+def _validation(epochs: dict[int, dict[str, Any]]) -> tuple[str, ...]:
+    """Columns that only runs with rows held out have."""
+    names = ("validation_loss", "validation_accuracy")
+    return names if any(names[0] in row for row in epochs.values()) else ()
 
 
 def _versions(run: RunFolder) -> list[int]:

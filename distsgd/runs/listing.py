@@ -45,7 +45,7 @@ class RunSummary(os.PathLike[str]):
         epochs: epochs that have ended.
         seconds: spent on steps; None before the first record.
         test_accuracy: of the last epoch, or of the result; None before one.
-        best_accuracy: the largest of all epochs.
+        best_accuracy: the largest on the rows held out, of all epochs; None without any.
         train_loss: as test_accuracy.
         test_loss: likewise.
     """
@@ -84,8 +84,6 @@ def summarise(run: RunFolder) -> RunSummary:
     state, report = run.status(), run.report()
     last = epochs[-1] if epochs else {}
 
-    best = recorded.best_accuracy
-
     def measured(name: str) -> float | None:
         value = report.get(name, last.get(name))
         return None if value is None else float(value)
@@ -100,7 +98,7 @@ def summarise(run: RunFolder) -> RunSummary:
         epochs=int(last.get("epoch", 0)),
         seconds=report.get("train_seconds", max(times, default=None)),
         test_accuracy=measured("test_accuracy"),
-        best_accuracy=measured("test_accuracy") if best is None else best,
+        best_accuracy=recorded.best_accuracy,
         train_loss=measured("train_loss"),
         test_loss=measured("test_loss"),
     )
@@ -116,7 +114,8 @@ _UP, _DOWN = False, True
 ORDERS: dict[str, tuple[Callable[[RunSummary], Any], bool]] = {
     "created": (lambda run: run.created, _UP),
     "name": (lambda run: run.name, _UP),
-    "accuracy": (lambda run: run.best_accuracy, _DOWN),
+    "accuracy": (lambda run: run.test_accuracy, _DOWN),
+    "validation": (lambda run: run.best_accuracy, _DOWN),
     "loss": (lambda run: run.test_loss, _UP),
     "train-loss": (lambda run: run.train_loss, _UP),
     "time": (lambda run: run.seconds, _UP),
@@ -138,8 +137,9 @@ def find_runs(
 
     Args:
         among: only some of these; None for any.
-        sort: "created", "name", "accuracy" (best first), "loss", "train-loss", "time", "epochs",
-            or a setting. Runs without a value come last.
+        sort: "created", "name", "accuracy" (of the test set, largest first), "validation" (of the
+            best epoch), "loss", "train-loss", "time", "epochs", or a setting. Runs without a value
+            come last.
         reverse: the other way round.
         where: texts such as "loss=svm"; all must hold.
         state: only runs in this state.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ __all__ = [
     "epoch_rows",
     "is_whole_record",
     "read_metrics",
+    "score_of",
     "seconds_of_steps",
     "write_trace_file",
 ]  # fmt: skip
@@ -43,8 +44,9 @@ LONGEST_RECORD = 1 << 16
 
 _MOST = 1 << 62
 _COUNTS = {"epoch", "version", "step", "examples_seen"}
-_NUMBERS = {"seconds", "train_accuracy", "test_accuracy", "train_loss", "test_loss"}
-_EPOCH = {"epoch", "version", *_NUMBERS}
+_MEASURED = {"seconds", "train_accuracy", "test_accuracy", "train_loss", "test_loss"}
+_NUMBERS = {*_MEASURED, "validation_accuracy", "validation_loss"}
+_EPOCH = {"epoch", "version", *_MEASURED}
 
 
 class MetricsWriter(LineFile):
@@ -155,13 +157,26 @@ def seconds_of_steps(path: Path, examples: int) -> float:
 
 
 Best = tuple[float, float, int]
-"""Test accuracy, negative test loss, version: the largest tuple is the best."""
+"""Validation accuracy, negative validation loss, version: the largest tuple is the best."""
+
+
+def score_of(row: Mapping[str, Any], version: int) -> Best | None:
+    """What an epoch is chosen by; None without rows held out. Never the test set.
+
+    Args:
+        row: metrics of the epoch.
+        version: of W at its end.
+    """
+    accuracy, loss = row.get("validation_accuracy"), row.get("validation_loss")
+    if accuracy is None or loss is None:
+        return None
+    return float(accuracy), -float(loss), version
 
 
 def best_epoch(folder: Path) -> Best | None:
-    """The best epoch that has a checkpoint, or None before the first.
+    """The best epoch that has a checkpoint; None before the first, and without rows held out.
 
-    The best has the largest test accuracy, and among equals the smallest test loss. If epochs are
+    The best has the largest validation accuracy, and among equals the smallest loss. If epochs are
     short, some have no checkpoint, or a delayed one: "saved" is false in their rows.
 
     Args:
@@ -173,11 +188,11 @@ def best_epoch(folder: Path) -> Best | None:
     rows = epoch_rows(folder / "metrics.jsonl")
     there = set(checkpoint_versions(folder / "checkpoints"))
     found = (
-        (row["test_accuracy"], -row["test_loss"], int(row["version"]))
+        score_of(row, int(row["version"]))
         for row in rows
         if row.get("saved", True) or row["version"] in there
     )
-    return max(found, default=None)
+    return max((score for score in found if score is not None), default=None)
 
 
 def _check(content: dict[str, Any]) -> int:
@@ -237,8 +252,10 @@ METRIC_COLUMNS: dict[str, str] = {
     "train_accuracy": "float64",
     "test_loss": "float64",
     "test_accuracy": "float64",
+    "validation_loss": "float64",
+    "validation_accuracy": "float64",
 }
-"""Columns and their types. A row of kind "progress" lacks the last four, one of kind "epoch" those
+"""Columns and their types. A row of kind "progress" lacks the last six, one of kind "epoch" those
 from loss to examples_per_second. Epochs count from 1."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distsgd.config.jobs import make_job
+from distsgd.config.jobs import held_out_rows, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.optim import Residuals
 from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
@@ -133,6 +133,9 @@ def new_run(
         "classes": list(manifest.classes),
         "shape": list(manifest.shape),
     }
+    if config.validation:
+        held_out = len(held_out_rows(config, dataset))
+        identity["trained"] = manifest.rows("train") - held_out
     about = None if origin is None else {n: v for n, v in asdict(origin).items() if v is not None}
     return OpenedRun(create_run(path, config, identity, chaos, about), config, dataset)
 

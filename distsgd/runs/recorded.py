@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distsgd.runs.followed_file import FollowedFile
-from distsgd.runs.metrics import LONGEST_RECORD, is_whole_record
+from distsgd.runs.metrics import LONGEST_RECORD, is_whole_record, score_of
 from distsgd.runs.thinning import ThinnedSeries, thinned
 
 __all__ = ["EVENT_KINDS", "MOST_EVENTS", "MOST_MISTAKES", "Recorded"]
@@ -182,9 +182,10 @@ class Recorded:
 
     def _take_epoch(self, record: Row) -> None:
         epoch = _count(record["epoch"])
-        score = (_number(record["test_accuracy"]), -_number(record["test_loss"]),
-                 _count(record["version"]))  # fmt: skip
-        if record.get("saved", True):
+        score = score_of(record, _count(record["version"]))
+        if score is None:
+            pass
+        elif record.get("saved", True):
             self._best = score if self._best is None else max(self._best, score)
             self._unsaved = [other for other in self._unsaved if other > self._best]
         elif self._best is None or score > self._best:
@@ -220,7 +221,7 @@ class Recorded:
 
     @property
     def best_accuracy(self) -> float | None:
-        """The largest test accuracy of an epoch, with a checkpoint or without."""
+        """The largest validation accuracy of an epoch, with a checkpoint or without."""
         found = [*self._unsaved, *([self._best] if self._best else [])]
         return max(found)[0] if found else None
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distsgd.config.jobs import held_out_rows
+from distsgd.config.table import one_of
 from distsgd.core.arrays import Values
 from distsgd.data.columns import Columns
 from distsgd.data.dataset import open_dataset
@@ -23,7 +25,11 @@ from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
 from distsgd.training.predictor import Predictor
 
-__all__ = ["Evaluation", "Prediction", "evaluate", "predict"]
+__all__ = ["SPLITS", "Evaluation", "Prediction", "evaluate", "predict"]
+
+
+SPLITS = ("test", "train", "validation")
+"""What a run can be measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,7 @@ class Evaluation:
         running: whether the run was training at the time.
         step: updates applied to W.
         dataset: what it was measured on.
-        split: "test" or "train".
+        split: "test", "train" or "validation".
         examples: how many examples.
         loss: mean L_i plus the L2 penalty.
         accuracy: share of examples classified correctly.
@@ -92,8 +98,8 @@ def evaluate(
         run: path or name of a run, or "latest".
         dataset: another dataset, whose columns and classes are matched by name and whose numbers
             are scaled as the run's were; None for the dataset it was trained on.
-        split: "test" or "train".
-        best: use the epoch with the largest test accuracy, not the newest checkpoint.
+        split: "test", "train" (the rows trained on), or "validation" (those held out).
+        best: use the epoch with the largest validation accuracy, not the newest checkpoint.
 
     Raises:
         UsageError: there is no such split.
@@ -101,8 +107,10 @@ def evaluate(
         DatasetError: the dataset is missing or damaged.
         UsageError: the dataset does not fit the run, see `Conversion`.
     """
-    if split not in ("test", "train"):
-        raise UsageError(f"{spelling().setting('split')} cannot be {split}", "Give test or train")
+    if split not in SPLITS:
+        raise UsageError(
+            f"{spelling().setting('split')} cannot be {split}", f"Give {one_of(SPLITS)}"
+        )
     folder = find_run(run)
     settings = folder.settings()
     chosen = settings.dataset if dataset is None else dataset
@@ -111,8 +119,19 @@ def evaluate(
     else:
         opened = open_dataset(dataset, cache_limit=settings.cache_limit, stream=settings.streams)
     running, model = folder.status() == "running", _model(folder, best)
+    rows = None
+    if dataset is None and settings.validation and split != "test":
+        held_out = held_out_rows(settings, opened)
+        everything = np.arange(len(opened.train), dtype=np.int64)
+        rows = held_out if split == "validation" else np.delete(everything, held_out)
+    elif split == "validation":
+        raise UsageError(
+            f"{folder.path} has no rows held out" + " of another dataset" * (dataset is not None),
+            f"Give {spelling().given('split', 'test')}",
+        )
+    part = "test" if split == "test" else "train"
     with one_blas_thread():
-        found = measure_split(model, opened, split, settings.regularization or 0.0)
+        found = measure_split(model, opened, part, settings.regularization or 0.0, rows=rows)
     counts = found.confusion.sum(axis=1)
     return Evaluation(
         run_dir=str(folder.path),
@@ -186,7 +205,7 @@ def predict(
             imported: pixels from 0 to 255, channel by channel, or columns in their order. Or a
             table (pandas.DataFrame) with these columns.
         top: how many classes to name.
-        best: use the epoch with the largest test accuracy, not the newest checkpoint.
+        best: use the epoch with the largest validation accuracy, not the newest checkpoint.
 
     Raises:
         RunError: there is no such run, or it is damaged.

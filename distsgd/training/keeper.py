@@ -26,6 +26,7 @@ from distsgd.runs import (
     checkpoint_versions,
     remove_checkpoints,
     remove_residuals,
+    score_of,
     seconds_of_steps,
     shaped,
     superfluous,
@@ -79,7 +80,7 @@ class Keeper:
         self._metrics = MetricsWriter(run.folder.path / "metrics.jsonl")
         self._saved, self._notified = -1, False
         self._lost, self._next_look = False, 0.0
-        self._best: Best = best_epoch(run.folder.path) or (-1.0, 0.0, 0)
+        self._best: Best = best_epoch(run.folder.path) or (-1.0, 0.0, -1)
         self._best_saved = self._best[2]
         self._epochs = (0, 0)  # how many have ended, and W's version at the end of the last
         self._not_saved: Snapshot | None = None  # of the end of an epoch
@@ -141,13 +142,15 @@ class Keeper:
             version: of W at its end.
             test: how its W classifies the test set.
         """
-        content = {"kind": "epoch", "version": version, **asdict(row)}
+        metrics = {name: value for name, value in asdict(row).items() if value is not None}
+        content = {"kind": "epoch", "version": version, **metrics}
         if self._not_saved is not None:
             content["saved"] = False
         self._if_there_is_room(partial(self._metrics.write, content))
         self.chronicle.classes(row.epoch, version, test)
-        if (row.test_accuracy, -row.test_loss, version) > self._best:
-            self._best = (row.test_accuracy, -row.test_loss, version)
+        score = score_of(metrics, version)
+        if score is not None and score > self._best:
+            self._best = score
             self._best_not_saved = self._not_saved
             if self._not_saved is None:
                 self._best_saved = version

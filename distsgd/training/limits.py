@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.config.settings import TrainConfig
+from distsgd.config.sources import trained_rows
 from distsgd.core.arrays import Floats, padded_columns
 from distsgd.core.messages import Diverged
 from distsgd.core.model import (
@@ -364,10 +365,17 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
     """
     check_cache(config, dataset)
     examples = dataset.manifest.rows("train")
-    if config.batch_size > examples:
+    trained = trained_rows(examples, config.validation)
+    if config.batch_size > trained:
+        rest = f", less {config.given('validation')}" if config.validation else ""
         raise UsageError(
-            f"{config.given('batch_size')} is larger than the training set of {examples}",
-            f"Give a number from 1 to {examples}",
+            f"{config.given('batch_size')} is larger than the training set of {examples}{rest}",
+            f"Give a number from 1 to {trained}",
+        )
+    if config.validation and not round(config.validation * examples):
+        raise UsageError(
+            f"{config.given('validation')} of {examples} training rows is no row",
+            f"Give {config.spelling.given('validation', 0.2)}, or leave it out",
         )
     features, classes = math.prod(dataset.manifest.shape), len(dataset.manifest.classes)
     if config.arithmetic == EXACT and dataset.manifest.values == FLOATS:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from distsgd.core.arrays import Ints
+import numpy as np
+from numpy.typing import NDArray
+
+from distsgd.core.arrays import Ints, Values
 from distsgd.core.model import Mistake, SurestMistakes, measure
 from distsgd.data.conversion import Conversion
 from distsgd.data.dataset import Dataset
+from distsgd.data.split import Split
 from distsgd.data.system import OWN_THREAD
 from distsgd.engine.blas import one_blas_thread
 from distsgd.runs import Model
@@ -52,7 +56,13 @@ def conversion_for(model: Model, dataset: Dataset) -> Conversion:
 
 
 def measure_split(
-    model: Model, dataset: Dataset, split: str, regularization: float, *, surest: bool = False
+    model: Model,
+    dataset: Dataset,
+    split: str,
+    regularization: float,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    surest: bool = False,
 ) -> Measured:
     """Measure a model on the "train" or "test" examples of a dataset.
 
@@ -61,6 +71,7 @@ def measure_split(
         dataset: the examples.
         split: which of them.
         regularization: lambda.
+        rows: numbers of the examples to measure it on; None for all.
         surest: whether to find the surest mistakes.
 
     Raises:
@@ -69,7 +80,8 @@ def measure_split(
     conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
     weights = model.padded()
-    batches = conversion.batches(examples.batches())
+    chosen = examples.batches() if rows is None else _gathered(examples, rows, dataset)
+    batches = conversion.batches(chosen)
     mistakes = SurestMistakes() if surest else None
     found, confusion = measure(
         model.architecture, weights, model.loss, model.preprocessing, batches, mistakes
@@ -78,6 +90,21 @@ def measure_split(
     count = max(1, found.examples)
     loss, accuracy = found.loss / count + extra, found.correct / count
     return Measured(loss, extra, accuracy, confusion, tuple(mistakes.found() if mistakes else ()))
+
+
+_TOGETHER = 1024
+"""Examples that are gathered at once."""
+
+
+def _gathered(
+    split: Split, rows: NDArray[np.int64], dataset: Dataset
+) -> Iterator[tuple[Values, Ints]]:
+    """Some examples of a split, as `Split.batches` yields all."""
+    for low in range(0, len(rows), _TOGETHER):
+        part = rows[low : low + _TOGETHER]
+        pixels = np.empty((len(part), dataset.manifest.features), split.dtype)
+        split.gather(part, pixels)
+        yield pixels, split.labels_of(part)
 
 
 _NICE = 19

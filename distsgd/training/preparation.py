@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.config.sources import resumed_config
+from distsgd.config.sources import resumed_config, trained_rows
 from distsgd.data.dataset import open_dataset
 from distsgd.data.folder_files import read_inside
 from distsgd.data.system import no_standard_descriptors
@@ -70,7 +70,8 @@ def train_with(
         )
         check_sizes(config, dataset, elsewhere=address is not None)
         dataset.verify()  # before anything is made
-        if config.batch_size == dataset.manifest.rows("train") < TrainConfig.batch_size:
+        rows = trained_rows(dataset.manifest.rows("train"), config.validation)
+        if config.batch_size == rows < TrainConfig.batch_size:
             smaller = config.spelling.setting("batch_size")
             reporter.notice(
                 f"a minibatch has all {config.batch_size} training examples, so an epoch is one "

@@ -52,6 +52,8 @@ class EpochRow:
         test_loss: of W at the end of the epoch.
         test_accuracy: likewise.
         seconds: spent on steps so far, in all parts of a run that was resumed.
+        validation_loss: as test_loss, of the rows held out; None without any.
+        validation_accuracy: likewise.
     """
 
     epoch: int
@@ -60,6 +62,8 @@ class EpochRow:
     test_loss: float
     test_accuracy: float
     seconds: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ class TrainResult:
             and pulls; 0 without Ray.
         steps: updates applied.
         examples_seen: examples used in them.
-        train_loss: of the final W over the whole training set.
+        train_loss: of the final W over all rows that were trained on.
         train_accuracy: likewise.
         test_loss: of the final W over the test set.
         test_accuracy: likewise.
@@ -115,6 +119,8 @@ class TrainResult:
             how many let pass, the largest difference of a gradient and the largest tolerance
             (both relative to its largest value), which part of a tolerance was used at most, and
             what was not compared; None if it is off.
+        validation_loss: of the final W over the rows held out; None without any.
+        validation_accuracy: likewise.
     """
 
     run_dir: str
@@ -154,6 +160,8 @@ class TrainResult:
     step_seconds: float = 0.0
     step_examples: int = 0
     startup_stages: dict[str, float] = field(default_factory=dict)
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
@@ -210,6 +218,7 @@ def _is_table(of: Callable[[object], bool]) -> Callable[[object], bool]:
 _KINDS: dict[str, Callable[[object], bool]] = {
     "int": _is_whole,
     "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
     "str": _is_text,
     "dict[str, int]": _is_table(_is_whole),
     "dict[str, float]": _is_table(_is_number),

@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import (
@@ -282,6 +285,7 @@ class Session:
         self._keeper.save_epoch(event.snapshot, event.epoch + 1)
         model = self._keeper.model(event.snapshot)
         test = self._background.run(lambda: self._measure(model, "test", surest=True))
+        held_out = self._validated(model)
         row = EpochRow(
             epoch=event.epoch + 1,
             train_loss=event.loss + test.penalty,
@@ -289,17 +293,35 @@ class Session:
             test_loss=test.loss,
             test_accuracy=test.accuracy,
             seconds=event.seconds,
+            **_validation(held_out),
         )
         self._keeper.epoch(row, event.snapshot.version, test)
         self._reporter.epoch(row)
 
-    def _measure(self, model: Model, split: str, *, surest: bool = False) -> Measured:
-        return measure_split(model, self._dataset, split, self._job.regularization, surest=surest)
+    def _measure(
+        self,
+        model: Model,
+        split: str,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        surest: bool = False,
+    ) -> Measured:
+        given = model, self._dataset, split, self._job.regularization
+        return measure_split(*given, rows=rows, surest=surest)
+
+    def _validated(self, model: Model) -> Measured | None:
+        """Measure a model on the rows held out, if there are any."""
+        rows = self._job.plan.held_out
+        if not len(rows):
+            return None
+        return self._background.run(lambda: self._measure(model, "train", rows))
 
     def _result(self, ended: Ended) -> TrainResult:
         model = self._keeper.model(ended.snapshot)
-        train_set, test_set = self._measure(model, "train"), self._measure(model, "test")
-        config = self._config
+        config, plan = self._config, self._job.plan
+        trained = plan.trained if len(plan.held_out) else None
+        train_set, test_set = self._measure(model, "train", trained), self._measure(model, "test")
+        held_out = self._measure(model, "train", plan.held_out) if trained is not None else None
         return TrainResult(
             run_dir=str(self._run.path),
             status="finished" if ended.finished else "interrupted",
@@ -336,8 +358,16 @@ class Session:
             examples_per_second=self._rate(ended.examples_seen, ended.seconds),
             weights_sha256=weights_sha256(model.weights),
             journal_head=self._keeper.head,
+            **_validation(held_out),
             **{name: value for hook in self._hooks for name, value in hook.result(ended).items()},
         )
+
+
+def _validation(found: Measured | None) -> dict[str, Any]:
+    """What was measured on the rows held out, as fields of rows and results."""
+    if found is None:
+        return {}
+    return {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
 
 
 def _by_worker(seconds: dict[int, float]) -> dict[str, float]:

@@ -50,6 +50,7 @@ def train(
     sampling: str | None = None,
     shuffle: str | None = None,
     shuffle_window: int | None = None,
+    validation: float | None = None,
     pixel_scale: float | None = None,
     cache: str | None = None,
     cache_budget: int | None = None,

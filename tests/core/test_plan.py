@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.plan import SAMPLINGS, Plan
+from distsgd.core.plan import SAMPLINGS, EpochOrder, Plan, validation_rows
 
 CIFAR_EXAMPLES = 50_000
 
@@ -172,3 +172,25 @@ def test_golden_order_of_seed_0(sampling):
     first, digest = GOLDEN[sampling]
     assert order[:8].tolist() == first
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest() == digest
+
+
+def test_rows_held_out_are_a_share_of_each_class_and_in_no_minibatch():
+    labels = np.repeat(np.arange(5), [100, 37, 10, 2, 1])
+    labels = labels[np.random.default_rng(1).permutation(150)]
+    held = validation_rows(3, 0.2, 150, labels)
+    assert np.array_equal(held, validation_rows(3, 0.2, 150, labels))
+    assert not np.array_equal(held, validation_rows(4, 0.2, 150, labels))
+    assert len(held) == 30 and (np.diff(held) > 0).all()
+    counts = np.bincount(labels[held], minlength=5)
+    assert np.abs(counts - 0.2 * np.bincount(labels)).max() <= 1
+    assert counts[4] == 0  # the only one of its class
+    assert len(validation_rows(3, 0.2, 150)) == 30
+    for sampling, shards in (("shuffle", ()), ("shuffle", (70, 50)), ("sequential", ())):
+        plan = Plan(
+            seed=3, sampling=sampling, examples=120, batch_size=32, slot_size=8, epochs=2,
+            shards=shards, window=1, held_out=held,
+        )  # fmt: skip
+        for epoch in range(2):
+            assert sorted([*plan.order(epoch), *held]) == list(range(150))
+            found = EpochOrder(plan).examples(epoch, 60, 100)
+            assert np.array_equal(found, plan.order(epoch)[60:100])

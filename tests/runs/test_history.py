@@ -36,7 +36,8 @@ def steps(step: int, seconds: float | None = None, **fields: float) -> dict[str,
 def epoch(number: int, accuracy: float = 0.3, **fields: object) -> dict[str, object]:
     return {
         "kind": "epoch", "version": 10 * number, "epoch": number, "train_loss": 1.0,
-        "train_accuracy": 0.4, "test_loss": 1.1, "test_accuracy": accuracy,
+        "train_accuracy": 0.4, "test_loss": 1.1, "test_accuracy": 0.5,
+        "validation_loss": 1.0, "validation_accuracy": accuracy,
         "seconds": number / 10, **fields,
     }  # fmt: skip
 

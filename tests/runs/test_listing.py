@@ -22,9 +22,9 @@ def summary(name: str, **given: object) -> RunSummary:
 
 
 RUNS = [
-    summary("a", best_accuracy=0.3, seconds=3.0, test_loss=1.9, settings={"learning_rate": 0.1},
+    summary("a", test_accuracy=0.3, seconds=3.0, test_loss=1.9, settings={"learning_rate": 0.1},
             tags=("night",)),
-    summary("b", best_accuracy=0.4, seconds=1.0, settings={"learning_rate": 0.01}),
+    summary("b", test_accuracy=0.4, seconds=1.0, settings={"learning_rate": 0.01}),
     summary("c", state="dead", settings={"learning_rate": 0.02, "elastic": True}),
 ]  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_a_sweep_in_the_list_and_compared(distsgd_here: Run) -> None:
     shown = distsgd_here("runs", "list", "--sort", "accuracy")
     lines = [line for line in shown.stdout.splitlines() if "rate-" in line]
     assert len(set(lines)) == 3 and "learning_rate" in shown.stdout, shown.stdout
-    best = [run.best_accuracy for run in find_runs(sort="accuracy")]
+    best = [run.test_accuracy or 0.0 for run in find_runs(sort="accuracy")]
     assert best == sorted(best, reverse=True) and f"{best[0]:.1%}".rstrip("%") in lines[0]
     done = distsgd_here("runs", "list", "--where", "learning-rate=1e-3", "--json")
     (only,) = json.loads(done.stdout)["runs"]

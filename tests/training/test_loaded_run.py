@@ -19,14 +19,14 @@ from distsgd.errors import RunError, UsageError
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> distsgd.TrainResult:
-    config = on_sample(workers=0, epochs=2, log_every=2)
+    config = on_sample(workers=0, epochs=2, log_every=2, validation=0.02)
     folder = tmp_path_factory.mktemp("loaded") / "<b>run</b> & [x]"
     return distsgd.train(config=config, run_dir=folder)
 
 
 def test_what_it_holds(result: distsgd.TrainResult) -> None:
     run = distsgd.load(result.run_dir)
-    assert run.config == on_sample(workers=0, epochs=2, log_every=2)
+    assert run.config == on_sample(workers=0, epochs=2, log_every=2, validation=0.02)
     assert run.result == result and run.state == "finished"
     assert run.checkpoints == [0, 6, 12] and run.weights.shape == (10, 3073)
     shown = run.templates()

@@ -173,12 +173,13 @@ def test_a_journal_that_was_altered_is_refused(tmp_path: Path) -> None:
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     """The newest, the first (a replay begins with it), and the best."""
-    settings: dict[str, Any] = {"epochs": 9, "keep_checkpoints": 2, "learning_rate": 0.1}
+    settings: dict[str, Any] = {"epochs": 9, "keep_checkpoints": 2, "learning_rate": 0.1,
+                                "validation": 0.05}  # fmt: skip
     whole = a_run(tmp_path / "run", **settings)
     kept = [int(path.stem[5:]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
-    best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))["epoch"]
+    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
     assert kept == sorted({0, 12 * best, 12 * 8, 12 * 9})
     assert replay(tmp_path / "run").weights_sha256 == whole
 
@@ -190,6 +191,7 @@ def test_of_many_epochs_a_second_some_have_a_checkpoint(
     run = tmp_path / "run"
     settings: dict[str, Any] = {
         "epochs": 16, "learning_rate": 0.1, "schedule": "constant", "batch_size": 500,
+        "validation": 0.1,
     }  # fmt: skip
     whole = a_run(tmp_path / "whole", keep_checkpoints=0, **settings)
     monkeypatch.setattr("distsgd.training.keeper._FEW_EPOCHS", 0)
@@ -200,7 +202,8 @@ def test_of_many_epochs_a_second_some_have_a_checkpoint(
         else:
             assert resume(run, epochs=epochs).weights_sha256 == whole
         rows = epoch_rows(run / "metrics.jsonl")
-        best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))["version"]
+        key = ("validation_accuracy", "validation_loss")
+        best = max(rows, key=lambda row: (row[key[0]], -row[key[1]]))["version"]
         kept = checkpoint_versions(run / "checkpoints")
         assert evaluate(run, best=True).step == best and {0, best, 3 * epochs} <= set(kept)
         assert len(kept) <= 12 and {row["version"] for row in rows} - set(kept)
@@ -214,13 +217,15 @@ def test_the_best_epoch_is_one_that_was_saved(tmp_path: Path) -> None:
     checkpoint_path(tmp_path / "checkpoints", 3).touch()
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     row: dict[str, Any] = {"kind": "epoch", "seconds": 1.0, "test_loss": 1.0, "train_loss": 1.0}
-    row["train_accuracy"] = 0.5
-    writer.write({**row, "epoch": 1, "version": 3, "test_accuracy": 0.4, "saved": False})
-    writer.write({**row, "epoch": 2, "version": 6, "test_accuracy": 0.5, "saved": False})
+    row |= {"train_accuracy": 0.5, "test_accuracy": 0.9, "validation_loss": 1.0}
+    writer.write({**row, "epoch": 1, "version": 3, "validation_accuracy": 0.4, "saved": False})
+    writer.write({**row, "epoch": 2, "version": 6, "validation_accuracy": 0.5, "saved": False})
     assert best_epoch(tmp_path) == (0.4, -1.0, 3)
     checkpoint_path(tmp_path / "checkpoints", 6).touch()
     assert best_epoch(tmp_path) == (0.5, -1.0, 6)
-    writer.write({**row, "epoch": 3, "version": 9, "test_accuracy": 0.6})  # of which one is missing
+    writer.write(
+        {**row, "epoch": 3, "version": 9, "validation_accuracy": 0.6}
+    )  # of which one is missing
     writer.close()
     assert best_epoch(tmp_path) == (0.6, -1.0, 9)
 

@@ -196,10 +196,11 @@ def test_who_comes_second_is_told(tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_kept_and_can_be_evaluated(distsgd_here: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    a_run(run, epochs=9, keep_checkpoints=2, learning_rate=0.1)
+    a_run(run, epochs=9, keep_checkpoints=2, learning_rate=0.1, validation=0.2)
     shown = json.loads(distsgd_here("runs", "show", run, "--json").stdout)
-    best = max(row["test_accuracy"] for row in shown["epochs"])
-    assert shown["best"]["test_accuracy"] == best == evaluate(run, best=True).accuracy
+    best = max(row["validation_accuracy"] for row in shown["epochs"])
+    found = evaluate(run, split="validation", best=True)
+    assert shown["best"]["validation_accuracy"] == best == found.accuracy
     assert evaluate(run, best=True).step == shown["best"]["version"]
 
 
