@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from distsgd.cli import (
+    advise_commands,
     bench_commands,
     cluster_commands,
     data_commands,
@@ -90,6 +91,7 @@ report_commands.add_to(app)
 simulate_commands.add_to(app)
 sweep_commands.add_to(app)
 bench_commands.add_to(app)
+advise_commands.add_to(app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(runs_commands.app, name="runs")
 app.add_typer(cluster_commands.app, name="cluster")

@@ -18,6 +18,7 @@ from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import Node, cover, sum_node
 from distsgd.data.dataset import Dataset, open_dataset
 from distsgd.data.row_cache import Rows, gathered_slots, open_rows
+from distsgd.data.split import Split
 from distsgd.engine.blas import check_blas_threads
 from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
@@ -69,14 +70,17 @@ class Worker:
     Args:
         job: the job; its dataset is opened here.
         feedback: its error feedback, if gradients are encoded.
+        split: the training examples, where they are open already.
     """
 
-    def __init__(self, job: Job, feedback: ErrorFeedback | None = None) -> None:
+    def __init__(
+        self, job: Job, feedback: ErrorFeedback | None = None, split: Split | None = None
+    ) -> None:
         self._job, self.feedback = job, feedback
         self.trace = Trace(job.trace)
         self._kernel = job.kernel()
         plan = job.plan
-        self._split = dataset_of(job).train
+        self._split = dataset_of(job).train if split is None else split
         self._together = gathered_slots(plan.slot_size, plan.most_slots)
         most = self._together * plan.most_examples
         self._rows = open_rows(self._split, job.preprocessing, job.cache, most)

@@ -144,7 +144,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
     ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
      "data info", "data verify", "runs list", "runs show", "runs compare",
      "runs export", "runs rm", "runs tag", "watch", "report", "simulate", "simulate compare",
-     "bench", "landscape", "lecture", "search random", "search local", "gradient numeric",
+     "bench", "advise", "landscape", "lecture", "search random", "search local", "gradient numeric",
      "stepsize", "study loss", "study hinges", "study convexity", "study chain-rule",
      "study formulas", "study descent", "study copies", "study noise", "study minibatch-size",
      "study sampling", "cluster start", "cluster stop", "cluster status",

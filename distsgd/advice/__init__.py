@@ -1,0 +1,1 @@
+"""Advice about a machine: what to train with on it, from short measurements."""
