@@ -85,6 +85,7 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
         team=config.channel in ("auto", "team"),
         arithmetic=config.arithmetic,
         products=products,
+        mean_weight=dataset.manifest.mean_weight or 1.0,
         cache=(
             "shards"
             if dataset.streamed

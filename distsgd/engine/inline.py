@@ -13,6 +13,7 @@ import numpy as np
 from distsgd.core.messages import Decision, Dismiss, Grant
 from distsgd.core.optim import Residual, Residuals, shared_out
 from distsgd.core.server import ParameterServer
+from distsgd.data.split import Split
 from distsgd.engine.events import Ended, Event, Recorder, Saved, Stopwatch, Track, UpdateSampled
 from distsgd.engine.fleet_report import COMPUTING, FleetReport
 from distsgd.engine.job import Job, Snapshot
@@ -25,15 +26,18 @@ __all__ = ["train_inline"]
 _WORKER = 0
 
 
-def train_inline(job: Job, start: Snapshot, should_stop: Callable[[], bool]) -> Iterator[Event]:
+def train_inline(
+    job: Job, start: Snapshot, should_stop: Callable[[], bool], split: Split | None = None
+) -> Iterator[Event]:
     """Train in this process, yielding events; time spent by the caller is not counted.
 
     Args:
         job: what to train.
         start: where to start.
         should_stop: asked after every update.
+        split: the training examples, if they are open already; None opens the job's dataset.
     """
-    worker = Worker(job, job.feedback(start, _WORKER, 1))
+    worker = Worker(job, job.feedback(start, _WORKER, 1), split)
     server, watch = job.server(start), Stopwatch()
     shares = shared_out(start.residuals or {}, 1)
 

@@ -107,6 +107,7 @@ class Job:
         team: whether workers that share memory may make updates among themselves.
         arithmetic: "float" or "exact"; exact W is float64.
         products: how slots are multiplied, see `SMALL_PRODUCTS`; the whole fleet does the same.
+        mean_weight: of the examples of the dataset, which their weights are divided by.
     """
 
     folder: str
@@ -140,6 +141,7 @@ class Job:
     team: bool = False
     arithmetic: str = "float"
     products: str = SMALL_PRODUCTS
+    mean_weight: float = 1.0
 
     @property
     def architecture(self) -> Architecture:

@@ -49,10 +49,12 @@ class _Ahead(NamedTuple):
     Attributes:
         piece: whose first rows they are.
         labels: of them, shape (slots, examples).
+        factors: their weights, of the same shape; None if all count alike.
     """
 
     piece: Piece
     labels: NDArray[np.integer[Any]]
+    factors: Floats | None
 
 
 def _write_unless(
@@ -68,7 +70,7 @@ class Worker:
     """Answers leases. A pure function of (W, lease), with its buffers.
 
     Args:
-        job: the job; its dataset is opened here.
+        job: the job.
         feedback: its error feedback, if gradients are encoded.
         split: the training examples, where they are open already.
     """
@@ -124,7 +126,7 @@ class Worker:
         """Gather the first rows of a piece, which is likely to be asked for next."""
         indices = next(self._slot_examples(*piece))
         self._rows.gather(indices)
-        self._ahead = _Ahead(piece, self._split.labels_of(indices))
+        self._ahead = _Ahead(piece, *self._labels_of(indices))
         self.trace.lap("gather")
 
     def answer(self, lease: Lease, flat: Floats) -> Push:
@@ -229,15 +231,15 @@ class Worker:
             write = partial(_write_unless, unless, rows)
         elif ahead is not None and ahead.piece == (step, first, last):
             self.trace.lap("gather")
-            losses += self._compute(flat, ahead.labels, 0, out, write, ranges)
+            losses += self._compute(flat, ahead.labels, ahead.factors, 0, out, write, ranges)
             place = len(ahead.labels)
         if unless is None:
             self._ahead = None
         for indices in self._slot_examples(step, first + place, last):
             rows.gather(indices)
             self.trace.lap("gather")
-            labels = self._split.labels_of(indices)
-            losses += self._compute(flat, labels, place, out, write, ranges)
+            labels, factors = self._labels_of(indices)
+            losses += self._compute(flat, labels, factors, place, out, write, ranges)
             place += len(indices)
         if not self._kernel.adds_slots:
             for node in nodes:
@@ -245,10 +247,20 @@ class Worker:
         self.trace.lap("sum")
         return losses, nodes
 
+    def _labels_of(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.integer[Any]], Floats | None]:
+        """The labels of examples, and their factors unless all count alike."""
+        weights, factors = self._split.weights_of(indices), None
+        if weights is not None:
+            factors = (weights / self._job.mean_weight).astype(self._job.dtype, copy=False)
+        return self._split.labels_of(indices), factors
+
     def _compute(
         self,
         flat: Floats,
         labels: NDArray[np.integer[Any]],
+        factors: Floats | None,
         place: int,
         out: Floats,
         write: RowWriter,
@@ -259,6 +271,7 @@ class Worker:
         Args:
             flat: flat W.
             labels: shape (slots, examples).
+            factors: of the same shape, or None; see `Kernel.gradients`.
             place: of the first of these slots, among those of the lease.
             out: a row for each slot of the lease.
             write: writes their rows.
@@ -268,11 +281,11 @@ class Worker:
         end = place + len(labels)
         part = out[place:end]
         if not self._kernel.adds_slots:
-            losses = self._kernel.gradients(flat, labels, part, write)
+            losses = self._kernel.gradients(flat, labels, part, write, factors)
         else:
             own = [(max(low, place), min(high, end)) for low, high in ranges]
             inside = [(low - place, high - place) for low, high in own if low < high]
-            losses = self._kernel.sums(flat, labels, part, write, inside)
+            losses = self._kernel.sums(flat, labels, part, write, inside, factors)
             for low, high in ranges:
                 if low < place < high:  # it began earlier
                     np.add(out[low], out[place], out=out[low])
