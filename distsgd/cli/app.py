@@ -13,6 +13,7 @@ from distsgd.cli import (
     cluster_commands,
     data_commands,
     docs_commands,
+    doctor_commands,
     job_commands,
     lecture_commands,
     model_commands,
@@ -98,4 +99,5 @@ app.add_typer(cluster_commands.app, name="cluster")
 job_commands.add_to(app)
 lecture_commands.add_to(app)
 app.add_typer(study_commands.app, name="study")
+doctor_commands.add_to(app)
 docs_commands.add_to(app)

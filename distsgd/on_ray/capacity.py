@@ -21,6 +21,7 @@ __all__ = [
     "FollowedCapacity",
     "check_processes",
     "connected_ray",
+    "cpu_quota",
     "free_memory",
     "free_threads",
     "process_memory",
@@ -151,6 +152,23 @@ def _groups(controller: str = "memory") -> Iterator[Path]:
         # Inside a container the path may be that of the host, which does not exist here.
         inside = top / inner.lstrip("/")
         yield from (path for path in (inside, *inside.parents) if path.is_relative_to(top))
+
+
+def cpu_quota() -> float | None:
+    """Processors whose time the control groups of this process get, such as 1.5; None for all."""
+    return min(filter(None, map(_quota, _groups("cpu"))), default=None)
+
+
+def _quota(group: Path) -> float | None:
+    """The quota of one control group, of version 1 or 2; None if it has none."""
+    with suppress(OSError, ValueError):  # not there, or "max"
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        spent = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period = (group / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return spent / int(period) if spent > 0 else None
+    return None
 
 
 def _left_to(group: Path) -> int | None:

@@ -12,6 +12,7 @@ Run as a program, this is `ray start` without the server of Ray Client:
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import re
@@ -27,12 +28,12 @@ from typing import Any
 from distsgd.transport.ray_variables import LOOPBACK
 
 __all__ = [
-    "BY_PROCESSOR", "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "SOCKET_PATH",
-    "VITAL_PROCESSES", "WORKER_LOGGER", "call_in_actor", "dead_processes", "drop_gcs_client",
-    "free_cpus", "global_node", "init_code", "init_options", "installed_only", "is_head",
-    "is_own_excepthook", "job_client", "no_extra_processes", "quiet_output", "read_token",
-    "replaced_init", "reread_environment", "set_auto_init", "start", "without_sigterm_handler",
-    "works_for_command_line",
+    "BY_PROCESSOR", "CHECK_ALIVE", "DRIVER_LOG", "HEAD_RESOURCE", "JOB_LOGGERS", "NAMES",
+    "SOCKET_PATH", "VITAL_PROCESSES", "WORKER_LOGGER", "call_in_actor", "dead_processes",
+    "drop_gcs_client", "free_cpus", "global_node", "init_code", "init_options", "installed_only",
+    "is_head", "is_own_excepthook", "job_client", "missing_names", "named", "no_extra_processes",
+    "quiet_output", "read_token", "replaced_init", "reread_environment", "set_auto_init", "start",
+    "without_sigterm_handler", "works_for_command_line",
 ]  # fmt: skip
 
 VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
@@ -61,6 +62,63 @@ JOB_LOGGERS = (
     "ray._private.runtime_env.packaging",
 )  # fmt: skip
 """The loggers that report the progress of submitting a job."""
+
+
+NAMES = {
+    "ray._private.worker:_global_node": "the death of a process of Ray is noticed after 15 s only",
+    "ray._private.node:Node.dead_processes": "the death of a process of Ray is noticed late",
+    "ray._private.node:Node.is_head": "a cluster's head that no longer answers is not noticed",
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": "our own Ray listens on outer addresses",
+    "ray._raylet:Config.initialize": "settings of a session are ignored after the first import",
+    "ray._raylet:AuthenticationTokenLoader.instance": "a second session cannot authenticate",
+    "ray._private.ray_logging:stdout_deduplicator.skip_re": "Ray prints among our results",
+    "ray._private.ray_logging:stderr_deduplicator.skip_re": "traces of other nodes are shown",
+    "ray._private.auto_init_hook:enable_auto_connect": "a call after the end starts another Ray",
+    "ray._private.utils:set_sigterm_handler": "ray.init replaces the caller's SIGTERM handler",
+    "ray._private.worker:custom_excepthook": "importing Ray changes the caller's excepthook",
+    "ray.job_config:JobConfig._runtime_env_has_working_dir": "workers import from the script's "
+    "folder, where a numpy.py ends them",
+    "ray._private.worker:global_worker.mode": "workers on others' Ray multiply by other kernels",
+    "ray:WORKER_MODE": "workers on others' Ray multiply by other kernels",
+    "ray._raylet:CoreWorker.get_job_config": "workers on others' Ray multiply by other kernels",
+    "ray._private.state:available_resources_per_node": "`cluster status` knows no free CPUs",
+    "ray.dashboard.modules.dashboard_sdk:SubmissionClient._do_request": "requests about jobs have "
+    "no time limit",
+    "ray.actor:ActorMethod": "workers that hang cannot be asked for their process id",
+    "ray.scripts.scripts:get_ray_client_dependency_error": "a head opens port 10001",
+    "ray._private.node:Node.start_api_server": "a session starts a dashboard, and waits for it",
+    "ray._private.node:Node.start_log_monitor": "a session starts a monitor of logs",
+    "ray._private.node:Node.start_monitor": "a session starts the monitor of an autoscaler",
+    "ray._private.utils:get_dashboard_dependency_error": "a session imports the dashboard's needs",
+    "ray._raylet:persist_port": "a session waits for the agents of its node",
+    "ray.scripts.scripts:cli": "`cluster start` cannot call `ray start`",
+}
+"""Where a name is -> what breaks without it."""
+
+
+def named(name: str) -> Any:
+    """What stands at a key of `NAMES`.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: it has no such name.
+    """
+    module, _, attributes = name.partition(":")
+    place: Any = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        place = getattr(place, attribute)
+    return place
+
+
+def missing_names() -> dict[str, str]:
+    """Those of `NAMES` that the installed Ray does not have; imports Ray."""
+    missing = {}
+    for name, breaks in NAMES.items():
+        try:
+            named(name)
+        except (ImportError, AttributeError):
+            missing[name] = breaks
+    return missing
 
 
 def global_node() -> Any:

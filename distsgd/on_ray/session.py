@@ -54,6 +54,7 @@ from distsgd.spelling import spelling
 from distsgd.transport.ray_variables import STARTING, TOKEN, settings
 
 __all__ = [
+    "dead_sessions",
     "is_loopback",
     "ray_environment",
     "ray_session",
@@ -177,6 +178,31 @@ def sweep_dead_sessions() -> None:
         if match and _is_own_folder(entry) and not Path("/proc", match["owner"]).exists():
             with suppress(OSError):
                 _sweep(Path(entry.path), root / f"{_PREFIX}{match['name']}")
+
+
+def dead_sessions() -> list[Path]:
+    """Folders of sessions whose owner and guard were killed; `sweep_dead_sessions` clears them."""
+    return [
+        Path(entry.path)
+        for entry in _entries(_root())
+        if _SESSION.fullmatch(entry.name) and _is_own_folder(entry) and _is_dead(Path(entry.path))
+    ]
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether a folder is a session's, and nobody holds its lock."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # A shared one, which keeps nobody out.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return is_ours(lock, folder)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -118,7 +118,8 @@ FLAGS = {
         "--compress", "--channel", "--placement", "--address",
     ],
     "Output": [
-        "--run-dir", "--trace", "--tensorboard", "--metrics-port", "--watch", "--tag", "--json",
+        "--run-dir", "--resume-if-exists", "--trace", "--tensorboard", "--metrics-port", "--watch",
+        "--tag", "--json",
     ],
     "Faults": ["--verify", "--chaos"],
     "More settings and help": ["--config", "--set", "--help"],

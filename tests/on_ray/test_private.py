@@ -17,57 +17,26 @@ import ray
 
 import distsgd
 from distsgd.on_ray import private
+from distsgd.on_ray.private import named as found
 from distsgd.transport.ray_variables import TABLE, Variable, settings
 
 RAY = Path(ray.__file__).parent
 PACKAGE = Path(distsgd.__file__).parent
 
-NAMES = {
-    "ray._private.worker:_global_node": "the death of a process of Ray is noticed after 15 s only",
-    "ray._private.node:Node.dead_processes": "the death of a process of Ray is noticed late",
-    "ray._private.node:Node.is_head": "a cluster's head that no longer answers is not noticed",
-    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": "our own Ray listens on outer addresses",
-    "ray._raylet:Config.initialize": "settings of a session are ignored after the first import",
-    "ray._raylet:AuthenticationTokenLoader.instance": "a second session cannot authenticate",
-    "ray._private.ray_logging:stdout_deduplicator.skip_re": "Ray prints among our results",
-    "ray._private.ray_logging:stderr_deduplicator.skip_re": "traces of other nodes are shown",
-    "ray._private.auto_init_hook:enable_auto_connect": "a call after the end starts another Ray",
-    "ray._private.utils:set_sigterm_handler": "ray.init replaces the caller's SIGTERM handler",
-    "ray._private.worker:custom_excepthook": "importing Ray changes the caller's excepthook",
-    "ray.job_config:JobConfig._runtime_env_has_working_dir": "workers import from the script's "
-    "folder, where a numpy.py ends them",
-    "ray._private.worker:global_worker.mode": "workers on others' Ray multiply by other kernels",
-    "ray:WORKER_MODE": "workers on others' Ray multiply by other kernels",
-    "ray._raylet:CoreWorker.get_job_config": "workers on others' Ray multiply by other kernels",
-    "ray._private.state:available_resources_per_node": "`cluster status` knows no free CPUs",
-    "ray.dashboard.modules.dashboard_sdk:SubmissionClient._do_request": "requests about jobs have "
-    "no time limit",
-    "ray.actor:ActorMethod": "workers that hang cannot be asked for their process id",
-    "ray.scripts.scripts:get_ray_client_dependency_error": "a head opens port 10001",
-    "ray._private.node:Node.start_api_server": "a session starts a dashboard, and waits for it",
-    "ray._private.node:Node.start_log_monitor": "a session starts a monitor of logs",
-    "ray._private.node:Node.start_monitor": "a session starts the monitor of an autoscaler",
-    "ray._private.utils:get_dashboard_dependency_error": "a session imports the dashboard's needs",
-    "ray._raylet:persist_port": "a session waits for the agents of its node",
-    "ray.scripts.scripts:cli": "`cluster start` cannot call `ray start`",
-}
-"""Where a name is -> what breaks without it."""
 
-
-def found(name: str) -> Any:
-    module, _, attributes = name.partition(":")
-    place = importlib.import_module(module)
-    for attribute in attributes.split("."):
-        place = getattr(place, attribute)
-    return place
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", private.NAMES)
 def test_a_private_name_is_there(name: str) -> None:
     try:
         found(name)
     except (ImportError, AttributeError) as error:
-        pytest.fail(f"Ray {ray.__version__} has no {name} ({error}): {NAMES[name]}")
+        pytest.fail(f"Ray {ray.__version__} has no {name} ({error}): {private.NAMES[name]}")
+
+
+def test_a_name_that_is_missing_is_named_with_what_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private.missing_names() == {}
+    monkeypatch.delattr("ray._private.node.Node.start_monitor")
+    name = "ray._private.node:Node.start_monitor"
+    assert private.missing_names() == {name: private.NAMES[name]}
 
 
 def test_the_token_is_read_and_forgotten_on_demand() -> None:
