@@ -261,7 +261,8 @@ OF_THE_PROCESS = {
 """What changes the whole process, and which modules of the library may do it nevertheless."""
 
 PROCESSES_OF_OURS = {
-    "advice.trials", "bench.processes", "bench.limits", "data.remote.fetching_ahead", "on_ray.processes",
+    "advice.trials", "bench.processes", "bench.limits", "data.remote.fetching_ahead",
+    "on_ray.processes",
 }  # fmt: skip
 """Modules that do so where they are the whole of a process."""
 
