@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -17,7 +18,9 @@ from distsgd.core.model import (
     Kernel,
     KernelSettings,
     Preprocessing,
+    StackedKernel,
     make_architecture,
+    stacked_kernel,
 )
 from distsgd.core.optim import (
     Codec,
@@ -211,12 +214,25 @@ class Job:
 
     def kernel(self) -> Kernel:
         """What computes slot gradients."""
+        return self.architecture.kernel(self._kernel_settings)
+
+    def stacked_kernel(self, losses: Sequence[str], slots: int) -> StackedKernel:
+        """What computes slot gradients of several models like this one.
+
+        Args:
+            losses: of each.
+            slots: most slots that are computed at once, a power of two.
+        """
+        settings = [self._kernel_settings._replace(loss=loss) for loss in losses]
+        return stacked_kernel(self.architecture, settings, slots)
+
+    @property
+    def _kernel_settings(self) -> KernelSettings:
         plan = self.plan
-        settings = KernelSettings(
+        return KernelSettings(
             self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size,
             self.products,
         )  # fmt: skip
-        return self.architecture.kernel(settings)
 
     def codec(self) -> Codec | None:
         """What gradients are encoded with, if they are."""

@@ -30,10 +30,10 @@ from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import root, sum_node
 from distsgd.core.server.open_minibatch import exact_sum
 from distsgd.data.dataset import Dataset
-from distsgd.data.row_cache import open_rows
 from distsgd.engine.blas import best_products, one_blas_thread
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError
+from distsgd.tuning.stacked_rows import GatheredRows
 
 __all__ = ["EpochResult", "SettingState", "StackedTraining", "stacks"]
 
@@ -187,10 +187,7 @@ class StackedTraining:
         self._together = min(
             1 << (together.bit_length() - 1), 1 << (plan.most_slots - 1).bit_length()
         )
-        self._rows = open_rows(
-            self._split, self._jobs[0].preprocessing, self._jobs[0].cache,
-            self._together * plan.most_examples,
-        )  # fmt: skip
+        self._rows: GatheredRows | None = None
         self.numbers: tuple[int, ...] = ()
         self.epoch = 0
         if states is None:
@@ -217,6 +214,7 @@ class StackedTraining:
         seconds = (time.perf_counter() - began) / len(tallies)
         diverged = [one.setting for one in results if one.diverged]
         self.drop(diverged)
+        results.sort(key=lambda one: one.setting)
         return [replace(one, seconds=seconds) for one in results]
 
     def drop(self, settings: Iterable[int]) -> None:
@@ -237,8 +235,11 @@ class StackedTraining:
         return {
             number: SettingState(
                 self.epoch,
-                updater.weights.copy(),
-                {name: array.copy() for name, array in updater.optimizer.state.items()},
+                self._kernel.plain(updater.weights).copy(),
+                {
+                    name: self._kernel.plain(array).copy()
+                    for name, array in updater.optimizer.state.items()
+                },
             )
             for number, updater in zip(self.numbers, self._updaters, strict=True)
         }
@@ -254,32 +255,38 @@ class StackedTraining:
                 "these settings have been trained for different numbers of epochs",
                 "Group them by their epochs",
             )
-        self.numbers = tuple(sorted(states))
+        # Models of one loss are neighbours, for the kernel.
+        self.numbers = tuple(sorted(states, key=lambda n: (self._jobs[n].loss, n)))
         self.epoch = next((state.epoch for state in states.values()), self.epoch)
+        if not self.numbers:
+            return
         jobs = [self._jobs[number] for number in self.numbers]
-        size = self._jobs[0].parameters
-        dtype = self._jobs[0].dtype
-        self._weights = np.empty((len(jobs), size), dtype=dtype)
+        first, count = jobs[0], len(jobs)
+        self._kernel = first.stacked_kernel([job.loss for job in jobs], self._together)
+        lanes = self._kernel.lanes
+        if self._rows is None or self._rows.lanes != lanes:
+            most = self._together * self._plan.most_examples
+            self._rows = GatheredRows(
+                self._split, first.features, most, lanes, kept=first.cache != "shards"
+            )
+        self._weights = np.empty((count, first.parameters), dtype=first.dtype)
         chunks = -(-self._plan.most_slots // self._together)
-        self._sums = np.empty((chunks, len(jobs), size), dtype=dtype)
+        self._sums = np.empty((chunks, *self._weights.shape), dtype=first.dtype)
         self._updaters = [
-            _updater(job, states[number], into)
+            _updater(job, states[number], into, self._kernel)
             for number, job, into in zip(self.numbers, jobs, self._weights, strict=True)
         ]
-        kernels = {job.loss: job.kernel() for job in jobs}
-        self._kernel = StackedKernel(
-            [kernels[job.loss] for job in jobs], self._together, size, dtype
-        )
 
     def weights(self, setting: int) -> Floats:
         """W of a setting as in a checkpoint (`Architecture.unpad`), a copy."""
-        flat = self._weights[self.numbers.index(setting)]
+        flat = self._kernel.plain(self._weights[self.numbers.index(setting)])
         return self._jobs[setting].architecture.unpad(flat).copy()
 
     def _step(self, step: int, tallies: list[_Tally]) -> None:
         plan = self._plan
         losses: list[list[SlotLoss]] = [[] for _ in self.numbers]
         low, high = plan.minibatch(step)
+        self._kernel.begin(self._weights)
         chunk = 0
         while low < high:
             after = min(high, low + self._together * plan.slot_size)
@@ -304,19 +311,19 @@ class StackedTraining:
         self, epoch: int, low: int, high: int, out: Floats, losses: list[list[SlotLoss]]
     ) -> None:
         """Sums of the gradients of the slots at these positions of an epoch."""
-        size = self._plan.slot_size
+        size, rows = self._plan.slot_size, self._rows
+        assert rows is not None
         whole = (high - low) // size
         middle = low + whole * size
         if middle in (low, high):  # slots of one size
             labels = self._gather(epoch, low, high, max(1, whole))
-            found = self._kernel.sums(self._weights, labels, out, self._rows.write)
+            found = self._kernel.sums(self._weights, labels, out, rows)
         else:
             buffer = np.empty((whole + 1, *out.shape), out.dtype)
             labels = self._gather(epoch, low, middle, whole)
-            write = self._rows.write
-            found = self._kernel.gradients(self._weights, labels, buffer[:whole], write)
+            found = self._kernel.gradients(self._weights, labels, buffer[:whole], rows)
             labels = self._gather(epoch, middle, high, 1)
-            last = self._kernel.gradients(self._weights, labels, buffer[whole:], write)
+            last = self._kernel.gradients(self._weights, labels, buffer[whole:], rows)
             found = [[*own, *one] for own, one in zip(found, last, strict=True)]
             np.copyto(out, sum_node(root(whole + 1), buffer, 0, whole + 1))
         for own, new in zip(losses, found, strict=True):
@@ -325,13 +332,14 @@ class StackedTraining:
     def _gather(self, epoch: int, low: int, high: int, slots: int) -> Ints:
         """Gather the rows at these positions of an epoch; returns labels, (slots, examples)."""
         indices = self._order.examples(epoch, low, high).reshape(slots, -1)
+        assert self._rows is not None
         self._rows.gather(indices)
         return self._split.labels_of(indices)
 
     def _results(self, tallies: list[_Tally]) -> list[EpochResult]:
         results = []
         for place, (number, tally) in enumerate(zip(self.numbers, tallies, strict=True)):
-            job, flat = self._jobs[number], self._weights[place]
+            job, flat = self._jobs[number], self._kernel.plain(self._weights[place])
             loss, accuracy = tally.means()
             penalty = job.architecture.penalty(flat, job.regularization)
             results.append(
@@ -367,13 +375,13 @@ class _Tally:
         return self.loss / count, self.correct / count
 
 
-def _updater(job: Job, state: SettingState, into: Floats) -> Updater:
+def _updater(job: Job, state: SettingState, into: Floats, kernel: StackedKernel) -> Updater:
     """What updates a setting's W, which is in its place of the stack."""
-    np.copyto(into, state.weights)
+    np.copyto(into, kernel.arranged(state.weights))
     optimizer = job.update_rule(into)
     for name, array in state.optimizer.items():
-        optimizer.state[name][...] = array
+        optimizer.state[name][...] = kernel.arranged(array)
     return Updater(
-        into, decay=job.decay(), optimizer=optimizer, schedule=job.schedule,
+        into, decay=kernel.arranged(job.decay()), optimizer=optimizer, schedule=job.schedule,
         version=state.epoch * job.plan.steps_per_epoch,
     )  # fmt: skip

@@ -29,7 +29,8 @@ from distsgd.core.model.slot_gradient import (
     SlotLoss,
     fitting,
 )
-from distsgd.core.model.stacked_gradient import StackedKernel
+from distsgd.core.model.stacked_gradient import StackedKernel, StackedRows
+from distsgd.core.model.stacked_linear import stacked_kernel
 
 __all__ = [
     "ARITHMETICS",
@@ -49,6 +50,7 @@ __all__ = [
     "RowWriter",
     "SlotLoss",
     "StackedKernel",
+    "StackedRows",
     "SurestMistakes",
     "fitting",
     "hidden_units",
@@ -57,4 +59,5 @@ __all__ = [
     "measure",
     "penalty",
     "softmax_probabilities",
+    "stacked_kernel",
 ]
