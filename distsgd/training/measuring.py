@@ -22,7 +22,7 @@ from distsgd.data.system import OWN_THREAD
 from distsgd.engine.blas import one_blas_thread
 from distsgd.runs import Model
 
-__all__ = ["Background", "Measured", "conversion_for", "measure_split"]
+__all__ = ["Background", "Measured", "chosen_batches", "conversion_for", "measure_split"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def measure_split(
     conversion = conversion_for(model, dataset)
     examples = dataset.train if split == "train" else dataset.test
     weights = model.padded()
-    chosen = examples.batches() if rows is None else _gathered(examples, rows, dataset)
+    chosen = examples.batches() if rows is None else chosen_batches(examples, rows, dataset)
     batches = conversion.batches(chosen)
     mistakes = SurestMistakes() if surest else None
     found, confusion = measure(
@@ -96,7 +96,7 @@ _TOGETHER = 1024
 """Examples that are gathered at once."""
 
 
-def _gathered(
+def chosen_batches(
     split: Split, rows: NDArray[np.int64], dataset: Dataset
 ) -> Iterator[tuple[Values, Ints]]:
     """Some examples of a split, as `Split.batches` yields all."""

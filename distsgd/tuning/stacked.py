@@ -17,14 +17,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.config.settings import TrainConfig
-from distsgd.core.arrays import Floats, Ints, finite
-from distsgd.core.model import SlotLoss, StackedKernel
+from distsgd.core.arrays import Floats, Ints, Values, finite
+from distsgd.core.model import SlotLoss, StackedKernel, measure_all
 from distsgd.core.optim import Updater
 from distsgd.core.plan import EpochOrder
 from distsgd.core.reduction_tree import root, sum_node
@@ -33,9 +33,10 @@ from distsgd.data.dataset import Dataset
 from distsgd.engine.blas import best_products, one_blas_thread
 from distsgd.engine.job import Job
 from distsgd.errors import UsageError
+from distsgd.training.measuring import chosen_batches
 from distsgd.tuning.stacked_rows import GatheredRows
 
-__all__ = ["EpochResult", "SettingState", "StackedTraining", "stacks"]
+__all__ = ["EpochResult", "Measured", "SettingState", "StackedTraining", "stacks"]
 
 _GATHERED = 256
 """Examples that are gathered at once."""
@@ -78,6 +79,18 @@ class EpochResult:
     validation_accuracy: float | None = None
     seconds: float = 0.0
     diverged: bool = False
+
+
+class Measured(NamedTuple):
+    """What a setting is worth on some examples.
+
+    Attributes:
+        loss: mean loss plus the penalty; None if there are no examples.
+        accuracy: share of them that are classified rightly; likewise.
+    """
+
+    loss: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,20 +349,46 @@ class StackedTraining:
         self._rows.gather(indices)
         return self._split.labels_of(indices)
 
+    def test(self) -> dict[int, Measured]:
+        """Mean loss with the penalty, and accuracy, on the test set, of each setting."""
+        with one_blas_thread(), np.errstate(all="ignore"):
+            return self._measured(self._dataset.test.batches())
+
+    def _measured(self, batches: Iterable[tuple[Values, Ints]]) -> dict[int, Measured]:
+        """The same on other examples; the figures of `distsgd evaluate`."""
+        jobs = [self._jobs[number] for number in self.numbers]
+        flats = [self._kernel.plain(flat) for flat in self._weights]
+        models = [(flat, job.loss) for flat, job in zip(flats, jobs, strict=True)]
+        first = jobs[0]
+        all_found = measure_all(first.architecture, models, first.preprocessing, batches)
+        measured = {}
+        for number, job, flat, found in zip(self.numbers, jobs, flats, all_found, strict=True):
+            penalty = job.architecture.penalty(flat, job.regularization)
+            count = max(1, found.examples)
+            measured[number] = Measured(found.loss / count + penalty, found.correct / count)
+        return measured
+
     def _results(self, tallies: list[_Tally]) -> list[EpochResult]:
+        """Of the epoch that has ended."""
+        rows = self._plan.held_out
+        held_out: dict[int, Measured] = {}
+        if len(rows):
+            held_out = self._measured(chosen_batches(self._split, rows, self._dataset))
         results = []
         for place, (number, tally) in enumerate(zip(self.numbers, tallies, strict=True)):
             job, flat = self._jobs[number], self._kernel.plain(self._weights[place])
             loss, accuracy = tally.means()
-            penalty = job.architecture.penalty(flat, job.regularization)
+            validation = held_out.get(number, Measured(None, None))
             results.append(
                 EpochResult(
                     setting=number,
                     epoch=self.epoch,
                     step=self._updaters[place].version,
                     learning_rate=tally.rate,
-                    train_loss=loss + penalty,
+                    train_loss=loss + job.architecture.penalty(flat, job.regularization),
                     train_accuracy=accuracy,
+                    validation_loss=validation.loss,
+                    validation_accuracy=validation.accuracy,
                     diverged=tally.diverged,
                 )
             )

@@ -24,7 +24,7 @@ class GatheredRows:
 
     def __init__(self, split: Split, features: int, most: int, lanes: int, *, kept: bool) -> None:
         self._split, self._lanes, self.lanes = split, lanes, lanes
-        dtype = getattr(split, "dtype", np.dtype(np.uint8))
+        dtype = split.dtype
         self._kept = None
         if kept:
             self._kept = np.empty((len(split), features), dtype)

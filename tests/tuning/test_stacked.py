@@ -1,16 +1,21 @@
 """Settings that are trained together end with the bits of their own trainings."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import on_sample
 
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.core.optim import OPTIMIZERS
-from distsgd.engine.blas import best_products, one_blas_thread
+from distsgd.engine.blas import best_products, blas_kernel, one_blas_thread
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.inline import train_inline
 from distsgd.engine.job import Snapshot
 from distsgd.errors import UsageError
+from distsgd.training.preparation import train_with
+from distsgd.training.results import Reporter
 from distsgd.tuning.stacked import SettingState, StackedTraining, stacks
 
 
@@ -67,6 +72,36 @@ def test_each_setting_has_the_bits_of_its_own_training(common, sample):
             one = results[number]
             assert (one.setting, one.train_loss, one.train_accuracy) == (number, loss, accuracy)
         assert np.array_equal(states[number].weights, expected[-1][2])
+
+
+def test_stacked_products_are_used_where_their_bits_are_those_of_single_ones(sample):
+    from distsgd.core.model.stacked_linear import StackedLinearKernel
+
+    configs = [on_sample(epochs=1, learning_rate=0.001 * n) for n in range(1, 9)]
+    training = StackedTraining(configs, sample)
+    list(training)
+    kernel = training._kernel
+    assert isinstance(kernel, StackedLinearKernel)
+    if "SkylakeX" in blas_kernel():
+        assert kernel._usable[4, 64]
+    for number, state in training.state().items():
+        assert np.array_equal(state.weights, alone(configs[number], sample)[0][-1][2])
+
+
+def test_held_out_rows_are_measured_as_in_a_run(sample, tmp_path):
+    configs = [
+        on_sample(epochs=2, workers=0, validation=0.2, learning_rate=r) for r in (0.01, 0.003)
+    ]
+    training = StackedTraining(configs, sample)
+    epochs, test = list(training), training.test()
+    for number, config in enumerate(configs):
+        run = train_with(config, tmp_path / f"{number}", Reporter())
+        assert run.validation_loss == epochs[-1][number].validation_loss
+        assert run.validation_accuracy == epochs[-1][number].validation_accuracy
+        assert (run.test_loss, run.test_accuracy) == test[number]
+        lines = Path(tmp_path, f"{number}", "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
+        assert [row["train_loss"] for row in rows] == [one[number].train_loss for one in epochs]
 
 
 def test_one_that_diverges_drops_out_and_the_others_do_not_notice(sample):

@@ -7,7 +7,13 @@ pixels to features), `reference` (the same formulas, written down plainly in flo
 `exact_losses` and `exact_gradient`.
 """
 
-from distsgd.core.model.architecture import Architecture, Layer, initial_weights, measure
+from distsgd.core.model.architecture import (
+    Architecture,
+    Layer,
+    initial_weights,
+    measure,
+    measure_all,
+)
 from distsgd.core.model.features import Preprocessing
 from distsgd.core.model.grids import Grids
 from distsgd.core.model.losses import LOSSES, penalty, softmax_probabilities
@@ -57,6 +63,7 @@ __all__ = [
     "initial_weights",
     "make_architecture",
     "measure",
+    "measure_all",
     "penalty",
     "softmax_probabilities",
     "stacked_kernel",
