@@ -20,6 +20,7 @@ from distsgd.cli import (
     proof_commands,
     report_commands,
     runs_commands,
+    serve_commands,
     simulate_commands,
     study_commands,
     sweep_commands,
@@ -88,6 +89,7 @@ train_commands.add_to(app)
 model_commands.add_to(app)
 proof_commands.add_to(app)
 watch_commands.add_to(app)
+serve_commands.add_to(app)
 report_commands.add_to(app)
 simulate_commands.add_to(app)
 sweep_commands.add_to(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import Preprocessing, softmax_probabilities
+from distsgd.data.text_files import some_of
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
 from distsgd.runs import Model, RunFolder, handle, weights_sha256
@@ -72,6 +73,11 @@ class Predictor:
         return self._preprocessing.features
 
     @property
+    def parameters(self) -> int:
+        """Numbers of W."""
+        return self._architecture.parameters
+
+    @property
     def takes_images(self) -> bool:
         """Whether examples are images, not rows of columns."""
         return len(self.shape) == 3
@@ -87,8 +93,8 @@ class Predictor:
         Args:
             given: an array of shape (rows, features), or (features,) of one row, with numbers as
                 they were imported: columns in their order, or pixels from 0 to 255, channel by
-                channel. A table (pandas.DataFrame) with the model's columns. An image of Pillow, or
-                a list of them, of any size.
+                channel. A table (pandas.DataFrame) with the model's columns, or a dictionary of
+                them. An image of Pillow, or a list of them, of any size.
 
         Raises:
             UsageError: it has another shape, or holds something that cannot be classified.
@@ -114,7 +120,9 @@ class Predictor:
         """
         if (images := _images(given)) is not None:
             return self._rows_of_images(images)
-        if self.columns and set(self.columns) <= set(getattr(given, "columns", ())):
+        if isinstance(given, Mapping):
+            given = self._of_columns(given)
+        elif self.columns and set(self.columns) <= set(getattr(given, "columns", ())):
             given = given[list(self.columns)]
         values, features = np.asarray(given), self.features
         if values.shape in ((features,), self.shape):
@@ -130,6 +138,40 @@ class Predictor:
             return values
         return self._rows_of_numbers(_numbers(values))
 
+    def _of_columns(self, given: Mapping[str, Any]) -> NDArray[Any]:
+        """The columns of the model, side by side."""
+        if not self.columns:
+            raise UsageError("the model's columns have no names", "Give rows in their order")
+        if missing := [name for name in self.columns if name not in given]:
+            raise UsageError(
+                f"there is no column {some_of(missing)}", f"The model takes {some_of(self.columns)}"
+            )
+        parts = [np.atleast_1d(_numbers(np.asarray(given[name]))) for name in self.columns]
+        if any(part.shape != parts[0].shape or part.ndim > 1 for part in parts):
+            raise UsageError("the columns are not of one length", "Give a number for each row")
+        return np.stack(parts, axis=1)
+
+    def row_of_image(self, content: bytes, most_pixels: int) -> NDArray[Any]:
+        """The row of an image file, shape (features,), uint8.
+
+        Args:
+            content: of the file.
+            most_pixels: of the image; larger ones are refused before they are decoded.
+
+        Raises:
+            UsageError: it is no image, or too large, or the model takes none.
+        """
+        self._check_takes_images()
+        from distsgd.data.importing.images import row_of_bytes  # not before a training: Pillow
+
+        return row_of_bytes(content, self.shape, most_pixels)
+
+    def _check_takes_images(self) -> None:
+        if not self.takes_images:
+            raise UsageError(
+                "the model takes rows of numbers, not images", f"Give shape (rows, {self.features})"
+            )
+
     def _rows_of_numbers(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
         if not np.isfinite(numbers).all():
             raise UsageError("the array has entries that are not finite", "Remove those rows")
@@ -142,10 +184,7 @@ class Predictor:
         return numbers.astype(np.uint8)
 
     def _rows_of_images(self, images: list[Any]) -> NDArray[Any]:
-        if not self.takes_images:
-            raise UsageError(
-                "the model takes rows of numbers, not images", f"Give shape (rows, {self.features})"
-            )
+        self._check_takes_images()
         from distsgd.data.importing.images import row_of  # not before a training: Pillow
 
         return np.stack([row_of(image, self.shape) for image in images])
@@ -214,7 +253,7 @@ def _images(given: Any) -> list[Any] | None:
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     try:
         return values.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(
             f"an array of {values.dtype} cannot be classified", "Give numbers"
         ) from None

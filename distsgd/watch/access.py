@@ -7,29 +7,17 @@ domain that an attacker points here (DNS rebinding) is not; and the origin must 
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-__all__ = ["HEADERS", "Access"]
+from distsgd.data.token_file import same_secret
+
+__all__ = ["Access"]
 
 _HOSTS = ("127.0.0.1", "localhost", "::1")
 _BYTES = 24
-
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-"""Headers of every response: nothing is loaded from elsewhere, no script stands in a page."""
 
 
 def _secret() -> str:
@@ -53,7 +41,7 @@ class Access:
 
     def opens(self, token: str | None) -> bool:
         """Whether this is the token of the link."""
-        return _same(self.token, token)
+        return same_secret(self.token, token)
 
     def refusal(
         self, method: str, headers: Mapping[str, str], cookie: str | None, *, link: bool = False
@@ -74,20 +62,13 @@ class Access:
             return "requests of other pages are refused"
         if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not link:
             return "requests of other pages are refused"
-        if not link and not _same(self.session, cookie):
+        if not link and not same_secret(self.session, cookie):
             return "open the link that `distsgd watch` printed"
         if method not in ("GET", "HEAD") and (
-            origin is None or not _same(self.key, headers.get("X-Distsgd-Key"))
+            origin is None or not same_secret(self.key, headers.get("X-Distsgd-Key"))
         ):
             return "only the page itself may ask for this"
         return ""
-
-
-def _same(ours: str, theirs: str | None) -> bool:
-    """Compare in a time that does not depend on where they differ."""
-    return theirs is not None and hmac.compare_digest(
-        ours.encode(), theirs.encode("utf-8", "surrogateescape")
-    )
 
 
 def _is_loopback(host: str) -> bool:

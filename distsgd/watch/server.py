@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -14,18 +13,17 @@ from typing import Any
 from aiohttp import web
 
 from distsgd.data.system import python_module, whole_environment
-from distsgd.errors import DistsgdError, UsageError
+from distsgd.errors import DistsgdError
 from distsgd.figures.of_runs import AXES
+from distsgd.serving.listener import HEADERS, LOOPBACK, listen
 from distsgd.version import __version__
-from distsgd.watch.access import HEADERS, Access
+from distsgd.watch.access import Access
 from distsgd.watch.feed import Feed, encoded
 from distsgd.watch.listing import Listing
 from distsgd.watch.pictures import example_picture, template_picture
 from distsgd.watch.views import RunView, view
 
-__all__ = ["HOST", "WatchServer"]
-
-HOST = "127.0.0.1"
+__all__ = ["WatchServer"]
 
 _MOST_RUNS = 64
 """Runs of one view."""
@@ -62,7 +60,7 @@ class WatchServer:
 
     def __init__(self, listing: Listing, port: int = 0) -> None:
         self._listing, self._access = listing, Access()
-        self._socket = _listen(port)
+        self._socket = listen(port)
         self.port: int = self._socket.getsockname()[1]
         self._cookie = f"distsgd-{self.port}"
         self._views: dict[str, RunView] = {}
@@ -75,7 +73,7 @@ class WatchServer:
     @property
     def url(self) -> str:
         """The link, with its token."""
-        return f"http://{HOST}:{self.port}/?token={self._access.token}"
+        return f"http://{LOOPBACK}:{self.port}/?token={self._access.token}"
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Answer requests until ``stop`` is set."""
@@ -279,17 +277,3 @@ async def _pictured(make: Callable[..., bytes | None], *arguments: object) -> we
 def _pages() -> list[Any]:
     top = files("distsgd").joinpath("watch", "page")
     return [*top.iterdir(), *top.joinpath("uplot").iterdir()]
-
-
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-        listener.listen(64)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        why = getattr(error, "strerror", None) or "it is no port"
-        raise UsageError(f"port {port} cannot be used: {why}", "Choose another, or none") from None
-    listener.setblocking(False)
-    return listener

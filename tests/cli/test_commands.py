@@ -149,7 +149,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
      "stepsize", "study loss", "study hinges", "study convexity", "study chain-rule",
      "study formulas", "study descent", "study copies", "study noise", "study minibatch-size",
      "study sampling", "cluster start", "cluster stop", "cluster status",
-     "submit", "jobs list", "jobs logs", "jobs stop", "data import"],
+     "serve", "submit", "jobs list", "jobs logs", "jobs stop", "data import"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(distsgd: Run, command: str) -> None:
     done = distsgd(*command.split(), "--help")

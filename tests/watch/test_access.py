@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distsgd.watch.access import HEADERS, Access
+from distsgd.serving.listener import HEADERS
+from distsgd.watch.access import Access
 
 ACCESS = Access()
 HERE = {"Host": "127.0.0.1:8123"}

@@ -92,24 +92,29 @@ def row_of(image: Image.Image, shape: tuple[int, ...]) -> Bytes:
         raise UsageError(f"an image cannot be classified: {error}") from None
 
 
-def row_of_bytes(content: bytes, shape: tuple[int, ...]) -> Bytes:
+def row_of_bytes(content: bytes, shape: tuple[int, ...], most_pixels: int) -> Bytes:
     """The content of an image file as an example, like `read_image`.
+
+    Args:
+        content: of a file of one of the formats.
+        shape: (channels, rows, columns) of an example.
+        most_pixels: of the image, by its header; larger ones are not decoded.
 
     Raises:
         UsageError: it is not an image, or has too many pixels.
     """
     try:
-        return pixels_of(decoded(BytesIO(content), shape[0]), shape)
+        return pixels_of(decoded(BytesIO(content), shape[0], most_pixels), shape)
     except Exception as error:  # a decoder of Pillow can raise anything for a broken file
         raise machine_trouble(error, "an image") or UsageError(
             f"this is not a readable image: {in_short(error)}", "Give a PNG or JPEG"
         ) from None
 
 
-def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
+def decoded(source: Path | BinaryIO, channels: int, most_pixels: int = _MOST_PIXELS) -> Image.Image:
     """Decode an image, upright, in RGB, or in grey for 1 channel.
 
-    A JPEG of more than 50 million pixels is decoded at a half, a quarter or an eighth of its size,
+    A JPEG of more pixels than wanted is decoded at a half, a quarter or an eighth of its size,
     which its format supports.
 
     Raises:
@@ -117,7 +122,7 @@ def decoded(source: Path | BinaryIO, channels: int) -> Image.Image:
         Exception: anything that its decoder raises.
     """
     with _opened(source) as image:
-        _bound_pixels(image)
+        _bound_pixels(image, most_pixels)
         large = image.width * image.height > _MANY_PIXELS
         with _one_large if large else nullcontext():
             image.info.pop("transparency", None)  # Pillow warns about it, and it is dropped anyway
@@ -140,22 +145,22 @@ def _opened(source: Path | BinaryIO) -> Image.Image:
         raise ValueError(_too_large(f"too many pixels ({error})")) from None
 
 
-def _bound_pixels(image: Image.Image) -> None:
+def _bound_pixels(image: Image.Image, most: int) -> None:
     """Have a large JPEG decoded at a smaller size, and refuse other large images.
 
     Raises:
         ValueError: it has too many pixels; names the limit.
     """
     width, height = image.size
-    if width * height > _MOST_PIXELS:
-        part = next((n for n in (2, 4) if width * height <= n * n * _MOST_PIXELS), 8)
+    if width * height > most:
+        part = next((n for n in (2, 4) if width * height <= n * n * most), 8)
         image.draft(None, (width // part, height // part))  # has an effect on a JPEG only
-    if image.width * image.height > _MOST_PIXELS:
-        raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels"))
+    if image.width * image.height > most:
+        raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels", most))
 
 
-def _too_large(pixels: str) -> str:
-    return f"it has {pixels}, more than {_MOST_PIXELS:,}: save it smaller"
+def _too_large(pixels: str, most: int = _MOST_PIXELS) -> str:
+    return f"it has {pixels}, more than {most:,}: save it smaller"
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:

@@ -6,9 +6,7 @@ several users, loopback is open to all of them.
 
 from __future__ import annotations
 
-import hmac
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,12 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distsgd.config.settings import TrainConfig
-from distsgd.data.atomic import replace_file
-from distsgd.data.folder_files import SMALL, read_inside
 from distsgd.data.locations import home_folder
 from distsgd.data.system import OWN_THREAD
+from distsgd.data.token_file import bearer_matches, kept_token
 from distsgd.engine.events import Progress
-from distsgd.errors import DistsgdError, UsageError, storage_error
+from distsgd.errors import DistsgdError, UsageError
 from distsgd.runs.history import HistoryReader
 from distsgd.spelling import spelling
 from distsgd.training.callbacks.callback import Callback
@@ -42,24 +39,6 @@ _POINTS = 16
 def metrics_token_file() -> Path:
     """The token of the metrics port, made when first needed, for this user's eyes only."""
     return home_folder() / "metrics-token"
-
-
-def _token() -> str:
-    """The token; a new one if there is none.
-
-    Raises:
-        StorageError: its file cannot be read or written.
-    """
-    path = metrics_token_file()
-    try:
-        if path.is_file() and (known := read_inside(path, most=SMALL).decode("ascii").strip()):
-            return known
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = secrets.token_urlsafe(32)
-        replace_file(path, f"{token}\n".encode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise storage_error(error if isinstance(error, OSError) else OSError(), path) from None
-    return token
 
 
 class Prometheus(Callback):
@@ -87,7 +66,7 @@ class Prometheus(Callback):
         import prometheus_client.core
 
         self._client: Any = prometheus_client
-        self._token = _token()
+        self._token = kept_token(metrics_token_file())
         self._numbers: dict[str, float] = {}
         self._shares: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -236,8 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the metrics."""
-        given = self.headers.get("Authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+        if not bearer_matches(self.server.token, self.headers.get("Authorization")):
             self.send_response(401)
             self.send_header("WWW-Authenticate", "Bearer")
             self.send_header("Content-Length", "0")
