@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     )
     from distsgd.training.loaded_run import LoadedRun, load
     from distsgd.training.predictor import Predictor
-    from distsgd.tuning.from_python import sweep
+    from distsgd.tuning.from_python import sweep, tune
     from distsgd.tuning.sweep_results import SweepResult
+    from distsgd.tuning.tune_results import TuneResult
 
 __all__ = [
     "Audit",
@@ -72,6 +73,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
+    "TuneResult",
     "UsageError",
     "__version__",
     "audit",
@@ -86,6 +88,7 @@ __all__ = [
     "simulate",
     "sweep",
     "train",
+    "tune",
 ]
 
 _ELSEWHERE = {
@@ -96,6 +99,7 @@ _ELSEWHERE = {
     "Predictor": "training.predictor",
     "SimulationResult": "simulation.results", "simulate": "simulation.from_python",
     "SweepResult": "tuning.sweep_results", "sweep": "tuning.from_python",
+    "TuneResult": "tuning.tune_results", "tune": "tuning.from_python",
 }  # fmt: skip
 """Public names that are not of `distsgd.training`, and their modules."""
 

@@ -25,6 +25,7 @@ from distsgd.cli import (
     study_commands,
     sweep_commands,
     train_commands,
+    tune_commands,
     watch_commands,
 )
 from distsgd.cli.output import show
@@ -92,6 +93,7 @@ watch_commands.add_to(app)
 serve_commands.add_to(app)
 report_commands.add_to(app)
 simulate_commands.add_to(app)
+tune_commands.add_to(app)
 sweep_commands.add_to(app)
 bench_commands.add_to(app)
 advise_commands.add_to(app)

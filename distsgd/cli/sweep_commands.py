@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distsgd.tuning.sweep_plan import SweepPlan
     from distsgd.tuning.sweep_results import Spread, SweepResult, SweepRow
 
-__all__ = ["PlotFlag", "StudyFlag", "add_to"]
+__all__ = ["PlotFlag", "StudyFlag", "add_to", "table_of"]
 
 _STUDY = "The study"
 
@@ -139,12 +139,16 @@ def _planned(
     settings, origins = typed(flags, set_, config)
     table: Any = settings.pop("vary", {})
     origins.pop("vary", None)
-    axes = vary or _table("vary", table, config)
+    axes = vary or table_of("vary", table, config)
     return study, sweep_plan(axes, 1 if seeds is None else seeds, settings, origins)
 
 
-def _table(name: str, found: Any, config: Path | None) -> dict[str, Any]:
-    """A table of a file."""
+def table_of(name: str, found: Any, config: Path | None) -> dict[str, Any]:
+    """A table of a file, as a user has written it.
+
+    Raises:
+        UsageError: it is no table.
+    """
     from distsgd.errors import UsageError
 
     if not isinstance(found, dict):

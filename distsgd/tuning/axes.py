@@ -76,9 +76,11 @@ class Axis:
             share: from 0 to below 1; equal lengths of it are equally likely.
         """
         if self.low is None or self.high is None:
-            return self.values[int(share * len(self.values))]
+            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         if self.whole and not self.log:
-            return int(self.low) + int(share * (int(self.high) - int(self.low) + 1))
+            return min(
+                int(self.high), int(self.low) + int(share * (int(self.high) - int(self.low) + 1))
+            )
         if self.log:
             number = self.low * (self.high / self.low) ** share
         else:

@@ -1,4 +1,4 @@
-"""The Python function `sweep`."""
+"""The Python functions `sweep` and `tune`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distsgd.errors import UsageError
+from distsgd.errors import RunError, UsageError
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_path, as_text
 from distsgd.training.interrupts import FirstCtrlC
 from distsgd.tuning.study_folder import find_study, read_study
-from distsgd.tuning.sweep import KIND, SweepFollower, sweep_with
+from distsgd.tuning.sweep import KIND as SWEEP
+from distsgd.tuning.sweep import SweepFollower, sweep_with
 from distsgd.tuning.sweep_plan import SweepPlan, sweep_plan
 from distsgd.tuning.sweep_results import SweepResult
+from distsgd.tuning.tune import KIND as TUNE
+from distsgd.tuning.tune import TuneFollower, tune_with
+from distsgd.tuning.tune_plan import USUAL_REDUCTION, TunePlan, tune_plan
+from distsgd.tuning.tune_results import TuneResult
 
-__all__ = ["resumed_sweep", "sweep"]
+__all__ = ["resumed_sweep", "resumed_tune", "sweep", "tune"]
+
+_HEAD = "10.0.0.1:6379"
 
 
 def sweep(
@@ -52,7 +59,7 @@ def sweep(
         RunError: another process carries out the sweep, or there is none to resume.
         DistsgdError: see `distsgd.errors`. A training that fails is a row of the result.
     """
-    address = as_text("address", address, "10.0.0.1:6379")
+    address = as_text("address", address, _HEAD)
     folder: Path | None
     if resume is not None:
         folder, plan = resumed_sweep(resume, {"vary": vary, "study": study, **settings})
@@ -62,6 +69,66 @@ def sweep(
     stop = FirstCtrlC()
     result = sweep_with(plan, folder, follower, address, stop)
     stop.check(result.study_dir, len(result.runs))
+    return result
+
+
+def tune(
+    search: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    method: str = "random",
+    trials: int | None = None,
+    reduction: int = USUAL_REDUCTION,
+    final: bool = False,
+    study: str | Path | None = None,
+    resume: str | Path | None = None,
+    follower: TuneFollower | None = None,
+    address: str | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Search settings: train several in one pass over the data, and choose by rows held out.
+
+    The test set is not touched, unless ``final``. Called again, it goes on where it was stopped or
+    killed.
+
+    Args:
+        search: setting -> values or range, such as ``{"learning_rate": "log:0.001..0.1"}``; empty
+            for ranges around the recipe of model and loss.
+        method: "random", "grid" or "halving" (successive halving).
+        trials: how many settings are tried; None for 16, or all of a grid.
+        reduction: with halving, one of so many goes on.
+        final: train the best settings on all training rows, and measure the test set.
+        study: the folder of the search; None for one that follows from the other arguments.
+        resume: a search to go on with, in place of all that says what to try: its folder, its
+            name, or "latest"; ``workers`` may be another number.
+        follower: its methods are called while the search runs, in its thread.
+        address: HOST:PORT of the Ray cluster to train on, or "auto"; None for a private Ray.
+        **settings: those that are not searched, as for `train`; ``validation`` is the share of
+            the training rows that is held out, 0.1 unless given.
+
+    Returns:
+        All trials, best first, and the file with the settings of the best.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C, after an epoch.
+        UsageError: an argument cannot be used, or ``study`` is the folder of another study.
+        RunError: another process carries out the search, or there is none to resume.
+        DistsgdError: all trials have diverged; or see `distsgd.errors`.
+    """
+    address = as_text("address", address, _HEAD)
+    folder: Path | None
+    if resume is not None:
+        workers = settings.pop("workers", None)
+        folder, plan = resumed_tune(
+            resume, {"search": search, "trials": trials, "study": study, **settings}, workers
+        )
+    else:
+        plan = tune_plan(
+            search, method=method, trials=trials, reduction=reduction, settings=settings
+        )
+        folder = None if study is None else as_path("study", study)
+    stop = FirstCtrlC()
+    result = tune_with(plan, folder, follower, final=final, address=address, stopping=stop)
+    stop.check(result.study_dir, result.epochs)
     return result
 
 
@@ -76,17 +143,55 @@ def resumed_sweep(name: str | Path, beside: Mapping[str, Any]) -> tuple[Path, Sw
         UsageError: one of them is given.
         RunError: there is no such sweep.
     """
+    folder, definition = _resumed(name, SWEEP, beside)
+    try:
+        vary = {str(one): values for one, values in definition["vary"]}
+        settings, seeds = definition["settings"], definition["seeds"]
+        return folder, sweep_plan(vary, len(seeds), {**settings, "seed": seeds[0]})
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(folder, error) from None
+
+
+def resumed_tune(
+    name: str | Path, beside: Mapping[str, Any], workers: Any = None
+) -> tuple[Path, TunePlan]:
+    """The folder of a search, and what it tries; as `resumed_sweep`.
+
+    Args:
+        name: as for `tune`.
+        beside: other arguments, none of which may be given.
+        workers: processes from now on.
+    """
+    folder, definition = _resumed(name, TUNE, beside)
+    try:
+        method = str(definition["method"])
+        settings = {**definition["settings"], "workers": workers}
+        return folder, tune_plan(
+            {str(one): text for one, text in definition["search"]},
+            method=method,
+            trials=None if method == "grid" else int(definition["asked"]),
+            reduction=int(definition["reduction"]),
+            settings=settings,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _resumed(
+    name: str | Path, wanted: str, beside: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
     for other, value in beside.items():
         if value is not None and value != () and value != []:
             raise UsageError(
                 f"{spelling().setting('resume')} does not go with {spelling().setting(other)}",
-                "A sweep that is resumed does what it was asked at its start",
+                f"A {wanted} that is resumed does what it was asked at its start",
             )
-    folder = find_study(name, KIND)
+    folder = find_study(name, wanted)
     kind, definition, _ = read_study(folder)
-    if kind != KIND:
+    if kind != wanted:
         raise UsageError(f"{folder} is a {kind}", f"Resume it: `distsgd {kind} --resume {folder}`")
-    vary = {str(name): values for name, values in definition["vary"]}
-    settings = definition["settings"]
-    seeds = definition["seeds"]
-    return folder, sweep_plan(vary, len(seeds), {**settings, "seed": seeds[0]})
+    return folder, definition
+
+
+def _damaged(folder: Path, error: Exception) -> RunError:
+    return RunError(f"the first line of {folder} is damaged: {error}", "Begin another study")

@@ -18,7 +18,9 @@ from distsgd.simulation.scenario import policy_settings
 from distsgd.spelling import spelling
 from distsgd.tuning.axes import HIDDEN, Axis, name_of, parsed_axes, product, without_strays
 
-__all__ = ["Point", "SweepPlan", "data_digest", "sweep_plan"]
+__all__ = [
+    "Point", "SweepPlan", "data_digest", "plain_settings", "settings_of_axes", "sweep_plan",
+]  # fmt: skip
 
 _REFUSED = {"seed": "Give the number of seeds in its place: {seeds}"}
 _MOST_RUNS = 10_000
@@ -113,7 +115,7 @@ def sweep_plan(
             points.append(Point(number=len(points) + 1, name=name, varied=kept, config=config))
     definition = {
         "vary": [[one.name, list(one.values)] for one in axes],
-        "settings": _plain({n: v for n, v in given.items() if n != "seed"}),
+        "settings": plain_settings({n: v for n, v in given.items() if n != "seed"}),
         "seeds": list(several),
         "data": {name: data_digest(name) for name in {p.config.dataset: None for p in points}},
     }  # fmt: skip
@@ -144,13 +146,13 @@ def _first(axes: list[Axis]) -> dict[str, Any]:
 
 def _settings(given: Mapping[str, Any], combination: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a combination that were given."""
-    found = without_strays({**given, **_of_axes(combination)}, combination)
+    found = without_strays({**given, **settings_of_axes(combination)}, combination)
     return {name: found[name] for name in SETTINGS if name in found} | {
         name: value for name, value in found.items() if name not in SETTINGS
     }
 
 
-def _of_axes(combination: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_axes(combination: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the values of axes stand for."""
     found: dict[str, Any] = {}
     for name, value in combination.items():
@@ -171,7 +173,8 @@ def data_digest(dataset: str) -> str:
     return read_manifest(find_dataset(dataset)).digest
 
 
-def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+def plain_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, in the order of their names."""
     return {
         name: value if isinstance(value, bool | int | float | str) else str(value)
         for name, value in sorted(given.items())
