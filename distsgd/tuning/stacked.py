@@ -272,6 +272,7 @@ class StackedTraining:
         self.numbers = tuple(sorted(states, key=lambda n: (self._jobs[n].loss, n)))
         self.epoch = next((state.epoch for state in states.values()), self.epoch)
         if not self.numbers:
+            self._updaters = []
             return
         jobs = [self._jobs[number] for number in self.numbers]
         first, count = jobs[0], len(jobs)
