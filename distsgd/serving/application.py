@@ -258,7 +258,7 @@ class Application:
         one = self.predictor
         about = {
             **self._about(one), "classes": one.classes, "shape": one.shape,
-            "columns": one.columns, "follows": self._live.follows,
+            "columns": one.columns, "width": one.width, "follows": self._live.follows,
         }  # fmt: skip
         return _json(about)
 

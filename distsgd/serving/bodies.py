@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distsgd.data.text_files import some_of
 from distsgd.errors import DistsgdError, UsageError
 from distsgd.serving.limits import Limits
 from distsgd.training.predictor import Predictor
@@ -117,7 +118,7 @@ def _json(body: bytes) -> dict[str, Any]:
     return content
 
 
-_HOW = 'Send {"rows": [[...], ...]}, {"rows": [{"column": number, ...}, ...]} or {"images": [...]}'
+_HOW = 'Send {"rows": [[...], ...]}, {"rows": [{"column": value, ...}, ...]} or {"images": [...]}'
 
 
 def _rows_of_json(predictor: Predictor, content: dict[str, Any], limits: Limits) -> NDArray[Any]:
@@ -136,37 +137,57 @@ def _rows_of_json(predictor: Predictor, content: dict[str, Any], limits: Limits)
         rows = [rows]  # a single one
     _check_count(len(rows), limits)
     if isinstance(rows[0], dict):
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or row.keys() != rows[0].keys():
-                raise Refused(422, f"row {number} has other columns than row 1", _HOW)
-        return predictor.rows({name: [row[name] for row in rows] for name in rows[0]})
-    columns: Any = content.get("columns")
+        return predictor.rows(_checked(predictor, _in_order(predictor, rows)))
     width = len(rows[0])
     for number, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != width:
             raise Refused(422, f"row {number} is not as long as row 1", _HOW)
-    if columns is None:
-        return predictor.rows(rows_of_lists(rows))
-    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise Refused(422, "columns is no list of names", _HOW)
-    if len(set(columns)) != len(columns) or len(columns) != width:
-        raise Refused(422, f"{len(columns)} columns do not go with rows of {width} numbers", _HOW)
-    return predictor.rows(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    columns: Any = content.get("columns")
+    if columns is not None:
+        if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+            raise Refused(422, "columns is no list of names", _HOW)
+        if len(set(columns)) != len(columns) or len(columns) != width:
+            raise Refused(422, f"{len(columns)} columns do not go with rows of {width}", _HOW)
+        named = [dict(zip(columns, row, strict=True)) for row in rows]
+        rows = _in_order(predictor, named)
+    return predictor.rows(_checked(predictor, rows))
 
 
-def rows_of_lists(rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
-    """Lists of numbers as an array, float64.
+def _in_order(predictor: Predictor, rows: list[Any]) -> list[list[Any]]:
+    """The values of rows by name, in the order of the model's columns."""
+    names = predictor.columns
+    if not names:
+        raise Refused(422, "the model's columns have no names", "Send rows in their order")
+    found = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise Refused(422, f"row {number} has no names, and row 1 has", _HOW)
+        if missing := [name for name in names if name not in row]:
+            raise Refused(
+                422, f"row {number} has no {some_of(missing)}", f"The model takes {some_of(names)}"
+            )
+        found.append([row[name] for name in names])
+    return found
+
+
+def _checked(predictor: Predictor, rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
+    """Lists of values as an array, shape (rows, columns).
 
     Raises:
-        Refused: one is no number; names it.
+        Refused: one is no number where the model takes numbers; names it.
     """
+    words, fills, names = predictor.words, predictor.fills, predictor.columns
     for number, row in enumerate(rows, 1):
-        for place, value in enumerate(row, 1):
-            if type(value) not in (int, float):
-                shown = json.dumps(value)[:40]
-                raise Refused(422, f"row {number}, column {place} is no number: {shown}")
+        for place, value in enumerate(row):
+            if type(value) in (int, float) or (value is None and fills):
+                continue
+            if place < len(words) and words[place] and (value is None or type(value) is str):
+                continue
+            column = f"'{names[place]}'" if place < len(names) else place + 1
+            shown = json.dumps(value)[:40]
+            raise Refused(422, f"row {number}, column {column} is no number: {shown}")
     try:
-        return np.array(rows, dtype=np.float64)
+        return np.array(rows, dtype=object if words or fills else np.float64)
     except OverflowError:
         raise Refused(422, "a number is too large") from None
 

@@ -43,6 +43,8 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
     """
     listener = None
     try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from distsgd.serving.limits import Limits
@@ -69,7 +68,7 @@ def description(model: Predictor, limits: Limits) -> dict[str, Any]:
 def _examples(model: Predictor) -> str:
     if model.takes_images:
         return f"images, which are resized to {model.shape[2]} x {model.shape[1]} pixels,"
-    return f"rows of {len(model.columns) or model.features} numbers"
+    return f"rows of {model.width} values"
 
 
 def _schema(name: str) -> dict[str, str]:
@@ -126,14 +125,15 @@ def _predict(model: Predictor) -> dict[str, Any]:
 
 def _schemas(model: Predictor) -> dict[str, Any]:
     number = {"type": "number"}
-    width = len(model.columns) or prod(model.shape)
-    row: dict[str, Any] = {"type": "array", "items": number}
+    value = {"type": ["number", *(["string"] if any(model.words) else ()),
+                      *(["null"] if any(model.words) or model.fills else ())]}  # fmt: skip
+    row: dict[str, Any] = {"type": "array", "items": value}
     if not model.columns:
-        row |= {"minItems": width, "maxItems": width}
+        row |= {"minItems": model.width, "maxItems": model.width}
     kinds = [row]
     if model.columns:
         named: dict[str, Any] = {"type": "object", "required": list(model.columns)}
-        named["properties"] = {name: {"type": ["number", "string"]} for name in model.columns}
+        named["properties"] = dict.fromkeys(model.columns, value)
         kinds.append(named)
     rows: dict[str, Any] = {
         "rows": {"type": "array", "items": {"anyOf": kinds}},
@@ -160,7 +160,9 @@ def _schemas(model: Predictor) -> dict[str, Any]:
         }}),
         "Model": _object({
             **_ABOUT, "classes": texts, "shape": {"type": "array", "items": {"type": "integer"}},
-            "columns": texts, "follows": {
+            "columns": texts, "width": {
+                "type": "integer", "description": "Values of a row, as they are given."
+            }, "follows": {
                 "type": "boolean", "description": "Whether newer or better checkpoints replace it."
             },
         }),

@@ -69,8 +69,24 @@ class Predictor:
 
     @property
     def features(self) -> int:
-        """Numbers of a row."""
+        """Numbers of a row as the model takes it."""
         return self._preprocessing.features
+
+    @property
+    def width(self) -> int:
+        """Values of a row as they are given: columns, or pixels."""
+        columns = self._model.columns
+        return self.features if columns is None or len(columns.low) == 1 else len(columns.low)
+
+    @property
+    def words(self) -> tuple[tuple[str, ...], ...]:
+        """The known words of each column, none for one of numbers; empty if all are of numbers."""
+        return self._model.columns.words if self._model.columns else ()
+
+    @property
+    def fills(self) -> bool:
+        """Whether a number may be missing: NaN, or None."""
+        return bool(self._model.columns and self._model.columns.fill)
 
     @property
     def parameters(self) -> int:
@@ -91,10 +107,10 @@ class Predictor:
         """The scores of each class, shape (rows, classes), in the dtype of W.
 
         Args:
-            given: an array of shape (rows, features), or (features,) of one row, with numbers as
-                they were imported: columns in their order, or pixels from 0 to 255, channel by
-                channel. A table (pandas.DataFrame) with the model's columns, or a dictionary of
-                them. An image of Pillow, or a list of them, of any size.
+            given: an array of shape (rows, `width`), or (`width`,) of one row, with values as they
+                were imported: numbers and words of columns in their order, or pixels from 0 to 255,
+                channel by channel. A table (pandas.DataFrame) with the model's columns, or a
+                dictionary of them. An image of Pillow, or a list of them, of any size.
 
         Raises:
             UsageError: it has another shape, or holds something that cannot be classified.
@@ -124,32 +140,47 @@ class Predictor:
             given = self._of_columns(given)
         elif self.columns and set(self.columns) <= set(getattr(given, "columns", ())):
             given = given[list(self.columns)]
-        values, features = np.asarray(given), self.features
-        if values.shape in ((features,), self.shape):
-            values = values.reshape(1, features)
-        if values.shape[1:] not in ((features,), self.shape) or not len(values):
+        values, width = np.asarray(given), self.width
+        shapes = [(width,), *([self.shape] if len(self.shape) > 1 else [])]
+        if values.shape in shapes:
+            values = values.reshape(1, width)
+        if values.shape[1:] not in shapes or not len(values):
             images_too = f"; examples are {self.shape}, and other images are given as files"
             raise UsageError(
                 f"an array of shape {values.shape} cannot be classified",
-                f"Give shape (rows, {features})" + (images_too if self.takes_images else ""),
+                f"Give shape (rows, {width})" + (images_too if self.takes_images else ""),
             )
-        values = values.reshape(len(values), features)
+        values = values.reshape(len(values), width)
         if values.dtype == np.uint8 and self._model.columns is None:
             return values
-        return self._rows_of_numbers(_numbers(values))
+        return self._rows_of_numbers(self._numbers(values))
 
     def _of_columns(self, given: Mapping[str, Any]) -> NDArray[Any]:
-        """The columns of the model, side by side."""
+        """The columns of the model, side by side, shape (rows, columns)."""
         if not self.columns:
             raise UsageError("the model's columns have no names", "Give rows in their order")
         if missing := [name for name in self.columns if name not in given]:
             raise UsageError(
                 f"there is no column {some_of(missing)}", f"The model takes {some_of(self.columns)}"
             )
-        parts = [np.atleast_1d(_numbers(np.asarray(given[name]))) for name in self.columns]
+        parts = [np.atleast_1d(np.asarray(given[name], dtype=object)) for name in self.columns]
         if any(part.shape != parts[0].shape or part.ndim > 1 for part in parts):
-            raise UsageError("the columns are not of one length", "Give a number for each row")
+            raise UsageError("the columns are not of one length", "Give a value for each row")
         return np.stack(parts, axis=1)
+
+    def _numbers(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Values as numbers, a word as its place among those of its column, NaN if missing."""
+        columns = self._model.columns
+        if columns is None or not self.words:
+            return _numbers(values)
+        found = np.empty(values.shape)
+        for place, words in enumerate(self.words):
+            column = values[:, place]
+            if words:
+                found[:, place] = columns.codes(place, [*map(_word, column.tolist())])
+            else:
+                found[:, place] = _numbers(column)
+        return found
 
     def row_of_image(self, content: bytes, most_pixels: int) -> NDArray[Any]:
         """The row of an image file, shape (features,), uint8.
@@ -169,11 +200,12 @@ class Predictor:
     def _check_takes_images(self) -> None:
         if not self.takes_images:
             raise UsageError(
-                "the model takes rows of numbers, not images", f"Give shape (rows, {self.features})"
+                "the model takes rows of numbers, not images", f"Give shape (rows, {self.width})"
             )
 
     def _rows_of_numbers(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
-        if not np.isfinite(numbers).all():
+        missing = np.isnan(numbers) if self.fills else np.False_
+        if not (np.isfinite(numbers) | missing).all():
             raise UsageError("the array has entries that are not finite", "Remove those rows")
         if self._model.columns is not None:
             return self._model.columns.rows(numbers)
@@ -248,6 +280,11 @@ def _images(given: Any) -> list[Any] | None:
     """One image of Pillow, or several, as a list; None for anything else."""
     found = list(given) if isinstance(given, list | tuple) else [given]
     return found if found and hasattr(found[0], "getbands") else None
+
+
+def _word(value: Any) -> str:
+    """A word as it was imported; that of a missing value is in no column."""
+    return "" if value is None or value != value else str(value)
 
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:

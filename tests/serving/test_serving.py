@@ -106,7 +106,14 @@ def test_rows_of_columns_by_order_and_by_name(table: Path) -> None:
         status, content, _ = await client.ask("/predict", b"\x89PNG", "image/png")
         assert status == 422 and "rows of numbers, not images" in content["error"]
         _, model, _ = await client.ask("/model")
-        assert (model["columns"], model["shape"]) == (["u", "v"], [2])
+        assert (model["columns"], model["shape"], model["width"]) == (["u", "v"], [2], 2)
+        for rows_, says in (
+            ([{"u": 1}], "row 1 has no v"),
+            ([{"u": 1, "v": 2}, {"u": 1, "v": "x"}], "row 2, column 'v' is no number"),
+            ([{"u": 1, "v": 2}, [1, 2]], "row 2 has no names"),
+        ):
+            status, content, _ = await client.ask("/predict", json.dumps({"rows": rows_}), JSON)
+            assert status == 422 and says in content["error"], content
 
     served(look, table)
 

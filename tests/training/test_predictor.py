@@ -29,7 +29,7 @@ from distsgd.training.predictor import Predictor
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> distsgd.LoadedRun:
     folder = tmp_path_factory.mktemp("predictor") / "run"
-    distsgd.train(dataset="sample", workers=0, epochs=2, run_dir=folder)
+    distsgd.train(dataset="sample", workers=0, epochs=2, validation=0.1, run_dir=folder)
     return distsgd.load(folder)
 
 
@@ -104,7 +104,7 @@ def test_its_answers_are_those_of_predict(run: distsgd.LoadedRun, pixels: np.nda
         )
     assert predictor.probabilities(pixels[4]).tolist() == shares[4:5].tolist()
     assert predictor.weights_sha256 == distsgd.evaluate(run).weights_sha256
-    assert (predictor.version, predictor.run) == (12, run.name)
+    assert (predictor.version, predictor.run) == (run.checkpoints[-1], run.name)
     assert predictor.takes_images and predictor.columns == ()
 
 
@@ -139,6 +139,26 @@ def test_numbers_are_those_that_were_imported() -> None:
     assert scaled.columns == ("u", "v")
     raw = Predictor(model).scores(np.array([[5, 255], [10, 0]]))
     assert (scaled.scores(np.array([[1.0, 1.0], [2.0, 0.0]])) == raw).all()
+
+
+def test_words_of_columns_and_missing_numbers() -> None:
+    model = a_model("linear", 4, 2, "float32")
+    columns = Columns(
+        names=("size", "colour"), low=(0, 0), high=(9, 2), mean=(4, 0), spread=(2, 1),
+        words=((), ("blue", "green", "red")), fill=(4, 0),
+    )  # fmt: skip
+    whole = Preprocessing(np.zeros(4, np.float32), 1.0)
+    predictor = Predictor(Model(**{**vars(model), "columns": columns, "preprocessing": whole}))
+    given = [[6.0, "red"], [None, "blue"], [8, "grey"], [2.0, None]]
+    rows = predictor.rows(np.array(given, dtype=object))
+    assert rows.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [2, 0, 0, 0], [-1, 0, 0, 0]]
+    sizes, colours = zip(*given, strict=True)
+    by_name = predictor.rows({"colour": colours, "more": 1, "size": sizes})
+    assert by_name.tolist() == rows.tolist() and predictor.width == 2
+    with pytest.raises(UsageError, match="no column size"):
+        predictor.rows({"colour": colours})
+    with pytest.raises(UsageError, match="not of one length"):
+        predictor.rows({"colour": colours, "size": [1]})
 
 
 def test_threads_and_processes_share_it(pixels: np.ndarray) -> None:

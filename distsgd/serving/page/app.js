@@ -101,7 +101,7 @@ async function classify(files) {
 }
 
 function fields(model) {
-  for (const name of model.columns.length ? model.columns : Array(model.shape[0]).keys()) {
+  for (const name of model.columns.length ? model.columns : Array(model.width).keys()) {
     const label = made("label", String(typeof name === "number" ? name + 1 : name));
     label.append(made("input", "", { name, required: "", autocomplete: "off" }));
     $("fields").append(label);
@@ -126,11 +126,11 @@ async function start() {
   $("enter").hidden = true;
   $("model").textContent = about(model);
   $("images").hidden = model.shape.length !== 3;
-  if (model.shape.length !== 3 && model.shape[0] <= 200) {
+  if (model.shape.length !== 3 && model.width <= 200) {
     fields(model);
     $("columns").hidden = false;
   } else if (model.shape.length !== 3) {
-    $("problem").textContent = `A row has ${model.shape[0]} numbers: see the interface for how to send them.`;
+    $("problem").textContent = `A row has ${model.width} values: see the interface for how to send them.`;
   }
 }
 
