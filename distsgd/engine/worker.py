@@ -24,7 +24,7 @@ from distsgd.engine.events import Trace
 from distsgd.engine.job import Job
 from distsgd.transport.base import Channel, Membership, Reply
 
-__all__ = ["Worker", "dataset_of", "work"]
+__all__ = ["Worker", "dataset_of", "labels_of", "work"]
 
 
 def dataset_of(job: Job) -> Dataset:
@@ -37,6 +37,16 @@ def dataset_of(job: Job) -> Dataset:
         job.dataset or job.folder, folder=Path(job.folder), digest=job.digest,
         cache_limit=job.cache_limit, stream=bool(job.plan.shards), checked=job.found,
     )  # fmt: skip
+
+
+def labels_of(
+    job: Job, split: Split, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.integer[Any]], Floats | None]:
+    """The labels of training examples, and their factors unless all count alike."""
+    weights, factors = split.weights_of(indices), None
+    if weights is not None:
+        factors = (weights / job.mean_weight).astype(job.dtype, copy=False)
+    return split.labels_of(indices), factors
 
 
 class _NotNeeded(Exception):
@@ -250,11 +260,7 @@ class Worker:
     def _labels_of(
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.integer[Any]], Floats | None]:
-        """The labels of examples, and their factors unless all count alike."""
-        weights, factors = self._split.weights_of(indices), None
-        if weights is not None:
-            factors = (weights / self._job.mean_weight).astype(self._job.dtype, copy=False)
-        return self._split.labels_of(indices), factors
+        return labels_of(self._job, self._split, indices)
 
     def _compute(
         self,

@@ -32,6 +32,7 @@ from distsgd.core.server.open_minibatch import exact_sum
 from distsgd.data.dataset import Dataset
 from distsgd.engine.blas import best_products, one_blas_thread
 from distsgd.engine.job import Job
+from distsgd.engine.worker import labels_of
 from distsgd.errors import UsageError
 from distsgd.training.measuring import chosen_batches
 from distsgd.tuning.stacked_rows import GatheredRows
@@ -330,25 +331,30 @@ class StackedTraining:
         whole = (high - low) // size
         middle = low + whole * size
         if middle in (low, high):  # slots of one size
-            labels = self._gather(epoch, low, high, max(1, whole))
-            found = self._kernel.sums(self._weights, labels, out, rows)
+            given = self._gather(epoch, low, high, max(1, whole))
+            found = self._kernel.sums(self._weights, given[0], out, rows, given[1])
         else:
             buffer = np.empty((whole + 1, *out.shape), out.dtype)
-            labels = self._gather(epoch, low, middle, whole)
-            found = self._kernel.gradients(self._weights, labels, buffer[:whole], rows)
-            labels = self._gather(epoch, middle, high, 1)
-            last = self._kernel.gradients(self._weights, labels, buffer[whole:], rows)
+            given = self._gather(epoch, low, middle, whole)
+            kernel, into = self._kernel, buffer[:whole]
+            found = kernel.gradients(self._weights, given[0], into, rows, given[1])
+            given = self._gather(epoch, middle, high, 1)
+            last = kernel.gradients(self._weights, given[0], buffer[whole:], rows, given[1])
             found = [[*own, *one] for own, one in zip(found, last, strict=True)]
             np.copyto(out, sum_node(root(whole + 1), buffer, 0, whole + 1))
         for own, new in zip(losses, found, strict=True):
             own.extend(new)
 
-    def _gather(self, epoch: int, low: int, high: int, slots: int) -> Ints:
-        """Gather the rows at these positions of an epoch; returns labels, (slots, examples)."""
+    def _gather(self, epoch: int, low: int, high: int, slots: int) -> tuple[Ints, Floats | None]:
+        """Gather the rows at these positions of an epoch.
+
+        Returns:
+            their labels and factors, see `labels_of`, shape (slots, examples).
+        """
         indices = self._order.examples(epoch, low, high).reshape(slots, -1)
         assert self._rows is not None
         self._rows.gather(indices)
-        return self._split.labels_of(indices)
+        return labels_of(self._jobs[0], self._split, indices)
 
     def test(self) -> dict[int, Measured]:
         """Mean loss with the penalty, and accuracy, on the test set, of each setting."""

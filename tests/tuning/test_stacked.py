@@ -9,6 +9,7 @@ from support import on_sample
 
 from distsgd.config.jobs import first_weights, make_job
 from distsgd.core.optim import OPTIMIZERS
+from distsgd.data.arrays import ArrayDataset, ArraySplit
 from distsgd.engine.blas import best_products, blas_kernel, one_blas_thread
 from distsgd.engine.events import Ended, EpochEnded
 from distsgd.engine.inline import train_inline
@@ -25,7 +26,7 @@ def alone(config, dataset):
     with one_blas_thread():
         job = make_job(config, dataset, best_products())
         start = Snapshot(0, first_weights(config, job), {})
-        for event in train_inline(job, start, lambda: False):
+        for event in train_inline(job, start, lambda: False, dataset.train):
             if isinstance(event, EpochEnded):
                 flat = event.snapshot.weights
                 penalty = job.architecture.penalty(flat, job.regularization)
@@ -86,6 +87,21 @@ def test_stacked_products_are_used_where_their_bits_are_those_of_single_ones(sam
         assert kernel._usable[4, 64]
     for number, state in training.state().items():
         assert np.array_equal(state.weights, alone(configs[number], sample)[0][-1][2])
+
+
+def test_float_rows_with_weights_have_the_bits_too():
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((300, 40)).astype(np.float32)
+    labels = (rows[:, 0] > 0).astype(np.uint8)
+    split = ArraySplit(rows, labels, random.uniform(0.5, 2, 300))
+    dataset = ArrayDataset(split, ("no", "yes"))
+    configs = [on_sample(epochs=2, learning_rate=rate) for rate in (0.1, 0.01, 0.001)]
+    training = StackedTraining(configs, dataset)
+    losses = [[one.train_loss for one in epoch] for epoch in training]
+    for number, config in enumerate(configs):
+        expected, _ = alone(config, dataset)
+        assert [epoch[number] for epoch in losses] == [loss for loss, _, _ in expected]
+        assert np.array_equal(training.state()[number].weights, expected[-1][2])
 
 
 def test_held_out_rows_are_measured_as_in_a_run(sample, tmp_path):

@@ -50,7 +50,8 @@ class _Buffers(NamedTuple):
 
     Attributes:
         rows: the centre, and the raw rows of each slot, shape (slots, 1 + examples, columns).
-        parts: sums of each lane, shape (lanes, models, classes, slots, 1 + examples).
+        parts: scores to be added up, shape (depth of the tree of lanes, slots, 1 + examples,
+            models, classes).
         scores: for each loss, shape (classes, its models, slots, examples).
         gradients: likewise, dL/ds.
         weighted: gradient / scale, after that of the centre, shape (models, classes, slots,
@@ -198,7 +199,7 @@ class StackedLinearKernel(StackedKernel):
             scores = [np.empty((classes, size, slots, examples), dtype) for size in sizes]
             found = self._buffers[slots, examples] = _Buffers(
                 rows,
-                np.empty((self._lanes, models, classes, slots, examples + 1), dtype),
+                np.empty((self._lanes.bit_length(), slots, examples + 1, models, classes), dtype),
                 scores,
                 [np.empty_like(one) for one in scores],
                 np.empty((models, classes, slots, examples + 1), dtype),
@@ -227,8 +228,11 @@ class StackedLinearKernel(StackedKernel):
         for part, loss, scores, gradient in zip(
             self._groups, self._losses, buffers.scores, buffers.gradients, strict=True
         ):
-            np.subtract(scored[part, :, :, 1:].swapaxes(0, 1),
-                        self._of_centre[part].T[..., None, None], out=scores)  # fmt: skip
+            np.subtract(
+                scored[:, 1:, part].transpose(3, 2, 0, 1),
+                self._of_centre[part].T[..., None, None],
+                out=scores,
+            )
             np.multiply(scores, self._shrink, out=scores)
             models = part.stop - part.start
             flat, slope = (one.reshape(self._classes, -1) for one in (scores, gradient))
@@ -247,25 +251,27 @@ class StackedLinearKernel(StackedKernel):
         return found
 
     def _score(self, weights: Floats, buffers: _Buffers) -> Floats:
-        """W R' of the centre and all rows, shape (models, classes, slots, 1 + examples)."""
-        parts, lanes = buffers.parts, self._lanes
-        total: Floats = parts[0]
-        flat = weights.reshape(-1, self._columns)
+        """R W' of the centre and all rows, shape (slots, 1 + examples, models, classes)."""
+        lanes, flat = self._lanes, weights.reshape(-1, self._columns)
         rows = buffers.rows.reshape(-1, self._columns)
-        sums = parts.reshape(lanes, len(flat), len(rows))
+        sums = buffers.parts.reshape(len(buffers.parts), len(rows), len(flat))
         if lanes == 1:
             step = max(4, _SMALL_PRODUCT // flat.size // 4 * 4)
             for low in range(0, len(rows), step):
-                np.matmul(flat, rows[low : low + step].T, out=sums[0, :, low : low + step])
-            return total
-        length = self._columns // lanes
-        for lane in range(lanes):
-            part = slice(lane * length, (lane + 1) * length)
-            np.matmul(flat[:, part], rows[:, part].T, out=sums[lane])
-        stride = 1
-        while stride < lanes:
-            np.add(sums[:: 2 * stride], sums[stride :: 2 * stride], out=sums[:: 2 * stride])
-            stride *= 2
+                part = slice(low, low + step)
+                np.matmul(flat, rows[part].T, out=sums[0, part].T)
+        else:
+            length, depth = self._columns // lanes, 0
+            for lane in range(lanes):
+                part = slice(lane * length, (lane + 1) * length)
+                np.matmul(rows[:, part], flat[:, part].T, out=sums[depth])
+                depth += 1
+                pairs = lane
+                while pairs & 1:  # its sum with its neighbour, while both are in the cache
+                    depth -= 1
+                    np.add(sums[depth - 1], sums[depth], out=sums[depth - 1])
+                    pairs >>= 1
+        total: Floats = buffers.parts[0]
         return total
 
     def _multiply(self, buffers: _Buffers, out: Floats) -> None:
