@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,13 @@ _FAULTS, _HEAD = "kill-worker:every=50", "10.0.0.1:6379"
 
 @with_settings
 def train(
-    dataset: str | Path | None = None,
-    loss: str | None = None,
+    dataset: Any = None,
+    y: Any = None,
     *,
+    loss: str | None = None,
+    test: tuple[Any, Any] | None = None,
+    test_share: float | None = None,
+    sample_weight: Any = None,
     config: TrainConfig | None = None,
     run_dir: str | Path | None = None,
     resume_if_exists: bool = False,
@@ -92,7 +98,15 @@ def train(
 ) -> TrainResult:
     """Train a classifier; the settings are those of `distsgd train`, with the same defaults.
 
+    What is trained on is a dataset, or arrays: ``train(X, y)``, or ``train(dataset=(X, y))``. They
+    are stored in the user's cache, under a name made of their content, for workers to read and for
+    `resume`, `evaluate` and `audit` later; `TrainResult.dataset` is that name.
+
     Args:
+        y: the class of each row of arrays: whole numbers or words. Beside a dataset, the loss.
+        test: rows and classes to test arrays on, as (X, y); None to draw some of theirs.
+        test_share: the share that is drawn, by class, with the seed; None for 0.2.
+        sample_weight: of the rows of arrays; None if all count alike.
         config: all settings in one object, in place of the arguments below.
         run_dir: a new folder for the run; None for one in the user's data folder.
         resume_if_exists: continue the run in ``run_dir``, if there is one; a finished one is
@@ -120,7 +134,20 @@ def train(
         DistsgdError: any other trouble that has a remedy; see `distsgd.errors`.
     """
     given = {name: value for name, value in locals().items() if name in SETTINGS}
-    settings = config_from(given) if config is None else _complete(config, given)
+    arrays = {"test": test, "test_share": test_share, "sample_weight": sample_weight}
+    if dataset is None or isinstance(dataset, str | os.PathLike):
+        given["loss"] = _loss(loss, y, arrays)
+        settings = config_from(given) if config is None else _complete(config, given)
+    else:
+        del given["dataset"]
+        # The settings are checked before anything is stored.
+        settings = config_from(given) if config is None else _complete(config, given)
+        name = _stored(dataset, y, settings.seed, arrays)
+        settings = (
+            config_from({**given, "dataset": name})
+            if config is None
+            else replace(settings, dataset=name)
+        )
     folder = None if run_dir in (None, "") else as_path("run_dir", run_dir)
     timeline = None if trace in (None, "") else as_path("trace", trace)
     chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
@@ -138,6 +165,32 @@ def train(
         followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result
+
+
+def _loss(loss: str | None, y: Any, arrays: dict[str, Any]) -> str | None:
+    """The loss beside a dataset that is no array, where it may have been given by position."""
+    if wrong := [name for name, value in arrays.items() if value is not None]:
+        raise UsageError(f"{wrong[0]} goes with arrays alone", f"Give train(X, y, {wrong[0]}=...)")
+    if y is None or (loss is None and isinstance(y, str)):
+        return loss if y is None else y
+    raise UsageError("y goes with arrays alone", "Give train(X, y)")
+
+
+def _stored(dataset: Any, y: Any, seed: int, arrays: dict[str, Any]) -> str:
+    """The name of the dataset that arrays are stored as."""
+    if y is None and not (isinstance(dataset, tuple | list) and len(dataset) == 2):
+        raise UsageError(
+            f"a dataset cannot be a {type(dataset).__name__} alone",
+            "Give its name, path or URI; or rows and the class of each: train(X, y)",
+        )
+    rows, labels = dataset if y is None else (dataset, y)
+    from distsgd.data.importing.arrays import TEST_SHARE, store_arrays  # loads pyarrow
+
+    share = TEST_SHARE if arrays["test_share"] is None else arrays["test_share"]
+    return store_arrays(
+        rows, labels, test=arrays["test"], test_share=share, weights=arrays["sample_weight"],
+        seed=seed,
+    )  # fmt: skip
 
 
 def _followers(reporter: Any, callbacks: Any, verbose: Any) -> Followers:

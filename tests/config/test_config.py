@@ -205,12 +205,13 @@ def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
 def test_train_has_every_setting_as_an_argument() -> None:
     """Each parameter of a policy, too: a new one is one line in the signature of `train`."""
     extra = {"config", "run_dir", "reporter", "trace", "chaos", "address"}
-    extra |= {"callbacks", "tags", "verbose"}
+    extra |= {"callbacks", "tags", "verbose", "resume_if_exists"}
+    extra |= {"y", "test", "test_share", "sample_weight"}
     parameters = inspect.signature(train).parameters
     assert set(parameters) == {*SETTINGS, *extra}
     for name, one in SETTINGS.items():
         words = {one.kind, "None"} | ({"str"} if one.special else set())
-        words |= {"Path"} if name == "dataset" else set()
+        words = words if name != "dataset" else {"Any"}  # a name, a path, or arrays
         assert set(str(parameters[name].annotation).split(" | ")) == words, name
         assert parameters[name].default is None
         assert f"\n        {name}: " in str(train.__doc__)
