@@ -52,6 +52,21 @@ def import_rows(
             help="Encoding of a CSV file, such as latin-1. (default: UTF-8, or its byte order mark)"
         ),
     ] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of numbers that are categories, such as codes of places."),
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Column of the weights of rows.")] = None,
+    missing: Annotated[
+        str, typer.Option(help="Missing numbers: reject the row, or take the mean.")
+    ] = "reject",
+    values: Annotated[
+        str | None,
+        typer.Option(
+            help="float32: standardise columns; uint8: put them on 256 steps, as --arithmetic "
+            "exact needs. (default: uint8 for what looks like pixels, else float32)"
+        ),
+    ] = None,
     shards: Annotated[
         int,
         typer.Option(min=1, max=1000, help="Least number of training shards, at most 64 MiB each."),
@@ -80,6 +95,10 @@ def import_rows(
         shape=_numbers(shape, "--shape", 3),
         header=header,
         encoding=encoding,
+        category=tuple(category or ()),
+        weight=weight,
+        missing=missing,
+        values=values,
     )
     with ProgressBar(rows=True) as bar:
         found = import_dataset(

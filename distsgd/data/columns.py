@@ -127,6 +127,32 @@ class Columns:
             self._write(part, out[start : start + some])
         return out
 
+    def numbers(self, rows: Values) -> NDArray[np.float64]:
+        """The numbers that rows were made of, as exactly as they tell; the inverse of `rows`.
+
+        Args:
+            rows: shape (rows, features), of dtype `values`.
+
+        Returns:
+            shape (rows, columns); of a column of words the place of the word, or -1.
+        """
+        low, high = self._bounds
+        less = np.array(self.mean) if self.mean else low
+        unit = np.array(self.spread) if self.mean else (high - low) / 255
+        if not self.words:
+            found: NDArray[np.float64] = less + rows * unit
+            return found
+        out = np.empty((len(rows), len(self.low)))
+        first = 0
+        for column, (words, width) in enumerate(zip(self.words, self.widths, strict=True)):
+            part = rows[:, first : first + width]
+            if words:
+                out[:, column] = np.where(part.any(axis=1), part.argmax(axis=1), -1)
+            else:
+                out[:, column] = less[column] + part[:, 0] * unit[column]
+            first += width
+        return out
+
     def codes(self, column: int, words: NDArray[Any] | list[str]) -> NDArray[np.float64]:
         """The places of words among those of a column; -1 for an unknown one."""
         places = self._places[column]

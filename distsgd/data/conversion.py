@@ -1,8 +1,8 @@
 """Convert the examples of one dataset for a model that was trained on another.
 
-In a dataset of columns, a pixel is a step between the least and the greatest number of its column
-in this dataset. In another dataset the same number is another step, a column may have another
-place, and a class another label.
+In a dataset of columns, a feature is a number that was standardised, or put on a step, with the
+statistics of this dataset. In another dataset the same number is another feature, a column may have
+another place, a word another feature, and a class another label.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Bytes, Ints
-from distsgd.data.columns import Columns
+from distsgd.core.arrays import Bytes, Ints, Values
+from distsgd.data.columns import PIXELS, Columns
 from distsgd.data.manifest import Manifest
 from distsgd.data.text_files import normal, some_of
 from distsgd.errors import UsageError
@@ -31,10 +31,11 @@ _AT_ONCE = 1 << 20
 
 
 class Conversion:
-    """Converts the pixels and labels of a dataset to those of a model.
+    """Converts the rows and labels of a dataset to those of a model.
 
-    Columns are matched by name if both have names, and else by order; classes are matched by name.
-    Pixels become steps of the model's scale.
+    Columns are matched by name if both have names, and else by order; classes and words are matched
+    by name. Rows become numbers again, and then features as the model's columns make them. What the
+    dataset has clipped, or put on one step, stays so.
 
     Args:
         shape: shape of the model's examples.
@@ -62,18 +63,59 @@ class Conversion:
         self._where = where
         self.classes = len(classes)
         self._columns = self._matched(shape, scale, manifest)
-        self._steps = self._converted(scale or _PIXELS, manifest.columns or _PIXELS)
+        self._model, self._data = scale or _PIXELS, manifest.columns or _PIXELS
+        self._same = self._columns is None and self._model == self._data
+        plain = all(one.values == PIXELS and not one.words for one in (self._model, self._data))
+        self._steps = self._converted(self._model, self._data) if plain else None
+        self._by_numbers = not (plain or self._same)
+        self._words = self._matched_words() if self._by_numbers else {}
         self._labels = self._matched_classes(classes, manifest.classes)
 
-    def batches(self, batches: Iterable[tuple[Bytes, Ints]]) -> Iterator[tuple[Bytes, Ints]]:
-        """Convert batches of (pixels, labels), shapes (rows, features), uint8, and (rows,)."""
-        for pixels, labels in batches:
-            yield self.pixels(pixels), self.labels(labels)
+    def batches(self, batches: Iterable[tuple[Values, Ints]]) -> Iterator[tuple[Values, Ints]]:
+        """Convert batches of (rows, labels), shapes (rows, features) and (rows,)."""
+        for rows, labels in batches:
+            yield self.rows(rows), self.labels(labels)
 
-    def pixels(self, pixels: Bytes) -> Bytes:
-        """The model's pixels, shape (rows, model's features), uint8, from a dataset's."""
+    def rows(self, rows: Values) -> Values:
+        """The model's rows, shape (rows, model's features), from a dataset's."""
+        if self._by_numbers:
+            some = max(1, _AT_ONCE // rows.shape[1])
+            parts = [self._anew(rows[low : low + some]) for low in range(0, len(rows), some)]
+            return np.concatenate(parts) if parts else self._anew(rows)
         if self._columns is None and self._steps is None:
-            return pixels
+            return rows
+        return self._restepped(rows)
+
+    def _anew(self, rows: Values) -> Values:
+        """The model's rows from the numbers of a dataset's."""
+        numbers = self._data.numbers(rows)
+        if self._columns is not None:
+            numbers = numbers[:, self._columns]
+        for column, places in self._words.items():
+            numbers[:, column] = places[numbers[:, column].astype(np.intp)]
+        return self._model.rows(numbers)
+
+    def _matched_words(self) -> dict[int, NDArray[np.float64]]:
+        """Column of the model -> the place there of each word of the dataset, and -1 for none."""
+        own = self._data.words or ((),) * len(self._data.low)
+        if self._columns is not None:
+            own = tuple(own[column] for column in self._columns)
+        found = {}
+        for column, words in enumerate(self._model.words):
+            there = own[column] if column < len(own) else ()
+            if bool(words) != bool(there):
+                name = self._model.names[column] if self._model.names else str(column + 1)
+                raise UsageError(
+                    f"column '{name}' holds {'words' if words else 'numbers'} in the run, and "
+                    f"{'words' if there else 'numbers'} in {self._where}",
+                    "Import it with the same columns as categories",
+                )
+            if words:
+                found[column] = np.append(self._model.codes(column, list(there)), -1.0)
+        return found
+
+    def _restepped(self, pixels: Bytes) -> Bytes:
+        """Steps of the model's columns from steps of the dataset's."""
         features = pixels.shape[1] if self._columns is None else len(self._columns)
         out = np.empty((len(pixels), features), dtype=np.uint8)
         rows = max(1, _AT_ONCE // features)

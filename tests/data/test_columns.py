@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -123,10 +124,10 @@ def test_a_name_that_is_nearly_right_gets_a_hint(
     assert says in str(found.value)
 
 
-def test_columns_of_words_are_named_all_at_once(tmp_path: Path) -> None:
-    words = ["red"] * ROWS
-    columns = {"a": NOISE, "b": words, "the colour": words, "label": LABELS}
-    says = r"columns 'b', 'the colour' .* not numbers.* drop=\('b', 'the colour'\)"
+def test_columns_of_dates_are_named_all_at_once(tmp_path: Path) -> None:
+    days = [datetime.date(2024, 1 + row % 12, 3) for row in range(ROWS)]
+    columns = {"a": NOISE, "b": days, "the day": days, "label": LABELS}
+    says = r"columns 'b', 'the day' .* hold dat.* not numbers.* drop=\('b', 'the day'\)"
     with pytest.raises(UsageError, match=says):
         get(csv(tmp_path / "f.csv", **columns))
     pq.write_table(pa.table(columns), tmp_path / "f.parquet")

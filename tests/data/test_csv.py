@@ -198,7 +198,7 @@ def test_the_flags_reach_the_file(tmp_path: Path) -> None:
 def test_columns_to_be_classified_are_taken_by_their_names(tmp_path: Path) -> None:
     get(write(tmp_path / "f.csv", "length,width,species"), "species")
     run = tmp_path / "run"
-    train(dataset="mine", workers=0, epochs=20, batch_size=16, slot_size=16, run_dir=run)
+    train(dataset="mine", workers=0, epochs=20, batch_size=16, learning_rate=0.1, run_dir=run)
     some = tmp_path / "some.csv"
 
     def said(text: str) -> list[str]:
@@ -227,7 +227,7 @@ def test_values_stay_in_their_columns(tmp_path: Path) -> None:
     get(write(tmp_path / "f.csv", "0,200,label", *[f"{i % 2},200,w{i % 2}" for i in range(60)],
               rows=0))  # fmt: skip
     pixels = np.concatenate([part for part, _ in open_dataset("mine").train.batches()])
-    assert set(pixels[:, 0].tolist()) == {0, 1} and set(pixels[:, 1].tolist()) == {200}
+    assert len(set(pixels[:, 0].tolist())) == 2 and set(pixels[:, 1].tolist()) == {0}
 
 
 # --- as other programs write them
@@ -280,7 +280,7 @@ def test_decimal_commas(tmp_path: Path) -> None:
     found = get(source, "label")
     assert found.rejected == 0 and found.classes == ("1", "a,b") and "commas" in found.notices[0]
     scale = read_manifest(find_dataset("mine")).columns
-    assert scale is not None and (scale.low[0], scale.high[0]) == (0.5, 6.5)
+    assert scale is not None and scale.mean[0] == pytest.approx(3.5, abs=0.5)
     source.write_text("\n".join(["length;width;label", *["1.5;1,5;a", "1.5;1.5;b", "1;2;a"] * 30]))
     assert get(source, "label").rejected == 30  # points and commas: points
     source.write_text("\n".join(["length\twidth\tlabel", *["1\t1,500\ta", "2\t12,500\tb"] * 30]))

@@ -127,7 +127,7 @@ def test_rejected_rows_are_counted_and_listed(tmp_path: Path) -> None:
 def test_a_line_of_numbers_is_not_taken_for_names(tmp_path: Path) -> None:
     source = tmp_path / "plain.csv"
     source.write_text("".join(f"{i % 2},{i % 256},{255 - i % 256}\n" for i in range(100)))
-    found = import_dataset(source, "plain", options=ImportOptions(label="0"))
+    found = import_dataset(source, "plain", options=ImportOptions(label="0", values="uint8"))
     assert found.classes == ("0", "1") and found.train + found.test == 100
     pixels, labels = rows_of(found)
     assert (pixels.sum(axis=1) == 255).all() and (pixels[:, 0] % 2 == labels).all()
@@ -232,8 +232,8 @@ def _npz(path: Path, **arrays: Any) -> Path:
         (lambda p: flowers(p / "f.csv"), {"test_share": 1.5}, UsageError, "test_share"),
         (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(label="no")}, UsageError,
          "no column"),
-        (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(label="width")}, UsageError,
-         "drop="),
+        (lambda p: flowers(p / "f.csv"),
+         {"options": ImportOptions(shape=(1, 1, 2), label="width")}, UsageError, "drop="),
         (lambda p: flowers(p / "f.csv", 2), {}, DatasetError, "there are no test rows"),
         (lambda p: flowers(p / "f.csv"), {"options": ImportOptions(shape=(1, 2, 2))}, UsageError,
          "shape=\\(1, 2, 2\\) does not match 2 numbers"),

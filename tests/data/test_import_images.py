@@ -12,6 +12,7 @@ from PIL import Image
 from distsgd.data.cifar10.archive import read_folder
 from distsgd.data.importing.import_dataset import Imported, import_dataset
 from distsgd.data.importing.row_import import REJECTED
+from distsgd.data.importing.source import ImportOptions
 from distsgd.errors import DatasetError, SourceError
 from distsgd.training import train
 
@@ -146,7 +147,7 @@ def test_what_has_more_than_8_bits_is_put_on_256_steps_and_trains_exactly(
         if kind == "numbers of any size":
             values = rng.standard_normal((40, 20)) * np.logspace(-9, 9, 20)
         np.savez(source, x=values, y=np.arange(40) % 2)
-    import_dataset(source, "wide")
+    import_dataset(source, "wide", options=ImportOptions(values="uint8"))
     given = {"arithmetic": "exact", "workers": 0, "epochs": 3, "batch_size": 16}
     found = [train("wide", slot_size=size, **given) for size in (16, 5)]
     assert found[0].weights_sha256 == found[1].weights_sha256

@@ -28,6 +28,7 @@ from distsgd.training.evaluation import predict
 from distsgd.training.training import train
 
 LABELS = np.arange(60) % 2
+STEPS = ImportOptions(values="uint8")
 
 
 def npz(path: Path, **arrays: Any) -> Path:
@@ -94,13 +95,13 @@ SMALL = np.arange(60 * 6).reshape(60, 6) % 17
 
 def test_small_whole_numbers_get_one_factor(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", x=SMALL, y=LABELS)
-    found = import_dataset(source, "flat")
+    found = import_dataset(source, "flat", options=STEPS)
     assert set(pixels_of(found).reshape(-1).tolist()) == {round(n * 255 / 16) for n in range(17)}
     scale = read_manifest(find_dataset("flat")).columns
     assert scale == Columns(names=(), low=(0.0,), high=(16.0,))
     lines = [",".join(map(str, [*row, label])) for row, label in zip(SMALL, LABELS, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["a,b,c,d,e,f,label", *lines]))
-    named = import_dataset(tmp_path / "a.csv", "named")
+    named = import_dataset(tmp_path / "a.csv", "named", options=STEPS)
     assert (pixels_of(named) == pixels_of(found)).all()
     assert read_manifest(find_dataset("named")).columns == Columns(
         names=tuple("abcdef"), low=(0.0,) * 6, high=(16.0,) * 6
@@ -124,7 +125,7 @@ def test_what_is_predicted_is_put_on_the_same_steps(tmp_path: Path) -> None:
         (SMALL * 8).astype(np.uint8),  # up to 128
         SMALL.reshape(60, 2, 3).astype(np.uint8),
         SMALL.reshape(60, 2, 3, 1).astype(np.uint8),
-        np.zeros((60, 4)),
+        np.zeros((60, 4), np.uint8),
     ],
     ids=["bytes", "half", "grey", "images", "nothing"],
 )
@@ -262,7 +263,7 @@ def test_numbers_too_large_to_be_used_are_rejected(tmp_path: Path) -> None:
 
 def test_columns_that_hardly_change(tmp_path: Path) -> None:
     x = np.stack([LABELS * 1e-310, LABELS * 1e99], axis=1)
-    found = import_dataset(npz(tmp_path / "a.npz", x=x, y=LABELS), "mine")
+    found = import_dataset(npz(tmp_path / "a.npz", x=x, y=LABELS), "mine", options=STEPS)
     assert set(pixels_of(found)[:, 0].tolist()) == {0}
     assert set(pixels_of(found)[:, 1].tolist()) == {0, 255}
 

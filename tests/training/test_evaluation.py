@@ -131,7 +131,7 @@ def test_a_step_becomes_that_of_the_same_number(there: Columns | None) -> None:
     ours = column(0, 4)
     steps = np.arange(256, dtype=np.uint8)[:, None]
     low, high = (there.low[0], there.high[0]) if there else (0, 255)
-    found = Conversion((1,), "ab", ours, manifest(there), "B").pixels(steps)
+    found = Conversion((1,), "ab", ours, manifest(there), "B").rows(steps)
     assert (found == ours.rows(low + steps * ((high - low) / 255))).all()
 
 

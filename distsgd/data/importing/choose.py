@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from distsgd.data.columns import FLOATS
 from distsgd.data.importing.csv_file import CsvFile, open_csv
 from distsgd.data.importing.images import open_image_folder
 from distsgd.data.importing.npz import open_npz
@@ -63,6 +64,8 @@ def open_source(path: Path, test: Path | None, options: ImportOptions) -> Source
             f"{error.filename or path} cannot be read: {error.strerror or error}", "Check it"
         ) from None
     _check_width(path, prod(source.shape))
+    if len(source.shape) == 3 or options.shape is not None:
+        _refuse_floats(options)
     if options.shape is None:
         return source
     if prod(options.shape) != prod(source.shape):
@@ -72,6 +75,15 @@ def open_source(path: Path, test: Path | None, options: ImportOptions) -> Source
             "Give a shape of as many numbers",
         )
     return replace(source, shape=options.shape, names=())
+
+
+def _refuse_floats(options: ImportOptions) -> None:
+    if options.values == FLOATS:
+        raise UsageError(
+            f"{spelling().given('values', FLOATS)} does not go with images, which are kept as "
+            "pixels",
+            "Leave it out",
+        )
 
 
 def _name(argument: str) -> str:
@@ -105,18 +117,19 @@ def _open(path: Path, test: Path | None, options: ImportOptions) -> Source:
                 f"{_name('test')} does not go with an NPZ file",
                 "Put all arrays into one file: x_test, y_test",
             )
-        _refuse_drop(options, "an NPZ file")
+        _refuse_columns(options, "an NPZ file")
         return open_npz(path, options)
     raise SourceError(
         f"{path} is neither .parquet, .csv nor .npz, nor a folder", "Give one of these"
     )
 
 
-def _refuse_drop(options: ImportOptions, what: str) -> None:
-    if options.drop:
-        raise UsageError(
-            f"{_name('drop')} does not go with {what}, which has no named columns", "Leave it out"
-        )
+def _refuse_columns(options: ImportOptions, what: str) -> None:
+    for name in ("drop", "category", "weight"):
+        if getattr(options, name):
+            raise UsageError(
+                f"{_name(name)} does not go with {what}, which has no named columns", "Leave it out"
+            )
 
 
 def _open_folder(folder: Path, test: Path | None, options: ImportOptions) -> Source:
@@ -127,7 +140,7 @@ def _open_folder(folder: Path, test: Path | None, options: ImportOptions) -> Sou
                 f"{_name('test')} does not go with a folder of images",
                 "Put the images into train/ and test/ of one folder",
             )
-        _refuse_drop(options, "a folder of images")
+        _refuse_columns(options, "a folder of images")
         return open_image_folder(folder, options)
     tests = sorted(test.glob("*.parquet")) if test and test.is_dir() else [test] if test else []
     if not tests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,9 @@ _FAR = 8.0
 _FAR_OF_IMAGES = 32.0
 """The same for images, which usually have a few bright pixels."""
 
+_NEAR = 1e-6
+"""Spreads by which a number may be beyond its range without being called clipped."""
+
 _NEARLY_ALL = 0.75
 _ENOUGH_ROWS = 20
 
@@ -38,10 +41,17 @@ class ColumnSurvey:
         sample: some of the rows, shape (rows, features).
         total: number of all rows.
         names: names of the columns; empty if they have none.
+        words: columns that hold words, which have nothing to be surveyed.
     """
 
-    def __init__(self, sample: NDArray[np.generic], total: int, names: Sequence[str]) -> None:
-        self._sample, self._total, self._names = sample, total, names
+    def __init__(
+        self,
+        sample: NDArray[np.generic],
+        total: int,
+        names: Sequence[str],
+        words: Collection[int] = (),
+    ) -> None:
+        self._sample, self._total, self._names, self._words = sample, total, names, words
         self._clipped: list[str] = []
 
     def without_outliers(self, scale: Columns) -> Columns:
@@ -82,6 +92,19 @@ class ColumnSurvey:
             self._clipped += self._names_of(first, block[-1] > reach)
         return reach
 
+    def note_clipped(self, columns: Columns, low: Array, high: Array) -> None:
+        """Note which standardised columns have numbers that are clipped.
+
+        Args:
+            columns: how they are clipped.
+            low: the least number of each column.
+            high: the greatest number of each column.
+        """
+        wide = np.array(columns.spread) * _NEAR
+        beyond = (low < columns.low - wide) | (high > columns.high + wide)
+        beyond[list(self._words)] = False
+        self._clipped += self._names_of(0, beyond)
+
     def notices(self, scale: Columns | None) -> Iterator[str]:
         """What the user should know about the columns, a line each.
 
@@ -95,7 +118,9 @@ class ColumnSurvey:
             )
         counting: list[str] = []
         for first, block in self._blocks():
-            counting += self._names_of(first, self._are_row_numbers(block))
+            counts = self._are_row_numbers(block)
+            counts[[n - first for n in self._words if 0 <= n - first < len(counts)]] = False
+            counting += self._names_of(first, counts)
             if scale is not None:
                 part = _part(scale, first, block.shape[1])
                 for name, share in self._on_one_step(first, block, part.rows(block)):

@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.csv as pc
 
-from distsgd.data.importing.source import Batch, ImportOptions, Rejected, Source
+from distsgd.data.importing.source import Batch, ImportOptions, Rejected, Source, WordCodes
 from distsgd.data.importing.table_columns import (
+    MISSING_NUMBERS,
+    MISSING_WORDS,
     batch_of,
+    column_named,
     feature_columns,
     is_index,
     label_column,
     refuse_words,
+    word_of,
 )
 from distsgd.data.text_files import encoding_of, normal, open_bytes
 from distsgd.errors import DistsgdError, SourceError, UsageError, machine_trouble
@@ -33,16 +38,17 @@ from distsgd.spelling import spelling
 __all__ = ["CsvFile", "has_names", "open_csv"]
 
 
-_MISSING = ("", "nan", "na", "n/a", "<na>", "null")
-_ALSO_MISSING = ("none", "?", "-")
-"""Missing numbers; as a class name these are words."""
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 
 _ENOUGH_ROWS, _ENOUGH_NUMBERS = 50, 5
+_WORDS = 20
+"""Fields that decide whether a column holds words."""
 
 
 def is_missing(text: str) -> bool:
     """Whether a field is empty or stands for a missing value."""
-    return text.strip().lower() in _MISSING
+    return text.strip().lower() in MISSING_WORDS
 
 
 def is_number(text: str) -> bool:
@@ -82,7 +88,7 @@ def has_names(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _is_missing_number(text: str) -> bool:
-    return is_missing(text) or text.strip().lower() in _ALSO_MISSING
+    return text.strip().lower() in MISSING_NUMBERS
 
 
 def _count_up(numbers: list[str]) -> bool:
@@ -110,8 +116,6 @@ _AS_POINT = r"\1.\2"
 
 _THOUSANDS = re.compile(r"\s*[+-]?[0-9]{1,3},[0-9]{3}\s*")
 
-_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
-
 
 def open_csv(train: Path, test: Path | None, options: ImportOptions) -> Source:
     """Open a CSV file; `has_names` decides about its first line, unless the options do.
@@ -131,7 +135,17 @@ def open_csv(train: Path, test: Path | None, options: ImportOptions) -> Source:
     label = label_column(columns, options, where, next(reversed(words), None))
     index = [name for name in file.index if name != label]
     features = feature_columns(columns, label, index, options, where)
-    refuse_words({name: f"words as '{words[name]}'" for name in features if name in words}, where)
+    unclear = {name: _unclear(words.get(name, "")) for name in features}
+    refuse_words({name: what for name, what in unclear.items() if what}, where)
+    chosen = [column_named(name, columns, "category", where) for name in options.category]
+    codes = {
+        place: WordCodes(name)
+        for place, name in enumerate(features)
+        if name in words or name in chosen
+    }
+    if options.shape is not None:
+        refuse_words({name: "words" for name in features if name in words}, where)
+    weight = options.weight and column_named(options.weight, columns, "weight", where)
     header = options.header if file.named else False
     other = CsvFile(test, header, file.names, options.encoding) if test else None
     if other is not None and other.names != file.names:
@@ -141,8 +155,11 @@ def open_csv(train: Path, test: Path | None, options: ImportOptions) -> Source:
         for batch, where, bad in opened.batches():
             columns = [batch.column(name) for name in features]
             labels = [_as_label(text) for text in batch.column(label).to_pylist()]
-            found = batch_of(columns, features, [1] * len(features), labels, where)
-            yield Batch(found.values, found.labels, [*found.rejected, *bad])
+            found = batch_of(
+                columns, features, [1] * len(features), labels, where, codes, options.missing,
+                batch.column(weight) if weight else None,
+            )  # fmt: skip
+            yield replace(found, rejected=[*found.rejected, *bad])
 
     return Source(
         shape=(len(features),),
@@ -153,7 +170,15 @@ def open_csv(train: Path, test: Path | None, options: ImportOptions) -> Source:
         features=tuple(features),
         left_out=tuple(index),
         notices=("commas in numbers are read as decimal commas",) if file.decimal_commas else (),
+        words=codes,
     )
+
+
+def _unclear(word: str) -> str:
+    """What a word is, if it is no name of a category; "" if it is one."""
+    if _DATE.fullmatch(word):
+        return f"dates as '{word}'"
+    return f"words as '{word}'" if _COMMA.fullmatch(word) else ""
 
 
 def _as_label(text: str) -> object:
@@ -161,8 +186,7 @@ def _as_label(text: str) -> object:
     text = text.strip()
     if is_missing(text):
         return None
-    number = _WHOLE.fullmatch(text)
-    return int(number[1]) if number else text
+    return int(text) if (text := word_of(text)) and _INTEGER.fullmatch(text) else text
 
 
 class CsvFile:
@@ -237,12 +261,16 @@ class CsvFile:
         return len(self.first) > 1 and bool(fields) and not any(map(str.strip, fields))
 
     def words(self) -> dict[str, str]:
-        """Columns whose first fields are all words, each with the first of these."""
+        """Columns whose first fields are all words, each with the first of these.
+
+        Missing ones are passed over, unless there are no others.
+        """
         found = {}
         for place, name in enumerate(self.names):
-            texts = [row[place].strip() for row in self.first[:20] if place < len(row)]
-            if texts and not any(map(is_number, texts)):
-                found[name] = texts[0]
+            texts = [row[place].strip() for row in self.first if place < len(row)]
+            given = [text for text in texts if not _is_missing_number(text)]
+            if given and not any(map(is_number, given[:_WORDS])):
+                found[name] = given[0]
         return found
 
     def _begin(self, encoding: str | None) -> tuple[list[str], list[list[str]], bool]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distsgd.data.atomic import Progress, Say, installed, locked_dataset
+from distsgd.data.columns import PIXELS, Columns
 from distsgd.data.importing.choose import open_source
 from distsgd.data.importing.row_import import RowImport
 from distsgd.data.importing.source import ImportOptions
@@ -32,7 +33,9 @@ class Imported:
         test: number of test rows.
         shape: shape of an example.
         classes: names of the classes.
-        scaled: whether the manifest has a scale of the columns.
+        scaled: whether the manifest says how columns became features.
+        values: "uint8" for pixels and 256 steps, "float32" for standardised columns.
+        weighted: whether the training rows have weights.
         rejected: number of rows that could not be used; all are in ``rejected.csv`` in the folder.
         first_rejected: the first ten of them, each with the reason.
         shards: number of training shards.
@@ -54,6 +57,8 @@ class Imported:
     first_rejected: tuple[str, ...]
     shards: int
     digest: str
+    values: str = PIXELS
+    weighted: bool = False
     label: str = ""
     features: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -75,8 +80,9 @@ def import_dataset(
 ) -> Imported:
     """Import a dataset from Parquet, CSV, NPZ, or a folder of images by class.
 
-    Rows keep their order. Whole numbers from 0 to 255 are taken as pixels, except that a range of
-    small ones is stretched; other numbers are quantised to 256 steps. The manifest has the scale.
+    Rows keep their order. Images, and whole numbers from 0 to 255 that look like images, are kept
+    as pixels, except that a range of small ones is stretched. Other numbers are standardised, and
+    words become features of their own. The manifest says how.
 
     Args:
         source: file or folder; see `open_source`.
@@ -98,14 +104,13 @@ def import_dataset(
     """
     _check(name, test_share, shards, seed)
     _refuse_to_replace(dataset_folder(name), force)
-    opened = open_source(
-        expanded(source), expanded(test) if test else None, options or ImportOptions()
-    )
+    options = options or ImportOptions()
+    opened = open_source(expanded(source), expanded(test) if test else None, options)
     with locked_dataset(name, say) as target:
         _refuse_to_replace(target, force)  # again: another import may have ended in the meantime
         with (
             installed(target) as beside,
-            closing(RowImport(opened, beside, test_share, seed)) as work,
+            closing(RowImport(opened, beside, test_share, seed, options)) as work,
         ):
             say("reading rows")
             work.read(progress)
@@ -123,10 +128,22 @@ def import_dataset(
         first_rejected=tuple(work.rejected.first),
         shards=len(manifest.train),
         digest=manifest.digest,
+        values=manifest.values,
+        weighted=manifest.mean_weight is not None,
         label=opened.label,
-        features=opened.features,
+        features=_with_words(opened.features, manifest.columns),
         left_out=opened.left_out,
         notices=tuple(work.notices),
+    )
+
+
+def _with_words(features: tuple[str, ...], columns: Columns | None) -> tuple[str, ...]:
+    """The columns of the features, those of categories with their number of words."""
+    if columns is None or len(columns.words) != len(features):
+        return features
+    return tuple(
+        f"{name} ({len(words)} words)" if words else name
+        for name, words in zip(features, columns.words, strict=True)
     )
 
 

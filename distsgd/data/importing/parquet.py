@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distsgd.data.importing.images import Encoded, decode_batch, shape_of_first
-from distsgd.data.importing.source import Batch, ImportOptions, Source, rows_at_once
+from distsgd.data.importing.source import Batch, ImportOptions, Source, WordCodes, rows_at_once
 from distsgd.data.importing.table_columns import (
     batch_of,
     column_named,
     feature_columns,
     is_index,
     is_number,
+    is_words,
     label_column,
     refuse_doubles,
     refuse_words,
@@ -94,6 +96,7 @@ def open_parquet(train: list[Path], test: list[Path], options: ImportOptions) ->
         label=label,
         features=opened.features,
         left_out=opened.left_out,
+        words=opened.words,
     )
 
 
@@ -217,6 +220,7 @@ class _Images:
 
     names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    words: Mapping[int, WordCodes] = MappingProxyType({})
 
     def __init__(
         self, image: str, label: str, first: pa.RecordBatch, options: ImportOptions
@@ -260,11 +264,22 @@ class _Numbers:
         self.left_out = tuple(name for name in schema.names if name in index)
         names = feature_columns(schema.names, label, index, options, where)
         kinds = {name: schema.field(name).type for name in names}
-        refuse_words({n: str(kind) for n, kind in kinds.items() if not is_number(kind)}, where)
+        words = {name for name, kind in kinds.items() if is_words(kind)}
+        refused = {n: str(kind) for n, kind in kinds.items() if not is_number(kind)}
+        if options.shape is None:
+            refused = {name: kind for name, kind in refused.items() if name not in words}
+        refuse_words(refused, where)
+        words.update(column_named(name, names, "category", where) for name in options.category)
+        self._codes = {place: WordCodes(name) for place, name in enumerate(names) if name in words}
+        self._weight = options.weight and column_named(
+            options.weight, schema.names, "weight", where
+        )
+        self._missing = options.missing
         self._features = names
-        self.columns = [*names, label]
+        self.columns = [*names, label, *([self._weight] if self._weight else [])]
         self._widths = widths_of([first.column(name) for name in names])
         self.shape: tuple[int, ...] = (sum(self._widths),)
+        self.words = {sum(self._widths[:place]): codes for place, codes in self._codes.items()}
         self.row_bytes = 8 * sum(self._widths)
         plain = set(self._widths) == {1}
         self.names: tuple[str, ...] = tuple(names) if plain else ()
@@ -277,4 +292,8 @@ class _Numbers:
         """The numbers of some rows."""
         columns = [batch.column(name) for name in self._features]
         labels = _labels(batch.column(self._label))
-        return batch_of(columns, self._features, self._widths, labels, where)
+        weights = batch.column(self._weight) if self._weight else None
+        return batch_of(
+            columns, self._features, self._widths, labels, where, self._codes, self._missing,
+            weights,
+        )  # fmt: skip

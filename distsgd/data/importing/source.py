@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.data.text_files import normal
+from distsgd.data.columns import PIXELS, VALUES
+from distsgd.data.text_files import escaped, normal
+from distsgd.errors import UsageError
+from distsgd.spelling import spelling
 
 __all__ = [
     "LARGEST",
+    "MOST_WORDS",
     "Batch",
     "ImportOptions",
     "Label",
     "Rejected",
     "Source",
+    "WordCodes",
     "plain_label",
     "rows_at_once",
 ]
@@ -24,8 +30,17 @@ __all__ = [
 LARGEST = 1e100
 """The largest usable number: sums of squares of larger ones would not be finite."""
 
+MOST_WORDS = 256
+"""Most different words of a column of categories."""
+
+_FEW_WORDS = 20
+"""So many words are categories even if each row has another."""
+
 _LONGEST = 1000
 """Most characters of the name of a class."""
+
+MISSING = ("reject", "mean")
+"""What may be done about a missing number."""
 
 _AT_ONCE_BYTES, _AT_ONCE_ROWS = 32 * 2**20, 1024
 
@@ -52,14 +67,67 @@ class Batch:
     """Some rows.
 
     Attributes:
-        values: shape (rows, features), uint8 pixels or float64 numbers.
+        values: shape (rows, columns), uint8 pixels or float64 numbers. Of a column of words, the
+            codes that its `WordCodes` gave them. NaN is a missing number or word.
         labels: the label of each row.
         rejected: rows that cannot be used, which are not in ``values``.
+        weights: the weight of each row, shape (rows,); None if rows have none.
     """
 
     values: NDArray[Any]
     labels: list[Label]
     rejected: list[Rejected] = field(default_factory=list)
+    weights: NDArray[np.float64] | None = None
+
+
+class WordCodes:
+    """Gives each word of a column a code when it first appears.
+
+    Args:
+        name: name of the column, for errors.
+
+    Attributes:
+        words: the words, in the order of their codes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._codes: dict[str, int] = {}
+
+    @property
+    def words(self) -> list[str]:
+        """The words, in the order of their codes."""
+        return list(self._codes)
+
+    def codes(self, texts: Sequence[str | None]) -> NDArray[np.float64]:
+        """The codes of some texts, shape (rows,); NaN for None.
+
+        Raises:
+            UsageError: there are too many different ones.
+        """
+        known = self._codes
+        out = np.array(
+            [np.nan if text is None else known.setdefault(text, len(known)) for text in texts],
+            dtype=np.float64,
+        )
+        if len(known) > MOST_WORDS:
+            raise self._refused(f"more than {MOST_WORDS} different words")
+        return out
+
+    def check(self, rows: int) -> None:
+        """Refuse free text, after all rows have been read.
+
+        Raises:
+            UsageError: most rows have a word of their own.
+        """
+        if len(self._codes) > max(_FEW_WORDS, rows / 2):
+            raise self._refused(f"{len(self._codes)} different words in {rows} rows")
+
+    def _refused(self, what: str) -> UsageError:
+        return UsageError(
+            f"column '{escaped(self._name)}' has {what}, too many to be categories",
+            f"Leave it out: {spelling().words('drop', (self._name,))}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +146,7 @@ class Source:
         features: the columns, or arrays, that a row is made of, with their widths.
         left_out: columns that were taken for an index, and are no features.
         notices: what the user should know about how it is read, a line each.
+        words: column -> codes of its words, for columns of categories.
     """
 
     shape: tuple[int, ...]
@@ -91,6 +160,7 @@ class Source:
     features: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    words: Mapping[int, WordCodes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +175,10 @@ class ImportOptions:
         shape: shape of an example, if its numbers are flat; None for the source's own.
         header: whether the first line of a CSV file has column names; None to detect it.
         encoding: encoding of a CSV file; None for that of its byte order mark, or else UTF-8.
+        category: columns of numbers that are categories, such as codes of places.
+        weight: column of the weights of rows; None for no weights.
+        missing: "reject" rows that lack a number, or replace it by the "mean" of its column.
+        values: "uint8" for 256 steps, "float32" for standardised numbers; None to choose.
     """
 
     label: str | None = None
@@ -114,6 +188,25 @@ class ImportOptions:
     shape: tuple[int, ...] | None = None
     header: bool | None = None
     encoding: str | None = None
+    category: tuple[str, ...] = ()
+    weight: str | None = None
+    missing: str = "reject"
+    values: str | None = None
+
+    def __post_init__(self) -> None:
+        how = spelling()
+        for name, allowed in (("missing", MISSING), ("values", (None, *VALUES))):
+            if (value := getattr(self, name)) not in allowed:
+                raise UsageError(
+                    f"{how.setting(name)} cannot be {value}",
+                    f"Give {' or '.join(word for word in allowed if word)}",
+                )
+        if self.missing == "mean" and self.values == PIXELS:
+            raise UsageError(
+                f"{how.given('missing', self.missing)} does not go with "
+                f"{how.given('values', PIXELS)}",
+                "Leave one of them out",
+            )
 
 
 def rows_at_once(row_bytes: int) -> int:

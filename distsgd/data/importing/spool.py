@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.core.arrays import Ints, Values
+from distsgd.core.arrays import Ints
 from distsgd.data.columns import Columns
 from distsgd.data.importing.source import Label, Rejected
 from distsgd.data.manifest import MOST_CLASSES
@@ -32,21 +32,27 @@ class ColumnStatistics:
     Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
     sample variances".
 
+    Missing numbers, NaN, are left out of the minimum and the maximum only.
+
     Args:
         features: number of columns.
+
+    Attributes:
+        low: the least number of each column, shape (columns,).
+        high: the greatest, likewise.
     """
 
     def __init__(self, features: int) -> None:
         self._rows = 0
-        self._low, self._high = np.full(features, np.inf), np.full(features, -np.inf)
+        self.low, self.high = np.full(features, np.inf), np.full(features, -np.inf)
         self._mean, self._squares = np.zeros(features), np.zeros(features)
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Add rows, shape (rows, features)."""
         if not (rows := len(values)):
             return
-        self._low = np.minimum(self._low, values.min(axis=0))
-        self._high = np.maximum(self._high, values.max(axis=0))
+        self.low = np.fmin(self.low, np.fmin.reduce(values, axis=0))
+        self.high = np.fmax(self.high, np.fmax.reduce(values, axis=0))
         mean, total = values.mean(axis=0), self._rows + rows
         apart = mean - self._mean
         squares = ((values - mean) ** 2).sum(axis=0)
@@ -62,10 +68,10 @@ class ColumnStatistics:
             alike: whether all columns have one range, as pixels have, which is not clipped.
         """
         if alike:
-            return Columns(names=(), low=(float(self._low.min()),), high=(float(self._high.max()),))
+            return Columns(names=(), low=(float(self.low.min()),), high=(float(self.high.max()),))
         spread = _CUT * np.sqrt(self._squares / max(1, self._rows))
-        low = np.maximum(self._low, self._mean - spread)
-        high = np.minimum(self._high, self._mean + spread)
+        low = np.maximum(self.low, self._mean - spread)
+        high = np.minimum(self.high, self._mean + spread)
         return Columns(names=names, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 
@@ -86,14 +92,19 @@ class Spool:
         self._file: BinaryIO = path.open("xb")
         self._dtype: np.dtype[Any] = np.dtype(np.uint8)
         self._labels: list[Ints] = []
+        self._weights: list[NDArray[np.float64]] = []
         self.are_pixels = True
         self.greatest = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._labels))
 
-    def add(self, values: NDArray[Any], labels: Ints) -> None:
+    def add(
+        self, values: NDArray[Any], labels: Ints, weights: NDArray[np.float64] | None = None
+    ) -> None:
         """Add rows, shape (rows, features), all uint8 or all float64, with their label codes."""
+        if weights is not None:
+            self._weights.append(weights)
         self._dtype = values.dtype
         self.greatest = max(self.greatest, float(values.max(initial=0)))
         if values.dtype != np.uint8 and self.are_pixels:
@@ -105,6 +116,16 @@ class Spool:
     def labels(self) -> Ints:
         """The codes of the labels, shape (rows,), int32; see `ClassCodes`."""
         return np.concatenate(self._labels) if self._labels else np.empty(0, np.int32)
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """The weights of the rows, shape (rows,); None if they have none."""
+        return np.concatenate(self._weights) if self._weights else None
+
+    @property
+    def are_bytes(self) -> bool:
+        """Whether the numbers came as uint8."""
+        return self._dtype == np.uint8
 
     def flush(self) -> None:
         """Write out the rows, so that `values` can read them."""
@@ -122,11 +143,6 @@ class Spool:
     def sample(self, rows: int) -> NDArray[Any]:
         """At most `rows` rows, evenly spaced, shape (rows, features)."""
         return self.values(slice(None, None, max(1, -(-len(self) // rows))))
-
-    def rows(self, span: slice, columns: Columns | None) -> Values:
-        """A span of the rows as the dataset has them, shape (rows, features)."""
-        values = self.values(span)
-        return np.array(values, dtype=np.uint8) if columns is None else columns.rows(values)
 
 
 class ClassCodes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +24,46 @@ from distsgd.errors import SourceError, UsageError
 from distsgd.spelling import spelling
 
 __all__ = [
+    "MISSING_NUMBERS",
+    "MISSING_WORDS",
+    "Codes",
     "batch_of",
     "column_named",
     "feature_columns",
     "is_index",
     "is_number",
+    "is_words",
     "label_column",
     "may_be_numbers",
     "refuse_doubles",
     "refuse_words",
     "suggestion",
     "widths_of",
+    "word_of",
+    "words_of",
 ]
 
 _PLACE = re.compile(r"-?[0-9]{1,9}")
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)*")
 _INDEXES = 2
 """Columns in which an index is looked for: one that was written twice is in the first two."""
+
+MISSING_WORDS = ("", "nan", "na", "n/a", "<na>", "null")
+MISSING_NUMBERS = (*MISSING_WORDS, "none", "?", "-")
+"""Missing numbers; the last three are words as the name of a class or category."""
+
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
+
+
+class Codes(Protocol):
+    """Turns the words of a column into numbers."""
+
+    def codes(self, texts: Sequence[str | None]) -> NDArray[np.float64]:
+        """The number of each text, shape (rows,); NaN for None."""
+        ...
+
+
+_NO_WORDS: Mapping[int, Codes] = {}
 
 _LABELS = ("label", "labels", "target", "class", "y", "species")
 
@@ -115,6 +139,8 @@ def feature_columns(
     """
     others = {label, *index}
     others.update(column_named(name, names, "drop", where) for name in options.drop)
+    if options.weight is not None:
+        others.add(column_named(options.weight, names, "weight", where))
     found = [name for name in names if name not in others]
     if not found:
         raise UsageError(f"{where} has no column of numbers besides the label", "Check the file")
@@ -167,6 +193,13 @@ def is_number(kind: pa.DataType) -> bool:
     )  # fmt: skip
 
 
+def is_words(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    if pa.types.is_dictionary(kind):
+        return is_words(kind.value_type)
+    return _is_text(kind)
+
+
 def _is_list(column: pa.Array) -> bool:
     return bool(pa.types.is_nested(column.type))
 
@@ -186,9 +219,10 @@ def widths_of(columns: list[pa.Array]) -> list[int]:
 
 def batch_of(
     columns: list[pa.Array], names: list[str], widths: list[int], labels: list[object],
-    where: list[str],
+    where: list[str], words: Mapping[int, Codes] = _NO_WORDS, missing: str = "reject",
+    weights: pa.Array | None = None,
 ) -> Batch:  # fmt: skip
-    """Rows from columns of numbers.
+    """Rows from columns of numbers and of words.
 
     Args:
         columns: numbers, lists of numbers, or text.
@@ -196,12 +230,22 @@ def batch_of(
         widths: see `widths_of`.
         labels: one a row, as the source has them.
         where: file and place of each row, for rejected ones.
+        words: column -> what gives its words codes, for columns of categories.
+        missing: "reject" rows that lack a number or word; else it is NaN.
+        weights: of the rows; None for none.
     """
     why = [""] * len(labels)
+    fill = missing != "reject"
     parts = [
-        _numbers(column, width, name, why)
-        for column, width, name in zip(columns, widths, names, strict=True)
+        _codes(column, words[place], name, why, fill)
+        if place in words
+        else _numbers(column, width, name, why, fill)
+        for place, (column, width, name) in enumerate(zip(columns, widths, names, strict=True))
     ]
+    own = None if weights is None else _numbers(weights, 1, "weight", why, False)[:, 0]
+    if own is not None:
+        for place in np.flatnonzero(own < 0):
+            why[place] = why[place] or f"its weight {own[place]:g} is below 0"
     found: list[Label] = []
     for row, label in enumerate(labels):
         try:
@@ -214,16 +258,70 @@ def batch_of(
         np.concatenate(parts, axis=1)[kept],
         [label for label, good in zip(found, kept, strict=True) if good],
         [Rejected(at, reason) for at, reason in zip(where, why, strict=True) if reason],
+        None if own is None else own[kept],
     )
 
 
-def _numbers(column: pa.Array, width: int, name: str, why: list[str]) -> NDArray[np.float64]:
-    """A column as float64, shape (rows, width); notes in ``why`` what is not a finite number."""
+def _codes(
+    column: pa.Array, codes: Codes, name: str, why: list[str], fill: bool
+) -> NDArray[np.float64]:
+    """The codes of a column of words, shape (rows, 1)."""
+    texts = words_of(column)
+    if not fill:
+        for row, text in enumerate(texts):
+            if text is None:
+                why[row] = why[row] or f"column '{name}' has no word"
+    return codes.codes(texts)[:, None]
+
+
+def words_of(column: pa.Array) -> list[str | None]:
+    """The words of a column in one form; None for a missing one."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found: dict[object, str | None] = {None: None}
+    for item in set(column.to_pylist()):
+        text = normal(word_of(item)) if item is not None else ""
+        found[item] = None if text.lower() in MISSING_WORDS else text
+    return [found[item] for item in column.to_pylist()]
+
+
+def word_of(item: object) -> str:
+    """A value as the word of a category: a whole number like its digits."""
+    if isinstance(item, float) and item.is_integer():
+        item = int(item)
+    text = str(item).strip()
+    number = _WHOLE.fullmatch(text)
+    return number[1] if number else text
+
+
+def _numbers(
+    column: pa.Array, width: int, name: str, why: list[str], fill: bool = False
+) -> NDArray[np.float64]:
+    """A column as float64, shape (rows, width); notes in ``why`` what is not a finite number.
+
+    Args:
+        column: numbers, lists of them, or text.
+        width: numbers of a row.
+        name: of the column.
+        why: the reason why a row cannot be used.
+        fill: whether a missing number may stay NaN.
+    """
     if _is_list(column):
         return _lists(column, width, name, why)
     values = _parsed(column) if _is_text(column.type) else _floats(column)
-    _note_unusable(~(np.abs(values) <= LARGEST), name, why)
+    wrong = ~(np.abs(values) <= LARGEST)
+    if fill and wrong.any():
+        wrong &= ~_are_missing(column, values)
+    _note_unusable(wrong, name, why)
     return np.asarray(values, dtype=np.float64)[:, None]
+
+
+def _are_missing(column: pa.Array, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which entries of a column are missing, and not something that is no number."""
+    if not _is_text(column.type):
+        return np.isnan(values)
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(column)).to_pylist()
+    return np.array([text is None or text in MISSING_NUMBERS for text in texts], dtype=np.bool_)
 
 
 def _lists(column: pa.Array, width: int, name: str, why: list[str]) -> NDArray[np.float64]:

@@ -83,7 +83,7 @@ class View:
         opened.train.gather(np.arange(low, high), pixels)
         labels, classes = opened.train.labels[low:high], len(opened.manifest.classes)
         if self.conversion is not None:
-            pixels, labels = self.conversion.pixels(pixels), self.conversion.labels(labels)
+            pixels, labels = self.conversion.rows(pixels), self.conversion.labels(labels)
             classes = self.conversion.classes
         features = np.ones((high - low, len(self.mean) + 1))
         features[:, :-1] = (pixels - self.mean) / self.scale
