@@ -80,8 +80,16 @@ def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks of errors; may stand anywhere.")
     ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            help="Write what goes to stderr as text, or as JSON lines; may stand anywhere.",
+        ),
+    ] = "text",
 ) -> None:
-    """Global options. `distsgd.cli.main` removes --debug from the line before it is parsed."""
+    """Global options; `distsgd.cli.main` takes the last two out of the line before it is parsed."""
     if isinstance(context.obj, CommandLine):
         context.obj.root = context.command
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.cli import log_lines
 from distsgd.cli.app import app
-from distsgd.cli.output import say
+from distsgd.cli.output import log, say
 from distsgd.cli.settings import CommandLine
 from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import (
@@ -62,11 +63,14 @@ def _run() -> None:
     logging.getLogger("distsgd").addHandler(_Notices())
     # From Pillow: images that it finds too large are refused, or decoded at reduced size.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}", level="warning")
     _raise_limit_of_open_files()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    log_lines.choose("text")
     try:
+        arguments, log_format = log_lines.format_among(arguments)
+        log_lines.choose(log_format)
         line = CommandLine(arguments)
         with written(line.spelling):
             code = app(args=arguments, obj=line, standalone_mode=False)
@@ -87,7 +91,7 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one message."""
-        say(record.getMessage())
+        say(record.getMessage(), level=record.levelname.lower())
 
 
 def _is_about_usage(error: Exception) -> bool:
@@ -118,14 +122,24 @@ def _report(error: Exception) -> int:
         error = system_error(error)
         error.hint = error.hint.replace("The traceback shows", "Run it again with --debug to see")
     if isinstance(error, DistsgdError):
-        say(f"error: {error}{_without_folder(error)}")
-        return error.exit_code
+        more = _without_folder(error)
+        return _say_error(f"{error}{more}", type(error).__name__, error.exit_code)
     first = (str(error).splitlines() or [""])[0]
-    say(
-        f"error: this is a bug in distsgd: {type(error).__name__}: {first}. "
-        "Run it again with --debug and report the traceback."
+    return _say_error(
+        f"this is a bug in distsgd: {type(error).__name__}: {first}. "
+        "Run it again with --debug and report the traceback.",
+        type(error).__name__,
+        1,
     )
-    return 1
+
+
+def _say_error(text: str, kind: str, code: int) -> int:
+    """Print one line about an error; returns the exit code."""
+    if log_lines.as_json():
+        log("error", "error", message=text, kind=kind, exit_code=code)
+    else:
+        say(f"error: {text}")
+    return code
 
 
 def _report_usage(error: Any) -> int:
@@ -134,7 +148,7 @@ def _report_usage(error: Any) -> int:
     if message:  # without one, the help was shown instead
         end = "" if message.endswith((".", "?")) else "."
         see = f" See `{context.command_path} --help`." if context else ""
-        say(f"error: {message}{end}{see}")
+        _say_error(f"{message}{end}{see}", "UsageError", int(error.exit_code))
     return int(error.exit_code)
 
 

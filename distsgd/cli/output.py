@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from distsgd.cli.log_lines import as_json, log_line, noticed, plain
 from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import TextColumn
 
 __all__ = [
-    "JsonFlag", "confirmed", "count", "pass_on", "percent", "print_json", "print_pairs",
+    "JsonFlag", "confirmed", "count", "log", "pass_on", "percent", "print_json", "print_pairs",
     "print_table", "say", "show", "show_markdown", "stacked", "terminal", "text_column", "visible",
 ]  # fmt: skip
 
@@ -86,10 +87,24 @@ def show(*lines: str) -> None:
         _write(sys.stdout, visible(line))
 
 
-def say(*lines: str) -> None:
-    """Lines about progress and problems, on stderr."""
+def say(*lines: str, level: str = "info") -> None:
+    """Lines about progress and problems, on stderr.
+
+    Args:
+        *lines: each a line of text; with ``--log-format json``, a "notice" of the log.
+        level: of the log.
+    """
     for line in lines or ("",):
-        _write(sys.stderr, visible(line))
+        if not as_json():
+            _write(sys.stderr, visible(line))
+        elif line:
+            _write(sys.stderr, noticed(line, level))
+
+
+def log(event: str, level: str = "info", **fields: Any) -> None:
+    """An event on stderr, if the log is JSON; see `log_line`. People are told in other ways."""
+    if as_json():
+        _write(sys.stderr, log_line(event, level, **fields))
 
 
 def confirmed(question: str) -> bool:
@@ -131,17 +146,7 @@ def print_json(content: Any) -> None:
     """One JSON object on stdout; numbers that JSON does not know become null."""
     if dataclasses.is_dataclass(content) and not isinstance(content, type):
         content = dataclasses.asdict(content)
-    _write(sys.stdout, json.dumps(_plain(content), indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    _write(sys.stdout, json.dumps(plain(content), indent=2, allow_nan=False))
 
 
 def percent(share: float) -> str:
@@ -302,7 +307,7 @@ def terminal(err: bool = False) -> Console | None:
     from rich.console import Console
 
     stream = sys.stderr if err else sys.stdout
-    if not _drawable(stream):
+    if not _drawable(stream) or (err and as_json()):
         return None
     return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlight=False)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from distsgd.cli.log_lines import as_json, noticed
 from distsgd.data.system import pause
 from distsgd.training.interrupts import Stop
 
@@ -117,9 +118,9 @@ class StopSignals(Stop):
     def _answer_it(self) -> None:
         self._answered = True
         # Not by print: the main thread may be in the middle of one.
-        start = b"\r\x1b[K" if _STDERR in self._terminals else b""
+        start = b"\r\x1b[K" if _STDERR in self._terminals and not as_json() else b""
         with suppress(OSError):
-            os.write(_STDERR, start + self._answer.encode() + b"\n")
+            os.write(_STDERR, start + noticed(self._answer, "warning").encode() + b"\n")
 
     def _let_go_of_terminal(self) -> None:
         """Send further output nowhere, so that it does not fail."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from distsgd.cli.log_lines import noticed
 from distsgd.errors import StorageError
 
 __all__ = [
@@ -136,7 +137,8 @@ def _stdout_failed(error: OSError) -> None:
         raise ReaderGone if gone else lost
     if not gone:
         _lost = lost
-    print(f"cannot write to stdout: {why}; {_activity} continues without it", file=sys.stderr)
+    text = f"cannot write to stdout: {why}; {_activity} continues without it"
+    print(noticed(text, "warning"), file=sys.stderr)
 
 
 def prepare_streams() -> None:

@@ -6,13 +6,15 @@ import gc
 import shlex
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distsgd.cli import BEGAN
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, say, show
+from distsgd.cli.log_lines import as_json
+from distsgd.cli.output import JsonFlag, count, log, percent, print_json, print_pairs, say, show
 from distsgd.cli.settings import (
     FAULTS,
     FLEET,
@@ -275,9 +277,11 @@ def _command_line() -> list[str]:
 
 
 def _show(result: TrainResult, json: bool) -> None:
+    """The result on stdout; if the log is JSON, only there, unless --json asks for it."""
+    log("result", **asdict(result))
     if json:
         print_json(result)
-    else:
+    elif not as_json():
         show()
         print_pairs([
             ("test accuracy", percent(result.test_accuracy)),
@@ -297,7 +301,7 @@ def _show(result: TrainResult, json: bool) -> None:
         ])  # fmt: skip
     if result.status == "interrupted":
         again = f"distsgd resume {shlex.quote(result.run_dir)}"
-        say(f"interrupted after step {result.steps}; to resume: {again}")
+        say(f"interrupted after step {result.steps}; to resume: {again}", level="warning")
 
 
 def _time(result: TrainResult) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from distsgd.cli.curve import SmallCurve
-from distsgd.cli.output import say, show, stacked, terminal, text_column, visible
+from distsgd.cli.log_lines import as_json
+from distsgd.cli.output import log, say, show, stacked, terminal, text_column, visible
 from distsgd.config.settings import TrainConfig
 from distsgd.engine.events import Progress as Steps
 from distsgd.errors import DistsgdError
@@ -122,6 +124,35 @@ class _LiveReporter(Reporter):
         self._running.stop()
 
 
+class _LogReporter(Reporter):
+    """Every event as a line of the log; steps at most once a second."""
+
+    def __init__(self) -> None:
+        self._run = ""
+        self._next = 0.0
+
+    def stage(self, name: str) -> None:
+        log("stage", stage=name, message=_STAGES[name])
+
+    def started(self, config: TrainConfig, run_dir: Path, total_steps: int) -> None:
+        self._run = str(run_dir)
+        log("started", run=self._run, total_steps=total_steps, settings=asdict(config))
+
+    def progress(self, progress: Steps) -> None:
+        if monotonic() >= self._next:
+            self._next = monotonic() + _LOOK_SECONDS
+            log("progress", run=self._run, **asdict(progress))
+
+    def epoch(self, row: EpochRow) -> None:
+        log("epoch", run=self._run, **asdict(row))
+
+    def notice(self, text: str) -> None:
+        log("notice", "warning", run=self._run, message=text)
+
+    def ended(self) -> None:
+        log("ended", run=self._run)
+
+
 _LEAST_WIDTH, _NARROW, _WIDEST = 60, 84, 80
 """Columns from which on there is a curve, and from which on the bar has all of its parts."""
 
@@ -171,6 +202,8 @@ _LOOK_SECONDS, _POINTS = 1.0, 32
 
 
 def make_reporter(json: bool) -> Reporter:
-    """Live on a terminal, plain when piped; with --json on stderr."""
+    """Live on a terminal, plain when piped; with --json on stderr. The log, if that is JSON."""
+    if as_json():
+        return _LogReporter()
     console = terminal(err=json)
     return _PlainReporter(json) if console is None else _LiveReporter(console)
