@@ -63,7 +63,8 @@ def trials_for(cores: int, slot_size: int, examples: int) -> list[dict[str, Any]
         turns K B     the same; asp
         local K B     a round of local steps by a team of K
         shm K B       an update through the server; bsp. Likewise tcp K B
-        shm-ahead K B, shm-own K B: the same with ssp, with compressed gradients
+        shm-ahead K B the same with ssp
+        shm-CODEC K B the same with compressed gradients; bsp
         codec NAME    to encode a gradient
 
     Args:
@@ -101,7 +102,9 @@ def trials_for(cores: int, slot_size: int, examples: int) -> list[dict[str, Any]
         for slots in (_FEW, 2 * _SOME):
             fleet(channel, pair, slots, channel)
         fleet(f"{channel}-ahead", pair, _SOME, channel, consistency="ssp")
-    fleet("shm-own", pair, _SOME, "shm", compress="fp16")
+    for name in CODECS:
+        for slots in (_FEW, _SOME):
+            fleet(f"shm-{name}", pair, slots, "shm", compress=name)
     runs += [
         {"name": f"codec {name}", "kind": "codec", "workers": 2, "compress": name}
         for name in CODECS

@@ -94,7 +94,6 @@ class _Path:
         away: seconds of a message, one way.
         stretch: how many times longer leases take than alone: W comes from another core's cache.
         ahead: measured over predicted time, where workers do not wait for each other.
-        own: the same with compressed gradients.
     """
 
     push: float
@@ -102,7 +101,6 @@ class _Path:
     away: float
     stretch: float = 1.0
     ahead: float = 1.0
-    own: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -234,8 +232,6 @@ class Predictor:
         channel = "tcp" if setting.channel == "tcp" or setting.machines > 1 else "shm"
         path = self._path(channel)
         seconds = self._virtual(setting, path)
-        if setting.compress != "none":
-            return seconds * path.own
         return seconds if setting.policy.divides else seconds * path.ahead
 
     def _virtual(self, setting: Setting, path: _Path) -> float:
@@ -247,7 +243,7 @@ class Predictor:
         )  # fmt: skip
         costs = Costs(
             cores=self.machine.cores,
-            push=path.push + self._codec(setting.compress, "decode"),
+            push=path.push,
             update=path.update,
             crowd=self.crowd,
         )
@@ -256,26 +252,37 @@ class Predictor:
             plan, policy, members, costs, own_places=setting.compress != "none"
         )
 
-    def _codec(self, compress: str, of: str) -> float:
+    def _coding(self, compress: str, examples: float) -> float:
+        """Seconds that compression adds to a lease, with what it saves the server."""
         if compress == "none":
             return 0.0
-        name = compress if f"codec {compress}" in self.machine.trials else compress.split(":")[0]
-        known = [
-            trial
-            for key, trial in self.machine.trials.items()
-            if key.removeprefix("codec ").split(":")[0] == name.split(":")[0]
-        ]
-        if not known:
-            return 0.0
-        return known[0].value if of == "encode" else known[0].details[of]
+        points = [(at, more) for kind, at, more in self._codings if kind == _kind(compress)]
+        return _between(points, examples) if points else 0.0
+
+    @cached_property
+    def _codings(self) -> list[tuple[str, float, float]]:
+        """Of trials: the compression, the examples of a lease, and the seconds it adds."""
+        found = []
+        for name, trial in self.machine.trials.items():
+            if name.startswith("shm-") and not name.startswith("shm-ahead"):
+                codec, workers, batch = name.removeprefix("shm-").split()
+                plain = Setting(workers=int(workers), batch_size=int(batch), channel="shm")
+                more = trial.value - self._alone._virtual(plain, self._path("shm"))
+                found.append((_kind(codec), int(batch) / int(workers), more))
+        return sorted(found)
+
+    @cached_property
+    def _alone(self) -> Predictor:
+        """For this machine without others."""
+        return Predictor(replace(self.machine, latency=0.0))
 
     def _members(self, setting: Setting, path: _Path) -> list[Member]:
         machine, count = self.machine, setting.machines
-        encode = self._codec(setting.compress, "encode")
         points = self._kernel(1)
 
         def alone(examples: int) -> float:
-            return path.stretch * _at(points, examples) + encode
+            seconds = path.stretch * _at(points, examples)
+            return max(seconds / 4, seconds + self._coding(setting.compress, examples))
 
         slow = (*setting.slow, *[1.0] * setting.workers)
         if count == 1:
@@ -309,9 +316,10 @@ class Predictor:
         return path.away + self.machine.latency + mean / self.machine.bandwidth
 
     def _bytes(self, compress: str) -> float:
-        if compress == "none":
-            return self.machine.vector_bytes
-        return self._codec(compress, "bytes") or self.machine.vector_bytes
+        for name, trial in self.machine.trials.items():
+            if name.startswith(f"codec {_kind(compress)}"):
+                return trial.details["bytes"] * _fraction(compress) / _fraction(name)
+        return self.machine.vector_bytes
 
     def _path(self, channel: str) -> _Path:
         if channel not in self._paths:
@@ -331,32 +339,34 @@ class Predictor:
         points = self.machine.points(f"{channel} {pair} ")
         here = [Setting(workers=pair, batch_size=int(at), channel=channel) for at, _ in points]
         for _ in range(4):
-            found = [self._local_virtual(setting, path) for setting in here]
+            found = [self._alone._virtual(setting, path) for setting in here]
             if len(points) > 1 and found[-1] > found[0]:
                 slope = (points[-1][1] - points[0][1]) / (found[-1] - found[0])
                 path = replace(path, stretch=min(3.0, max(0.7, path.stretch * slope)))
-                found = [self._local_virtual(setting, path) for setting in here]
+                found = [self._alone._virtual(setting, path) for setting in here]
             path = replace(path, away=max(0.0, path.away + (points[0][1] - found[0]) / 2))
         return replace(
             path,
-            ahead=self._over(f"{channel}-ahead {pair} ", path, "ssp", "none"),
-            own=self._over(f"shm-own {pair} ", path, "bsp", "fp16") if channel == "shm" else 1.0,
+            ahead=self._over(f"{channel}-ahead {pair} ", path, "ssp"),
         )
 
-    def _local_virtual(self, setting: Setting, path: _Path) -> float:
-        own = Predictor(replace(self.machine, latency=0.0))
-        return own._virtual(setting, path)
-
-    def _over(self, begin: str, path: _Path, consistency: str, compress: str) -> float:
+    def _over(self, begin: str, path: _Path, consistency: str) -> float:
         """Measured over predicted time of a trial."""
         points = self.machine.points(begin)
         if not points:
             return 1.0
-        setting = Setting(
-            workers=self._pair, batch_size=int(points[0][0]), consistency=consistency,
-            compress=compress,
-        )  # fmt: skip
-        return points[0][1] / self._local_virtual(setting, path)
+        batch = int(points[0][0])
+        setting = Setting(workers=self._pair, batch_size=batch, consistency=consistency)
+        return points[0][1] / self._alone._virtual(setting, path)
+
+
+def _kind(compress: str) -> str:
+    return compress.split(":")[0]
+
+
+def _fraction(compress: str) -> float:
+    """What is sent of topk:FRACTION; 1 for others."""
+    return float(compress.partition(":")[2] or 1)
 
 
 def _at(points: Sequence[tuple[float, float]], at: float) -> float:
@@ -367,3 +377,12 @@ def _at(points: Sequence[tuple[float, float]], at: float) -> float:
     (x0, y0), (x1, y1) = next((pair for pair in pairs if at <= pair[1][0]), pairs[-1])
     found = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return max(found, points[0][1] / 4)
+
+
+def _between(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The value between measured points; outside, that of the nearest."""
+    low = max((point for point in points if point[0] <= at), default=points[0])
+    high = min((point for point in points if point[0] >= at), default=points[-1])
+    if low[0] == high[0]:
+        return low[1]
+    return low[1] + (high[1] - low[1]) * (at - low[0]) / (high[0] - low[0])
