@@ -161,10 +161,11 @@ class Predictor:
         if not setting.policy.local:
             return self._meeting(workers, piece, batch) * min(slow, _HELPED), batch
         steps = self._steps(setting)
-        busy = min(workers, self.machine.cores)
+        slots = -(-batch // self.machine.slot_size)
+        busy = min(workers, slots, self.machine.cores)
         points = self.machine.points(f"local {self._pair} ")
         step = _at(points, piece * self._pair) / LOCAL_STEPS
-        step *= self._crowding(busy) * max(1.0, workers / self.machine.cores)
+        step *= self._crowding(busy) * max(1.0, min(workers, slots) / self.machine.cores)
         meeting = self._meeting(busy, 0, 0)
         return steps * step * slow + max(0.0, 1 - steps / LOCAL_STEPS) * meeting, steps * batch
 

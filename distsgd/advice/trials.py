@@ -50,7 +50,7 @@ _WARM_UP = 0.3
 """Share of the time of a trial that goes before what counts."""
 
 _FLOATS = 2**24
-_OWN = ("name", "kind", "slots", "processes")
+_OWN = ("name", "kind", "slots", "processes", "times")
 """What a run says beside settings of a training."""
 
 
@@ -73,13 +73,14 @@ class Trials:
         if kind == "memory":
             return Measured(_memory(task.seconds), {})
         job, start = self._job(settings)
+        seconds = task.seconds * run.get("times", 1)
         if kind == "codec":
             return _codec(job, task.seconds)
         if kind == "inline":
             return self._inline(job, start, task.seconds)
         if kind == "kernel":
             return self._kernel(job, run["slots"], run["processes"], task.seconds)
-        return self._fleet(job, start, settings["workers"], settings["channel"], task.seconds)
+        return self._fleet(job, start, settings["workers"], settings["channel"], seconds)
 
     def close(self) -> None:
         """End the worker processes."""
