@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
+from distsgd.core.model import make_architecture
 from distsgd.data.dataset import Dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Job
@@ -123,8 +124,13 @@ def stack_tasks(
     for number in chosen:
         by_epoch.setdefault(0 if states is None else states[number].epoch, []).append(number)
     tasks = []
+    classes, features = len(dataset.manifest.classes), dataset.manifest.features
+    largest = max(
+        (make_architecture(name, features, classes).parameters
+         for name in {configs[n].model for n in chosen}), default=0,
+    )  # fmt: skip
     for numbers in by_epoch.values():
-        for part in stacks([configs[n] for n in numbers], most, workers):
+        for part in stacks([configs[n] for n in numbers], most, workers, largest):
             own = tuple(numbers[place] for place in part)
             with one_blas_thread():
                 job = make_job(configs[own[0]], dataset)

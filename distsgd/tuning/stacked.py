@@ -42,6 +42,10 @@ __all__ = ["EpochResult", "Measured", "SettingState", "StackedTraining", "stacks
 _GATHERED = 256
 """Examples that are gathered at once."""
 
+_STACK_BYTES, _VECTORS = 512 << 20, 10
+"""Memory of a stack, and vectors of the length of W that each of its settings takes: W, sums, the
+state of its update rule, buffers, and what is sent to be kept."""
+
 _FREE = frozenset({
     "learning_rate", "regularization", "init_scale", "optimizer", "momentum", "schedule",
     "scale_lr", "warmup_epochs", "step_epochs", "step_factor", "loss",
@@ -121,7 +125,7 @@ class SettingState:
 
 
 def stacks(
-    configs: Sequence[TrainConfig], most: int = 16, workers: int = 1
+    configs: Sequence[TrainConfig], most: int = 16, workers: int = 1, parameters: int = 0
 ) -> list[tuple[int, ...]]:
     """Group settings that can be trained together.
 
@@ -129,9 +133,10 @@ def stacks(
         configs: the settings.
         most: of one stack.
         workers: the groups are cut so that these have equally much to do.
+        parameters: of the largest model, by which stacks are kept to some hundred MiB; 0: unknown.
 
     Returns:
-        the places of the settings of each stack; those of the most work come first.
+        the places of the settings of each stack; those of the most settings come first.
 
     Raises:
         UsageError: settings are for another consistency than bsp, or compress gradients.
@@ -142,7 +147,9 @@ def stacks(
     parts = []
     share = -(-len(configs) // max(1, workers))
     for group in groups.values():
-        count = -(-len(group) // max(1, min(most, share)))
+        one = parameters * np.dtype(configs[group[0]].dtype).itemsize * _VECTORS
+        size = max(1, min(most, share, _STACK_BYTES // one if one else most))
+        count = -(-len(group) // size)
         cuts = [len(group) * i // count for i in range(count + 1)]
         parts += [tuple(group[low:high]) for low, high in pairwise(cuts)]
     return sorted(parts, key=len, reverse=True)

@@ -154,6 +154,7 @@ def test_settings_are_grouped_by_minibatches_and_model_and_cut_evenly():
     assert stacks([small, large, small]) == [(0, 2), (1,)]
     assert [len(part) for part in stacks(rates, workers=2)] == [4, 4]
     assert [len(part) for part in stacks(rates, most=3)] == [3, 3, 2]
+    assert [len(part) for part in stacks(rates, parameters=10**7)] == [1] * 8
     assert sorted(sum(stacks([*rates, small], workers=2), ())) == list(range(9))
 
 
