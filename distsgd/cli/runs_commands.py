@@ -189,6 +189,7 @@ def show_(
     from distsgd.config.settings import chosen_settings
     from distsgd.runs.checkpoint import checkpoint_versions
     from distsgd.runs.folder import find_run
+    from distsgd.runs.history import filled_settings
     from distsgd.runs.journal import resumptions
     from distsgd.runs.metrics import best_epoch, epoch_rows
 
@@ -225,7 +226,7 @@ def show_(
             for row in _shown(saved, epochs)
         ],
     )  # fmt: skip
-    listed = settings if all_ else chosen_settings(settings)
+    listed = settings if all_ else chosen_settings(settings, filled_settings(config))
     show("settings:" if all_ else "settings that differ from the defaults (--all shows every one):")
     print_pairs((name, str(value)) for name, value in listed.items())
     if all_:

@@ -56,7 +56,7 @@ class TrainConfig:
     )  # fmt: skip
     batch_size: int = setting(
         256, "Examples of a minibatch, shared by all workers; full: all examples. If it is not "
-        "given, a smaller dataset is one minibatch.", _DATA, flag=True, special="full", least=1,
+        "given, fewer of a dataset of few rows.", _DATA, flag=True, special="full", least=1,
         aliases="batch batchsize bs minibatch minibatch_size",
     )  # fmt: skip
     sampling: str = setting(
@@ -77,7 +77,10 @@ class TrainConfig:
         allowed="a share of the training rows from 0 to 0.5, such as 0.1",
         aliases="val val_split validation_split validation_fraction val_fraction",
     )  # fmt: skip
-    pixel_scale: float = setting(64.0, "Divisor of centred pixels.", _DATA, least=1e-6, most=1e30)
+    pixel_scale: float = setting(
+        64.0, "Divisor of centred pixels; if it is not given, about their standard deviation.",
+        _DATA, least=1e-6, most=1e30,
+    )  # fmt: skip
     cache: str = setting(
         "auto", "Rows in memory as float32, as uint8, or auto: as the faster one.", _DATA,
         flag=True, choices=("auto", "float32", "uint8"),
@@ -102,7 +105,7 @@ class TrainConfig:
     )  # fmt: skip
     regularization: float | None = setting(
         None, "Factor lambda of the penalty lambda * sum of W**2.", _MODEL, flag=True, least=0,
-        most=1e30, usual="depends on the loss",
+        most=1e30, usual="depends on the loss and the data",
         aliases="reg l2 l2_reg lambda decay wd weight_decay",
     )  # fmt: skip
     init_scale: float | None = setting(
@@ -119,12 +122,13 @@ class TrainConfig:
     )  # fmt: skip
 
     epochs: int = setting(
-        10, "Passes over the training set.", _OPTIMISATION, flag=True, least=1, most=_MANY,
-        resumable=True, aliases="epoch max_epochs n_epochs num_epochs",
+        10, "Passes over the training set; if it is not given, more of a dataset of few rows.",
+        _OPTIMISATION, flag=True, least=1, most=_MANY, resumable=True,
+        aliases="epoch max_epochs n_epochs num_epochs",
     )  # fmt: skip
     learning_rate: float | None = setting(
         None, "Largest learning rate of the schedule.", _OPTIMISATION, flag=True, above=0,
-        most=1e300, usual="depends on model, loss and optimizer",
+        most=1e300, usual="depends on model, loss, optimizer and data",
         aliases="lr alpha eta step_size stepsize",
     )  # fmt: skip
     optimizer: str = setting(
@@ -248,6 +252,28 @@ class TrainConfig:
         self._check_team()
         self._check_exact()
         self._check_data()
+
+    def with_given(self, names: frozenset[str]) -> TrainConfig:
+        """These settings, of which only those by these names were given; see `names_given`."""
+        object.__setattr__(self, "_given", names)
+        return self
+
+    def with_filled(self, settings: dict[str, Any]) -> TrainConfig:
+        """These settings, of which some have the defaults for their dataset; see `filled`."""
+        object.__setattr__(self, "_filled", settings)
+        return self
+
+    @property
+    def names_given(self) -> frozenset[str] | None:
+        """The settings that were given, if the others are yet to suit the dataset; else None."""
+        found: frozenset[str] | None = self.__dict__.get("_given")
+        return found
+
+    @property
+    def filled(self) -> dict[str, Any]:
+        """The settings that have the defaults for their dataset."""
+        found: dict[str, Any] = self.__dict__.get("_filled", {})
+        return found
 
     @property
     def spelling(self) -> Spelling:
@@ -400,14 +426,22 @@ _DECIDING = ("model", "loss", "optimizer", "scale_lr", "consistency")
 """Settings that decide the defaults of others, such as the learning rate."""
 
 
-def chosen_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of a run, those that are not what its recipe and the defaults give."""
+def chosen_settings(
+    settings: dict[str, Any], filled: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Of the settings of a run, those that are not what its recipe and the defaults give.
+
+    Args:
+        settings: all of them.
+        filled: those that the data gave, as the run recorded them.
+    """
     deciding = {name: settings[name] for name in _DECIDING if name in settings}
     try:
         usual = asdict(TrainConfig(**deciding))
     except UsageError:  # of a later version
         return dict(settings)
     usual.update({name: getattr(TrainConfig, name) for name in deciding})
+    usual.update(filled or {})
     return {name: value for name, value in settings.items() if value != usual.get(name)}
 
 

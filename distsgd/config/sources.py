@@ -10,7 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsgd.config.data_facts import facts_of
+from distsgd.config.recipes import recipe_for_data
 from distsgd.config.settings import SETTINGS, TrainConfig, refuse
+from distsgd.data.dataset import Dataset
 from distsgd.data.find import dataset_name, find_dataset
 from distsgd.data.manifest import read_manifest
 from distsgd.data.remote.addresses import check_known, is_uri, parse_uri
@@ -27,6 +30,7 @@ __all__ = [
     "meant_by",
     "read_config_file",
     "resumed_config",
+    "suited",
     "trained_rows",
 ]
 
@@ -44,8 +48,9 @@ def config_from(
     """The complete settings.
 
     ``workers="auto"`` becomes the number of workers that there is room for, ``batch_size="full"``
-    the number of training examples. If ``batch_size`` is not given and the dataset has fewer
-    examples than the default, a minibatch has all of them.
+    the number of training examples. Settings that are not given and whose defaults depend on the
+    data (`distsgd.config.recipes.recipe_for_data`) have those of the dataset, unless it is remote:
+    then `suited` has them once it is open.
 
     Args:
         settings: by name; None means not given.
@@ -59,13 +64,41 @@ def config_from(
     with written(lambda: how):
         chosen = _with_whole_batch(_with_room(chosen))
         config = _config(chosen)
-        if "batch_size" in chosen or is_uri(config.dataset):  # a store is asked once, for training
-            return config
+        if is_uri(config.dataset):  # a store is asked once, for training
+            return config.with_given(frozenset(chosen))
         with suppress(DatasetError):  # which is raised when it is opened
-            rows = read_manifest(find_dataset(config.dataset)).rows("train")
-            rows = trained_rows(rows, config.validation)
-            return dataclasses.replace(config, batch_size=min(config.batch_size, rows))
+            return suited(
+                config.with_given(frozenset(chosen)), Dataset(find_dataset(config.dataset))
+            )
         return config
+
+
+def suited(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The settings with what was not given as it suits the dataset.
+
+    Args:
+        config: of `config_from`; any other is complete, and returned as it is.
+        dataset: that it names.
+
+    Raises:
+        CorruptDataError: a shard of the training set is not what the manifest says.
+    """
+    if config.names_given is None:
+        return config
+    given = {name: getattr(config, name) for name in config.names_given}
+    rows = trained_rows(dataset.manifest.rows("train"), config.validation)
+    found: dict[str, Any] = {"batch_size": min(config.batch_size, rows)}
+    if not set(given) >= _DECIDED_BY_DATA:
+        facts = facts_of(dataset, rows)
+        found |= recipe_for_data(config.model, config.loss, config.optimizer, facts, given)
+    found = {name: value for name, value in found.items() if name not in given}
+    return dataclasses.replace(config, **found).with_filled(found)
+
+
+_DECIDED_BY_DATA = frozenset(
+    {"learning_rate", "regularization", "epochs", "batch_size", "pixel_scale"}
+)
+"""Settings whose defaults depend on the data."""
 
 
 def config_elsewhere(

@@ -28,7 +28,15 @@ from distsgd.runs.journal import JOURNAL
 from distsgd.runs.recorded import EVENT_KINDS, MOST_MISTAKES, Recorded
 from distsgd.runs.thinning import thinned
 
-__all__ = ["EVENT_KINDS", "MOST_MISTAKES", "STATES", "History", "HistoryReader", "plain"]
+__all__ = [
+    "EVENT_KINDS",
+    "MOST_MISTAKES",
+    "STATES",
+    "History",
+    "HistoryReader",
+    "filled_settings",
+    "plain",
+]
 
 STATES = ("running", "finished", "interrupted", "crashed", "diverged", "empty")
 """What a run is doing, or how it ended; "empty" has ended before its first update."""
@@ -180,7 +188,7 @@ class HistoryReader:
             state=state if state in STATES else "crashed",
             error=None if report.get("problem") is None else str(report["problem"]),
             settings=settings,
-            chosen=chosen_settings(settings),
+            chosen=chosen_settings(settings, filled_settings(config)),
             command=_texts(config.get("command")),
             git=_text(config.get("git")),
             host=_text(config.get("host")),
@@ -408,6 +416,13 @@ def _versions(run: RunFolder) -> list[int]:
     with suppress(RunError, StorageError):
         return checkpoint_versions(run.checkpoints)
     return []
+
+
+def filled_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the data gave."""
+    dataset = config.get("dataset")
+    found = dataset.get("recipe") if isinstance(dataset, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _placed(versions: Sequence[int], progress: Columns, epochs: Columns) -> list[dict[str, Any]]:

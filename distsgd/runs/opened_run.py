@@ -136,6 +136,8 @@ def new_run(
     if config.validation:
         held_out = len(held_out_rows(config, dataset))
         identity["trained"] = manifest.rows("train") - held_out
+    if config.filled:
+        identity["recipe"] = config.filled
     about = None if origin is None else {n: v for n, v in asdict(origin).items() if v is not None}
     return OpenedRun(create_run(path, config, identity, chaos, about), config, dataset)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.config.settings import TrainConfig
-from distsgd.config.sources import resumed_config, trained_rows
+from distsgd.config.sources import resumed_config, suited, trained_rows
 from distsgd.data.dataset import open_dataset
 from distsgd.data.folder_files import read_inside
 from distsgd.data.system import no_standard_descriptors
@@ -68,6 +68,8 @@ def train_with(
         dataset = open_dataset(
             config.dataset, cache_limit=config.cache_limit, stream=config.streams
         )
+        if config.names_given is not None:
+            config = suited(config, dataset)
         check_sizes(config, dataset, elsewhere=address is not None)
         dataset.verify()  # before anything is made
         rows = trained_rows(dataset.manifest.rows("train"), config.validation)

@@ -17,6 +17,7 @@ from typing import Any
 from distsgd.config.settings import chosen_settings
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
 from distsgd.runs.folder import RunFolder, find_run, runs_home
+from distsgd.runs.history import filled_settings
 
 __all__ = ["Listing", "identity", "stamp"]
 
@@ -160,7 +161,9 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     for key in ("model", "loss", "dataset"):
         row[key] = str(settings.get(key, row[key]))
     row["about"] = ", ".join(
-        f"{key} {value}" for key, value in _chosen(settings).items() if key not in _SHOWN_ANYWAY
+        f"{key} {value}"
+        for key, value in _chosen(settings, filled_settings(config)).items()
+        if key not in _SHOWN_ANYWAY
     )
     row["accuracy"], row["seconds"] = report.get("test_accuracy"), report.get("train_seconds")
     with suppress(RunError, StorageError):
@@ -175,9 +178,9 @@ def _has_begun(path: Path) -> bool:
     return False
 
 
-def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
+def _chosen(settings: dict[str, Any], filled: dict[str, Any]) -> dict[str, Any]:
     """The settings that differ from the recipe; those of another version may not be known."""
     try:
-        return chosen_settings(settings)
+        return chosen_settings(settings, filled)
     except (DistsgdError, TypeError, ValueError, KeyError):
         return {}

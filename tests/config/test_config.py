@@ -193,11 +193,13 @@ def test_a_minibatch_is_no_larger_than_the_dataset_unless_it_is_given(
     told: list[str] = []
     reporter = Reporter()
     reporter.notice = told.append  # type: ignore[method-assign]
-    result = train(dataset=found.name, workers=0, epochs=2, reporter=reporter)
+    whole = {"dataset": found.name, "workers": 0, "epochs": 2, "batch_size": "full"}
+    result = train(**whole, reporter=reporter)
     assert (result.batch_size, result.steps) == (found.train, 2)
     assert "smaller batch_size" in told[0]
     for size in (256, 7):
         assert config_from({"dataset": "plain", "batch_size": size}).batch_size == size
+    assert config_from({"dataset": "plain"}).batch_size == 16
     assert config_from({"dataset": "sample"}).batch_size == 256
     assert config_from({"dataset": "gone"}).batch_size == 256
 
