@@ -70,8 +70,8 @@ class TerminalTuneFollower(TuneFollower):
         name = self._plan.trials[best.trial - 1].name
         done = len({one.trial for one in records})
         text = (
-            f"epoch {last.epoch} of {done} trials; best so far: {shown}, trial {best.trial} "
-            f"({name}) after epoch {best.epoch}"
+            f"epoch {last.epoch} of {done} trials; best so far: {shown}, trial "
+            f"{best.trial} ({name}) after epoch {best.epoch}"
         )
         self._display.doing(text)
         if not self._display.is_live:

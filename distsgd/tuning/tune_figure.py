@@ -31,7 +31,9 @@ def draw_search(result: TuneResult, epochs: Sequence[EpochRecord], log: Sequence
     columns = min(_COLUMNS, panels)
     rows = -(-panels // columns)
     figure = new_figure(_WIDTH * columns, _HEIGHT * rows)
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for one in axes[2:panels]:  # after few epochs accuracies are far apart, at the end they are not
+        one.sharey(axes[1])
     _over_epochs(axes[0], result, epochs)
     for name, one in zip(result.searched, axes[1:], strict=False):
         _over_setting(one, name, result.trials, result.best, log=name in log)
@@ -86,5 +88,10 @@ def _over_setting(
             zorder=3 if is_best else 2,
         )  # fmt: skip
     if log and not words:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(as_text(name))
