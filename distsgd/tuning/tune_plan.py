@@ -18,6 +18,7 @@ import numpy as np
 
 from distsgd.config.settings import SETTINGS, TrainConfig
 from distsgd.config.sources import config_from
+from distsgd.core.model import LINEAR
 from distsgd.errors import UsageError
 from distsgd.spelling import spelling
 from distsgd.tuning.axes import HIDDEN, Axis, name_of, parsed_axes, product, without_strays
@@ -111,13 +112,25 @@ class TunePlan:
         return self.trials[0].config
 
 
+_AROUND = {"linear": ((1.0, 4.0), (1.0, 8.0)), "mlp": ((0.4, 2.0), (0.2, 5.0))}
+"""Ranges of the learning rate and of lambda, as multiples of those of the recipe. The recipe of the
+linear model is a cautious one; two layers diverge with three times theirs."""
+
+
 def default_space(config: TrainConfig) -> list[Axis]:
     """What is searched if nothing is asked for: ranges around the recipe of model and loss."""
     assert config.learning_rate is not None and config.regularization is not None
-    rate, decay = config.learning_rate, config.regularization or 1e-3
+    around = _AROUND["linear" if config.model == LINEAR else "mlp"]
     found = [
-        Axis("learning_rate", low=_short(rate / 4), high=_short(rate * 4), log=True),
-        Axis("regularization", low=_short(decay / 30), high=_short(decay * 3), log=True),
+        Axis(name, low=_short(low * middle), high=_short(high * middle), log=True)
+        for (name, middle), (low, high) in zip(
+            (
+                ("learning_rate", config.learning_rate),
+                ("regularization", config.regularization or 1e-3),
+            ),
+            around,
+            strict=True,
+        )
     ]
     if config.optimizer in ("momentum", "nesterov"):
         found.append(Axis("momentum", low=0.8, high=0.98))
