@@ -11,6 +11,7 @@ from distsgd.cli import (
     advise_commands,
     bench_commands,
     cluster_commands,
+    completion_commands,
     data_commands,
     docs_commands,
     doctor_commands,
@@ -112,4 +113,5 @@ job_commands.add_to(app)
 lecture_commands.add_to(app)
 app.add_typer(study_commands.app, name="study")
 doctor_commands.add_to(app)
+completion_commands.add_to(app)
 docs_commands.add_to(app)

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distsgd.cli import log_lines
 from distsgd.cli.app import app
 from distsgd.cli.output import log, say
 from distsgd.cli.settings import CommandLine
+from distsgd.cli.slips import meant
 from distsgd.cli.streams import ReaderGone, check_stdout
 from distsgd.errors import (
     DistsgdError,
@@ -82,7 +84,7 @@ def _run() -> None:
     except Exception as error:
         if debug and not _is_about_usage(error):
             raise
-        sys.exit(_report(error))
+        sys.exit(_report(error, arguments))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -109,10 +111,10 @@ def _without_folder(error: DistsgdError) -> str:
     return ""
 
 
-def _report(error: Exception) -> int:
-    """Print one line about an error; returns the exit code."""
+def _report(error: Exception, words: Sequence[str]) -> int:
+    """Print one line about an error of a command line; returns the exit code."""
     if _is_about_usage(error):
-        return _report_usage(error)
+        return _report_usage(error, words)
     error = resource_error(error) or unreadable_module(error) or error
     if isinstance(error, ImportError):
         error = missing_package(error) or error
@@ -142,11 +144,13 @@ def _say_error(text: str, kind: str, code: int) -> int:
     return code
 
 
-def _report_usage(error: Any) -> int:
+def _report_usage(error: Any, words: Sequence[str]) -> int:
     message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     if message:  # without one, the help was shown instead
         end = "" if message.endswith((".", "?")) else "."
+        if hint := meant(error, words):
+            end += f" {hint}"
         see = f" See `{context.command_path} --help`." if context else ""
         _say_error(f"{message}{end}{see}", "UsageError", int(error.exit_code))
     return int(error.exit_code)
