@@ -40,7 +40,8 @@ class Question:
         compress: ways to encode gradients.
         target_loss: training loss that is to be reached, if any.
         target_accuracy: test accuracy that is to be reached, if any.
-        slow: for the first workers, how many times slower than the others each is.
+        slow: how many times slower than the others some of the workers are; where not all are
+            used, the slowest are left out first.
     """
 
     workers: int | None = None
@@ -143,7 +144,7 @@ def settings_of(machine: Machine, question: Question) -> list[Setting]:
                             Setting(
                                 workers=workers, batch_size=batch, consistency=name,
                                 parameter=parameter, compress=compress, machines=machines,
-                                slow=question.slow,
+                                slow=question.slow[: max(0, len(question.slow) + workers - most)],
                             )
                         )  # fmt: skip
     return found

@@ -71,6 +71,13 @@ def test_asp_bears_a_slow_worker():
     assert rate(of, consistency="asp", **slow) > 1.5 * rate(of, consistency="bsp", **slow)
 
 
+def test_slow_workers_are_left_out_first():
+    found = advice(machine(cores=4), epochs=1000, slow=(8.0,), policies=("bsp",))
+    assert found.best.workers == 2
+    rates = {one.workers: one.images_per_second for one in found.choices}
+    assert rates[4] < rates[2]
+
+
 def test_the_target_decides_not_the_images():
     of = machine()
 
@@ -95,11 +102,12 @@ def test_a_minibatch_of_one_slot_occupies_one_worker():
 
 def test_predictions_reproduce_the_trials():
     of = machine(crowd=1.2, push=2e-4)
+    predictor = Predictor(of)
     for name, trial in of.trials.items():
         channel, *numbers = name.split()
         if channel in ("shm", "tcp"):
             workers, batch = map(int, numbers)
-            found = Predictor(of).rate(Setting(workers=workers, batch_size=batch, channel=channel))
+            found = predictor.rate(Setting(workers=workers, batch_size=batch, channel=channel))
             assert found.update_seconds == pytest.approx(trial.value, rel=0.06), name
 
 
