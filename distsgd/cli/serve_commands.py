@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +15,11 @@ import typer
 
 from distsgd.cli.output import JsonFlag, print_json, print_pairs, say, show
 from distsgd.cli.settings import Run
+from distsgd.errors import UsageError
 
 if TYPE_CHECKING:
     from distsgd.serving.application import Application
+    from distsgd.training.predictor import Predictor
 
 __all__ = ["add_to"]
 
@@ -38,6 +42,13 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME=VALUE: body, rows, pixels, seconds, connections, waiting, ..."),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve by Ray Serve, in several processes.")
+    ] = False,
+    replicas: Annotated[int, typer.Option(help="Processes of Ray Serve.", min=1)] = 2,
+    address: Annotated[
+        str | None, typer.Option(help="Of a cluster for --ray: HOST:PORT or auto.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Answer requests for predictions: JSON rows, images, batches.
@@ -50,50 +61,87 @@ def serve(
     Example: distsgd serve latest
 
     Example: distsgd serve latest --checkpoint best --port 8080
+
+    Example: distsgd serve latest --ray --replicas 4 --address auto
     """
     from distsgd.cli.run_kernel import multiply_as
 
     multiply_as(run)
     from distsgd.data.token_file import kept_token
     from distsgd.engine.blas import keep_one_blas_thread
-    from distsgd.serving.application import Application
+    from distsgd.runs import find_run
+    from distsgd.serving.application import make_application
     from distsgd.serving.limits import Limits
-    from distsgd.serving.listener import LOOPBACK, listen, serve_token_file
-    from distsgd.serving.live_model import LiveModel
+    from distsgd.serving.listener import listen, serve_token_file
 
+    if address is not None and not ray:
+        raise UsageError("--address is of a cluster that serves", "Give --ray too")
     limits = Limits().changed(limit or [])
-    live = LiveModel(run, checkpoint)
     path = token_file or serve_token_file()
-    token = kept_token(path)
+    place = str(find_run(run).path.resolve())
+    make = partial(make_application, place, checkpoint, kept_token(path), limits)
+    application = make()  # here too, so that errors come at once
     listener = listen(port, host)
-    keep_one_blas_thread()
-    application = Application(live, token, limits)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
-    model = application.predictor
+    where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    tell = partial(_tell, application.predictor, where, path, json)
+    if not ray:
+        keep_one_blas_thread()
+        asyncio.run(_serve(application, listener, tell))
+        return
+    port = listener.getsockname()[1]
+    listener.close()
+    from distsgd.cluster.connection import joined_cluster
+    from distsgd.on_ray.ray_serve import deployed
+    from distsgd.on_ray.session import ray_session
+
+    say("starting Ray Serve ...")
+    with (
+        ray_session(replicas + 1) if address is None else joined_cluster(address),
+        deployed(make, "distsgd", host, port, replicas, limits.connections),
+    ):
+        asyncio.run(_until_signal(tell))
+
+
+def _tell(model: Predictor, url: str, token_file: Path, json: bool) -> None:
+    """Say what is served, and where."""
     if json:
         print_json({
-            "url": url, "port": listener.getsockname()[1], "token_file": str(path),
+            "url": url, "port": int(url.rpartition(":")[2]), "token_file": str(token_file),
             "process": os.getpid(), "model": model.run, "version": model.version,
             "weights_sha256": model.weights_sha256,
         })  # fmt: skip
-    else:
-        show(f"{url}/#token={token}")
-        print_pairs([
-            ("run", f"{model.run}, update {model.version}"),
-            ("weights", f"sha256 {model.weights_sha256}"),
-            ("token", str(path)),
-        ])  # fmt: skip
-        if host != LOOPBACK:
-            say("requests and the token are not encrypted: put a proxy with TLS before it")
-        say("Ctrl-C ends it")
-    asyncio.run(_serve(application, listener))
+        return
+    from distsgd.data.token_file import kept_token
+
+    show(f"{url}/#token={kept_token(token_file)}")
+    print_pairs([
+        ("run", f"{model.run}, update {model.version}"),
+        ("weights", f"sha256 {model.weights_sha256}"),
+        ("token", str(token_file)),
+    ])  # fmt: skip
+    if not url.startswith(("http://127.0.0.1:", "http://localhost:", "http://[::1]:")):
+        say("requests and the token are not encrypted: put a proxy with TLS before it")
+    say("Ctrl-C ends it")
 
 
-async def _serve(application: Application, listener: socket.socket) -> None:
-    """Serve until a signal; a second one leaves at once."""
+async def _serve(
+    application: Application, listener: socket.socket, tell: Callable[[], None]
+) -> None:
     from distsgd.serving.server import serve as answer
 
+    stop = _stop_at_signal()
+    tell()
+    await answer(application, listener, stop)
+
+
+async def _until_signal(tell: Callable[[], None]) -> None:
+    stop = _stop_at_signal()
+    tell()
+    await stop.wait()
+
+
+def _stop_at_signal() -> asyncio.Event:
+    """Set by the first signal; a second one leaves at once."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def come(number: int) -> None:
@@ -105,7 +153,7 @@ async def _serve(application: Application, listener: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, come, number)
-    await answer(application, listener, stop)
+    return stop
 
 
 def add_to(app: typer.Typer) -> None:

@@ -24,7 +24,7 @@ from distsgd.serving.metrics import Metrics
 from distsgd.serving.openapi import description
 from distsgd.training.predictor import Predictor
 
-__all__ = ["Answer", "Application", "Head"]
+__all__ = ["Answer", "Application", "Head", "make_application"]
 
 _log = logging.getLogger("distsgd")
 
@@ -165,6 +165,14 @@ class Application:
         self.metrics.request(route, found.status, time.perf_counter() - began)
         return found
 
+    async def carried(
+        self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str],
+        read: Read,
+    ) -> tuple[int, bytes, dict[str, str]]:  # fmt: skip
+        """The same in plain values, for Ray Serve: status, body and headers of the answer."""
+        found = await self.answer(Head(method, path, query, headers), read)
+        return found.status, found.body, {**found.headers, "Content-Type": found.content_type}
+
     def _handler(self, head: Head) -> Handler:
         """What answers a request.
 
@@ -286,6 +294,11 @@ class Application:
         """The page, read once: later the disk may be full, or gone."""
         top = files("distsgd").joinpath("serving", "page")
         return {name: top.joinpath(name).read_bytes() for name, _ in _PAGE.values()}
+
+
+def make_application(run: str, checkpoint: str, token: str, limits: Limits) -> Application:
+    """An application of a run that this machine can read; see `LiveModel` and `Application`."""
+    return Application(LiveModel(run, checkpoint), token, limits)
 
 
 _SAFE = {name: HEADERS[name] for name in ("X-Content-Type-Options", "Cache-Control")}

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,22 @@ def test_it_answers_on_a_full_disk_and_ends_in_order(run: Path, sample: Dataset)
         assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.ray
+def test_ray_serve_gives_the_same_answers(run: Path, sample: Dataset) -> None:
+    pytest.importorskip("starlette", reason="needs ray[serve]")
+    pytest.importorskip("uvicorn", reason="needs ray[serve]")
+    (pixels, _) = next(sample.test.batches())
+    one = distsgd.predict(run, np.array(pixels[:1]), top=10)[0]
+    with serving(run, "--ray", "--replicas", 1) as (process, about):
+        content = ask(about, png(np.array(pixels[0])))
+        assert content["predictions"][0]["probabilities"] == [*one.probabilities]
+        assert content["weights_sha256"] == about["weights_sha256"]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{about['url']}/model", timeout=PATIENCE)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
 def test_what_cannot_be_served_is_refused(run: Path, distsgd_here: Run) -> None:
     for arguments, says in (
         (("nowhere",), "no run nowhere"),
@@ -91,6 +108,7 @@ def test_what_cannot_be_served_is_refused(run: Path, distsgd_here: Run) -> None:
         ((run, "--limit", "speed=1"), "no limit speed"),
         ((run, "--limit", "rows=none"), "the limit rows cannot be none"),
         ((run, "--host", "192.0.2.1"), "192.0.2.1:8000 cannot be used"),
+        ((run, "--address", "auto"), "--address is of a cluster that serves"),
     ):
         done = distsgd_here("serve", *arguments)
         assert done.returncode in (1, 2) and says in done.stderr, done.stderr
