@@ -86,7 +86,7 @@ def proxies(address: str | None = None) -> Iterator[Finding]:
     """Whether a proxy stands between this machine and itself, or its cluster.
 
     Args:
-        address: HOST:PORT of the head of a cluster; None for none.
+        address: HOST:PORT of the head of a cluster; None for none, "auto" for the one known here.
     """
     given = {
         name: value
@@ -103,7 +103,7 @@ def proxies(address: str | None = None) -> Iterator[Finding]:
                 "Write it as http://HOST:PORT, or unset it",
             )  # fmt: skip
     hosts = [_HERE, "localhost"]
-    if address is not None:
+    if address is not None and ":" in address:
         hosts.append(address.rpartition(":")[0].strip("[]"))
     behind = [host for host in hosts if not _bypasses(host)]
     if behind:
