@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distsgd.cli.output import JsonFlag, count, percent, print_json, print_pairs, print_table, show
+from distsgd.cli.output import (
+    JsonFlag,
+    count,
+    percent,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+    show,
+)
 from distsgd.cli.settings import Run
-from distsgd.errors import UsageError
+from distsgd.data.text_files import escaped
+from distsgd.errors import SourceError, UsageError, storage_error
+
+if TYPE_CHECKING:
+    from distsgd.training.evaluation import Prediction
 
 __all__ = ["add_to"]
 
@@ -68,29 +85,118 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files of any format and size; or CSV or Parquet files for tables."
+            help="Image files of any format and size; or CSV, Parquet or NPZ files for tables; "
+            "- is CSV from stdin."
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     best: Best = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a CSV file, row by row, instead of a table.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first row that cannot be classified.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Classify images, or rows of a CSV or Parquet file, with the newest checkpoint of a run.
+    """Classify images, or rows of tables, with the newest checkpoint of a run.
+
+    Rows that cannot be classified are skipped and listed on stderr; exit code 1 if no row is left.
 
     Example: distsgd predict latest photo.jpg
     """
-    from distsgd.training.evaluation import predict as classify
+    from distsgd.training.evaluation import predict_files
 
-    found = classify(run, images, top=top, best=best)
+    found: list[Prediction] = []
+    rejected: list[tuple[str, str]] = []
+    unknown: Mapping[str, int] = {}
+    classified = skipped = 0
+    with _written(out, top) as write:
+        for batch in predict_files(run, images, top=top, best=best, strict=strict):
+            classified, skipped = classified + len(batch.predictions), skipped + len(batch.rejected)
+            unknown = batch.unknown
+            room = len(batch.rejected) if json else max(0, _LISTED - len(rejected))
+            rejected += batch.rejected[:room]
+            if write is None:
+                found += batch.predictions
+            else:
+                write(batch.predictions)
+        if not classified and out is not None:
+            raise _nothing(rejected, skipped)
+    for where, why in rejected[:_LISTED]:
+        say(f"skipped {escaped(where)}: {escaped(why)}")
+    for column, words in unknown.items():
+        say(f"note: {count(words)} words of column '{escaped(column)}' are unknown to the model")
+    if skipped or out is not None:
+        to = f" into {out}" if out is not None else ""
+        say(f"{count(classified)} rows classified{to}, {count(skipped)} skipped")
     if json:
-        print_json({"predictions": [asdict(one) for one in found]})
+        print_json({
+            "predictions": [asdict(one) for one in found], "classified": classified,
+            "rejected": [{"where": where, "why": why} for where, why in rejected],
+            **({} if out is None else {"out": str(out)}),
+        })  # fmt: skip
+    if not classified:
+        raise _nothing(rejected, skipped)
+    if not json and out is None:
+        rows = [
+            (one.image, *(f"{name} {percent(share)}" for name, share in zip(
+                one.classes, one.probabilities, strict=True)))
+            for one in found
+        ]  # fmt: skip
+        print_table(("image", *(f"#{i + 1}" for i in range(len(found[0].classes)))), rows)
+
+
+_LISTED = 10
+"""Skipped rows that are listed on stderr; --json lists all."""
+
+
+def _nothing(rejected: list[tuple[str, str]], skipped: int) -> SourceError:
+    """The error of a command that has classified nothing."""
+    if not rejected:
+        return SourceError("there are no rows to classify", "Give a file that has some")
+    where, why = rejected[0]
+    more = f" (and {count(skipped - 1)} more)" if skipped > 1 else ""
+    return SourceError(f"no row can be classified: {where}: {why}{more}", "Correct the rows")
+
+
+@contextmanager
+def _written(out: Path | None, top: int) -> Iterator[Callable[[list[Prediction]], None] | None]:
+    """Writes predictions to a CSV file, which takes its name when it is whole; None without one."""
+    if out is None:
+        yield None
         return
-    rows = [
-        (one.image, *(f"{name} {percent(share)}" for name, share in zip(
-            one.classes, one.probabilities, strict=True)))
-        for one in found
-    ]  # fmt: skip
-    print_table(("image", *(f"#{i + 1}" for i in range(len(found[0].classes)))), rows)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder", "Give a file, such as predictions.csv")
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            begun = False
+
+            def write(predictions: list[Prediction]) -> None:
+                nonlocal begun
+                if predictions and not begun:
+                    ranks = range(1, len(predictions[0].classes) + 1)
+                    pairs = [name for n in ranks for name in (f"class{n}", f"probability{n}")]
+                    table.writerow(["row", *pairs])
+                    begun = True
+                for one in predictions:
+                    pairs = [
+                        value
+                        for name, share in zip(one.classes, one.probabilities, strict=True)
+                        for value in (name, f"{share:.6g}")
+                    ]
+                    table.writerow([one.image, *pairs])
+
+            yield write
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(out)
+    except OSError as error:
+        raise storage_error(error, out) from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def gradcheck(

@@ -32,6 +32,7 @@ class PlainRows:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._shards: list[tuple[Values, Ints]] = []
         self._digests: list[int] = []
+        self._weights: list[NDArray[np.float32]] = []
         self.files = [entry.file for entry in manifest.train]
         self.pixel_sums = np.zeros(manifest.features, dtype=np.int64)
         for file in self.files:
@@ -40,6 +41,8 @@ class PlainRows:
             flat = batch.column(0).storage.flatten().to_numpy(zero_copy_only=True)
             rows, labels = flat.reshape(len(batch), -1), batch.column(1).to_numpy()
             self._shards.append((rows, labels))
+            if manifest.mean_weight is not None:
+                self._weights.append(batch.column(2).to_numpy())
             self._digests += [zlib.crc32(row) for row in rows]
             for low in range(0, len(rows) if rows.dtype == np.uint8 else 0, 4096):
                 self.pixel_sums += rows[low : low + 4096].sum(axis=0, dtype=np.int64)
@@ -49,6 +52,13 @@ class PlainRows:
         found = [self._at(int(index)) for index in indices]
         pixels = np.array([shard[0][row] for shard, row, _ in found], dtype=np.float64)
         return pixels, np.array([shard[1][row] for shard, row, _ in found], dtype=np.intp)
+
+    def weights(self, indices: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """The weights of some examples, shape (rows,); None if they have none."""
+        if not self._weights:
+            return None
+        whole = np.concatenate(self._weights)
+        return whole[indices].astype(np.float64)
 
     def changed(self, indices: NDArray[np.int64]) -> tuple[int, str] | None:
         """The first of some examples that has changed since it was mapped, and its file."""

@@ -99,6 +99,7 @@ class Recomputer:
                 "A byte of a shard has been changed together with its SHA-256: fetch it again",
             )
         self._scale = config.pixel_scale if dataset.manifest.pixel_sums else 1.0
+        self._mean_weight = dataset.manifest.mean_weight or 1.0
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def kept(self, flat: Floats) -> Array:
@@ -151,7 +152,10 @@ class Recomputer:
         pixels, labels = self._rows.read(indices)
         scale, loss = self._scale, self._config.loss
         given = pixels, labels, self._mean, scale, loss, self.unit * doubt
-        return recompute(self.layers(weights), *given)
+        factors = self._rows.weights(indices)
+        if factors is not None:
+            factors = factors / self._mean_weight
+        return recompute(self.layers(weights), *given, factors)
 
     def _replica(self, worker: int, lease: Lease, start: Array) -> tuple[Sum, list[Part]]:
         """examples * (W as read - W after plain SGD on its share of each minibatch)."""

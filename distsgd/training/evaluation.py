@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from distsgd.config.jobs import held_out_rows
 from distsgd.config.table import one_of
-from distsgd.core.arrays import Values
-from distsgd.data.columns import Columns
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
@@ -25,7 +23,15 @@ from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
 from distsgd.training.predictor import Predictor
 
-__all__ = ["SPLITS", "Evaluation", "Prediction", "evaluate", "predict"]
+__all__ = [
+    "SPLITS",
+    "Evaluation",
+    "Predicted",
+    "Prediction",
+    "evaluate",
+    "predict",
+    "predict_files",
+]
 
 
 SPLITS = ("test", "train", "validation")
@@ -150,21 +156,6 @@ def evaluate(
     )
 
 
-def _of_files(files: list[Path], model: Model) -> tuple[list[str], NDArray[Any]]:
-    """Names of the examples in files, and their rows as `Predictor.rows` returns them."""
-    if len(model.shape) == 3:
-        from distsgd.data.importing.images import read_image  # not before a training: Pillow
-
-        return [str(file) for file in files], np.stack([read_image(f, model.shape) for f in files])
-    from distsgd.data.importing.choose import read_numbers
-
-    columns, features = model.columns, model.preprocessing.features
-    parts = [read_numbers(file, columns.names if columns else (), features) for file in files]
-    names = [f"{file} row {row}" for file, part in zip(files, parts, strict=True)
-             for row in range(1, len(part) + 1)]  # fmt: skip
-    return names, _pixels(np.concatenate(parts), model)
-
-
 def _files(given: Any) -> list[Path]:
     """Paths, at least one.
 
@@ -183,19 +174,15 @@ def _files(given: Any) -> list[Path]:
     return [Path(file) for file in files]
 
 
-def _pixels(numbers: NDArray[np.float64], model: Model) -> Values:
-    scale = model.columns or Columns(names=(), low=(0.0,), high=(255.0,))
-    return scale.rows(numbers)
-
-
 def predict(
     run: str | Path,
     images: str | Path | Iterable[str | Path] | NDArray[Any],
     *,
     top: int = 3,
     best: bool = False,
+    rejected: list[tuple[str, str]] | None = None,
 ) -> list[Prediction]:
-    """Classify image files, rows of CSV and Parquet files, or rows in memory.
+    """Classify image files, rows of CSV, Parquet and NPZ files, or rows in memory.
 
     Args:
         run: path or name of a run, or "latest".
@@ -206,22 +193,83 @@ def predict(
             table (pandas.DataFrame) with these columns.
         top: how many classes to name.
         best: use the epoch with the largest validation accuracy, not the newest checkpoint.
+        rejected: a list, to which rows of files that cannot be classified are added, each with
+            what is wrong with it; None to raise an error at the first one.
 
     Raises:
         RunError: there is no such run, or it is damaged.
-        UsageError: a file is missing, is no image, or has other columns; or an array is of
-            another shape.
-        SourceError: a row lacks a number.
+        UsageError: a file is missing, or has other columns; or an array is of another shape.
+        SourceError: a row lacks a number, or an image cannot be read.
     """
     as_whole_number(spelling().setting("top"), top, least=1)
+    if not hasattr(images, "__array__"):
+        found = []
+        strict = rejected is None
+        for batch in predict_files(run, _files(images), top=top, best=best, strict=strict):
+            found += batch.predictions
+            if rejected is not None:
+                rejected += batch.rejected
+        return found
+    predictor = Predictor(_model(find_run(run), best))
+    rows = predictor.rows(images)
+    names = [f"row {row}" for row in range(1, len(rows) + 1)]
+    return _predictions(predictor, names, rows, top)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """The predictions of some rows of files.
+
+    Attributes:
+        predictions: one a row that can be classified, in order.
+        rejected: file and place of each other row, and what is wrong with it.
+        unknown: column -> words of all rows up to here that the model does not know, which count
+            as none of its words.
+    """
+
+    predictions: list[Prediction]
+    rejected: list[tuple[str, str]]
+    unknown: Mapping[str, int]
+
+
+def predict_files(
+    run: str | Path,
+    files: Sequence[Path],
+    *,
+    top: int = 3,
+    best: bool = False,
+    strict: bool = False,
+) -> Iterator[Predicted]:
+    """Classify the rows of files a batch at a time, in bounded memory.
+
+    Args:
+        run: path or name of a run, or "latest".
+        files: images, or CSV, Parquet and NPZ files; "-" is CSV from standard input.
+        top: how many classes to name.
+        best: use the epoch with the largest validation accuracy, not the newest checkpoint.
+        strict: raise an error at the first row that cannot be classified.
+
+    Raises:
+        RunError: there is no such run, or it is damaged.
+        UsageError: a file of rows is missing, of another kind, or has other columns.
+        SourceError: a file cannot be read to its end; or, if strict, a row.
+    """
+    from distsgd.data.importing.given_rows import GivenRows  # not before a training: pyarrow
+
     model = _model(find_run(run), best)
-    predictor = Predictor(model)
-    if hasattr(images, "__array__"):
-        rows = predictor.rows(images)
-        names = [f"row {row}" for row in range(1, len(rows) + 1)]
-    else:
-        names, rows = _of_files(_files(images), model)
-    found = predictor.likeliest(predictor.probabilities_of_rows(rows), top)
+    predictor, given = Predictor(model), GivenRows(model.shape, model.columns, strict)
+    for batch in given.batches(files):
+        yield Predicted(
+            predictions=_predictions(predictor, batch.where, batch.rows, top),
+            rejected=[(one.where, one.why) for one in batch.rejected],
+            unknown=given.unknown,
+        )
+
+
+def _predictions(
+    predictor: Predictor, names: list[str], rows: NDArray[Any], top: int
+) -> list[Prediction]:
+    found = predictor.likeliest(predictor.probabilities_of_rows(rows), top) if names else iter(())
     return [
         Prediction(image=name, classes=classes, probabilities=probabilities)
         for name, (classes, probabilities) in zip(names, found, strict=True)

@@ -113,8 +113,10 @@ def test_scikit_learn_predicts_the_same(
         assert np.allclose(pipeline.predict_proba(pixels[:1])[0][order], ours, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+@pytest.fixture(scope="module", params=["float32", "uint8"])
+def table(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any]:
     """A run on two classes of rows of numbers, and 300 such rows."""
     from distsgd.data.importing.import_dataset import ImportOptions, import_dataset
 
@@ -126,7 +128,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     (top / "rows.csv").write_text("a,b,c,same,answer\n" + "".join(lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTSGD_CACHE", str(top / "cache"))
-        import_dataset(str(top / "rows.csv"), "rows", options=ImportOptions(label="answer"))
+        import_dataset(
+            str(top / "rows.csv"),
+            "rows",
+            options=ImportOptions(label="answer", values=request.param),
+        )
         run = distsgd.train(dataset="rows", workers=0, epochs=3, run_dir=top / "run").run_dir
     wide = random.normal(size=(300, 4)) * [1.5, 150, 0.015, 1]  # beyond what was seen, too
     return run, wide
@@ -138,7 +144,10 @@ def test_two_classes_of_columns(table: tuple[str, Any], tmp_path: Path) -> None:
     assert set(expected) == {"yes", "no"}
     written = export_run(run, "npz", tmp_path / "run.npz")
     with np.load(written.path) as found:
-        steps = np.rint(np.clip((rows - found["low"]) * found["factor"], 0, 255))
+        if "bounds" in found:
+            steps = (np.clip(rows, *found["bounds"]) - found["low"]) * found["factor"]
+        else:
+            steps = np.rint(np.clip((rows - found["low"]) * found["factor"], 0, 255))
         assert list(found["columns"]) == ["a", "b", "c", "same"]
     assert by_numpy(Path(written.path), steps) == expected
     if pytest.importorskip("onnx"):

@@ -171,6 +171,7 @@ def recompute(
     scale: float,
     loss: str,
     unit: float,
+    factors: Array | None = None,
 ) -> Recomputed:
     """Losses and gradient of some examples.
 
@@ -182,6 +183,7 @@ def recompute(
         scale: what centred pixels are divided by.
         loss: "softmax" or "svm".
         unit: unit roundoff of the result to be compared.
+        factors: weights of the examples, shape (examples,); None if all count alike.
     """
     count, features = pixels.shape
     ones = np.ones((count, 1))
@@ -204,6 +206,9 @@ def recompute(
                       outputs > 0, np.abs(outputs) <= doubt)  # fmt: skip
         centre = np.zeros(1)
     losses, moved, errors, sway, flips = _errors_of(outputs, labels, doubt, loss, unit)
+    if factors is not None:
+        losses, moved = losses * factors, moved * factors
+        errors, sway, flips = (part * factors[:, None] for part in (errors, sway, flips))
     loss_bound = float(np.sqrt((moved**2).sum()) + 16 * unit * (np.abs(losses) + 1).sum())
     parts: list[tuple[Array, Array, Array]] = []
     for own, weights in zip(reversed(inputs), reversed(layers), strict=True):

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
 from distsgd.data.columns import FLOATS
-from distsgd.data.importing.csv_file import CsvFile, open_csv
+from distsgd.data.importing.csv_file import open_csv
 from distsgd.data.importing.images import open_image_folder
 from distsgd.data.importing.npz import open_npz
-from distsgd.data.importing.parquet import open_parquet, opened_file
-from distsgd.data.importing.source import ImportOptions, Source, rows_at_once
-from distsgd.data.importing.table_columns import (
-    batch_of,
-    is_index,
-    is_number,
-    may_be_numbers,
-    refuse_doubles,
-    widths_of,
-)
-from distsgd.data.text_files import TEXTS, kind_of, normal, require_file, some_of
+from distsgd.data.importing.parquet import open_parquet
+from distsgd.data.importing.source import ImportOptions, Source
+from distsgd.data.text_files import TEXTS, kind_of, require_file
 from distsgd.errors import SourceError, UsageError, machine_trouble
 from distsgd.spelling import spelling
 
-__all__ = ["open_source", "read_numbers"]
+__all__ = ["open_source"]
 
 
 _MOST_NUMBERS = 2**24
@@ -150,102 +136,3 @@ def _open_folder(folder: Path, test: Path | None, options: ImportOptions) -> Sou
     if not (train or files):
         raise SourceError(f"{folder} has no Parquet file of training rows", "Check the folder")
     return open_parquet(train or files, tests, options)
-
-
-def read_numbers(path: Path, names: tuple[str, ...], features: int) -> NDArray[np.float64]:
-    """All rows of a CSV or Parquet file.
-
-    Args:
-        path: the file; columns that the model does not have are ignored.
-        names: names of the model's columns; a file without names, or with none of these, must
-            have exactly as many columns, in their order.
-        features: number of features of the model.
-
-    Returns:
-        shape (rows, features), float64.
-
-    Raises:
-        UsageError: the file is missing, of another kind, or has other columns.
-        SourceError: a row lacks a number; names it.
-    """
-    if kind_of(path) not in (*TEXTS, ".parquet"):
-        raise UsageError(
-            f"{path} is neither .csv nor .parquet, and the model takes rows of {features} numbers",
-            "Give a file with the columns that were imported",
-        )
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", "Check the path")
-    found: list[NDArray[np.float64]] = []
-    for batch, where, named in _batches(path, names, features):
-        chosen = _chosen(batch, names if named else (), features, path)
-        columns = [batch.column(name) for name in chosen]
-        _refuse_words(columns, chosen, path)
-        widths = widths_of(columns)
-        if sum(widths) != features:
-            raise UsageError(
-                f"{path} has {sum(widths)} numbers a row, and the model takes {features}",
-                "Give a file with the columns that were imported",
-            )
-        part = batch_of(columns, chosen, widths, [0] * len(batch), where)
-        if part.rejected:
-            raise SourceError(
-                f"{part.rejected[0].where}: {part.rejected[0].why}", "Correct that row"
-            )
-        found.append(part.values)
-    if not found:
-        raise UsageError(f"{path} has no rows", "Give a file that has")
-    return np.concatenate(found)
-
-
-def _refuse_words(columns: list[pa.Array], names: list[str], path: Path) -> None:
-    for column, name in zip(columns, names, strict=True):
-        if not may_be_numbers(column.type):
-            raise UsageError(
-                f"column '{name}' of {path} holds {column.type}, not numbers",
-                "Give a file with the columns that were imported",
-            )
-
-
-def _batches(
-    path: Path, names: tuple[str, ...], features: int
-) -> Iterator[tuple[pa.RecordBatch, list[str], bool]]:
-    """Batches of rows, the place of each row, and whether the columns have names."""
-    if kind_of(path) in TEXTS:
-        lines = CsvFile(path, known=names)
-        for batch, where, bad in lines.batches():
-            if bad:
-                raise SourceError(f"{bad[0].where}: {bad[0].why}", "Correct that row")
-            yield batch.drop_columns([*lines.empty]), where, lines.named
-        return
-    number = 0
-    try:
-        file = pq.ParquetFile(opened_file(path))
-        refuse_doubles(file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(rows_at_once(8 * features)):
-            yield batch, [f"{path.name} row {number + row}" for row in range(len(batch))], True
-            number += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise machine_trouble(error, path) or SourceError(
-            f"{path} is not a readable Parquet file: {error}"
-        ) from None
-
-
-def _chosen(batch: pa.RecordBatch, names: tuple[str, ...], features: int, path: Path) -> list[str]:
-    """The columns of the features: by name, or by order if the file has none of these names."""
-    there = {normal(name): name for name in batch.schema.names}
-    missing = [name for name in names if normal(name) not in there]
-    if names and not missing:
-        return [there[normal(name)] for name in names]
-    texts = kind_of(path) in TEXTS
-    usable = [
-        name
-        for place, name in enumerate(batch.schema.names)
-        if (texts or is_number(batch.schema.field(name).type)) and not is_index(place, name)
-    ]
-    if names and (len(missing) < len(names) or len(usable) != features):
-        raise UsageError(
-            f"{path} has no column {some_of(list(map(repr, missing)))}",
-            f"The model takes {some_of(names)}; or give {features} columns in that order, "
-            "without names",
-        )
-    return usable

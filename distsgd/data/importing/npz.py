@@ -28,7 +28,7 @@ from distsgd.data.importing.table_columns import suggestion
 from distsgd.data.text_files import nearest, some_of
 from distsgd.errors import SourceError, UsageError, machine_trouble
 
-__all__ = ["open_npz"]
+__all__ = ["open_npz", "rows_of_npz"]
 
 _PAIRS = (("x_train", "y_train", "x_test", "y_test"),
           ("train_images", "train_labels", "test_images", "test_labels"),
@@ -139,6 +139,47 @@ def open_npz(path: Path, options: ImportOptions) -> Source:
         label=arrays[1].name,
         features=(f"{arrays[0].name} ({math.prod(layout.shape)} numbers)",),
     )
+
+
+def rows_of_npz(path: Path, shape: tuple[int, ...], width: int) -> Iterator[NDArray[Any]]:
+    """The rows to classify of an archive: its only array of such rows, or the usual one of several.
+
+    Args:
+        path: the archive.
+        shape: shape of the model's examples.
+        width: numbers of a row.
+
+    Returns:
+        parts of shape (rows, width), of any dtype of numbers.
+
+    Raises:
+        SourceError: it cannot be read.
+        UsageError: it has no such array.
+    """
+    usual = ("x", "x_test", "test_images", *_VALUES, "x_train", "train_images")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        fitting = []
+        for array in (_Array(path, name) for name in names):
+            if array.dtype.kind in "biuf" and array.shape[1:]:
+                layout = _Layout(array.shape[1:], path, plain=True)
+                if layout.shape in (shape, (width,)):
+                    fitting.append((array, layout))
+        fitting.sort(
+            key=lambda one: usual.index(one[0].name.lower()) if one[0].name.lower() in usual else 99
+        )
+        if not fitting:
+            raise UsageError(
+                f"{path} has no array of shape (rows, {width})", f"Its arrays: {some_of(names)}"
+            )
+        array, layout = fitting[0]
+        for part in array.parts(rows_at_once(8 * width)):
+            yield layout.flat(part)
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        raise machine_trouble(error, path) or SourceError(
+            f"{path} is not a readable NPZ file: {error}", "Check it"
+        ) from None
 
 
 def _choose(names: list[str], options: ImportOptions, path: Path) -> list[str]:

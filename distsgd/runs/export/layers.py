@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distsgd.core.arrays import Floats
+from distsgd.data.columns import PIXELS, Columns
 from distsgd.runs.checkpoint import Model
 
 __all__ = ["ExportedModel", "exported"]
@@ -32,9 +34,14 @@ class ExportedModel:
         shape: of an example.
         loss: "softmax" or "svm".
         version: updates applied.
-        columns: names of the columns, for data that are no images; may be empty.
-        low: for such data, the number that becomes pixel 0, shape (features,); None for images.
-        factor: for such data, pixels a unit: 255 / (high - low), and 0 for a constant column.
+        columns: names of the columns, for data that are no images; may be empty. A column of words
+            is one for each word, with numbers 0 and 1.
+        low: for such data, the number that becomes 0, shape (features,); None for images.
+        factor: for such data, what a unit becomes: 255 / (high - low) steps, and 0 for a constant
+            column; or 1 / standard deviation.
+        bounds: of standardised columns, the least and the greatest number, to which others are
+            clipped, shape (2, features); None for steps, which are clipped to 0 ... 255 and
+            rounded.
     """
 
     weights: list[Floats]
@@ -48,6 +55,7 @@ class ExportedModel:
     columns: tuple[str, ...] = ()
     low: Floats | None = None
     factor: Floats | None = None
+    bounds: Floats | None = None
 
     @property
     def features(self) -> int:
@@ -67,6 +75,8 @@ class ExportedModel:
         if self.low is not None:
             found.update(low=self.low, factor=self.factor)
             found["columns"] = np.array(self.columns)
+        if self.bounds is not None:
+            found["bounds"] = self.bounds
         return found
 
 
@@ -74,14 +84,17 @@ def exported(model: Model) -> ExportedModel:
     """What a checkpoint holds, as other programs compute with it."""
     dtype, features = model.weights.dtype, model.preprocessing.features
     parts = model.architecture.split_kept(model.weights)
-    low = factor = None
+    low = factor = bounds = None
     if model.columns is not None:
-        low, high = (
-            np.broadcast_to(np.array(bound, np.float64), (features,))
-            for bound in (model.columns.low, model.columns.high)
-        )
+        bounds = _bounds(model.columns, features)
+        low, high = bounds
         width = high - low
         factor = np.divide(255.0, width, out=np.zeros(features), where=width > _NO_WIDTH)
+    if model.columns is None or model.columns.values == PIXELS:
+        bounds = None
+    else:
+        low = _each(model.columns, model.columns.mean, 0.0)
+        factor = 1 / _each(model.columns, model.columns.spread, 1.0)
     return ExportedModel(
         weights=[np.ascontiguousarray(part[:, :-1]) for part in parts],
         biases=[np.ascontiguousarray(part[:, -1]) for part in parts],
@@ -91,7 +104,24 @@ def exported(model: Model) -> ExportedModel:
         shape=model.shape,
         loss=model.loss,
         version=model.version,
-        columns=model.columns.names if model.columns else (),
+        columns=model.columns.feature_names if model.columns else (),
         low=low,
         factor=factor,
+        bounds=bounds,
     )
+
+
+def _each(columns: Columns, numbers: Sequence[float], of_words: float) -> Floats:
+    """A number of each feature, given those of the columns, and one for the features of words."""
+    words = columns.words or ((),) * len(numbers)
+    parts = [
+        [of_words] * len(own) if own else [number]
+        for own, number in zip(words, numbers, strict=True)
+    ]
+    return np.array([number for part in parts for number in part])
+
+
+def _bounds(columns: Columns, features: int) -> Floats:
+    """The least and the greatest number of each feature, shape (2, features)."""
+    low, high = _each(columns, columns.low, 0.0), _each(columns, columns.high, 1.0)
+    return np.stack([np.broadcast_to(bound, (features,)) for bound in (low, high)])

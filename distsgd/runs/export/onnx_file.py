@@ -49,10 +49,15 @@ def onnx_bytes(model: ExportedModel) -> bytes:
     else:
         name = "columns"
         given = helper.make_tensor_value_info(name, kinds.DOUBLE, ["examples", model.features])
-        above = node("Sub", [name, constant("low", model.low)], "above_low")
-        steps = node("Mul", [above, constant("factor", model.factor)], "steps")
-        bounds = [constant("least", np.float64(0)), constant("most", np.float64(255))]
-        flat = node("Round", [node("Clip", [steps, *bounds], "clipped")], "rows")
+        inside = name
+        if model.bounds is not None:
+            inside = node("Max", [name, constant("lowest", model.bounds[0])], "not_below")
+            inside = node("Min", [inside, constant("highest", model.bounds[1])], "inside")
+        above = node("Sub", [inside, constant("low", model.low)], "above_low")
+        flat = node("Mul", [above, constant("factor", model.factor)], "steps")
+        if model.bounds is None:
+            bounds = [constant("least", np.float64(0)), constant("most", np.float64(255))]
+            flat = node("Round", [node("Clip", [flat, *bounds], "clipped")], "rows")
     x = node("Cast", [flat], "numbers", to=kind)
     x = node("Sub", [x, constant("mean", model.mean)], "centred")
     x = node("Mul", [x, constant("inverse_scale", dtype.type(1 / model.scale))], "features")

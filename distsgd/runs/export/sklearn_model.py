@@ -34,9 +34,45 @@ def to_sklearn(model: ExportedModel) -> Any:
     scaler.var_, scaler.n_samples_seen_ = scaler.scale_**2, 1
     scaler.n_features_in_ = features
     steps: list[tuple[str, Any]] = []
+    if model.bounds is not None:
+        return Pipeline([
+            ("inside", _clipping(model.bounds)), ("columns", _standardising(model)),
+            ("model", _classifier(model)),
+        ])  # fmt: skip
     if model.low is not None and model.factor is not None:
         steps += [("columns", _to_pixels(model)), ("round", FunctionTransformer(np.rint))]
     return Pipeline([*steps, ("centre", scaler), ("model", _classifier(model))])
+
+
+def _clipping(bounds: Any) -> Any:
+    """Clips each column to its own bounds: (x - low) / (high - low), clipped to 0 ... 1, and back.
+
+    It is a scaler, and no function of numpy, so that a skops file needs no function to be trusted.
+    """
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
+    low, high = bounds
+    width = np.where(high > low, high - low, 1.0)
+    there, back = MinMaxScaler(clip=True), MinMaxScaler()
+    there.scale_ = np.where(high > low, 1 / width, 0.0)
+    there.min_ = -low * there.scale_
+    back.scale_, back.min_ = width, low
+    for scaler in (there, back):
+        scaler.data_min_, scaler.data_max_, scaler.data_range_ = low, low + width, width
+        scaler.n_features_in_, scaler.n_samples_seen_ = len(low), 1
+    return Pipeline([("clip", there), ("back", back)])
+
+
+def _standardising(model: ExportedModel) -> Any:
+    from sklearn.preprocessing import StandardScaler
+
+    assert model.low is not None and model.factor is not None
+    scaler = StandardScaler()
+    scaler.mean_, scaler.scale_ = np.array(model.low), 1 / model.factor
+    scaler.var_, scaler.n_samples_seen_ = scaler.scale_**2, 1
+    scaler.n_features_in_ = model.features
+    return scaler
 
 
 def _to_pixels(model: ExportedModel) -> Any:
