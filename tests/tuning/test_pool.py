@@ -91,7 +91,7 @@ def known_to_workers(shared_ray):
 @pytest.mark.ray
 @pytest.mark.usefixtures("known_to_workers")
 def test_a_task_whose_worker_dies_goes_on_after_its_last_result(tmp_path):
-    tasks = [Counts(str(tmp_path), 4, deadly=(0, 2)), *[Counts(str(tmp_path), 3)] * 3]
+    tasks = [Counts(str(tmp_path), 4, deadly=(2,)), *[Counts(str(tmp_path), 3)] * 3]
     with stream_pool(2) as pool:
         found = list(pool.results(tasks))
         assert [n for task, n in found if task == 0] == [0, 1, 2, 3]
@@ -99,9 +99,14 @@ def test_a_task_whose_worker_dies_goes_on_after_its_last_result(tmp_path):
         with pytest.raises(UsageError, match="that cannot be used"):
             list(pool.results([Counts("", 3, wrong=1)]))
         assert [n for _, n in pool.results([Counts("", 2)])] == [0, 1]
-        Path(tmp_path, "deaths").mkdir()
-        with pytest.raises(RuntimeFailure, match="workers die repeatedly"):
-            list(pool.results([Counts(f"{tmp_path}/deaths", 4, deadly=(1,) * 9)]))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("known_to_workers")
+def test_workers_that_die_again_and_again_end_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("distsgd.on_ray.stream_pool._MOST_DEATHS", 1)
+    with stream_pool(1) as pool, pytest.raises(RuntimeFailure, match="workers die repeatedly"):
+        list(pool.results([Counts(str(tmp_path), 4, deadly=(1,) * 9)]))
 
 
 @pytest.mark.ray
