@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -16,14 +17,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES, make_architecture, softmax_probabilities
-from distsgd.data.arrays import ArrayDataset, ArraySplit
+from distsgd.data.arrays import ArrayDataset, ArraySplit, written
 from distsgd.sklearn.recipe import CHOSEN, settings_for
 from distsgd.sklearn.standardising import Standardiser
 from distsgd.training.in_memory import Epoch, fit
 
 __all__ = ["MinibatchSGDClassifier"]
 
-Weights = NDArray[np.float64]
+Weights = Floats
 
 
 def _gives_probabilities(estimator: MinibatchSGDClassifier) -> bool:
@@ -64,7 +65,8 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         n_iter_no_change: epochs without a lower loss of these rows after which training stops.
         random_state: seed of the first weights and of the order of rows: a number, a
             `numpy.random.RandomState`, or None for the global one of numpy.
-        workers: processes that train; 0 trains in this one.
+        workers: processes that train, with the same result; 0 trains in this one, and so do as
+            few rows as a minibatch.
 
     Attributes:
         classes_: the classes, sorted.
@@ -306,10 +308,14 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         watch: _Validation | None = None,
     ) -> None:
         """Train on rows, and keep what was learned."""
+        # As many rows as an update takes are not worth a process.
+        workers = self.workers if settings["batch_size"] < len(rows) else 0
         config = TrainConfig(
-            dataset="arrays", seed=seed, workers=self.workers, pixel_scale=1.0,
-            log_every=10**9, checkpoint_seconds=0, **settings,
+            dataset="arrays", seed=seed, workers=workers, log_every=10**9, checkpoint_seconds=0,
+            **settings,
         )  # fmt: skip
+        if weights is not None:
+            weights = weights.astype(config.dtype)
         split = ArraySplit(rows, numbers, weights)
         dataset = ArrayDataset(split, tuple(map(str, range(len(self.classes_)))))
         architecture = make_architecture(config.model, rows.shape[1], len(self.classes_))
@@ -322,7 +328,8 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         if start is not None:
             flat = architecture.pad(np.concatenate([part.reshape(-1) for part in start]))
             flat = flat.astype(config.dtype)
-        found = fit(config, dataset, follow, flat)
+        with written(dataset) if workers else nullcontext(dataset) as opened:
+            found = fit(config, opened, follow, flat)
         best = found.weights
         if watch is not None:
             best, self.best_epoch_ = watch.best, watch.best_epoch

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distsgd.core.arrays import Floats
 from distsgd.core.model import hidden_units
@@ -40,7 +39,7 @@ def settings_for(
     model: str,
     chosen: dict[str, Any],
     rows: Floats,
-    weights: NDArray[np.float64] | None,
+    weights: Floats | None,
     *,
     one_pass: bool = False,
 ) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def settings_for(
 
 
 def _learning_rate(
-    rows: Floats, weights: NDArray[np.float64] | None, batch: int, found: dict[str, Any]
+    rows: Floats, weights: Floats | None, batch: int, found: dict[str, Any]
 ) -> float:
     """The inverse of the smoothness of the loss of a minibatch, for plain and momentum updates.
 

@@ -33,7 +33,7 @@ class Standardiser:
     variance: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: Floats, weights: NDArray[np.float64] | None) -> Standardiser:
+    def of(cls, rows: Floats, weights: Floats | None) -> Standardiser:
         """The standardiser of some rows.
 
         A row of weight 2 counts as two rows; a row of weight 0 does not count.
