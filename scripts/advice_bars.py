@@ -163,7 +163,7 @@ def _machine(content: dict[str, Any]) -> Machine:
 
 
 POLICIES = ("bsp", "ssp", "asp", "local")
-RECIPE = {"schedule": "constant", "learning_rate": 0.0002, "epochs": 200}
+RECIPE = {"schedule": "constant", "learning_rate": 0.0004, "epochs": 200}
 TARGET, MOST_SECONDS = 1.85, 6.0
 DELAY = 0.005
 
