@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from distsgd.data.atomic import replace_file
 from distsgd.data.text_files import read_text
 from distsgd.errors import UsageError
 
@@ -110,7 +111,7 @@ def save_machine(machine: Machine, path: Path) -> None:
     if math.isinf(machine.bandwidth):
         del content["bandwidth"]
     try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror}", "Give another file"

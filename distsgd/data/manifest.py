@@ -104,13 +104,14 @@ class Manifest:
             "name": self.name,
             "shape": self.shape,
             "classes": self.classes,
+            **({} if floats else {"channel_means": self.channel_means}),
             "train": [vars(shard) for shard in self.train],
             "test": [vars(shard) for shard in self.test],
         }
         if floats:
             content["values"] = self.values
         else:
-            content["channel_means"], content["pixel_sums"] = self.channel_means, self.pixel_sums
+            content["pixel_sums"] = self.pixel_sums
         if self.columns is not None:
             content["scale"] = self.columns.to_json()
         if self.mean_weight is not None:

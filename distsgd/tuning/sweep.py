@@ -144,7 +144,7 @@ class _Sweep:
                 with stopping as stop:
                     if stop():
                         return True
-                ray.open()
+                ray.connect()
                 if self._train(point, stopping, ray):
                     return True
         finally:
@@ -235,7 +235,7 @@ class _Ray:
         self._stack = ExitStack()
         self._is_open = False
 
-    def open(self) -> None:
+    def connect(self) -> None:
         """Connect, if a training needs it."""
         if self._is_open or not self._most:
             return

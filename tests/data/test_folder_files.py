@@ -156,7 +156,10 @@ OPENS = {
 }  # fmt: skip
 """Calls that open a file by its path, whoever made it: functions, and methods of any object."""
 
-PARTS = ("runs", "config", "proof", "training", "simulation", "cli", "transport", "data")
+PARTS = (
+    "runs", "config", "proof", "training", "simulation", "cli", "transport", "data",
+    "tuning", "serving", "advice", "sklearn",
+)  # fmt: skip
 """Layers that read and write run folders, datasets and caches."""
 
 ELSEWHERE = {
@@ -187,6 +190,13 @@ ALLOWED = {
     ("config/sources.py", "read_text"): "a file that the user names",
     ("runs/origin.py", "read_text"): "files of git, from which a commit is taken and no more",
     ("cli/watch_commands.py", "open"): "a page in the browser",
+    ("cli/model_commands.py", "open"): "a file that the user names",
+    ("data/importing/given_rows.py", "open"): "a folder of ours that has just been made",
+    ("serving/application.py", "read_bytes"): "files of the package",
+    ("advice/machine.py", "read_text"): "a file that the user names",
+    ("advice/health/storage.py", "read_text"): "/proc",
+    ("advice/health/storage.py", "read_bytes"): "the token of Ray, whose place the user chooses",
+    ("advice/health/surroundings.py", "read_text"): "/proc",
     ("simulation/scenario.py", "read_text"): "a file that the user names",
 }
 

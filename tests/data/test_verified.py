@@ -41,7 +41,7 @@ def shard(folder: Path, number: int = 0) -> Path:
 def spoil(path: Path) -> None:
     """Another pixel; Arrow cannot tell."""
     content = path.read_bytes()
-    pixels = Dataset(path.parent).train._pixels[int(path.name[6:11])]
+    pixels = Dataset(path.parent).train._rows[int(path.name[6:11])]
     flip(path, content.index(pixels.tobytes()) + 17)
 
 

@@ -43,8 +43,8 @@ def test_it_does_not_change_a_bit():
 def test_a_wrong_gradient_of_one_slot_is_named(monkeypatch, tmp_path: Path):
     real = slot_gradient.LinearKernel.gradients
 
-    def wrong(self, weights, labels, out, write):
-        found = real(self, weights, labels, out, write)
+    def wrong(self, weights, labels, out, write, *rest):
+        found = real(self, weights, labels, out, write, *rest)
         wrong.calls += 1
         if wrong.calls == 3:
             out[1] = 0
@@ -61,8 +61,8 @@ def test_a_wrong_gradient_of_one_slot_is_named(monkeypatch, tmp_path: Path):
 def test_a_slot_that_counts_twice_is_named(monkeypatch):
     real = slot_gradient.LinearKernel.gradients
 
-    def wrong(self, weights, labels, out, write):
-        found = real(self, weights, labels, out, write)
+    def wrong(self, weights, labels, out, write, *rest):
+        found = real(self, weights, labels, out, write, *rest)
         wrong.calls += 1
         if wrong.calls == 4:
             out[2] *= 2
@@ -86,8 +86,8 @@ class Finder:
         from distsgd.engine.worker import Worker
         from distsgd.core.model.slot_gradient import LinearKernel
         real = LinearKernel.gradients
-        def wrong(self, weights, labels, out, write):
-            found = real(self, weights, labels, out, write)
+        def wrong(self, weights, labels, out, write, *rest):
+            found = real(self, weights, labels, out, write, *rest)
             out.reshape(len(out), 10, -1)[:, 3, 7] *= 1.01
             return found
         LinearKernel.gradients = wrong
@@ -162,15 +162,15 @@ def test_a_wrong_schedule_is_found(monkeypatch):
 
 
 def test_a_byte_changed_in_memory_is_named_with_its_slot(monkeypatch):
-    real = row_cache._Pixels.gather
+    real = row_cache._Stored.gather
 
     def wrong(self, indices):
         real(self, indices)
         wrong.calls += 1
         if wrong.calls == 3:
-            self._pixels[2, 5, 100] ^= 255
+            self._rows[2, 5, 100] ^= 255
 
     wrong.calls = 0
-    monkeypatch.setattr(row_cache._Pixels, "gather", wrong)
+    monkeypatch.setattr(row_cache._Stored, "gather", wrong)
     with pytest.raises(VerificationError, match="step 2, slot 2, worker 0"):
         distsgd.train(**SMALL)

@@ -79,8 +79,8 @@ def test_a_slot_that_is_left_out_is_named(monkeypatch):
     kernel = slot_gradient.TwoLayerKernel
     real = kernel.gradients
 
-    def wrong(self, weights, labels, out, write):
-        found = real(self, weights, labels, out, write)
+    def wrong(self, weights, labels, out, write, *rest):
+        found = real(self, weights, labels, out, write, *rest)
         wrong.calls += 1
         if wrong.calls == 3:
             out[1] = 0

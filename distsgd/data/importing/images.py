@@ -111,10 +111,10 @@ def row_of_bytes(content: bytes, shape: tuple[int, ...], most_pixels: int) -> By
         ) from None
 
 
-def decoded(source: Path | BinaryIO, channels: int, most_pixels: int = _MOST_PIXELS) -> Image.Image:
+def decoded(source: Path | BinaryIO, channels: int, most_pixels: int | None = None) -> Image.Image:
     """Decode an image, upright, in RGB, or in grey for 1 channel.
 
-    A JPEG of more pixels than wanted is decoded at a half, a quarter or an eighth of its size,
+    A JPEG of more pixels than that (50 million for None) is decoded at a half, a quarter or an eighth of its size,
     which its format supports.
 
     Raises:
@@ -122,7 +122,7 @@ def decoded(source: Path | BinaryIO, channels: int, most_pixels: int = _MOST_PIX
         Exception: anything that its decoder raises.
     """
     with _opened(source) as image:
-        _bound_pixels(image, most_pixels)
+        _bound_pixels(image, most_pixels or _MOST_PIXELS)
         large = image.width * image.height > _MANY_PIXELS
         with _one_large if large else nullcontext():
             image.info.pop("transparency", None)  # Pillow warns about it, and it is dropped anyway
@@ -142,7 +142,7 @@ def _opened(source: Path | BinaryIO) -> Image.Image:
     try:
         return Image.open(source, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(_too_large(f"too many pixels ({error})")) from None
+        raise ValueError(_too_large(f"too many pixels ({error})", _MOST_PIXELS)) from None
 
 
 def _bound_pixels(image: Image.Image, most: int) -> None:
@@ -159,7 +159,7 @@ def _bound_pixels(image: Image.Image, most: int) -> None:
         raise ValueError(_too_large(f"{width:,} x {height:,} = {width * height:,} pixels", most))
 
 
-def _too_large(pixels: str, most: int = _MOST_PIXELS) -> str:
+def _too_large(pixels: str, most: int) -> str:
     return f"it has {pixels}, more than {most:,}: save it smaller"
 
 
