@@ -408,7 +408,7 @@ def export(
 
     Example: distsgd runs export latest --to csv --out metrics.csv
     """
-    from distsgd.runs.export.export import export_run
+    from distsgd.runs.export import export_run
 
     done = export_run(run, to, out, checkpoint)
     if json:

@@ -47,6 +47,7 @@ from distsgd.runs.journal import (
     Resumed,
     check_head,
     find_head,
+    recorded_journal,
 )
 from distsgd.runs.line_file import LineFile
 from distsgd.runs.metrics import (
@@ -94,6 +95,7 @@ __all__ = [
     "read_if_kept",
     "read_newest",
     "read_place",
+    "recorded_journal",
     "remove_checkpoints",
     "remove_residuals",
     "score_of",

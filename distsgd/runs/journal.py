@@ -50,14 +50,14 @@ from typing import Any, BinaryIO
 
 from distsgd.core.messages import Applied, Lease
 from distsgd.data.folder_files import reader_inside, replace_inside
-from distsgd.errors import JournalError, UsageError, machine_trouble, storage_error
+from distsgd.errors import JournalError, RunError, UsageError, machine_trouble, storage_error
 from distsgd.runs.line_file import LineFile
 from distsgd.spelling import spelling
 
 __all__ = [
     "JOURNAL", "Entry", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized",
-    "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal", "resumptions",
-    "whole_journal",
+    "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal",
+    "recorded_journal", "resumptions", "whole_journal",
 ]  # fmt: skip
 
 
@@ -296,6 +296,24 @@ def whole_journal(folder: Path, first: str) -> Journal:
         raise machine_trouble(error, folder / JOURNAL) or JournalError(
             0, f"{folder / JOURNAL} cannot be read: {error}"
         ) from None
+
+
+def recorded_journal(folder: Path, config: Mapping[str, Any]) -> Journal:
+    """The same by what a run recorded of itself, for where its dataset is not at hand.
+
+    Args:
+        folder: the run folder.
+        config: its config.json.
+
+    Raises:
+        RunError: config.json is damaged.
+        JournalError: the journal cannot be read.
+    """
+    try:
+        first = first_digest(config["settings"], str(config["dataset"]["digest"]))
+    except (KeyError, TypeError):
+        raise RunError(f"{folder / 'config.json'} is damaged", "Train again") from None
+    return whole_journal(folder, first)
 
 
 def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:

@@ -11,13 +11,10 @@ from distsgd.config.settings import TrainConfig
 from distsgd.errors import RunError
 from distsgd.figures.html import run_html
 from distsgd.figures.plot import Plot, plot
-from distsgd.runs import RunFolder, checkpoint_versions, find_run, handle
+from distsgd.runs import Entry, RunFolder, checkpoint_versions, find_run, handle, recorded_journal
 from distsgd.runs.chosen import LAST, chosen_model
-from distsgd.runs.export.export import Exported, export_run
-from distsgd.runs.export.layers import ExportedModel, exported
-from distsgd.runs.export.sklearn_model import to_sklearn
+from distsgd.runs.export import Exported, ExportedModel, export_run, exported, to_sklearn
 from distsgd.runs.history import History, HistoryReader
-from distsgd.runs.journal import Record, Resized, Resumed, first_digest, whole_journal
 from distsgd.runs.metrics import metrics_table
 from distsgd.runs.templates import templates_of
 from distsgd.training.predictor import Predictor, load_predictor
@@ -123,19 +120,14 @@ class LoadedRun(os.PathLike[str]):
         return metrics_table(self._folder.path / "metrics.jsonl")
 
     @property
-    def journal(self) -> Iterator[Record | Resumed | Resized]:
+    def journal(self) -> Iterator[Entry]:
         """The lines of the journal one after the other, each checked against the chain.
 
         Raises:
             JournalError: a line is invalid; names it.
         """
-        config = self._folder.read("config.json")
-        try:
-            first = first_digest(config["settings"], str(config["dataset"]["digest"]))
-        except (KeyError, TypeError):
-            path = self._folder.path / "config.json"
-            raise RunError(f"{path} is damaged", "Train again") from None
-        for entry, _ in whole_journal(self._folder.path, first).entries():
+        journal = recorded_journal(self._folder.path, self._folder.read("config.json"))
+        for entry, _ in journal.entries():
             yield entry
 
     @property

@@ -16,8 +16,7 @@ import distsgd
 from distsgd.data.dataset import Dataset
 from distsgd.errors import DistsgdError, RunError, UsageError, import_optional
 from distsgd.runs.chosen import chosen_model
-from distsgd.runs.export.export import export_run
-from distsgd.runs.export.layers import exported
+from distsgd.runs.export import export_run, exported
 from distsgd.runs.folder import find_run
 from distsgd.runs.metrics import metrics_columns
 

@@ -114,8 +114,8 @@ def row_of_bytes(content: bytes, shape: tuple[int, ...], most_pixels: int) -> By
 def decoded(source: Path | BinaryIO, channels: int, most_pixels: int | None = None) -> Image.Image:
     """Decode an image, upright, in RGB, or in grey for 1 channel.
 
-    A JPEG of more pixels than that (50 million for None) is decoded at a half, a quarter or an eighth of its size,
-    which its format supports.
+    A JPEG of more pixels than that (50 million for None) is decoded at a half, a quarter or an
+    eighth of its size, which its format supports.
 
     Raises:
         ValueError: the range of its numbers is unknown, or it has too many pixels.
