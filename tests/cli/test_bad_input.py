@@ -255,9 +255,9 @@ def test_evaluate_and_predict(distsgd: Run, tmp_path: Path) -> None:
     assert_refused(distsgd("evaluate", "nowhere"), 1, "no run", "runs list")
     assert_refused(distsgd("evaluate", "latest"), 1, "no runs yet")
     assert distsgd(*TRAIN, "--run-dir", "run").returncode == 0
-    assert_refused(distsgd("predict", "run", "missing.png"), 2, "missing.png")
+    assert_refused(distsgd("predict", "run", "missing.png", "--strict"), 2, "missing.png")
     (tmp_path / "text.png").write_text("not an image")
-    assert_refused(distsgd("predict", "run", "text.png"), 2, "text.png")
+    assert_refused(distsgd("predict", "run", "text.png", "--strict"), 2, "text.png")
     assert_refused(distsgd("evaluate", "run", "--split", "all"), 2, "--split")
     (checkpoint,) = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]
     content = bytearray(checkpoint.read_bytes())
@@ -307,7 +307,7 @@ def test_what_the_machine_lacks(
     error: Exception, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert isinstance(resource_error(error), ResourceError)
-    assert _report(error) == 1
+    assert _report(error, []) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert word in line
@@ -329,7 +329,7 @@ def test_an_error_of_the_system_is_said_as_far_as_it_is_known(
     error: OSError, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """None is said to be of a file that was written, if it may be anything."""
-    assert _report(error) == 1
+    assert _report(error, []) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(f"^error: .*{says}", line) and "cannot write a file" not in line
 
@@ -354,7 +354,7 @@ def test_a_compiled_module_that_is_cut_short(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EOFError) as caught:
         importlib.import_module("cut")
-    assert _report(caught.value) == 1
+    assert _report(caught.value, []) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: a compiled module") and "__pycache__" in line
 
