@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Self
@@ -9,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -19,12 +22,17 @@ from distsgd.core.arrays import Floats
 from distsgd.core.model import LOSSES, make_architecture, softmax_probabilities
 from distsgd.data.arrays import ArrayDataset, ArraySplit, written
 from distsgd.sklearn.recipe import CHOSEN, settings_for
+from distsgd.sklearn.recorded import fit_as_run
 from distsgd.sklearn.standardising import Standardiser
 from distsgd.training.in_memory import Epoch, fit
 
 __all__ = ["MinibatchSGDClassifier"]
 
 Weights = Floats
+
+_FALLING = 0.05
+"""A larger share by which the loss falls in the last quarter of the epochs is worth a warning. With
+default arguments it is at most 0.04 on the tables of the manual."""
 
 
 def _gives_probabilities(estimator: MinibatchSGDClassifier) -> bool:
@@ -67,6 +75,8 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             `numpy.random.RandomState`, or None for the global one of numpy.
         workers: processes that train, with the same result; 0 trains in this one, and so do as
             few rows as a minibatch.
+        run_dir: a new folder for a run of each `fit`, which `distsgd.load`, `audit` and `replay`
+            take; its rows are stored in the cache, as float32. None keeps no run.
 
     Attributes:
         classes_: the classes, sorted.
@@ -79,6 +89,7 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         loss_curve_: mean loss of each epoch, with the penalty.
         validation_loss_curve_: mean loss of the rows set aside after each epoch; None without.
         best_epoch_: the epoch whose weights were kept; None without rows set aside.
+        run_dir_: the run folder; None without.
         n_features_in_: columns.
         feature_names_in_: their names, if they all have one that is text.
     """
@@ -101,6 +112,7 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         n_iter_no_change: int = 20,
         random_state: int | np.random.RandomState | None = 0,
         workers: int = 0,
+        run_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.loss = loss
         self.hidden = hidden
@@ -117,6 +129,7 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
         self.workers = workers
+        self.run_dir = run_dir
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from the beginning.
@@ -125,7 +138,12 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             X: shape (rows, features): an array or a table of finite numbers.
             y: shape (rows,): the class of each row, numbers or text.
             sample_weight: shape (rows,), not negative; None if all rows count alike.
+
+        Warns:
+            ConvergenceWarning: the loss was still falling in the last epochs.
         """
+        if self.run_dir is not None and self.early_stopping:
+            raise ValueError("run_dir does not go with early_stopping: set one of the two to None")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), order="C")
         self.classes_, numbers = _classes_of(y)
         if len(self.classes_) < 2:
@@ -133,6 +151,9 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         weights = self._weights(sample_weight, X, numbers)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._fit(*_used(X, numbers, weights), seed)
+        best = self.best_epoch_
+        if best is None or self.n_iter_ - best < self.n_iter_no_change:  # not stopped early
+            self._warn_of_falling_loss()
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -147,6 +168,8 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             classes: all classes that will come; for the first call.
             sample_weight: as for `fit`.
         """
+        if self.run_dir is not None:
+            raise ValueError("run_dir is for fit alone: partial_fit needs run_dir=None")
         first = not hasattr(self, "classes_")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), order="C", reset=first)
         if first:
@@ -271,6 +294,7 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.loss_curve_: list[float] = []
         self.validation_loss_curve_: list[float] | None = None
         self.best_epoch_: int | None = None
+        self.run_dir_: str | None = None
 
     def _fit(
         self, X: Floats, numbers: NDArray[np.intp], weights: Weights | None, seed: int
@@ -293,8 +317,25 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self._train(standardiser, rows, numbers, weights, settings, seed, None, watch)
 
     def _dtype(self, X: Floats) -> str:
-        """Of standardised rows: exact to rounding where every update uses all rows."""
-        return "float64" if len(X) <= self.batch_size else "float32"
+        """Of standardised rows: exact to rounding where every update uses all rows.
+
+        Shards, from which a run can be audited later, hold float32.
+        """
+        exact = len(X) <= self.batch_size and self.run_dir is None
+        return "float64" if exact else "float32"
+
+    def _warn_of_falling_loss(self) -> None:
+        """Warn if the loss fell by more than a small share in the last quarter of the epochs."""
+        curve = self.loss_curve_
+        before = curve[-1 - max(1, len(curve) // 4)] if len(curve) > 1 else curve[-1]
+        if before - curve[-1] > _FALLING * abs(before):
+            warnings.warn(
+                f"the loss was still falling after {len(curve)} epochs, from {before:.3g} to "
+                f"{curve[-1]:.3g} in the last quarter of them: give more epochs, or a larger "
+                "learning_rate",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
 
     def _train(
         self,
@@ -324,6 +365,14 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             self.loss_curve_.append(epoch.loss)
             return watch is not None and watch.look(epoch, architecture.split(epoch.weights))
 
+        if self.run_dir is not None:
+            run = fit_as_run(
+                config, self.run_dir, split, tuple(map(str, self.classes_.tolist())),
+                standardiser, getattr(self, "feature_names_in_", ()),
+            )  # fmt: skip
+            self.run_dir_, self.loss_curve_ = run.run_dir, run.losses
+            self._keep(standardiser, architecture.split_kept(run.weights), run.epochs, run.updates)
+            return
         flat = None
         if start is not None:
             flat = architecture.pad(np.concatenate([part.reshape(-1) for part in start]))
@@ -333,11 +382,17 @@ class MinibatchSGDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         best = found.weights
         if watch is not None:
             best, self.best_epoch_ = watch.best, watch.best_epoch
-        self.n_iter_ += found.epochs
-        self.t_ += found.updates
         kept = architecture.split_kept(architecture.unpad(best))
+        self._keep(standardiser, kept, found.epochs, found.updates)
+
+    def _keep(
+        self, standardiser: Standardiser, layers: list[Floats], epochs: int, updates: int
+    ) -> None:
+        """Keep what was learned."""
+        self.n_iter_ += epochs
+        self.t_ += updates
         self._standardiser = standardiser
-        self._layers: list[Floats] = [part.astype(np.float64) for part in kept]
+        self._layers: list[Floats] = [part.astype(np.float64) for part in layers]
         self._publish()
 
     def _publish(self) -> None:

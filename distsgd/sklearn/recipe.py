@@ -11,6 +11,9 @@ from distsgd.core.model import hidden_units
 
 __all__ = ["CHOSEN", "settings_for"]
 
+# `distsgd.config.recipes` is for rows without weights in minibatches of up to 256. Here a row of
+# weight 2 must train as two rows do, and up to 256 rows make one update, so penalty and learning
+# rate follow from the weights, and settings for updates with all rows are needed.
 
 CHOSEN = (
     "loss", "batch_size", "epochs", "learning_rate", "optimizer", "momentum", "schedule",

@@ -11,6 +11,9 @@ from distsgd.core.arrays import Floats
 
 __all__ = ["Standardiser"]
 
+# `distsgd.data.standardising` clips far values and knows no weights. An estimator's `coef_` must be
+# linear in rows as they are given, a weight of 2 must count as two rows, and `partial_fit` merges.
+
 _ROWS = 2048
 """Rows at once: they stay in the cache of the processor from the first pass to the second."""
 

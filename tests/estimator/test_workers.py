@@ -15,6 +15,9 @@ from support import PATIENCE
 from distsgd.data.arrays import ArrayDataset, ArraySplit, written
 from distsgd.sklearn import MinibatchSGDClassifier
 
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+"""Few epochs are enough for most tests."""
+
 
 @pytest.fixture(autouse=True)
 def fits(tmp_path, monkeypatch):

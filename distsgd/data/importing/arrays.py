@@ -7,6 +7,8 @@ be resumed, audited and measured later, as on any imported dataset.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Floats, Ints
 from distsgd.core.plan import validation_rows
 from distsgd.data.atomic import installed, locked_dataset
+from distsgd.data.columns import Columns
 from distsgd.data.importing.source import LARGEST, plain_label
 from distsgd.data.manifest import MANIFEST, MOST_CLASSES
 from distsgd.data.shards import DEFAULT_SHARDS, label_dtype, write_dataset
@@ -24,7 +27,10 @@ from distsgd.data.standardising import SAMPLE_ROWS, standardised
 from distsgd.data.text_files import is_printable, normal, some_of
 from distsgd.errors import UsageError
 
-__all__ = ["TEST_SHARE", "store_arrays"]
+__all__ = ["PREFIX", "TEST_SHARE", "store_arrays", "store_rows"]
+
+PREFIX = "arrays-"
+"""Of the names of these datasets."""
 
 TEST_SHARE = 0.2
 """Share of the rows of each class that are for testing, if no others are given."""
@@ -109,13 +115,53 @@ def store_arrays(
     else:
         own = held.values, _known(held.labels, classes).astype(dtype)
         kept = given.values, numbers.astype(dtype)
-    name = f"arrays-{_digest(given, classes, kept, own, factors)}"
-    with locked_dataset(name, lambda _: None) as target:
-        if not (target / MANIFEST).is_file():
-            with installed(target) as beside:
-                beside.chmod(0o700)  # rows of the user's own, which nobody asked to share
-                _write(beside, name, given, classes, kept, own, factors)
+    name = f"{PREFIX}{_digest(given, classes, kept, own, factors)}"
+    with _stored(name) as beside:
+        if beside is not None:
+            _write(beside, name, given, classes, kept, own, factors)
     return name
+
+
+def store_rows(
+    rows: Floats, labels: Ints, classes: tuple[str, ...], columns: Columns, weights: Floats | None
+) -> str:
+    """Store standardised rows as a dataset, unless that has been done; returns its name.
+
+    The rows are also those to test on: a dataset must have some.
+
+    Args:
+        rows: shape (rows, features), float32.
+        labels: shape (rows,), the number of each row's class.
+        classes: names of the classes.
+        columns: how the rows were made.
+        weights: of the rows, float32; None if all count alike.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    split = np.ascontiguousarray(rows), labels.astype(label_dtype(len(classes)))
+    given = _Given(*split, split[0].shape[1:], columns.names)
+    name = f"{PREFIX}{_digest(given, (*classes, repr(columns)), split, split, weights)}"
+    with _stored(name) as beside:
+        if beside is not None:
+            shards = min(len(labels), max(DEFAULT_SHARDS, split[0].nbytes // _SHARD_BYTES + 1))
+            write_dataset(
+                beside, name=name, shape=given.shape, classes=classes, train=split, test=split,
+                shards=shards, columns=columns, weights=weights,
+            )  # fmt: skip
+    return name
+
+
+@contextmanager
+def _stored(name: str) -> Iterator[Path | None]:
+    """A folder to write the dataset into; None if it is there already."""
+    with locked_dataset(name, lambda _: None) as target:
+        if (target / MANIFEST).is_file():
+            yield None
+            return
+        with installed(target) as beside:
+            beside.chmod(0o700)  # rows of the user's own, which nobody asked to share
+            yield beside
 
 
 def _write(
