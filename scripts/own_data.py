@@ -5,7 +5,8 @@
 Prints a table of test accuracies, means over the splits: our linear classifier beside a
 LogisticRegression, and mlp:50 beside an MLPClassifier with as many hidden units, both on scaled
 features. Tables go through CSV files and `distsgd data import`, images through Parquet. FOLDER has
-the four files of MNIST (train-images-idx3-ubyte and so on); without it that row is left out.
+the four files of MNIST or Fashion-MNIST (train-images-idx3-ubyte and so on); without it that row is
+left out.
 It needs scikit-learn, and takes about ten minutes on two cores.
 """
 
