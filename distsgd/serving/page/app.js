@@ -38,15 +38,23 @@ export function made(name, text = "", attributes = {}) {
   return element;
 }
 
+/** Control characters, and marks that turn the direction of writing, are escaped. */
+export function visible(text) {
+  return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Cs}]|(?![\u200c\u200d])\p{Cf}/gu, (one) => {
+    const code = one.codePointAt(0).toString(16);
+    return code.length < 3 ? `\\x${code.padStart(2, "0")}` : `\\u${code.padStart(4, "0")}`;
+  });
+}
+
 export function about(model) {
-  return `${model.model}, update ${model.version}, sha256 ${model.weights_sha256.slice(0, 12)}`;
+  return `${visible(model.model)}, update ${model.version}, sha256 ${model.weights_sha256.slice(0, 12)}`;
 }
 
 function result(title, prediction, answer, picture) {
   const item = made("li");
   if (picture) item.append(picture);
   const part = made("div");
-  part.append(made("h2", prediction.label), made("p", `${title}; ${about(answer)}`, { class: "note" }));
+  part.append(made("h2", prediction.label), made("p", `${visible(title)}; ${about(answer)}`, { class: "note" }));
   const table = made("table");
   prediction.classes.forEach((name, place) => {
     const share = prediction.probabilities[place];
@@ -127,7 +135,7 @@ async function start() {
   $("model").textContent = about(model);
   $("images").hidden = model.shape.length !== 3;
   if (model.shape.length !== 3 && model.width <= 200) {
-    fields(model);
+    if (!$("fields").children.length) fields(model);
     $("columns").hidden = false;
   } else if (model.shape.length !== 3) {
     $("problem").textContent = `A row has ${model.width} values: see the interface for how to send them.`;
@@ -135,7 +143,11 @@ async function start() {
 }
 
 if ($("drop")) {
-  $("file").addEventListener("change", () => classify([...$("file").files]));
+  $("file").addEventListener("change", () => {
+    const files = [...$("file").files];
+    $("file").value = ""; // so that the same file can be chosen again
+    classify(files);
+  });
   for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
     document.addEventListener(name, (event) => {
       event.preventDefault();

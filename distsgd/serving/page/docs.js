@@ -1,4 +1,4 @@
-import { about, ask, made } from "/page/app.js";
+import { about, ask, made, visible } from "/page/app.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -24,7 +24,7 @@ function shown(schema, schemas) {
 async function start() {
   const [model, api] = await Promise.all([ask("/model"), ask("/openapi.json")]);
   $("model").textContent = about(model);
-  $("title").textContent = api.info.title;
+  $("title").textContent = visible(api.info.title);
   $("about").textContent = api.info.description;
   $("examples").textContent = examples(model);
   for (const [path, methods] of Object.entries(api.paths)) {

@@ -40,6 +40,7 @@ class Chromium:
         assert CHROMIUM is not None
         self.complaints: list[str] = []
         self._numbers = itertools.count(1)
+        self._chooser = 0
         self._process = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
              "--hide-scrollbars", "--remote-debugging-port=0", "--no-first-run",
@@ -99,6 +100,8 @@ class Chromium:
             self.complaints.append(details.get("exception", {}).get("description", str(details)))
         elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning"):
             self.complaints.append(str([one.get("value") for one in about["args"]]))
+        elif method == "Page.fileChooserOpened":
+            self._chooser = about["backendNodeId"]
         elif method == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
             self.complaints.append(about["entry"]["text"] + " " + about["entry"].get("url", ""))
 
@@ -141,6 +144,22 @@ class Chromium:
             "Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {})
         )
         self.send("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def drop(self, *files: Path) -> None:
+        """Drag files over the middle of the window, and let go."""
+        place = {"x": self.run("innerWidth / 2"), "y": self.run("innerHeight / 2")}
+        held = {"items": [], "files": [*map(str, files)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, data=held, **place)
+
+    def choose(self, *files: Path) -> None:
+        """Press Enter at the input of files that has the focus, and choose in the window that
+        opens; it must open."""
+        self._chooser = 0
+        self.send("Page.setInterceptFileChooserDialog", enabled=True)
+        self.press("Enter")
+        wait_for(lambda: self.run("1") and self._chooser)
+        self.send("DOM.setFileInputFiles", files=[*map(str, files)], backendNodeId=self._chooser)
 
     def shoot(self, path: Path, *, whole: bool = True) -> None:
         found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
