@@ -49,7 +49,7 @@ def audit(
         ("updates", count(found.updates)),
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
-        ("epochs", f"{found.epochs} complete" + ("" if found.complete else ", and part of one")),
+        ("epochs", f"{found.epochs} complete" + (", and part of one" if found.partial else "")),
         ("oldest gradient", f"{found.largest_staleness} updates"),
         ("checkpoints", f"{count(found.checkpoints)} agree with the journal"),
         ("head", found.head),

@@ -210,6 +210,7 @@ def show_(
     print_pairs([
         ("run", str(found.path)),
         ("status", status),
+        *([("ended", report["reason"])] if report.get("reason") else []),
         *_result(report),
         *_best_pair(_best(best, epochs)),
         ("checkpoints", _checkpoints(saved, epochs)),

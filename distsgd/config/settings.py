@@ -126,6 +126,11 @@ class TrainConfig:
         _OPTIMISATION, flag=True, least=1, most=_MANY, resumable=True,
         aliases="epoch max_epochs n_epochs num_epochs",
     )  # fmt: skip
+    patience: int = setting(
+        0, "Epochs without a better validation loss after which the run ends; 0: all epochs.",
+        _OPTIMISATION, flag=True, least=0, most=_MANY, unit="epochs",
+        aliases="early_stopping early_stopping_patience early_stopping_rounds n_iter_no_change",
+    )  # fmt: skip
     learning_rate: float | None = setting(
         None, "Largest learning rate of the schedule.", _OPTIMISATION, flag=True, above=0,
         most=1e300, usual="depends on model, loss, optimizer and data",
@@ -394,6 +399,11 @@ class TrainConfig:
             )
 
     def _check_data(self) -> None:
+        if self.patience and not self.validation:
+            raise UsageError(
+                f"{self.given('patience')} needs rows held out, whose loss it waits for",
+                f"Give {self.spelling.given('validation', 0.1)} too",
+            )
         if self.shuffle == "shard" and self.sampling != "shuffle":
             raise UsageError(
                 f"{self.given('shuffle')} does not go with {self.given('sampling')}",

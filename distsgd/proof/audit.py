@@ -32,6 +32,7 @@ class Audit:
         begins_after: the update after which the journal begins, if the setting `journal` had
             earlier lines dropped; a checkpoint stands for those. Else 0.
         complete: whether every example of every epoch was applied (else the run was cut short).
+        partial: whether it was cut short within an epoch.
         epochs: epochs of which every example was applied exactly once.
         examples: examples applied.
         largest_staleness: of any contribution, in updates.
@@ -48,6 +49,7 @@ class Audit:
     updates: int
     begins_after: int
     complete: bool
+    partial: bool
     epochs: int
     examples: int
     largest_staleness: int
@@ -108,13 +110,15 @@ def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
                         use(step, number)
     if head is not None:
         find_head(view.journal, head)
-    whole_early = sum(n == plan.examples for n in ledger.open_examples(plan).values())
+    begun = ledger.open_examples(plan).values()
+    whole_early = sum(n == plan.examples for n in begun)
     return Audit(
         run_dir=str(opened.folder.path),
         running=view.running,
         updates=ledger.version,
         begins_after=before,
         complete=check.complete,
+        partial=whole_early < len(begun),
         epochs=ledger.whole // plan.steps_per_epoch + whole_early,
         examples=ledger.examples(plan),
         largest_staleness=check.updates.largest_age,

@@ -56,6 +56,7 @@ class History:
         folder: its folder.
         state: one of `STATES`.
         error: what ended it, if it was an error.
+        reason: why it has fewer epochs than were asked for, if it was stopped early.
         settings: all settings.
         chosen: those that differ from the recipe.
         command: the command line that started it; None if it was not started by one.
@@ -90,6 +91,7 @@ class History:
     folder: str
     state: str
     error: str | None = None
+    reason: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     command: list[str] | None = None
@@ -187,6 +189,7 @@ class HistoryReader:
             folder=str(self._run.path),
             state=state if state in STATES else "crashed",
             error=None if report.get("problem") is None else str(report["problem"]),
+            reason=_text(report.get("reason")),
             settings=settings,
             chosen=chosen_settings(settings, filled_settings(config)),
             command=_texts(config.get("command")),

@@ -171,7 +171,7 @@ class RunView:
 
     Attributes:
         running: whether it was training then.
-        finished: whether it had finished.
+        finished: whether it had finished all its epochs.
         head: digest of the last line of the journal according to its report; None without one,
             or if the report may be from an earlier session.
         checkpoints: versions of the checkpoints, oldest first. The journal reaches as far as the
@@ -212,7 +212,7 @@ def _view(run: OpenedRun) -> RunView:
         ended = status != "running" and folder.report() == report
         return RunView(
             running=status == "running",
-            finished=status == "finished" and ended,
+            finished=status == "finished" and ended and not report.get("reason"),
             head=report.get("journal_head") if ended else None,
             checkpoints=known,
             journal=journal,

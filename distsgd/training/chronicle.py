@@ -47,7 +47,7 @@ class Chronicle:
         self._step, self._seconds = step, seconds
 
     def session(
-        self, origin: Origin, step: int, workers: int, planned: int, *, resumed: bool
+        self, origin: Origin, step: int, workers: int, planned: int, epochs: int, *, resumed: bool
     ) -> None:
         """A session starts.
 
@@ -56,13 +56,14 @@ class Chronicle:
             step: updates before it.
             workers: its number of workers.
             planned: updates of the whole run.
+            epochs: likewise.
             resumed: whether the run had been started before.
         """
         self._step = step
         self._write({
             "kind": "session", "step": step, "seconds": self._seconds,
             "started": round(time.time(), 3), "resumed": resumed, "workers": workers,
-            "planned": planned, "command": list(origin.command or ()) or None,
+            "planned": planned, "epochs": epochs, "command": list(origin.command or ()) or None,
             "git": origin.git, "host": origin.host,
         })  # fmt: skip
 

@@ -34,6 +34,7 @@ from distsgd.runs import (
     write_checkpoint,
     write_residuals,
 )
+from distsgd.runs.metrics import epoch_rows
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.chronicle import Chronicle
 from distsgd.training.logbook import Logbook, Start
@@ -298,6 +299,12 @@ class Keeper:
             if config.journal == "keep":
                 found.discard(0)  # where a replay begins
         return found - usable
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The best epoch by the rows held out, from 1; None without any."""
+        rows = epoch_rows(self._metrics.path)
+        return next((row["epoch"] for row in rows if row["version"] == self._best[2]), None)
 
     @property
     def head(self) -> str:

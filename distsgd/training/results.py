@@ -121,6 +121,8 @@ class TrainResult:
             what was not compared; None if it is off.
         validation_loss: of the final W over the rows held out; None without any.
         validation_accuracy: likewise.
+        reason: why a finished run has fewer epochs than were asked for: it was stopped early; None
+            if it has all of them.
     """
 
     run_dir: str
@@ -162,6 +164,7 @@ class TrainResult:
     startup_stages: dict[str, float] = field(default_factory=dict)
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    reason: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.chaos, dict):  # as it is read from a file
@@ -220,6 +223,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "float": _is_number,
     "float | None": lambda value: value is None or _is_number(value),
     "str": _is_text,
+    "str | None": lambda value: value is None or _is_text(value),
     "dict[str, int]": _is_table(_is_whole),
     "dict[str, float]": _is_table(_is_number),
     "dict[str, object] | None": lambda value: value is None or isinstance(value, dict),

@@ -24,12 +24,14 @@ from distsgd.engine.events import (
     Saved,
     Statistics,
     Updated,
+    UpdateSampled,
 )
 from distsgd.engine.job import Snapshot
 from distsgd.errors import DivergedError, ProcessLost, RunError, RuntimeFailure, StorageError
 from distsgd.runs import Model, add_kernel, weights_sha256
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.runs.origin import Origin
+from distsgd.training.early_stopping import Patience, patience_of
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
 from distsgd.training.keeper import Keeper
@@ -47,6 +49,9 @@ __all__ = ["Session", "Task"]
 
 _MOST_LOSSES = 3
 """Servers that may die one after the other without an update between."""
+
+_OF_UPDATES = (Updated, UpdateSampled, Progress, EpochEnded, Saved)
+"""Events of updates, which do not count after the epoch that ends a run early."""
 
 _MEASURING_SECONDS = 1.0
 """For how long epochs that have ended are still measured once a stop has been asked for."""
@@ -100,6 +105,10 @@ class Session:
         self._last_seconds = 0.0  # of steps, by the last generation of processes
         self._losses = 0
         self._stopped: float | None = None  # when a stop was first seen
+        self._patience = Patience(0)
+        self._early: Ended | None = None  # the end, once patience has run out
+        self._reason: str | None = None
+        self._seen = 0  # examples used so far
 
     def run(self, stages: Stages) -> TrainResult:
         """Train to the end, or until asked to stop.
@@ -114,13 +123,18 @@ class Session:
             if self._task.resumes:
                 self._keeper.resumed(self._config)
             self._begin()
+            metrics, version = self._run.path / "metrics.jsonl", self._start.version
+            self._patience = patience_of(self._config.patience, metrics, version)
             context = Context(self._task.run, self._start.version, self._keeper.try_to_save)
             for hook in self._hooks:
                 self._job = hook.prepare(self._job, context)
                 stack.callback(hook.close)
             self._keeper.start(self._start)
             self._reporter.started(self._config, self._run.path, self._job.plan.total_steps)
-            if self._processes.in_one_process(self._job, self._start):
+            if self._patience.exhausted:  # it was killed between its last update and its end
+                seen = _examples(self._start)
+                self._end_early(Ended(self._start, self._seconds, seen, True, Statistics()))
+            elif self._processes.in_one_process(self._job, self._start):
                 stages.end()
             else:
                 stages.enter("ray")
@@ -141,16 +155,21 @@ class Session:
         chronicle, workers = self._keeper.chronicle, self._config.workers
         chronicle.at(version, self._seconds)
         planned = self._job.updates
-        chronicle.session(task.origin, version, workers, planned, resumed=task.resumes)
+        epochs, resumes = self._config.epochs, task.resumes
+        chronicle.session(task.origin, version, workers, planned, epochs, resumed=resumes)
 
     def _until_the_end(self) -> Ended:
         """Follow the events; after the death of a server, restart from where the journal ends."""
         start, version = self._start, -1
-        while True:
-            events = self._processes.events(self._job, start, self._stop, self._process_faults)
+        while self._early is None:
+            events = self._processes.events(
+                self._job, start, self._should_stop, self._process_faults
+            )
             try:
                 return self._follow(events, _examples(start))
             except (ProcessLost, NeedsRestart) as error:
+                if self._early is not None:
+                    break
                 kind = "scaled" if isinstance(error, NeedsRestart) else "death"
                 self._keeper.chronicle.happened(kind, error.problem)
                 if isinstance(error, NeedsRestart):
@@ -171,6 +190,19 @@ class Session:
                 raise RuntimeFailure(error.problem, hint) from error
             finally:
                 events.close()  # type: ignore[attr-defined]
+        return self._ended(self._early)
+
+    def _should_stop(self) -> bool:
+        return self._early is not None or self._stop()
+
+    def _end_early(self, ended: Ended) -> None:
+        """Let the run end here, although epochs are left.
+
+        The processes may make some more updates before they stop. These do not count: so a run has
+        the same end with any fleet.
+        """
+        self._early, self._reason = ended, self._patience.reason(self._keeper.best_epoch)
+        self._reporter.notice(self._reason)
 
     def _process_faults(self) -> ChaosKills | None:
         return next(filter(None, (hook.process_faults() for hook in self._hooks)), None)
@@ -210,6 +242,8 @@ class Session:
         before, chronicle = self._seconds, self._keeper.chronicle
         chronicle.processes_started()
         for event in events:
+            if self._early is not None and isinstance(event, _OF_UPDATES):
+                continue
             if isinstance(event, Connected):
                 self._channel = "+".join(sorted(set(event.channels)))
                 self._stages.end()
@@ -243,6 +277,9 @@ class Session:
                 chronicle.happened("saved", f"checkpoint of update {event.snapshot.version}")
             elif isinstance(event, Ended):
                 self._last_seconds = event.seconds
+                if self._early is not None:
+                    statistics, tracks = event.statistics, event.tracks
+                    return self._ended(replace(self._early, statistics=statistics, tracks=tracks))
                 return self._ended(
                     replace(
                         event, seconds=before + event.seconds,
@@ -254,6 +291,7 @@ class Session:
         raise RunError("training ended without its last event", "This is a bug; please report it")
 
     def _progress(self, event: Progress) -> None:
+        self._seen = event.examples_seen
         self._keeper.progress(event)
         self._reporter.progress(event)
 
@@ -271,6 +309,8 @@ class Session:
             raise DivergedError(found.step, found.loss, found.learning_rate, remedy, bound)
         self._keeper.save(event.snapshot)
         self._keeper.ended(event)
+        if self._reason is not None:
+            self._keeper.chronicle.happened("stopped", self._reason)
         return event
 
     def _out_of_time(self) -> bool:
@@ -297,6 +337,11 @@ class Session:
         )
         self._keeper.epoch(row, event.snapshot.version, test)
         self._reporter.epoch(row)
+        if held_out is not None:
+            self._patience.add(row.epoch, held_out.loss)
+        if self._patience.exhausted and row.epoch < self._config.epochs:
+            given = event.snapshot, event.seconds, self._seen
+            self._end_early(Ended(*given, True, Statistics()))
 
     def _measure(
         self,
@@ -358,6 +403,7 @@ class Session:
             examples_per_second=self._rate(ended.examples_seen, ended.seconds),
             weights_sha256=weights_sha256(model.weights),
             journal_head=self._keeper.head,
+            reason=self._reason,
             **_validation(held_out),
             **{name: value for hook in self._hooks for name, value in hook.result(ended).items()},
         )

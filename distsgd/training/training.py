@@ -67,6 +67,7 @@ def train(
     dtype: str | None = None,
     arithmetic: str | None = None,
     epochs: int | None = None,
+    patience: int | None = None,
     learning_rate: float | None = None,
     optimizer: str | None = None,
     momentum: float | None = None,

@@ -179,6 +179,12 @@ def tune_plan(
             f"{base.given('validation')} leaves no rows to choose by",
             f"Give a share of the training rows, such as {spelling().given('validation', 0.1)}",
         )
+    if base.patience:
+        raise UsageError(
+            f"{base.given('patience')} does not go with a search, whose trials are compared after "
+            "as many epochs",
+            f"Give {spelling().given('method', 'halving')}, which drops the worst early",
+        )
     axes = axes or [one for one in default_space(base) if one.name not in given]
     if not axes:
         raise UsageError(

@@ -45,17 +45,18 @@ export function headed(run) {
     (run.user_tags || []).map((tag) => el("span", { class: "key" }, "#" + tag)))];
   const problem = run.error || run.problem;
   if (problem) parts.push(el("p", { class: "problem" }, problem));
+  if (run.reason) parts.push(el("p", {}, run.reason));
   if (!run.epochs || !run.epochs.test_accuracy) return parts;
   if (run.state === "running" && run.updates_planned) {
     parts.push(el("progress", { max: run.updates_planned, value: run.updates, "aria-label": "updates" }));
   }
-  const best = run.epochs.test_accuracy.reduce((most, one) => (one !== null && (most === null || one > most) ? one : most), null);
+  const best = (run.epochs.validation_accuracy || []).reduce((most, one) => (one !== null && (most === null || one > most) ? one : most), null);
   const left = run.state === "running" && run.updates ? (run.updates_planned - run.updates) * run.seconds / run.updates : null;
   parts.push(facts([
     ["updates", `${number(run.updates)}${run.updates_planned ? " of " + number(run.updates_planned) : ""}`],
     ["epochs ended", number(last(run.epochs.epoch) ?? 0)],
     ["test accuracy", percent(last(run.epochs.test_accuracy))],
-    ["best", percent(best)],
+    ["best validation accuracy", best === null ? null : percent(best)],
     ["test loss", number(last(run.epochs.test_loss))],
     ["steps took", duration(run.seconds)],
     ["left", left === null ? null : "about " + duration(left)],
