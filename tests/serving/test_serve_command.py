@@ -7,10 +7,12 @@ import os
 import resource
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from support import PATIENCE, Run, command_line
 import distsgd
 from distsgd.data.dataset import Dataset
 from distsgd.errors import RunError, UsageError
+from distsgd.runs.checkpoint import checkpoint_path
 from distsgd.serving.limits import Limits
 from distsgd.serving.listener import listen, serve_token_file
 from distsgd.serving.live_model import LiveModel
@@ -82,6 +85,44 @@ def test_it_answers_on_a_full_disk_and_ends_in_order(run: Path, sample: Dataset)
             assert content["weights_sha256"] == about["weights_sha256"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
+
+
+def test_a_reload_on_a_full_disk_under_load_fails_no_request(run: Path, sample: Dataset) -> None:
+    pixels = np.array(next(sample.test.batches())[0][:1])
+    live = distsgd.load(run)
+    first, last = live.checkpoints[-2:]
+    expected = {
+        version: sorted(live.predictor(version).probabilities(pixels)[0].tolist(), reverse=True)
+        for version in (first, last)
+    }
+    assert expected[first] != expected[last]
+    newest = checkpoint_path(run / "checkpoints", last)
+    newest.rename(away := run / "later")
+    path = serve_token_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("secret\n")
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with (
+        serving(run, preexec_fn=nothing_can_be_written, env=environment) as (_, about),
+        ThreadPoolExecutor(4) as clients,
+    ):
+        seen: list[int] = []
+        give_up = time.monotonic() + PATIENCE
+
+        def ask_again_and_again() -> None:
+            while seen.count(last) < 40:
+                content = ask(about, png(pixels[0]))  # raises for any answer but 200
+                version = content["version"]
+                assert content["predictions"][0]["probabilities"] == expected[version]
+                seen.append(version)
+                if seen.count(first) >= 40:
+                    with suppress(FileNotFoundError):
+                        away.rename(newest)
+                assert time.monotonic() < give_up
+
+        for asking in [clients.submit(ask_again_and_again) for _ in range(4)]:
+            asking.result()
+    assert set(seen) == {first, last}
 
 
 @pytest.mark.ray
