@@ -1,4 +1,4 @@
-"""``distsgd data``: fetch, import, list, info, verify."""
+"""``distsgd data``: fetch, import, list, clean, info, verify."""
 
 from __future__ import annotations
 
@@ -205,28 +205,65 @@ def _repair(dataset: str, source: str, json: bool) -> None:
 
 @app.command("list")
 def list_all(json: JsonFlag = False) -> None:
-    """List the datasets on this machine.
+    """List the datasets on this machine, and how to remove those of arrays.
 
     Example: distsgd data list
     """
     from distsgd.data.find import find_dataset
-    from distsgd.data.locations import RESERVED, imported_datasets
+    from distsgd.data.locations import RESERVED, arrays_among, imported_datasets
     from distsgd.data.manifest import read_manifest
 
-    rows = []
+    rows: list[tuple[str, int, int, int, int]] = []
+    sizes: dict[str, int] = {}
     for name in (*RESERVED, *imported_datasets()):
         with suppress(DatasetError, StorageError):
             manifest = read_manifest(find_dataset(name))
             rows.append((name, manifest.rows("train"), manifest.rows("test"),
                          len(manifest.classes), manifest.features))  # fmt: skip
+            sizes[name] = sum(shard.size for shard in manifest.train + manifest.test)
     if json:
         names = ("name", "train", "test", "classes", "features")
-        print_json({"datasets": [dict(zip(names, row, strict=True)) for row in rows]})
-    else:
-        print_table(
-            ("dataset", "training", "test", "classes", "features"),
-            [(name, *map(count, numbers)) for name, *numbers in rows],
+        datasets = [{**dict(zip(names, row, strict=True)), "bytes": sizes[row[0]]} for row in rows]
+        print_json({"datasets": datasets})
+        return
+    print_table(
+        ("dataset", "training", "test", "classes", "features", "MB"),
+        [(name, *map(count, numbers), f"{sizes[name] / 1e6:.1f}") for name, *numbers in rows],
+    )
+    if arrays := arrays_among(sizes):
+        say(
+            f"{len(arrays)} of arrays, {sum(sizes[name] for name in arrays) / 1e6:.1f} MB; remove "
+            "those that no run has been trained on: `distsgd data clean`"
         )
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Remove the datasets made of arrays (arrays-...) that no run of `runs list` was trained on.
+
+    Example: distsgd data clean --yes
+    """
+    from distsgd.cli.output import confirmed
+    from distsgd.data.atomic import remove_dataset
+    from distsgd.data.locations import arrays_among, imported_datasets
+    from distsgd.runs.folder import list_runs
+
+    used = {run.settings().dataset for run in list_runs()}
+    found = [name for name in arrays_among(imported_datasets()) if name not in used]
+    if found and not yes:
+        say(*found)
+        if not confirmed(f"Remove {len(found)} dataset{'s' * (len(found) != 1)} for good?"):
+            say("nothing was removed")
+            raise typer.Exit(1)
+    for name in found:
+        remove_dataset(name)
+    if json:
+        print_json({"removed": found})
+    else:
+        show(*(f"removed {name}" for name in found or ["nothing"]))
 
 
 @app.command()

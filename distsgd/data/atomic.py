@@ -18,7 +18,15 @@ from distsgd.data.locations import dataset_folder
 from distsgd.data.lock_file import LockFile
 from distsgd.errors import system_error
 
-__all__ = ["Progress", "Say", "installed", "locked_dataset", "replace_file", "sync_file"]
+__all__ = [
+    "Progress",
+    "Say",
+    "installed",
+    "locked_dataset",
+    "remove_dataset",
+    "replace_file",
+    "sync_file",
+]
 
 Say = Callable[[str], None]
 """Receives a line about each stage of some work."""
@@ -94,6 +102,18 @@ def locked_dataset(name: str, say: Say) -> Iterator[Path]:
             lock.release()
     except OSError as error:
         raise system_error(error, target.parent) from None
+
+
+def remove_dataset(name: str) -> None:
+    """Remove a dataset of the cache: it is renamed first, so that it is whole or gone.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with locked_dataset(name, lambda _: None) as target:
+        if target.exists():
+            target.rename(target.with_name(f".{name}{_BESIDE}old-{os.getpid()}"))
+        _sweep(target)
 
 
 @contextmanager

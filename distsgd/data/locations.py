@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import platformdirs
 from distsgd.errors import StorageError, UsageError
 
 __all__ = [
+    "ARRAYS",
     "REMOTE_SOURCE",
     "RESERVED",
     "RUN_NAME",
     "SAMPLE",
+    "arrays_among",
     "cache_folder",
     "dataset_folder",
     "expanded",
@@ -25,6 +28,9 @@ __all__ = [
     "is_remote_copy",
     "repair_hint",
 ]
+
+ARRAYS = "arrays-"
+"""Prefix of the names of datasets made of arrays."""
 
 RESERVED = ("cifar10", "sample")
 """Names of the built-in datasets, which no imported one may have."""
@@ -96,6 +102,11 @@ def imported_datasets() -> list[str]:
         return []
     names = (path.parent.name for path in found)
     return sorted(name for name in names if name not in RESERVED and not name.startswith("."))
+
+
+def arrays_among(names: Iterable[str]) -> list[str]:
+    """The names of datasets made of arrays, which a checksum follows."""
+    return [name for name in names if re.fullmatch(f"{ARRAYS}[0-9a-f]{{12}}", name)]
 
 
 def is_remote_copy(folder: Path) -> bool:

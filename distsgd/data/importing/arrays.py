@@ -21,16 +21,14 @@ from distsgd.core.plan import validation_rows
 from distsgd.data.atomic import installed, locked_dataset
 from distsgd.data.columns import Columns
 from distsgd.data.importing.source import LARGEST, plain_label
+from distsgd.data.locations import ARRAYS
 from distsgd.data.manifest import MANIFEST, MOST_CLASSES
 from distsgd.data.shards import DEFAULT_SHARDS, label_dtype, write_dataset
 from distsgd.data.standardising import SAMPLE_ROWS, standardised
 from distsgd.data.text_files import is_printable, normal, some_of
 from distsgd.errors import UsageError
 
-__all__ = ["PREFIX", "TEST_SHARE", "store_arrays", "store_rows"]
-
-PREFIX = "arrays-"
-"""Of the names of these datasets."""
+__all__ = ["TEST_SHARE", "store_arrays", "store_rows"]
 
 TEST_SHARE = 0.2
 """Share of the rows of each class that are for testing, if no others are given."""
@@ -115,7 +113,7 @@ def store_arrays(
     else:
         own = held.values, _known(held.labels, classes).astype(dtype)
         kept = given.values, numbers.astype(dtype)
-    name = f"{PREFIX}{_digest(given, classes, kept, own, factors)}"
+    name = f"{ARRAYS}{_digest(given, classes, kept, own, factors)}"
     with _stored(name) as beside:
         if beside is not None:
             _write(beside, name, given, classes, kept, own, factors)
@@ -141,7 +139,7 @@ def store_rows(
     """
     split = np.ascontiguousarray(rows), labels.astype(label_dtype(len(classes)))
     given = _Given(*split, split[0].shape[1:], columns.names)
-    name = f"{PREFIX}{_digest(given, (*classes, repr(columns)), split, split, weights)}"
+    name = f"{ARRAYS}{_digest(given, (*classes, repr(columns)), split, split, weights)}"
     with _stored(name) as beside:
         if beside is not None:
             shards = min(len(labels), max(DEFAULT_SHARDS, split[0].nbytes // _SHARD_BYTES + 1))
