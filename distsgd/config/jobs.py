@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from distsgd.config.class_weights import factors_of
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.model import EXACT, SMALL_PRODUCTS
@@ -57,6 +58,8 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
     preprocessing = dataset.preprocessing(config.pixel_scale)
     if config.arithmetic == EXACT:
         preprocessing = replace(preprocessing, mean=np.rint(preprocessing.mean))
+    exact = config.arithmetic == EXACT
+    factors = factors_of(config.class_weight, dataset, held_out, largest=exact)
     return Job(
         folder=str(dataset.folder.resolve()),
         classes=len(dataset.manifest.classes),
@@ -85,7 +88,9 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
         team=config.channel in ("auto", "team"),
         arithmetic=config.arithmetic,
         products=products,
-        mean_weight=dataset.manifest.mean_weight or 1.0,
+        mean_weight=factors.mean,
+        class_factors=factors.classes,
+        largest_factor=factors.largest,
         cache=(
             "shards"
             if dataset.streamed

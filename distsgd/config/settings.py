@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, TypeVar
 
+from distsgd.config.class_weights import NONE, class_weights, text_of
 from distsgd.config.recipes import BASE_BATCH, recipe_for
 from distsgd.config.table import described, one_of, setting, settings_of
 from distsgd.core.model import ARITHMETICS, EXACT, LINEAR, LOSSES, MOST_HIDDEN, hidden_units
@@ -76,6 +78,12 @@ class TrainConfig:
         "minibatch, and measured after each epoch.", _DATA, flag=True, least=0, most=0.5,
         allowed="a share of the training rows from 0 to 0.5, such as 0.1",
         aliases="val val_split validation_split validation_fraction val_fraction",
+    )  # fmt: skip
+    class_weight: str = setting(
+        NONE, "Factors of the losses of classes, such as cat=2,dog=0.5; balanced: all classes "
+        "count alike, however few rows they have.", _DATA, flag=True, check=class_weights,
+        allowed="none, balanced, or CLASS=FACTOR,... with factors from 0 to 1e+30, such as "
+        "cat=2,dog=0.5", aliases="class_weights classweight weighting",
     )  # fmt: skip
     pixel_scale: float = setting(
         64.0, "Divisor of centred pixels; if it is not given, about their standard deviation.",
@@ -242,6 +250,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_spelling", spelling())  # no field: it is not kept with the run
+        if isinstance(self.class_weight, Mapping):  # from Python
+            object.__setattr__(self, "class_weight", text_of(self.class_weight))
         for name, known in SETTINGS.items():
             value = getattr(self, name)
             if value is None and known.default is None:

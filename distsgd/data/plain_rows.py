@@ -53,6 +53,10 @@ class PlainRows:
         pixels = np.array([shard[0][row] for shard, row, _ in found], dtype=np.float64)
         return pixels, np.array([shard[1][row] for shard, row, _ in found], dtype=np.intp)
 
+    def labels(self) -> NDArray[np.intp]:
+        """The labels of all training examples."""
+        return np.concatenate([labels for _, labels in self._shards]).astype(np.intp)
+
     def weights(self, indices: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """The weights of some examples, shape (rows,); None if they have none."""
         if not self._weights:

@@ -111,6 +111,9 @@ class Job:
         arithmetic: "float" or "exact"; exact W is float64.
         products: how slots are multiplied, see `SMALL_PRODUCTS`; the whole fleet does the same.
         mean_weight: of the examples of the dataset, which their weights are divided by.
+        class_factors: of each class: with the weight of its row, the factor of an example; empty
+            if the classes count alike.
+        largest_factor: of an example, which exact arithmetic must know; None without factors.
     """
 
     folder: str
@@ -145,6 +148,8 @@ class Job:
     arithmetic: str = "float"
     products: str = SMALL_PRODUCTS
     mean_weight: float = 1.0
+    class_factors: tuple[float, ...] = ()
+    largest_factor: float | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -231,7 +236,7 @@ class Job:
         plan = self.plan
         return KernelSettings(
             self.loss, self.preprocessing, plan.slot_size, self.dtype, plan.batch_size,
-            self.products,
+            self.products, self.largest_factor,
         )  # fmt: skip
 
     def codec(self) -> Codec | None:

@@ -43,10 +43,14 @@ def labels_of(
     job: Job, split: Split, indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.integer[Any]], Floats | None]:
     """The labels of training examples, and their factors unless all count alike."""
-    weights, factors = split.weights_of(indices), None
-    if weights is not None:
+    labels, weights = split.labels_of(indices), split.weights_of(indices)
+    factors: Floats | None = None
+    if job.class_factors:
+        own = np.array(job.class_factors)[labels]
+        factors = (own if weights is None else own * weights).astype(job.dtype, copy=False)
+    elif weights is not None:
         factors = (weights / job.mean_weight).astype(job.dtype, copy=False)
-    return split.labels_of(indices), factors
+    return labels, factors
 
 
 class _NotNeeded(Exception):

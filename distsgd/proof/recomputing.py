@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distsgd.config.class_weights import BALANCED, NONE, class_weights
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
@@ -100,6 +102,7 @@ class Recomputer:
             )
         self._scale = config.pixel_scale if dataset.manifest.pixel_sums else 1.0
         self._mean_weight = dataset.manifest.mean_weight or 1.0
+        self._per_class = self._class_factors(dataset.manifest.classes)
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def kept(self, flat: Floats) -> Array:
@@ -153,9 +156,27 @@ class Recomputer:
         scale, loss = self._scale, self._config.loss
         given = pixels, labels, self._mean, scale, loss, self.unit * doubt
         factors = self._rows.weights(indices)
-        if factors is not None:
+        if self._per_class is not None:
+            factors = self._per_class[labels] * (1.0 if factors is None else factors)
+        elif factors is not None:
             factors = factors / self._mean_weight
         return recompute(self.layers(weights), *given, factors)
+
+    def _class_factors(self, classes: Sequence[str]) -> Array | None:
+        """What the weights of rows are multiplied by, from the setting and the labels."""
+        text = self._config.class_weight
+        if text == NONE:
+            return None
+        every = np.arange(self._plan.examples + len(self._plan.held_out))
+        trained = np.setdiff1d(every, self._plan.held_out)
+        labels, weights = self._rows.labels()[trained], self._rows.weights(trained)
+        chosen = class_weights(text)
+        per_class = np.array([chosen.get(name, 1.0) for name in classes])
+        if text == BALANCED:
+            per_class = np.array([1 / max(1, np.sum(labels == one)) for one in range(len(classes))])
+        products = per_class[labels] * (1.0 if weights is None else weights)
+        found: Array = per_class / products.mean()
+        return found
 
     def _replica(self, worker: int, lease: Lease, start: Array) -> tuple[Sum, list[Part]]:
         """examples * (W as read - W after plain SGD on its share of each minibatch)."""

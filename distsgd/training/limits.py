@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.config.class_weights import factors_of
+from distsgd.config.jobs import held_out_rows
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import trained_rows
 from distsgd.core.arrays import Floats, padded_columns
@@ -292,13 +294,16 @@ def check_cache(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def check_exact(config: TrainConfig, features: int, classes: int) -> None:
+def check_exact(
+    config: TrainConfig, features: int, classes: int, factor: float | None = None
+) -> None:
     """See that every sum of an exact training fits a float64; see `distsgd.core.model.grids`.
 
     Args:
         config: the settings.
         features: pixels of an example.
         classes: number of classes.
+        factor: the largest of an example; None if all count alike.
 
     Raises:
         UsageError: one does not; says which, and by how much.
@@ -307,7 +312,7 @@ def check_exact(config: TrainConfig, features: int, classes: int) -> None:
     hidden = hidden_units(config.model)
     grids = Grids(
         classes=classes, hidden=hidden, examples=config.batch_size, loss=config.loss,
-        scale=config.pixel_scale,
+        scale=config.pixel_scale, factor=factor,
     )  # fmt: skip
     scales = [config.init_scale]
     if hidden:
@@ -385,8 +390,12 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
             f"Import it again with 256 steps, {config.spelling.given('values', PIXELS)}, or give "
             f"{config.spelling.given('arithmetic', ARITHMETICS[0])}",
         )
-    if config.arithmetic == EXACT:
-        check_exact(config, features, classes)
+    exact = config.arithmetic == EXACT
+    factors = factors_of(
+        config.class_weight, dataset, held_out_rows(config, dataset), largest=exact
+    )
+    if exact:
+        check_exact(config, features, classes, factors.largest)
     parameters = make_architecture(config.model, features, classes).parameters
     most = max(4, parameters // _LEAST_RANGE)
     if config.servers > most:

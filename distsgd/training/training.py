@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def train(
     shuffle: str | None = None,
     shuffle_window: int | None = None,
     validation: float | None = None,
+    class_weight: str | Mapping[Any, float] | None = None,
     pixel_scale: float | None = None,
     cache: str | None = None,
     cache_budget: int | None = None,

@@ -89,13 +89,17 @@ def test_stacked_products_are_used_where_their_bits_are_those_of_single_ones(sam
         assert np.array_equal(state.weights, alone(configs[number], sample)[0][-1][2])
 
 
-def test_float_rows_with_weights_have_the_bits_too():
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
+def test_float_rows_with_weights_have_the_bits_too(class_weight):
     random = np.random.default_rng(3)
     rows = random.standard_normal((300, 40)).astype(np.float32)
     labels = (rows[:, 0] > 0).astype(np.uint8)
     split = ArraySplit(rows, labels, random.uniform(0.5, 2, 300))
     dataset = ArrayDataset(split, ("no", "yes"))
-    configs = [on_sample(epochs=2, learning_rate=rate) for rate in (0.1, 0.01, 0.001)]
+    configs = [
+        on_sample(epochs=2, learning_rate=rate, class_weight=class_weight)
+        for rate in (0.1, 0.01, 0.001)
+    ]
     training = StackedTraining(configs, dataset)
     losses = [[one.train_loss for one in epoch] for epoch in training]
     for number, config in enumerate(configs):
