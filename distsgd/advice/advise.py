@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from distsgd.advice.machine import Machine, load_machine, save_machine
 from distsgd.advice.measuring import Effort, measure_machine
 from distsgd.advice.prediction import Predictor, Setting
+from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.server.consistency import POLICIES
+from distsgd.data.dataset import open_dataset
+from distsgd.engine.blas import best_products
 from distsgd.errors import DivergedError, RuntimeFailure, UsageError
 from distsgd.simulation.fleet import Fleet
 from distsgd.simulation.probe import Measuring
@@ -25,6 +29,11 @@ _SAME = 0.05
 """Differences of less than this share are none: the simpler setting is recommended."""
 
 _EXAMPLES, _BUSY = 2000, 0.4
+_LATENCY, _BANDWIDTH = 0.0002, 1.25e9
+"""Of a link that was neither measured nor said."""
+
+_EVERY = 4
+"""Up to so many machines are compared one by one, more by doubling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,7 @@ class Question:
 
     Attributes:
         workers: the most that may be used; None for one a core of all machines.
-        machines: of the measured kind that there are.
+        machines: of the measured kind that there are; None for those that were measured.
         batch_sizes: that may be used; None for that of the settings, and with a target also for a
             quarter and four times of it.
         policies: such as "bsp" and "ssp:3".
@@ -45,7 +54,7 @@ class Question:
     """
 
     workers: int | None = None
-    machines: int = 1
+    machines: int | None = None
     batch_sizes: tuple[int, ...] | None = None
     policies: tuple[str, ...] = ("bsp", "ssp", "asp", "local")
     compress: tuple[str, ...] = ("none",)
@@ -124,8 +133,10 @@ _ANYTHING, _USUAL = Question(), Effort()
 
 def settings_of(machine: Machine, question: Question) -> list[Setting]:
     """All settings that are compared."""
-    most = question.workers or machine.cores * question.machines
-    counts = sorted({0, 1, *(2**n for n in range(1, most.bit_length()) if 2**n < most), most})
+    of = question.machines or max(1, len(machine.node_cores))
+    numbers = sorted({*range(1, min(of, _EVERY) + 1), *_doubled(of)})
+    most = question.workers or sum(machine.cores_of(node) for node in range(of))
+    counts = sorted({0, *_doubled(most)})
     policies = [
         (own["consistency"], next((v for k, v in own.items() if k != "consistency"), None))
         for _, own in policy_settings(list(question.policies))
@@ -135,7 +146,7 @@ def settings_of(machine: Machine, question: Question) -> list[Setting]:
         min(batch, machine.examples) for batch in question.batch_sizes or ()
     ):
         for workers in counts:
-            for machines in sorted({1, question.machines}):
+            for machines in numbers:
                 if machines > max(1, workers) or (machines == 1 and _too_many(machine, workers)):
                     continue
                 for name, parameter in policies if workers > 1 else policies[:1]:
@@ -148,6 +159,11 @@ def settings_of(machine: Machine, question: Question) -> list[Setting]:
                             )
                         )  # fmt: skip
     return found
+
+
+def _doubled(most: int) -> set[int]:
+    """1, 2, 4 and so on, and the last one."""
+    return {*(2**n for n in range(most.bit_length()) if 2**n < most), most}
 
 
 def _too_many(machine: Machine, workers: int) -> bool:
@@ -329,7 +345,8 @@ def advise(
     effort: Effort = _USUAL,
     machine_file: Path | None = None,
     save_to: Path | None = None,
-    link: tuple[float, float] | None = None,
+    latency: float | None = None,
+    bandwidth: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Advice:
     """Measure this machine, predict, and recommend.
@@ -340,7 +357,8 @@ def advise(
         effort: how long to measure.
         machine_file: measurements to use instead.
         save_to: where to write the measurements.
-        link: between machines: seconds of a message, bytes a second.
+        latency: seconds of a message between machines; None for what was measured, or 0.2 ms.
+        bandwidth: bytes a second between machines; None for what was measured, or 10 Gbit/s.
         tell: called with messages about progress.
 
     Raises:
@@ -348,16 +366,10 @@ def advise(
         RuntimeFailure: nothing could be measured.
     """
     if machine_file is not None:
-        machine = load_machine(machine_file)
-        if (machine.model, machine.loss) != (config.model, config.loss):
-            raise UsageError(
-                f"{machine_file} was measured with {machine.model} and {machine.loss}",
-                f"Give {spelled('model')} {machine.model}, or measure again",
-            )
+        machine = _checked(load_machine(machine_file), machine_file, config)
     else:
         machine = measure_machine(config, effort, tell)
-    if link is not None:
-        machine = replace(machine, latency=link[0], bandwidth=link[1])
+    machine = _linked(machine, question, latency, bandwidth)
     if save_to is not None:
         save_machine(machine, save_to)
     if question.batch_sizes is None:
@@ -367,6 +379,40 @@ def advise(
     updates = _Updates(config, question, tell) if question.has_target else None
     choices = predictions(machine, question, config.epochs, updates)
     return recommend(machine, question, choices, config.epochs)
+
+
+def _checked(machine: Machine, path: Path, config: TrainConfig) -> Machine:
+    """The measurements of a file, if they are of this data, model and loss."""
+    dataset = open_dataset(config.dataset)
+    wanted = config.model, config.loss, config.slot_size
+    if (machine.model, machine.loss, machine.slot_size) != wanted:
+        raise UsageError(
+            f"{path} was measured with {machine.model}, {machine.loss} and slots of "
+            f"{machine.slot_size}",
+            f"Give {spelled('model')} {machine.model}, or measure again",
+        )
+    parameters = make_job(config, dataset, best_products()).parameters
+    if (machine.examples, machine.parameters) != (len(dataset.train), parameters):
+        name = machine.dataset or "another dataset"
+        raise UsageError(
+            f"{path} was measured with {name}: {machine.examples:,} examples and "
+            f"{machine.parameters:,} weights, not {len(dataset.train):,} and {parameters:,}",
+            f"Give the {spelled('dataset')} of the measurements, or measure again",
+        )
+    return machine
+
+
+def _linked(
+    machine: Machine, question: Question, latency: float | None, bandwidth: float | None
+) -> Machine:
+    """With the link that is asked about, if there are several machines."""
+    if max(question.machines or 1, len(machine.node_cores)) > 1:
+        if latency is None:
+            latency = machine.latency or _LATENCY
+        if bandwidth is None:
+            bandwidth = machine.bandwidth if math.isfinite(machine.bandwidth) else _BANDWIDTH
+        machine = replace(machine, latency=latency, bandwidth=bandwidth)
+    return machine
 
 
 class _Updates:

@@ -71,6 +71,9 @@ class Machine:
         bandwidth: bytes a second between machines.
         rounds: of each trial.
         others: cores that other programs kept busy when it was measured.
+        node_cores: processors of each node of a cluster of which this machine is the slowest;
+            empty for a machine alone.
+        dataset: name or path of what was trained on; empty if it is not known.
     """
 
     cores: int
@@ -89,6 +92,12 @@ class Machine:
     bandwidth: float = math.inf
     rounds: int = 2
     others: float = 0.0
+    node_cores: tuple[int, ...] = ()
+    dataset: str = ""
+
+    def cores_of(self, node: int) -> int:
+        """Processors of a node; those of this machine for more nodes than were measured."""
+        return self.node_cores[node] if node < len(self.node_cores) else self.cores
 
     def points(self, begin: str) -> list[tuple[float, float]]:
         """(examples of a minibatch, seconds) of the trials whose names begin so, in order."""
@@ -133,6 +142,7 @@ def load_machine(path: Path) -> Machine:
             name: Trial(float(one["value"]), float(one["spread"]), dict(one["details"]))
             for name, one in content["trials"].items()
         }
+        content["node_cores"] = tuple(map(int, content.get("node_cores", ())))
         known = {one.name for one in fields(Machine)}
         machine = Machine(**{name: value for name, value in content.items() if name in known})
         if machine.cores < 1 or not all(0 < one.value < 1e12 for one in machine.trials.values()):

@@ -165,6 +165,7 @@ def measure_machine(
         start_seconds=start,
         rounds=effort.rounds,
         others=others,
+        dataset=config.dataset,
     )
 
 

@@ -7,7 +7,7 @@ virtual clock whose times come from trials; see `distsgd.advice.virtual_fleet`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -243,7 +243,7 @@ class Predictor:
             slot_size=self.machine.slot_size, epochs=1,
         )  # fmt: skip
         costs = Costs(
-            cores=self.machine.cores,
+            cores=[self.machine.cores_of(node) for node in range(setting.machines)],
             push=path.push,
             update=path.update,
             crowd=self.crowd,
@@ -289,14 +289,13 @@ class Predictor:
         if count == 1:
             away = path.away + machine.latency
             return [Member(alone, 0, slow[n], away) for n in range(setting.workers)]
-        each = [last - first for first, last in shares(setting.workers, count)]
+        each = self._spread(setting)
         remote = setting.workers - each[0]
         if setting.policy.divides and setting.compress == "none":
-            remote = count - 1
-            teams = [size for size in each if size]
+            remote = len(each) - 1
             return [
-                Member(self._team_of_node(size), n, slow[n], self._far(setting, path, n, remote))
-                for n, size in enumerate(teams)
+                Member(self._team_of_node(n, size), n, slow[n], self._far(setting, path, n, remote))
+                for n, size in enumerate(each)
             ]
         found: list[Member] = []
         for n, size in enumerate(each):
@@ -304,8 +303,17 @@ class Predictor:
             found += [Member(alone, n, slow[len(found) + i], away) for i in range(size)]
         return found
 
-    def _team_of_node(self, size: int):  # type: ignore[no-untyped-def]
-        return lambda examples: self._meeting(size, examples / size, examples)
+    def _spread(self, setting: Setting) -> list[int]:
+        """Workers of each node, as Ray spreads them: in turns, while a node has processors free."""
+        each, cores = [0] * setting.machines, self.machine.cores_of
+        for _ in range(setting.workers):
+            each[min(range(len(each)), key=lambda n: (each[n] >= cores(n), each[n]))] += 1
+        return [count for count in each if count]
+
+    def _team_of_node(self, node: int, size: int) -> Callable[[int], float]:
+        """Seconds of a lease that the workers of a node share."""
+        there = Predictor(replace(self.machine, cores=self.machine.cores_of(node)))
+        return lambda examples: there._meeting(size, examples / size, examples)
 
     def _far(self, setting: Setting, path: _Path, machine: int, remote: int) -> float:
         """Seconds of a message, one way, to another machine: all share the server's link."""

@@ -49,13 +49,13 @@ class Costs:
     """What else takes time.
 
     Attributes:
-        cores: of each machine.
+        cores: of each machine, or of all machines one by one.
         push: seconds of a core for the server to take a push.
         update: seconds of a core to apply an update.
         crowd: how many times longer a core takes while another of its machine computes.
     """
 
-    cores: int
+    cores: int | Sequence[int]
     push: float
     update: float
     crowd: float = 1.0
@@ -90,7 +90,8 @@ class _Clock:
     def __init__(self, machines: int, costs: Costs) -> None:
         self.now = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._machines = [_Cores(costs.cores, costs.crowd) for _ in range(machines)]
+        each = [costs.cores] * machines if isinstance(costs.cores, int) else costs.cores
+        self._machines = [_Cores(cores, costs.crowd) for cores in each]
         self._asked = 0
 
     def after(self, seconds: float, then: Callable[[], None]) -> None:

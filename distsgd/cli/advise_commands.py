@@ -97,7 +97,7 @@ def advise(
         TrainConfig(dataset=dataset, compress=way)
     advice = find_advice(
         config, question, effort=QUICK if quick else Effort(), machine_file=machine,
-        save_to=save_machine, link=(latency, bandwidth) if machines > 1 else None, tell=say,
+        save_to=save_machine, latency=latency, bandwidth=bandwidth, tell=say,
     )  # fmt: skip
     if json:
         print_json(advice)

@@ -56,7 +56,9 @@ def test_machines_pay_if_their_link_is_quick(latency, best):
 def test_local_steps_bear_a_slow_link():
     cluster = machine(example=1e-4, latency=1e-2, bandwidth=1e10)
     found = advice(cluster, epochs=1000, machines=4, policies=("bsp", "local"))
-    assert (found.best.machines, found.best.policy) == (4, "local:8")
+    assert (found.best.machines, found.best.policy) == (2, "local:8")
+    compared = {(one.machines, one.policy) for one in found.choices if one.workers == 4}
+    assert compared >= {(n, "local:8") for n in (1, 2, 3, 4)}
 
 
 def test_compression_pays_where_the_link_is_narrow():
@@ -129,7 +131,7 @@ def test_other_files_are_refused(tmp_path, text):
 
 def test_advice_from_a_file_about_a_target(tmp_path):
     path = tmp_path / "machine.json"
-    save_machine(machine(examples=1000), path)
+    save_machine(machine(examples=1500), path)
     config = TrainConfig(dataset="sample", epochs=4)
     asked = Question(batch_sizes=(64,), policies=("bsp",), target_loss=2.2)
     found = advise(config, asked, machine_file=path)
@@ -137,3 +139,6 @@ def test_advice_from_a_file_about_a_target(tmp_path):
     assert found.best.workers == 0
     with pytest.raises(UsageError, match="measured with linear"):
         advise(replace(config, model="mlp:8"), machine_file=path)
+    save_machine(machine(examples=1000), path)
+    with pytest.raises(UsageError, match="1,000 examples"):
+        advise(config, asked, machine_file=path)
