@@ -32,7 +32,7 @@ from distsgd.spelling import spelled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from distsgd.core.arrays import Bytes, Ints
+    from distsgd.core.arrays import Ints, Values
 
 __all__ = [
     "NEVER_SEEN",
@@ -375,13 +375,14 @@ def write_sorted_dataset(dataset: Dataset, folder: Path) -> None:
         train=_sorted(dataset.train),
         test=_sorted(dataset.test),
         shards=len(dataset.manifest.train),
+        columns=dataset.manifest.columns,
     )
 
 
-def _sorted(split: Split) -> tuple[Bytes, Ints]:
+def _sorted(split: Split) -> tuple[Values, Ints]:
     order = np.argsort(split.labels, kind="stable")
-    pixels = np.concatenate([part for part, _ in split.batches()])
-    return pixels[order], split.labels[order]
+    rows = np.concatenate([part for part, _ in split.batches()])
+    return rows[order], split.labels[order]
 
 
 def compare_samplings(
