@@ -33,7 +33,7 @@ _LATENCY, _BANDWIDTH = 0.0002, 1.25e9
 """Of a link that was neither measured nor said."""
 
 _EVERY = 4
-"""Up to so many machines are compared one by one, more by doubling."""
+"""Up to this number, machines are compared one by one; beyond it, by doubling."""
 
 
 @dataclass(frozen=True, kw_only=True)

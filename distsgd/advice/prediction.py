@@ -177,7 +177,7 @@ class Predictor:
         return float(min(batch, most * size))
 
     def _crowding(self, busy: int) -> float:
-        """Slowness with so many cores busy, over that with two."""
+        """How much slower a core is while ``busy`` are busy, relative to two busy ones."""
         widest = self._kernel(min(busy, max(self._pair, self._widest)))
         if busy <= self._pair or not widest:
             return 1.0 if busy == self._pair else 1 / self.crowd

@@ -24,9 +24,11 @@ def advise(
     loss: Annotated[str, typer.Option(help="softmax or svm.")] = "softmax",
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
     workers: Annotated[
-        int | None, typer.Option(help="At most so many. [default: one a core]")
+        int | None, typer.Option(help="Most workers to consider. [default: one a core]")
     ] = None,
-    machines: Annotated[int, typer.Option(help="Of this kind: what if there were so many?")] = 1,
+    machines: Annotated[
+        int, typer.Option(help="Number of machines of this kind to predict for.")
+    ] = 1,
     latency: Annotated[float, typer.Option(help="Seconds of a message between machines.")] = 0.0002,
     bandwidth: Annotated[float, typer.Option(help="Bytes a second between machines.")] = 1.25e9,
     batch_sizes: Annotated[
@@ -40,7 +42,7 @@ def advise(
         str, typer.Option(help="Compressions to compare, such as none,fp16,topk:0.01,onebit.")
     ] = "none",
     slow: Annotated[
-        str | None, typer.Option(help="COUNT:FACTOR: so many workers are so much slower.")
+        str | None, typer.Option(help="COUNT:FACTOR: COUNT workers are FACTOR times slower.")
     ] = None,
     target_loss: Annotated[
         float | None, typer.Option(help="Find what reaches this training loss first.")

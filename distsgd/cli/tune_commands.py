@@ -55,7 +55,9 @@ def tune(
     reduction: Annotated[
         int | None,
         in_panel(
-            _SEARCH, "With halving, one of so many goes on. (default: 3)", metavar="whole number"
+            _SEARCH,
+            "With halving, the best 1/N of the trials go on. (default: 3)",
+            metavar="whole number",
         ),
     ] = None,
     final: Annotated[

@@ -31,7 +31,7 @@ from distsgd.errors import DivergedError, ProcessLost, RunError, RuntimeFailure,
 from distsgd.runs import Model, add_kernel, weights_sha256
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.runs.origin import Origin
-from distsgd.training.early_stopping import Patience, patience_of
+from distsgd.training.early_stopping import Patience, patience_of, still_falling
 from distsgd.training.hooks import Context, Hook
 from distsgd.training.interrupts import Stop
 from distsgd.training.keeper import Keeper
@@ -109,6 +109,7 @@ class Session:
         self._early: Ended | None = None  # the end, once patience has run out
         self._reason: str | None = None
         self._seen = 0  # examples used so far
+        self._train_losses: list[float] = []  # of the epochs that this session has ended
 
     def run(self, stages: Stages) -> TrainResult:
         """Train to the end, or until asked to stop.
@@ -143,6 +144,7 @@ class Session:
             ended = self._until_the_end()
             stages.end()  # if it was stopped before
         self._reporter.ended()
+        self._note_loss()
         for hook in self._hooks:
             hook.ended(ended)
         result = self._result(ended)
@@ -337,11 +339,18 @@ class Session:
         )
         self._keeper.epoch(row, event.snapshot.version, test)
         self._reporter.epoch(row)
+        self._train_losses.append(row.train_loss)
         if held_out is not None:
             self._patience.add(row.epoch, held_out.loss)
         if self._patience.exhausted and row.epoch < self._config.epochs:
             given = event.snapshot, event.seconds, self._seen
             self._end_early(Ended(*given, True, Statistics()))
+
+    def _note_loss(self) -> None:
+        """Tell the user if the run has ended while its loss was still falling."""
+        whole = len(self._train_losses) == self._config.epochs and self._early is None
+        if whole and (text := still_falling(self._train_losses)):
+            self._reporter.notice(text)
 
     def _measure(
         self,

@@ -95,7 +95,7 @@ def tune(
             for ranges around the recipe of model and loss.
         method: "random", "grid" or "halving" (successive halving).
         trials: how many settings are tried; None for 16, or all of a grid.
-        reduction: with halving, one of so many goes on.
+        reduction: with halving, the best 1/reduction of the trials go on.
         final: train the best settings on all training rows, and measure the test set.
         study: the folder of the search; None for one that follows from the other arguments.
         resume: a search to go on with, in place of all that says what to try: its folder, its

@@ -55,7 +55,7 @@ class TuneFollower(Reporter):
     """
 
     def began(self, plan: TunePlan, folder: Path, epochs: int) -> None:
-        """The study folder is there; so many epochs of trials were trained before."""
+        """The study folder exists; `epochs` of its trials were trained earlier."""
 
     def epochs(self, records: Sequence[EpochRecord]) -> None:
         """Trials that are trained together have ended an epoch; also for those read again."""

@@ -292,7 +292,7 @@ def rungs_of(method: str, trials: int, epochs: int, reduction: int) -> tuple[Run
     if isinstance(reduction, bool) or not isinstance(reduction, int) or reduction < 2:
         raise UsageError(
             f"{spelling().given('reduction', reduction)} drops nothing",
-            "Give a whole number, 2 or more: one of so many goes on",
+            "Give a whole number, 2 or more: with 3, the best third of the trials go on",
         )
     if method != "halving":
         return (Rung(epochs, trials),)

@@ -10,7 +10,7 @@ from support import Run, on_sample
 
 import distsgd
 from distsgd.errors import UsageError
-from distsgd.training.early_stopping import Patience
+from distsgd.training.early_stopping import Patience, still_falling
 
 REASON = "stopped early: no better validation loss for 2 epochs; best epoch 1"
 
@@ -30,6 +30,28 @@ def test_patience_counts_epochs_without_a_smaller_loss() -> None:
     assert patience.exhausted
     patience.wait_from(4)
     assert not patience.exhausted
+
+
+@pytest.mark.parametrize(
+    ("losses", "falls"),
+    [
+        ((2.0, 1.0, 0.5), "100 %"),
+        ((1.84, 1.74, 1.70, 1.68, 1.66), ""),
+        ((1.0, 0.002, 0.001), ""),  # next to nothing, of what it has fallen
+        ((2.0, 1.0), ""),
+        ((1.0, 1.1, 1.3), ""),
+    ],
+)
+def test_a_loss_that_is_still_falling(losses: tuple[float, ...], falls: str) -> None:
+    assert (falls in still_falling(losses)) if falls else still_falling(losses) == ""
+
+
+def test_too_few_epochs_get_a_notice_and_the_default_none(distsgd_here: Run) -> None:
+    few = distsgd_here("train", "--dataset", "sample", "--workers", "0", "--epochs", "4",
+                       "--model", "mlp:20")  # fmt: skip
+    assert few.returncode == 0 and "still falling, by" in few.stderr
+    usual = distsgd_here("train", "--dataset", "sample", "--workers", "0")
+    assert usual.returncode == 0 and "falling" not in usual.stderr
 
 
 def test_the_run_ends_with_its_epoch_and_all_proofs_hold(distsgd_here: Run, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _SMALL_PRODUCT = 1_000_000
 """Multiplications up to which OpenBLAS multiplies by its kernels for small matrices."""
 
 _LEAST_COLUMNS = 640
-"""From so many columns on, lanes are long enough for quick products."""
+"""Fewest columns for which lanes are long enough for quick products."""
 
 _BLOCK_BYTES = 1 << 20
 """Gradients of a block of columns, which stay in the cache until they are added up."""

@@ -34,7 +34,7 @@ MOST_WORDS = 256
 """Most different words of a column of categories."""
 
 _FEW_WORDS = 20
-"""So many words are categories even if each row has another."""
+"""Up to this number of different words, they are categories even if each row has another."""
 
 _LONGEST = 1000
 """Most characters of the name of a class."""
