@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distsgd.advice.cluster_machine import measure_cluster
 from distsgd.advice.machine import Machine, load_machine, save_machine
 from distsgd.advice.measuring import Effort, measure_machine
 from distsgd.advice.prediction import Predictor, Setting
@@ -347,6 +348,7 @@ def advise(
     save_to: Path | None = None,
     latency: float | None = None,
     bandwidth: float | None = None,
+    address: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Advice:
     """Measure this machine, predict, and recommend.
@@ -359,6 +361,7 @@ def advise(
         save_to: where to write the measurements.
         latency: seconds of a message between machines; None for what was measured, or 0.2 ms.
         bandwidth: bytes a second between machines; None for what was measured, or 10 Gbit/s.
+        address: HOST:PORT of the head of a cluster to measure in place of this machine, or "auto".
         tell: called with messages about progress.
 
     Raises:
@@ -367,6 +370,8 @@ def advise(
     """
     if machine_file is not None:
         machine = _checked(load_machine(machine_file), machine_file, config)
+    elif address is not None:
+        machine = measure_cluster(address, config, effort, tell)
     else:
         machine = measure_machine(config, effort, tell)
     machine = _linked(machine, question, latency, bandwidth)

@@ -26,11 +26,24 @@ def advise(
     workers: Annotated[
         int | None, typer.Option(help="Most workers to consider. [default: one a core]")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Measure the nodes of this cluster: HOST:PORT of its head, or auto."),
+    ] = None,
     machines: Annotated[
-        int, typer.Option(help="Number of machines of this kind to predict for.")
-    ] = 1,
-    latency: Annotated[float, typer.Option(help="Seconds of a message between machines.")] = 0.0002,
-    bandwidth: Annotated[float, typer.Option(help="Bytes a second between machines.")] = 1.25e9,
+        int | None,
+        typer.Option(
+            help="Number of machines of this kind to predict for. [default: those measured]"
+        ),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(help="Seconds of a message between machines. [default: measured, or 0.0002]"),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Bytes a second between machines. [default: measured, or 1.25e9]"),
+    ] = None,
     batch_sizes: Annotated[
         str | None,
         typer.Option(help="Minibatches to compare. [default: 256; with a target 64,256,1024]"),
@@ -59,7 +72,7 @@ def advise(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure this machine for about 20 s, and say what to train with on it.
+    """Measure this machine or cluster for about 20 s, and say what to train with on it.
 
     Example: distsgd advise --dataset sample --target-loss 1.8 --quick
     """
@@ -80,8 +93,10 @@ def advise(
         if value is not None and not 1 <= value <= 1000:
             raise UsageError(f"{name} cannot be {value}", "Give a whole number from 1 to 1,000")
     for name, amount in (("--latency", latency), ("--bandwidth", bandwidth)):
-        if not (amount > 0 and math.isfinite(amount)):
+        if amount is not None and not (amount > 0 and math.isfinite(amount)):
             raise UsageError(f"{name} cannot be {amount}", "Give a number above 0")
+    if address is not None and machine is not None:
+        raise UsageError("--address and --machine are both given", "Give one of them")
     Measuring(target_loss=target_loss, target_accuracy=target_accuracy)
     slowness = fleet_from({"workers": 1000, "slow": slow}).slow if slow else ()
     question = Question(
@@ -99,18 +114,19 @@ def advise(
         TrainConfig(dataset=dataset, compress=way)
     advice = find_advice(
         config, question, effort=QUICK if quick else Effort(), machine_file=machine,
-        save_to=save_machine, latency=latency, bandwidth=bandwidth, tell=say,
+        save_to=save_machine, latency=latency, bandwidth=bandwidth, address=address, tell=say,
     )  # fmt: skip
     if json:
         print_json(advice)
     else:
-        _show(advice, has_target=question.has_target)
+        _show(advice, address, has_target=question.has_target)
 
 
-def _show(advice: Advice, *, has_target: bool) -> None:
+def _show(advice: Advice, address: str | None, *, has_target: bool) -> None:
     """The recommendation, then the table, then what was measured."""
     show(*advice.words)
-    show("", f"  distsgd train {advice.best.flags}", "")
+    where = f" --address {address}" if address is not None and advice.best.workers else ""
+    show("", f"  distsgd train {advice.best.flags}{where}", "")
     rows = [
         (
             f"{one.policy}" if one.workers else "alone",
@@ -139,6 +155,13 @@ def _show(advice: Advice, *, has_target: bool) -> None:
 def _measured(advice: Advice) -> list[tuple[str, str]]:
     machine = advice.machine
     found = [("machine", f"{machine.cores} cores, {machine.name or 'unknown processor'}")]
+    if len(machine.node_cores) > 1:
+        cores = ", ".join(map(str, machine.node_cores))
+        found = [("nodes", f"{len(machine.node_cores)} of {cores} cores"), *found]
+        found[1] = ("slowest", found[1][1])
+    if machine.latency:
+        found.append(("link, one way", f"{machine.latency * 1e3:.3g} ms"))
+        found.append(("link, width", f"{machine.bandwidth / 1e6:,.3g} MB/s"))
     found.append(("BLAS kernel", machine.kernel))
     if "memory" in machine.trials:
         found.append(("memory", f"{machine.trials['memory'].value / 1e9:.1f} GB/s"))
