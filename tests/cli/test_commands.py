@@ -110,9 +110,11 @@ def test_a_config_file_and_a_run_config_repeat_a_run(distsgd: Run, tmp_path: Pat
 
 FLAGS = {
     "Data": ["--dataset", "--batch-size", "--sampling", "--shuffle", "--validation",
-             "--cache", "--cache-size"],
+             "--class-weight", "--cache", "--cache-size"],
     "Model": ["--model", "--loss", "--regularization", "--arithmetic"],
-    "Optimisation": ["--epochs", "--learning-rate", "--optimizer", "--scale-lr", "--seed"],
+    "Optimisation": [
+        "--epochs", "--patience", "--learning-rate", "--optimizer", "--scale-lr", "--seed",
+    ],
     "Fleet": [
         "--workers", "--servers", "--consistency", "--staleness", "--backup", "--local-steps",
         "--compress", "--channel", "--placement", "--address",
