@@ -257,6 +257,8 @@ def _lease_seconds(
     until = perf_counter() + (1 + _WARM_UP) * seconds
     with np.errstate(all="ignore"):
         while (began := perf_counter()) < until or not times:
+            while job.plan.slots(step) < slots:  # the last minibatch of an epoch
+                step += 1
             lease = Lease(step, 0, slots, 0)
             worker.answer(lease, weights)
             worker.get_ready(lease)

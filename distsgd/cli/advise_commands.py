@@ -72,7 +72,7 @@ def advise(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure this machine or cluster for about 20 s, and say what to train with on it.
+    """Measure this machine or cluster for half a minute, and say what to train with on it.
 
     Example: distsgd advise --dataset sample --target-loss 1.8 --quick
     """
