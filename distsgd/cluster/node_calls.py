@@ -51,7 +51,7 @@ class NodeCalls:
             *arguments: of it.
 
         Returns:
-            A function that waits for so many seconds at most, and returns what was returned. It
+            A function of a time limit in seconds, which returns the result of the call. It
             raises DistsgdError if that was raised there, or the node does not answer.
         """
         reference = self._actor.call.remote(function, *arguments)

@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Refusing(asyncio.Protocol):
-    """A connection beyond the limit: it is told so, and closed."""
+    """A connection beyond the limit: it is answered with 503, and closed."""
 
     def __init__(self, most: int) -> None:
         self._most = most

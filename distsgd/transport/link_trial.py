@@ -94,7 +94,7 @@ def link_trial(host: str, port: int, token: bytes, size: int) -> tuple[float, fl
             f"no answer over the link to {host}: {error}",
             "Machines of a cluster have to reach each other at any port",
         ) from None
-    # Whatever is in both is not of the width of the link.
+    # The difference leaves out latency and fixed costs, which both sizes have.
     return small / 2, 2 * size / max(large - small, large / 100)
 
 
