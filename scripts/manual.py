@@ -59,10 +59,11 @@ def learning_rates() -> str:
 
 
 def pages() -> str:
-    return table(
-        ("page", "about"),
-        ((f"[{topic}](distsgd/docs/{topic}.md)", page(topic).about) for topic in TOPICS),
-    )
+    cells = [(f"[{topic}](distsgd/docs/{topic}.md)", page(topic).about) for topic in TOPICS]
+    half = -(-len(cells) // 2)
+    right = [*cells[half:], ("", "")]  # for an odd number of pages
+    rows = ((*one, *other) for one, other in zip(cells[:half], right, strict=False))
+    return table(("page", "about") * 2, rows)
 
 
 PARTS: dict[Path, dict[str, Callable[[], str]]] = {

@@ -23,7 +23,8 @@ __all__ = ["TOPICS", "Page", "add_to", "anchor", "html_page", "page"]
 TOPICS = (
     "quickstart", "concepts", "command-line", "settings", "models", "exact", "python", "runs",
     "watch", "metrics", "data", "estimator", "tune", "serve", "consistency", "faults", "proof",
-    "simulation", "advise", "cluster", "service", "lecture", "benchmarks", "internals", "faq",
+    "fork", "diff", "blame", "simulation", "advise", "cluster", "service", "lecture", "benchmarks",
+    "internals", "faq",
 )  # fmt: skip
 """The pages, in the order in which a reader needs them."""
 

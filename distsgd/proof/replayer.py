@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +29,26 @@ from distsgd.engine.worker import Worker
 from distsgd.errors import JournalError
 from distsgd.runs import Entry, Model, Record, Resumed
 
-__all__ = ["Replayer", "records_of", "start_of"]
+__all__ = ["Replayer", "Step", "records_of", "start_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One update, recomputed. Its arrays are valid until the next one is asked for.
+
+    Attributes:
+        record: its line of the journal.
+        job: the settings that it was made with.
+        before: W before it, flat and padded, shape (parameters,).
+        after: W after it.
+        reads: version -> W, of all versions that its contributions read, and of some others.
+    """
+
+    record: Record
+    job: Job
+    before: Floats
+    after: Floats
+    reads: Mapping[int, Floats]
 
 
 def records_of(entries: Sequence[Entry]) -> list[Record]:
@@ -89,6 +108,37 @@ class Replayer:
         Raises:
             JournalError: names the first line that cannot be recomputed.
         """
+        for _ in self._updates(entries):
+            yield self._updater.version, self._updater.weights
+        yield self._updater.version, self._updater.weights
+
+    def steps(self, entries: Sequence[Entry]) -> Iterator[Step]:
+        """Yield every update after the start, recomputed.
+
+        Args:
+            entries: lines of the journal, from the start on at the latest.
+
+        Raises:
+            JournalError: names the first line that cannot be recomputed.
+        """
+        weights = self._updater.weights
+        before = np.empty_like(weights)
+        step: Step | None = None
+        for record, kept in self._updates(entries):
+            if step is not None:
+                yield step
+            before[...] = weights
+            reads = {**kept, record.version - 1: before}
+            step = Step(record, self._job, before, weights, reads)
+        if step is not None:
+            yield step
+
+    def _updates(self, entries: Sequence[Entry]) -> Iterator[tuple[Record, dict[int, Floats]]]:
+        """Make one update after another, each once its caller has seen W before it.
+
+        Yields:
+            the record of the update that comes next, and the older W that it and others read.
+        """
         records, start = records_of(entries), self._updater.version
         last_read = {
             lease.version: record.version
@@ -109,16 +159,15 @@ class Replayer:
                 continue
             if entry.version != before + 1:
                 raise JournalError(before + 1, f"it makes version {entry.version}")
-            yield before, self._updater.weights
             if last_read.get(before, -1) > before:
                 kept[before] = self._updater.weights.copy()
+            yield entry, kept
             with np.errstate(all="ignore"):
                 self._update(entry, kept)
             for version in [
                 version for version in kept if last_read.get(version, -1) <= entry.version
             ]:
                 del kept[version]
-        yield self._updater.version, self._updater.weights
 
     def snapshot(self) -> Snapshot:
         """The server after the last update, once `versions` is exhausted."""

@@ -286,7 +286,7 @@ def create_run(
         run.write(
             "config.json",
             {
-                "created": now.isoformat(timespec="seconds"),
+                "created": now.isoformat(timespec="milliseconds"),
                 "settings": asdict(config),
                 "dataset": dataset,
                 "versions": versions(),

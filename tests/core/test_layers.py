@@ -14,8 +14,8 @@ PACKAGE = Path(distsgd.__file__).parent
 
 LAYERS = (
     "core", "data", "transport", "engine", "on_ray", "cluster", "config", "runs", "figures",
-    "proof", "training", "simulation", "bench", "tuning", "serving", "advice", "sklearn",
-    "lecture", "watch", "cli",
+    "proof", "training", "forensics", "simulation", "bench", "tuning", "serving", "advice",
+    "sklearn", "lecture", "watch", "cli",
 )  # fmt: skip
 """From the bottom up."""
 
@@ -23,7 +23,16 @@ BOTTOM = ("errors", "spelling", "version")
 """Modules that everyone may import and that import nothing of the package."""
 
 ROOTS = {
-    "distsgd": ("runs", "proof", "training", "simulation", "tuning", "errors", "version"),
+    "distsgd": (
+        "runs",
+        "proof",
+        "training",
+        "forensics",
+        "simulation",
+        "tuning",
+        "errors",
+        "version",
+    ),
     "distsgd.__main__": ("cli",),
 }
 """What the package itself and `python -m distsgd` may import."""

@@ -1,0 +1,183 @@
+"""A run as a history: its state after any update, and the updates between any two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from distsgd.config.settings import TrainConfig
+from distsgd.core.arrays import Floats
+from distsgd.core.server import Ledger
+from distsgd.engine.blas import one_blas_thread
+from distsgd.engine.job import Snapshot
+from distsgd.errors import RunError, UsageError
+from distsgd.proof.replayer import Replayer, Step, records_of, start_of
+from distsgd.runs import Entry, Mark, MarkMissing, Model, Record
+from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_if_kept
+from distsgd.runs.journal_check import JournalCheck, beginning_of
+from distsgd.runs.opened_run import OpenedRun
+
+__all__ = ["Moment", "Timeline"]
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """The state of a run after an update.
+
+    Attributes:
+        version: how many updates there were.
+        weights: W as a checkpoint holds it: shape (classes, features + 1), the last column the
+            bias; of more layers, one vector.
+        snapshot: the server then: flat padded W, state of the optimiser, residuals, position.
+        config: the settings then.
+        ledger: which slots had been applied.
+        mark: the place in the journal.
+    """
+
+    version: int
+    weights: Floats
+    snapshot: Snapshot
+    config: TrainConfig
+    ledger: Ledger
+    mark: Mark
+
+
+class Timeline:
+    """The history of a run.
+
+    States are recomputed from the checkpoint before them.
+
+    Args:
+        run: the run, which may be training.
+    """
+
+    def __init__(self, run: OpenedRun) -> None:
+        self._run = run
+
+    @property
+    def first(self) -> int:
+        """The least update whose state can be had: 0, unless the journal begins later.
+
+        Raises:
+            RunError: no checkpoint can be read.
+        """
+        return self._run.base(self._run.journal().begin).version
+
+    @property
+    def last(self) -> int:
+        """The last update in the journal.
+
+        Raises:
+            RunError: no checkpoint can be read, or the journal is invalid.
+        """
+        start = next(self._starts(None))
+        records = [entry for entry, _ in self._lines(start) if isinstance(entry, Record)]
+        return records[-1].version if records else start.version
+
+    def at(self, version: int) -> Moment:
+        """The state after an update; 0 is the start.
+
+        Raises:
+            UsageError: the run has no such update.
+            RunError: what comes before it has been dropped or damaged.
+        """
+        with one_blas_thread():
+            model, replayer, lines, check = self._replayer(version)
+            for _ in replayer.versions([entry for entry, _ in lines]):
+                pass
+            config, ledger = check.config, check.updates.ledger
+            job = self._run.job(config)
+            position = ledger.position(job.plan, self._run.origin.policy())
+            snapshot = replace(replayer.snapshot(), position=position)
+        mark = lines[-1][1] if lines else beginning_of(self._run, model).mark
+        weights = job.architecture.unpad(snapshot.weights)
+        return Moment(version, weights, snapshot, config, ledger, mark)
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        """The updates from one to another, both included, recomputed one after the other.
+
+        Raises:
+            UsageError, RunError: as `at`.
+        """
+        if first < 1:
+            raise UsageError(f"there is no update {first}", "Updates are counted from 1")
+        with one_blas_thread():
+            _, replayer, lines, _ = self._replayer(last, first - 1)
+            for step in replayer.steps([entry for entry, _ in lines]):
+                if step.record.version >= first:
+                    yield step
+
+    def _replayer(
+        self, version: int, start: int | None = None
+    ) -> tuple[Model, Replayer, list[tuple[Entry, Mark]], JournalCheck]:
+        """What recomputes the updates up to one.
+
+        Args:
+            version: the last of them.
+            start: begin at the latest here; None for ``version``.
+        """
+        if version < 0:
+            raise UsageError(f"there is no update {version}", "Updates are counted from 1")
+        for model in self._starts(version if start is None else start):
+            begin = beginning_of(self._run, model)
+            check = JournalCheck(self._run, begin)
+            try:
+                lines = list(_until(version, model.version, check.follow(
+                    self._run.entries(begin.mark)
+                )))  # fmt: skip
+            except MarkMissing:
+                continue
+            records = records_of([entry for entry, _ in lines])
+            known = records[-1].version if records else model.version
+            if known < version:
+                raise UsageError(
+                    f"{self._run.folder.path} has no update {version}: its last is {known}",
+                    f"Give a number up to {known}",
+                )
+            if any(
+                lease.version < model.version and lease.version not in model.reads
+                for record in records
+                for _, lease in record.contributions
+            ):
+                continue
+            residuals = self._run.residuals(model)
+            replayer = Replayer(
+                begin.config, self._run.dataset, start_of(model, residuals), self._run.products
+            )
+            return model, replayer, lines, check
+        raise RunError(
+            f"{self._run.folder.path} cannot be recomputed up to update {version}: its journal or "
+            "its checkpoints begin later",
+            f"Give a later update, from {self.first} on",
+        )
+
+    def _starts(self, version: int | None) -> Iterator[Model]:
+        """The checkpoints up to a version from which updates can be recomputed, newest first."""
+        folder = self._run.folder.checkpoints
+        for found in reversed(checkpoint_versions(folder)):
+            if version is not None and found > version:
+                continue
+            try:
+                model = read_if_kept(checkpoint_path(folder, found), self._run.origin.model)
+                if model is not None:
+                    self._run.residuals(model)
+                    yield model
+            except RunError:
+                continue
+
+    def _lines(self, model: Model) -> Iterator[tuple[Entry, Mark]]:
+        """The lines of the journal after a checkpoint, checked."""
+        begin = beginning_of(self._run, model)
+        yield from JournalCheck(self._run, begin).follow(self._run.entries(begin.mark))
+
+
+def _until(
+    version: int, start: int, lines: Iterable[tuple[Entry, Mark]]
+) -> Iterator[tuple[Entry, Mark]]:
+    """Lines up to the one of an update."""
+    if start >= version:
+        return
+    for entry, mark in lines:
+        yield entry, mark
+        if isinstance(entry, Record) and entry.version == version:
+            return
