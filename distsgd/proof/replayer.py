@@ -32,6 +32,17 @@ from distsgd.runs import Entry, Model, Record, Resumed
 __all__ = ["Replayer", "Step", "records_of", "start_of"]
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What an update was made of: its job, sum of losses, correct ones, examples, learning rate."""
+
+    job: Job
+    loss: float
+    correct: int
+    examples: int
+    learning_rate: float
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One update, recomputed. Its arrays are valid until the next one is asked for.
@@ -42,6 +53,12 @@ class Step:
         before: W before it, flat and padded, shape (parameters,).
         after: W after it.
         reads: version -> W, of all versions that its contributions read, and of some others.
+        gradient: mean over its examples of dL_i/dW, without the penalty, flat and padded; of local
+            steps the mean of (W before - W after) of the replicas, the pseudo-gradient.
+        loss: mean of L_i over its examples, each at the W that its slot read, without the penalty.
+        correct: how many of them that W classifies as their label.
+        examples: how many there are.
+        learning_rate: that of its step of the plan.
     """
 
     record: Record
@@ -49,6 +66,11 @@ class Step:
     before: Floats
     after: Floats
     reads: Mapping[int, Floats]
+    gradient: Floats
+    loss: float
+    correct: int
+    examples: int
+    learning_rate: float
 
 
 def records_of(entries: Sequence[Entry]) -> list[Record]:
@@ -86,6 +108,8 @@ class Replayer:
         self._worker = Worker(self._job)
         self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
         self._reads = start.reads
+        self._made: _Made | None = None  # of the last update
+        self._gradient: Floats | None = None  # of the last update, once `steps` is asked for
         weights = start.weights.copy()
         optimizer = self._job.update_rule(weights)
         for name, array in start.state.items():
@@ -122,16 +146,33 @@ class Replayer:
             JournalError: names the first line that cannot be recomputed.
         """
         weights = self._updater.weights
-        before = np.empty_like(weights)
-        step: Step | None = None
+        before, self._gradient = np.empty_like(weights), np.empty_like(weights)
+        asked: tuple[Record, dict[int, Floats]] | None = None
         for record, kept in self._updates(entries):
-            if step is not None:
-                yield step
+            if asked is not None:
+                yield self._step(*asked, before)
             before[...] = weights
-            reads = {**kept, record.version - 1: before}
-            step = Step(record, self._job, before, weights, reads)
-        if step is not None:
-            yield step
+            asked = record, {**kept, record.version - 1: before}
+        if asked is not None:
+            yield self._step(*asked, before)
+
+    def _step(self, record: Record, reads: dict[int, Floats], before: Floats) -> Step:
+        """The update that was made last."""
+        made, gradient = self._made, self._gradient
+        assert made is not None
+        assert gradient is not None
+        return Step(
+            record=record,
+            job=made.job,
+            before=before,
+            after=self._updater.weights,
+            reads=reads,
+            gradient=gradient,
+            loss=made.loss / made.examples,
+            correct=made.correct,
+            examples=made.examples,
+            learning_rate=made.learning_rate,
+        )
 
     def _updates(self, entries: Sequence[Entry]) -> Iterator[tuple[Record, dict[int, Floats]]]:
         """Make one update after another, each once its caller has seen W before it.
@@ -194,9 +235,13 @@ class Replayer:
             minibatch.leased[lease.piece] = worker, lease
             if not minibatch.take(worker, push, self._tree):
                 raise JournalError(number, "its contributions do not fit together")
-        _, _, examples = minibatch.loss()
+        loss, correct, examples = minibatch.loss()
+        total = minibatch.gradient()
+        if self._gradient is not None:
+            np.multiply(total, total.dtype.type(1 / examples), out=self._gradient)
         update = self._updater.average if minibatch.replicas else self._updater.apply
-        update(minibatch.gradient(), examples, record.step)
+        rate = update(total, examples, record.step)
+        self._made = _Made(self._job, loss, correct, examples, rate)
 
     def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         if self._job.compress != "none":
