@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from distsgd.config.class_weights import factors_of
 from distsgd.config.settings import TrainConfig
+from distsgd.config.without import left_out_rows
 from distsgd.core.arrays import Floats
 from distsgd.core.model import EXACT, SMALL_PRODUCTS
 from distsgd.core.optim import Schedule
@@ -60,6 +61,9 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
         preprocessing = replace(preprocessing, mean=np.rint(preprocessing.mean))
     exact = config.arithmetic == EXACT
     factors = factors_of(config.class_weight, dataset, held_out, largest=exact)
+    without = left_out_rows(config.without, dataset)
+    if without and exact and factors.largest is None:
+        factors = factors._replace(largest=1.0)
     return Job(
         folder=str(dataset.folder.resolve()),
         classes=len(dataset.manifest.classes),
@@ -91,6 +95,7 @@ def make_job(config: TrainConfig, dataset: Dataset, products: str = SMALL_PRODUC
         mean_weight=factors.mean,
         class_factors=factors.classes,
         largest_factor=factors.largest,
+        without=without,
         cache=(
             "shards"
             if dataset.streamed

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, TypeVar
 
 from distsgd.config.class_weights import NONE, class_weights, text_of
 from distsgd.config.recipes import BASE_BATCH, recipe_for
 from distsgd.config.table import described, one_of, setting, settings_of
+from distsgd.config.without import EVERYTHING, numbers_of, text_of_numbers
 from distsgd.core.model import ARITHMETICS, EXACT, LINEAR, LOSSES, MOST_HIDDEN, hidden_units
 from distsgd.core.optim import OPTIMIZERS, SCHEDULES, make_codec
 from distsgd.core.plan import SAMPLINGS, SHUFFLES
@@ -84,6 +86,12 @@ class TrainConfig:
         "count alike, however few rows they have.", _DATA, flag=True, check=class_weights,
         allowed="none, balanced, or CLASS=FACTOR,... with factors from 0 to 1e+30, such as "
         "cat=2,dog=0.5", aliases="class_weights classweight weighting",
+    )  # fmt: skip
+    without: str = setting(
+        EVERYTHING, "Numbers of training examples, from 0, that do not count, such as 3,17,40-59: "
+        "they stay in their minibatches, with a factor of 0.", _DATA, check=numbers_of,
+        allowed="none, or numbers of training examples, such as 3,17,40-59",
+        aliases="exclude leave_out drop_examples",
     )  # fmt: skip
     pixel_scale: float = setting(
         64.0, "Divisor of centred pixels; if it is not given, about their standard deviation.",
@@ -252,6 +260,9 @@ class TrainConfig:
         object.__setattr__(self, "_spelling", spelling())  # no field: it is not kept with the run
         if isinstance(self.class_weight, Mapping):  # from Python
             object.__setattr__(self, "class_weight", text_of(self.class_weight))
+        if not isinstance(self.without, str):
+            with suppress(TypeError, ValueError):  # refused below
+                object.__setattr__(self, "without", text_of_numbers(self.without))
         for name, known in SETTINGS.items():
             value = getattr(self, name)
             if value is None and known.default is None:

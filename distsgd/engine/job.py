@@ -114,6 +114,7 @@ class Job:
         class_factors: of each class: with the weight of its row, the factor of an example; empty
             if the classes count alike.
         largest_factor: of an example, which exact arithmetic must know; None without factors.
+        without: numbers of the training examples whose factor is 0.
     """
 
     folder: str
@@ -150,6 +151,7 @@ class Job:
     mean_weight: float = 1.0
     class_factors: tuple[float, ...] = ()
     largest_factor: float | None = None
+    without: tuple[int, ...] = ()
 
     @property
     def architecture(self) -> Architecture:

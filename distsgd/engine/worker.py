@@ -50,6 +50,9 @@ def labels_of(
         factors = (own if weights is None else own * weights).astype(job.dtype, copy=False)
     elif weights is not None:
         factors = (weights / job.mean_weight).astype(job.dtype, copy=False)
+    if job.without:
+        counts = ~np.isin(indices, job.without)
+        factors = counts.astype(job.dtype) if factors is None else factors * counts
     return labels, factors
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distsgd.config.class_weights import BALANCED, NONE, class_weights
 from distsgd.config.settings import TrainConfig
+from distsgd.config.without import numbers_of
 from distsgd.core.arrays import Floats
 from distsgd.core.messages import Lease
 from distsgd.core.model import hidden_units
@@ -103,6 +104,7 @@ class Recomputer:
         self._scale = config.pixel_scale if dataset.manifest.pixel_sums else 1.0
         self._mean_weight = dataset.manifest.mean_weight or 1.0
         self._per_class = self._class_factors(dataset.manifest.classes)
+        self._without = frozenset(numbers_of(config.without))
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def kept(self, flat: Floats) -> Array:
@@ -160,6 +162,9 @@ class Recomputer:
             factors = self._per_class[labels] * (1.0 if factors is None else factors)
         elif factors is not None:
             factors = factors / self._mean_weight
+        if self._without:
+            counts = np.array([row not in self._without for row in indices.tolist()], float)
+            factors = counts if factors is None else counts * factors
         return recompute(self.layers(weights), *given, factors)
 
     def _class_factors(self, classes: Sequence[str]) -> Array | None:

@@ -13,6 +13,7 @@ from distsgd.config.class_weights import factors_of
 from distsgd.config.jobs import held_out_rows
 from distsgd.config.settings import TrainConfig
 from distsgd.config.sources import trained_rows
+from distsgd.config.without import left_out_rows
 from distsgd.core.arrays import Floats, padded_columns
 from distsgd.core.messages import Diverged
 from distsgd.core.model import (
@@ -394,8 +395,10 @@ def check_sizes(config: TrainConfig, dataset: Dataset, *, elsewhere: bool = Fals
     factors = factors_of(
         config.class_weight, dataset, held_out_rows(config, dataset), largest=exact
     )
+    left_out = left_out_rows(config.without, dataset)
     if exact:
-        check_exact(config, features, classes, factors.largest)
+        largest = 1.0 if left_out and factors.largest is None else factors.largest
+        check_exact(config, features, classes, largest)
     parameters = make_architecture(config.model, features, classes).parameters
     most = max(4, parameters // _LEAST_RANGE)
     if config.servers > most:

@@ -58,6 +58,7 @@ def train(
     shuffle_window: int | None = None,
     validation: float | None = None,
     class_weight: str | Mapping[Any, float] | None = None,
+    without: str | Sequence[int] | None = None,
     pixel_scale: float | None = None,
     cache: str | None = None,
     cache_budget: int | None = None,

@@ -215,6 +215,7 @@ def test_train_has_every_setting_as_an_argument() -> None:
         words = {one.kind, "None"} | ({"str"} if one.special else set())
         words = words if name != "dataset" else {"Any"}  # a name, a path, or arrays
         words |= {"Mapping[Any, float]"} if name == "class_weight" else set()
+        words |= {"Sequence[int]"} if name == "without" else set()
         assert set(str(parameters[name].annotation).split(" | ")) == words, name
         assert parameters[name].default is None
         assert f"\n        {name}: " in str(train.__doc__)
