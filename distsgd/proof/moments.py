@@ -9,16 +9,21 @@ from distsgd.errors import UsageError
 from distsgd.proof.timeline import Timeline
 from distsgd.runs.journal_check import JournalCheck, beginning_of
 from distsgd.runs.lineage import lineage
-from distsgd.runs.metrics import epoch_rows
+from distsgd.runs.metrics import epoch_rows, read_metrics
 from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["MOMENTS", "end_of_epoch", "update_of"]
 
-MOMENTS = "a number, last, last-N, or epoch:N (the last update of an epoch, from 1)"
+MOMENTS = (
+    "a number, last, last-N, epoch:N (the last update of an epoch, from 1), or a time of training "
+    "such as 90s or 2m"
+)
 """What `update_of` understands."""
 
 _FROM_LAST = re.compile(r"last-(\d{1,15})", re.ASCII)
 _EPOCH = re.compile(r"epoch:(\d{1,15})", re.ASCII)
+_TIME = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _NUMBER = re.compile(r"-?\d{1,15}", re.ASCII)
 
 
@@ -39,6 +44,8 @@ def update_of(run: OpenedRun, named: int | str, timeline: Timeline | None = None
     timeline = Timeline(run) if timeline is None else timeline
     if (match := _EPOCH.fullmatch(text)) is not None:
         return end_of_epoch(run, int(match[1]))
+    if (match := _TIME.fullmatch(text)) is not None:
+        return at_time(run, float(match[1]) * _SECONDS[match[2]])
     if text == "last":
         return timeline.last
     if (match := _FROM_LAST.fullmatch(text)) is not None:
@@ -56,6 +63,25 @@ def update_of(run: OpenedRun, named: int | str, timeline: Timeline | None = None
             f"Give {MOMENTS}",
         )
     return number
+
+
+def at_time(run: OpenedRun, seconds: float) -> int:
+    """The last update that the metrics record within the first seconds of training; else 0.
+
+    Raises:
+        RunError: the metrics are damaged, or the parent of a fork is gone.
+    """
+    found = 0
+    for segment in lineage(run):
+        for record in read_metrics(segment.run.folder.path / "metrics.jsonl"):
+            step = record.get("step", record.get("version"))
+            if record.get("kind") not in ("progress", "epoch", "ended") or step is None:
+                continue
+            if segment.last is not None and step > segment.last:
+                continue
+            if record["seconds"] <= seconds:
+                found = max(found, int(step))
+    return found
 
 
 def end_of_epoch(run: OpenedRun, epoch: int) -> int:

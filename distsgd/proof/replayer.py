@@ -107,7 +107,8 @@ class Replayer:
         self._job = make_job(replace(config, servers=1), dataset, products)
         self._worker = Worker(self._job)
         self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
-        self._reads = start.reads
+        self._kept = dict(start.reads)  # older version -> W, of those that are still read
+        self._later: Sequence[Entry] = ()
         self._made: _Made | None = None  # of the last update
         self._gradient: Floats | None = None  # of the last update, once `steps` is asked for
         weights = start.weights.copy()
@@ -122,6 +123,10 @@ class Replayer:
     def residuals(self) -> Residuals:
         """The residuals that belong to the version that `versions` yielded last."""
         return self._compressed.residuals()
+
+    def keep_for(self, later: Sequence[Entry]) -> None:
+        """Keep what these lines read too, which follow on those that are asked for."""
+        self._later = later
 
     def versions(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Floats]]:
         """Yield every version from the start on with its W, which is valid until the next version.
@@ -183,11 +188,11 @@ class Replayer:
         records, start = records_of(entries), self._updater.version
         last_read = {
             lease.version: record.version
-            for record in records
+            for record in (*records, *records_of(self._later))
             if record.version > start
             for _, lease in record.contributions
         }
-        kept = dict(self._reads)
+        kept = self._kept
         if self._job.compress != "none":
             self._compressed.expect([record for record in records if record.version > start])
         for entry in entries:
@@ -211,11 +216,14 @@ class Replayer:
                 del kept[version]
 
     def snapshot(self) -> Snapshot:
-        """The server after the last update, once `versions` is exhausted."""
+        """The server after the last update that was made, with what later lines read."""
         updater = self._updater
         state = {name: array.copy() for name, array in updater.optimizer.state.items()}
-        residuals = self._compressed.residuals()
-        return Snapshot(updater.version, updater.weights.copy(), state, residuals)
+        reads = {n: array for n, array in self._kept.items() if n < updater.version}
+        return Snapshot(
+            updater.version, updater.weights.copy(), state, self._compressed.residuals(),
+            reads=reads, usable=not self._compressed.early,
+        )  # fmt: skip
 
     def _resumed(self, entry: Resumed) -> None:
         """The schedule may change from here on, and the residuals were redistributed."""
@@ -282,6 +290,11 @@ class _CompressedAnswers:
                 self._expected.setdefault(incarnation, deque()).append((record.version, lease))
         for incarnation, leases in self._expected.items():
             self._expected[incarnation] = deque(sorted(leases, key=lambda entry: entry[1].serial))
+
+    @property
+    def early(self) -> bool:
+        """Whether an answer was computed whose update is still to come."""
+        return bool(self._early)
 
     def resumed(self, worker: Worker, workers: int) -> None:
         """Redistribute the residuals over another number of workers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from distsgd.config.settings import TrainConfig
@@ -15,6 +15,7 @@ from distsgd.proof.replayer import Replayer, Step, records_of, start_of
 from distsgd.runs import Entry, Mark, MarkMissing, Model, Record
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_if_kept
 from distsgd.runs.journal_check import JournalCheck, beginning_of
+from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["Moment", "Timeline"]
@@ -32,6 +33,7 @@ class Moment:
         config: the settings then.
         ledger: which slots had been applied.
         mark: the place in the journal.
+        fleet: the most workers since the run started or resumed.
     """
 
     version: int
@@ -40,10 +42,11 @@ class Moment:
     config: TrainConfig
     ledger: Ledger
     mark: Mark
+    fleet: int = 1
 
 
 class Timeline:
-    """The history of a run.
+    """The history of a run; that of a fork begins with its parent's.
 
     States are recomputed from the checkpoint before them.
 
@@ -53,15 +56,33 @@ class Timeline:
 
     def __init__(self, run: OpenedRun) -> None:
         self._run = run
+        self._parent: Timeline | None = None
 
     @property
     def first(self) -> int:
         """The least update whose state can be had: 0, unless the journal begins later.
 
         Raises:
-            RunError: no checkpoint can be read.
+            RunError: no checkpoint can be read, or the parent of a fork is gone.
         """
-        return self._run.base(self._run.journal().begin).version
+        first = self._run.base(self._run.journal().begin).version
+        return self._before().first if first == self._forked_at else first
+
+    @property
+    def _forked_at(self) -> int:
+        """The update at which the run was forked from its parent; -1 if it was not."""
+        parent = self._run.parent
+        return -1 if parent is None else parent.update
+
+    def _before(self) -> Timeline:
+        """The history of the parent of a fork.
+
+        Raises:
+            RunError: the parent is gone.
+        """
+        if self._parent is None:
+            self._parent = Timeline(lineage(self._run)[-2].run)
+        return self._parent
 
     @property
     def last(self) -> int:
@@ -74,15 +95,22 @@ class Timeline:
         records = [entry for entry, _ in self._lines(start) if isinstance(entry, Record)]
         return records[-1].version if records else start.version
 
-    def at(self, version: int) -> Moment:
+    def at(self, version: int, later: Sequence[Entry] = ()) -> Moment:
         """The state after an update; 0 is the start.
+
+        Args:
+            version: the number of the update.
+            later: lines of the journal after it, whose older versions of W the snapshot is to have.
 
         Raises:
             UsageError: the run has no such update.
             RunError: what comes before it has been dropped or damaged.
         """
+        if 0 <= version < self._forked_at:
+            return self._before().at(version, later)
         with one_blas_thread():
-            model, replayer, lines, check = self._replayer(version)
+            model, replayer, lines, check = self._replayer(version, later=later)
+            replayer.keep_for(later)
             for _ in replayer.versions([entry for entry, _ in lines]):
                 pass
             config, ledger = check.config, check.updates.ledger
@@ -91,7 +119,7 @@ class Timeline:
             snapshot = replace(replayer.snapshot(), position=position)
         mark = lines[-1][1] if lines else beginning_of(self._run, model).mark
         weights = job.architecture.unpad(snapshot.weights)
-        return Moment(version, weights, snapshot, config, ledger, mark)
+        return Moment(version, weights, snapshot, config, ledger, mark, check.updates.workers)
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """The updates from one to another, both included, recomputed one after the other.
@@ -101,6 +129,11 @@ class Timeline:
         """
         if first < 1:
             raise UsageError(f"there is no update {first}", "Updates are counted from 1")
+        if first <= (forked := self._forked_at):
+            yield from self._before().steps(first, min(last, forked))
+            first = forked + 1
+            if last < first:
+                return
         with one_blas_thread():
             _, replayer, lines, _ = self._replayer(last, first - 1)
             for step in replayer.steps([entry for entry, _ in lines]):
@@ -108,13 +141,14 @@ class Timeline:
                     yield step
 
     def _replayer(
-        self, version: int, start: int | None = None
+        self, version: int, start: int | None = None, later: Sequence[Entry] = ()
     ) -> tuple[Model, Replayer, list[tuple[Entry, Mark]], JournalCheck]:
         """What recomputes the updates up to one.
 
         Args:
             version: the last of them.
             start: begin at the latest here; None for ``version``.
+            later: lines after it, whose older versions of W are to be recomputed too.
         """
         if version < 0:
             raise UsageError(f"there is no update {version}", "Updates are counted from 1")
@@ -136,7 +170,7 @@ class Timeline:
                 )
             if any(
                 lease.version < model.version and lease.version not in model.reads
-                for record in records
+                for record in (*records, *records_of(later))
                 for _, lease in record.contributions
             ):
                 continue

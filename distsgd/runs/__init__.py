@@ -39,6 +39,7 @@ from distsgd.runs.folder import (
 from distsgd.runs.journal import (
     JOURNAL,
     Entry,
+    Forked,
     JournalWriter,
     Mark,
     MarkMissing,
@@ -68,6 +69,7 @@ __all__ = [
     "JOURNAL",
     "Best",
     "Entry",
+    "Forked",
     "JournalWriter",
     "LineFile",
     "Mark",

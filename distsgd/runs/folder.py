@@ -9,6 +9,7 @@ report.json             the result, once the run has ended
 workers.json            the number of workers that `distsgd scale` asks for
 kernels.json            BLAS kernels that computed parts of the run, if they differ from the first
 tags.json               the words that the user has given it, if there are any
+parent/                 of a fork: the run that it was forked from up to there, if it was copied
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ from distsgd.version import __version__
 __all__ = [
     "RunFolder", "WantedWorkers", "add_kernel", "clean_up", "create_run", "find_run", "handle",
     "kernels_of", "list_runs", "note_kernel", "other_kernels", "products_of", "runs_home",
-    "want_workers",
+    "versions", "want_workers",
 ]  # fmt: skip
 
 
 _LOCK = ".running"
 _KINDS: dict[str, type] = {
     "settings": dict, "dataset": object, "versions": dict, "created": str, "status": str,
-    "problem": str, "weights_sha256": str, "kernels": list,
+    "problem": str, "weights_sha256": str, "kernels": list, "parent": dict,
 }  # fmt: skip
 """Types of some entries in the JSON files of a run."""
 

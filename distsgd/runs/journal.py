@@ -34,6 +34,13 @@ A journal whose earlier lines were dropped (the setting `journal`) begins with a
     l   how many they were
     d   digest of the last of them
 
+The journal of a fork begins with the same line, which stands for the lines of its parent up to the
+fork, and then has one that binds its own settings to the chain:
+
+    a   version of W after which it begins
+    b   digest of its settings and dataset, see `first_digest`
+    d   digest
+
 A journal may grow, or lose its first lines, while it is read: where its beginning and its lines
 must match, read both from one `whole_journal`.
 """
@@ -55,9 +62,10 @@ from distsgd.runs.line_file import LineFile
 from distsgd.spelling import spelling
 
 __all__ = [
-    "JOURNAL", "Entry", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record", "Resized",
-    "Resumed", "chained", "check_head", "find_head", "first_digest", "read_journal",
-    "recorded_journal", "resumptions", "whole_journal",
+    "JOURNAL", "Entry", "Forked", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record",
+    "Resized", "Resumed", "begin_fork", "chained", "check_head", "find_head", "first_digest",
+    "has_mark", "lines_until", "read_journal", "recorded_first", "recorded_journal", "resumptions",
+    "whole_journal",
 ]  # fmt: skip
 
 
@@ -129,7 +137,20 @@ class Mark:
     lines: int = 0
 
 
-Entry = Record | Resumed | Resized
+@dataclass(frozen=True)
+class Forked:
+    """Here the run begins, after an update of its parent.
+
+    Attributes:
+        version: version of W from which it begins.
+        settings: digest of its settings and dataset, see `first_digest`.
+    """
+
+    version: int
+    settings: str
+
+
+Entry = Record | Resumed | Resized | Forked
 
 
 def first_digest(settings: Mapping[str, Any], dataset_digest: str) -> str:
@@ -147,6 +168,32 @@ def chained(before: str, content: dict[str, Any]) -> str:
     """The digest of a line, from that of the line before and its content."""
     text = before + json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def begin_fork(folder: Path, parent: Mark, entry: Forked) -> Mark:
+    """Write the journal of a new fork; returns where it ends.
+
+    Args:
+        folder: the run folder.
+        parent: where the journal of its parent is left.
+        entry: where it begins.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    content = {"a": entry.version, "b": entry.settings}
+    digest = chained(parent.digest, content)
+    line = json.dumps({**content, "d": digest}) + "\n"
+    try:
+        replace_inside(folder / JOURNAL, (_stands_for(parent) + line).encode())
+    except OSError as error:
+        raise storage_error(error, folder / JOURNAL) from None
+    return Mark(digest, parent.offset + len(line), parent.lines + 1)
+
+
+def _stands_for(mark: Mark) -> str:
+    """The first line of a journal, which stands for all lines before a mark."""
+    return json.dumps({"o": mark.offset, "l": mark.lines, "d": mark.digest}) + "\n"
 
 
 class JournalWriter(LineFile):
@@ -215,7 +262,7 @@ class JournalWriter(LineFile):
             StorageError: the disk is full; the journal is as it was.
         """
         self.sync()
-        line = json.dumps({"o": mark.offset, "l": mark.lines, "d": mark.digest}) + "\n"
+        line = _stands_for(mark)
         try:
             with reader_inside(self.path) as file:
                 file.seek(mark.offset - self._moved)
@@ -309,11 +356,50 @@ def recorded_journal(folder: Path, config: Mapping[str, Any]) -> Journal:
         RunError: config.json is damaged.
         JournalError: the journal cannot be read.
     """
+    return whole_journal(folder, recorded_first(folder, config))
+
+
+def recorded_first(folder: Path, config: Mapping[str, Any]) -> str:
+    """The digest before the first line, by what a run recorded of itself.
+
+    Raises:
+        RunError: config.json is damaged.
+    """
     try:
-        first = first_digest(config["settings"], str(config["dataset"]["digest"]))
+        return first_digest(config["settings"], str(config["dataset"]["digest"]))
     except (KeyError, TypeError):
         raise RunError(f"{folder / 'config.json'} is damaged", "Train again") from None
-    return whole_journal(folder, first)
+
+
+def lines_until(folder: Path, mark: Mark) -> bytes:
+    """The file of a journal up to a place in it.
+
+    Raises:
+        MarkMissing: it has no such place.
+        OSError: it cannot be read.
+    """
+    with reader_inside(folder / JOURNAL) as file:
+        place = _place_of(file, mark)
+        file.seek(0)
+        return file.read(place)
+
+
+def has_mark(folder: Path, mark: Mark, first: str) -> bool:
+    """Whether the journal of a run has a place, found without reading the lines before.
+
+    Args:
+        folder: the run folder.
+        mark: the place.
+        first: the digest before its first line.
+    """
+    if not mark.lines:
+        return mark == Mark(first)
+    try:
+        with reader_inside(folder / JOURNAL) as file:
+            _place_of(file, mark)
+    except (OSError, MarkMissing):
+        return False
+    return True
 
 
 def read_journal(folder: Path, begin: Mark) -> Iterator[tuple[Entry, Mark]]:
@@ -483,6 +569,11 @@ def _parse(content: dict[str, Any]) -> Entry:
         if type(channel := content["h"]) is not str or len(channel) > _LONGEST_NAME:
             raise ValueError("it has no channel")
         return Resumed(version, epochs, workers, servers, channel)
+    if names == {"a", "b"}:
+        if type(settings := content["b"]) is not str or len(settings) > _LONGEST_NAME:
+            raise ValueError("it binds no settings")
+        (version,) = _whole([content["a"]])
+        return Forked(version, settings)
     if names == {"w"}:
         return Resized(*_whole([content["w"]]))
     if names != {"v", "s", "c", "q"}:

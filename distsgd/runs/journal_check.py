@@ -28,7 +28,7 @@ from distsgd.runs.checkpoint import (
     latest_checkpoint,
     resumed_settings,
 )
-from distsgd.runs.journal import JOURNAL, Entry, Journal, Mark, Record, Resized
+from distsgd.runs.journal import JOURNAL, Entry, Forked, Journal, Mark, Record, Resized
 from distsgd.runs.opened_run import OpenedRun
 
 __all__ = ["Beginning", "JournalCheck", "RunView", "beginning_of", "checked_lines", "proven"]
@@ -92,7 +92,8 @@ class JournalCheck:
     """
 
     def __init__(self, run: OpenedRun, begin: Beginning, places: Iterable[Place] = ()) -> None:
-        self.config = begin.config
+        self.config, self._run = begin.config, run
+        self._forks = run.parent is not None and run.parent.mark == begin.mark
         self._plan = make_job(begin.config, run.dataset).plan
         # The number of replicas is that of the beginning of the run.
         ledger = Ledger.from_json(begin.ledger.to_json())  # a copy
@@ -142,13 +143,23 @@ class JournalCheck:
             )
 
     def _add(self, entry: Entry) -> None:
-        if isinstance(entry, Record):
+        if isinstance(entry, Forked) or self._forks:
+            self._begin_fork(entry)
+        elif isinstance(entry, Record):
             self.updates.add(entry)
         elif isinstance(entry, Resized):
             self.updates.resized(entry.workers)
         else:
             self.updates.resumed(entry.version, entry.epochs, entry.workers)
             self.config = resumed_settings(self.config, entry)
+
+    def _begin_fork(self, entry: Entry) -> None:
+        """The line that binds the settings of a fork comes first in its own journal."""
+        if not self._forks or not isinstance(entry, Forked):
+            raise ValueError("it is not of a fork that begins here")
+        if (entry.version, entry.settings) != (self.updates.ledger.version, self._run.first):
+            raise ValueError("it binds other settings than those of the run")
+        self._forks = False
 
     def _compare(self, mark: Mark) -> None:
         """Compare what checkpoints say of the journal up to here."""
@@ -235,7 +246,7 @@ def checked_lines(
         end if the journal is shorter than the run.
     """
     begin = view.journal.begin
-    if begin.lines:
+    if begin.lines or run.parent is not None:
         beginning = beginning_of(run, view.base)
     else:
         beginning = Beginning(run.origin, Ledger(), run.origin.workers, begin)

@@ -13,12 +13,13 @@ from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
 from distsgd.engine.job import Job
 from distsgd.errors import JournalError, RunError
 from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
-from distsgd.runs.folder import RunFolder, create_run, find_run, products_of
+from distsgd.runs.folder import RunFolder, create_run, find_run, products_of, versions
 from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
 from distsgd.runs.origin import Origin
+from distsgd.runs.parent import Parent, parent_of
 from distsgd.runs.residual_file import read_residuals
 
-__all__ = ["OpenedRun", "dataset_of_run", "new_run", "open_run"]
+__all__ = ["OpenedRun", "dataset_of_run", "new_run", "open_folder", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class OpenedRun:
         settings = self.folder.read("config.json")["settings"]
         return first_digest(settings, self.dataset.manifest.digest)
 
+    @property
+    def parent(self) -> Parent | None:
+        """The run that it was forked from; None if it was not.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
+        return parent_of(self.folder)
+
     def journal(self) -> Journal:
         """Its whole journal, as it is now.
 
@@ -89,7 +99,7 @@ class OpenedRun:
             RunError: it is missing or damaged.
             JournalError: there is no checkpoint where the journal begins.
         """
-        if not begin.lines:
+        if not begin.lines and self.parent is None:
             path = checkpoint_path(self.folder.checkpoints, 0)
             return read_checkpoint(path, self.origin.model)
         # Every update is a line, so that the version is no larger than the number of lines.
@@ -120,9 +130,14 @@ class OpenedRun:
 
 def new_run(
     path: Path | None, config: TrainConfig, dataset: Dataset, chaos: str | None = None,
-    origin: Origin | None = None,
+    origin: Origin | None = None, parent: Parent | None = None, products: str | None = None,
 ) -> OpenedRun:  # fmt: skip
-    """Make a run folder that is marked as running; see `create_run` for arguments and errors."""
+    """Make a run folder that is marked as running; see `create_run` for arguments and errors.
+
+    Args:
+        parent: the run that it is forked from.
+        products: how it multiplies its slots; None for the best way here.
+    """
     manifest = dataset.manifest
     identity = {
         "name": manifest.name,
@@ -138,7 +153,11 @@ def new_run(
         identity["trained"] = manifest.rows("train") - held_out
     if config.filled:
         identity["recipe"] = config.filled
-    about = None if origin is None else {n: v for n, v in asdict(origin).items() if v is not None}
+    about = {} if origin is None else {n: v for n, v in asdict(origin).items() if v is not None}
+    if parent is not None:
+        about["parent"] = parent.to_json()
+    if products is not None:
+        about["versions"] = {**versions(), "products": products}
     return OpenedRun(create_run(path, config, identity, chaos, about), config, dataset)
 
 
@@ -150,6 +169,21 @@ def open_run(run: str | Path) -> OpenedRun:
     """
     folder = find_run(run)
     return OpenedRun(folder, folder.settings(), dataset_of_run(folder))
+
+
+def open_folder(folder: RunFolder, dataset: Dataset) -> OpenedRun:
+    """A run by its folder, on a dataset that is open already.
+
+    Raises:
+        RunError: it was trained on another dataset, or its config.json is damaged.
+    """
+    try:
+        digest = folder.read("config.json")["dataset"]["digest"]
+    except (KeyError, TypeError):
+        raise RunError(f"{folder.path / 'config.json'} is damaged", "Train again") from None
+    if digest != dataset.manifest.digest:
+        raise RunError(f"{folder.path} was trained on another dataset", "Train again")
+    return OpenedRun(folder, folder.settings(), dataset)
 
 
 def dataset_of_run(folder: RunFolder) -> Dataset:

@@ -21,6 +21,7 @@ from distsgd.runs import (
     MetricsWriter,
     Model,
     Place,
+    Resized,
     best_epoch,
     checkpoint_path,
     checkpoint_versions,
@@ -34,6 +35,7 @@ from distsgd.runs import (
     write_checkpoint,
     write_residuals,
 )
+from distsgd.runs.checkpoint import read_checkpoint
 from distsgd.runs.metrics import epoch_rows
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.chronicle import Chronicle
@@ -41,7 +43,7 @@ from distsgd.training.logbook import Logbook, Start
 from distsgd.training.measuring import Measured
 from distsgd.training.results import EpochRow, Reporter
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "model_of"]
 
 
 _LOOK_SECONDS = 1.0
@@ -76,6 +78,7 @@ class Keeper:
         self, run: OpenedRun, config: TrainConfig, job: Job, start: Start, reporter: Reporter
     ) -> None:
         self._run, self._config, self._job, self._reporter = run, config, job, reporter
+        self._parent = run.parent
         self._logbook = Logbook(run, start, config)
         self._folder = run.folder.checkpoints
         self._metrics = MetricsWriter(run.folder.path / "metrics.jsonl")
@@ -106,6 +109,10 @@ class Keeper:
     def resized(self, workers: int) -> None:
         """Write a new number of workers to the journal, before any of them works."""
         self._logbook.resized(workers)
+
+    def copied(self, entry: Resized) -> None:
+        """Write to the journal that another run had another number of workers here."""
+        self._logbook.copied(entry)
 
     def _recorded(self, content: dict[str, Any]) -> int:
         """Write a record to the metrics, if there is room; returns its bytes."""
@@ -233,10 +240,21 @@ class Keeper:
             StorageError: it cannot be written.
         """
         known = checkpoint_path(self._folder, snapshot.version).exists()
+        parent = self._parent
+        if known and parent is not None and parent.update == snapshot.version:
+            self._begin_at(parent.update, parent.mark)
+            return
         residuals = shared_out(snapshot.residuals or {}, max(1, self._config.workers))
         self.save(
             replace(snapshot, residuals=residuals), passing=snapshot.version > 0 and not known
         )
+
+    def _begin_at(self, version: int, mark: Mark) -> None:
+        """The checkpoint where the journal of a fork begins stays as it is."""
+        self._saved, self._saved_at, self._marks[version] = version, monotonic(), mark
+        digest = read_checkpoint(checkpoint_path(self._folder, version)).residuals
+        if digest is not None:
+            self._residuals[version] = digest
 
     def _write_residuals(self, version: int, residuals: Residuals) -> str:
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -297,8 +315,14 @@ class Keeper:
             found |= superfluous(versions, *epochs, config.keep_checkpoints)
             found.discard(self._best_saved)
             if config.journal == "keep":
-                found.discard(0)  # where a replay begins
+                # Where a replay begins.
+                found.discard(0 if self._parent is None else self._parent.update)
         return found - usable
+
+    @property
+    def version(self) -> int:
+        """Updates in the journal."""
+        return self._logbook.version
 
     @property
     def best_epoch(self) -> int | None:
@@ -320,21 +344,7 @@ class Keeper:
 
     def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
         """A snapshot as a checkpoint holds it."""
-        job, manifest = self._job, self._run.dataset.manifest
-        return Model(
-            model=job.model,
-            weights=job.architecture.unpad(snapshot.weights),
-            state=shaped(snapshot.state, job.architecture),
-            version=snapshot.version,
-            loss=job.loss,
-            classes=manifest.classes,
-            shape=manifest.shape,
-            preprocessing=job.preprocessing,
-            reads=shaped(snapshot.reads, job.architecture),
-            place=place,
-            columns=manifest.columns,
-            arithmetic=job.arithmetic,
-        )
+        return model_of(snapshot, self._job, self._run, place)
 
     def _look_for_folder(self) -> None:
         """Notify the user, once, that the files of the run are gone from its folder."""
@@ -363,3 +373,22 @@ class Keeper:
                 self._notified = True
             return False
         return True
+
+
+def model_of(snapshot: Snapshot, job: Job, run: OpenedRun, place: Place | None) -> Model:
+    """A snapshot as a checkpoint of a run holds it."""
+    manifest = run.dataset.manifest
+    return Model(
+        model=job.model,
+        weights=job.architecture.unpad(snapshot.weights),
+        state=shaped(snapshot.state, job.architecture),
+        version=snapshot.version,
+        loss=job.loss,
+        classes=manifest.classes,
+        shape=manifest.shape,
+        preprocessing=job.preprocessing,
+        reads=shaped(snapshot.reads, job.architecture),
+        place=place,
+        columns=manifest.columns,
+        arithmetic=job.arithmetic,
+    )

@@ -24,11 +24,13 @@ class Start:
         snapshot: the server.
         ledger: the slots applied so far.
         end: where the journal ends.
+        fleet: the most workers so far, of whom answers may still come; None for those that start.
     """
 
     snapshot: Snapshot
     ledger: Ledger
     end: Mark
+    fleet: int | None = None
 
 
 class Logbook:
@@ -43,7 +45,8 @@ class Logbook:
     def __init__(self, run: OpenedRun, start: Start, config: TrainConfig) -> None:
         self._ledger, self._config, self._plan = start.ledger, config, run.job(config).plan
         self._journal = JournalWriter(run.folder.path, start.end)
-        self._workers = self._fleet = max(1, config.workers)  # now, and the most since it started
+        self._workers = max(1, config.workers)  # now
+        self._fleet = max(self._workers, start.fleet or 0)  # the most since it started
         self.flush, self.drop_before = self._journal.flush, self._journal.drop_before
         self.close, self.is_lost = self._journal.close, self._journal.is_lost
 
@@ -81,6 +84,12 @@ class Logbook:
         self._workers, self._fleet = workers, max(self._fleet, workers)
         with suppress(StorageError):  # as above
             self._journal.resized(Resized(workers))
+
+    def copied(self, entry: Resized) -> None:
+        """Append another number of workers that another run had here."""
+        self._workers, self._fleet = entry.workers, max(self._fleet, entry.workers)
+        with suppress(StorageError):  # as above
+            self._journal.resized(entry)
 
     def place(self, usable: bool) -> Place:
         """Where the run stands now.

@@ -16,9 +16,10 @@ from distsgd.data.system import no_standard_descriptors
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import DistsgdError, DivergedError, RunError, TrainingInterrupted, in_short
 from distsgd.runs import JOURNAL, RunFolder, checkpoint_versions, clean_up, note_kernel
-from distsgd.runs.opened_run import new_run, open_run
+from distsgd.runs.opened_run import OpenedRun, new_run, open_run
 from distsgd.runs.origin import change_tags, checked_tags, origin_here
 from distsgd.training.features import features_of
+from distsgd.training.following import recorded_rest
 from distsgd.training.interrupts import NEVER, Stop, Stopping
 from distsgd.training.limits import check_fleet, check_sizes
 from distsgd.training.logbook import Start
@@ -26,7 +27,7 @@ from distsgd.training.recovery import find_tail, first_start
 from distsgd.training.results import Reporter, Stages, TrainResult, result_from
 from distsgd.training.session import Session, Task
 
-__all__ = ["resume_with", "train_with"]
+__all__ = ["resume_with", "train_with", "trained"]
 
 
 @no_standard_descriptors()
@@ -84,7 +85,7 @@ def train_with(
             run = new_run(run_dir, config, dataset, chaos, origin)
             change_tags(run.folder, tags)
             task = Task(config=config, run=run, address=address, hooks=hooks, origin=origin)
-            return _trained(task, None, reporter, stop, stages)
+            return trained(task, None, reporter, stop, stages)
 
 
 @no_standard_descriptors()
@@ -108,7 +109,7 @@ def resume_with(
         folder.hold()
         try:
             clean_up(folder)
-            tail = None if _has_not_begun(folder) else find_tail(opened, reporter.notice)
+            tail = None if _has_not_begun(opened) else find_tail(opened, reporter.notice)
             before = opened.origin if tail is None else tail.settings
             config = resumed_config(before, given)
             hooks = features_of(config, chaos=chaos)
@@ -123,25 +124,33 @@ def resume_with(
             dataset.verify()
             for remark in filter(None, (folder.others(), note_kernel(folder))):
                 reporter.notice(remark)
-            start = first_start(opened) if tail is None else tail.start(opened)
+            recorded = None if tail is None else recorded_rest(opened, tail, given, reporter)
+            later = () if recorded is None else recorded.entries
+            start = first_start(opened) if tail is None else tail.start(opened, later=later)
         except BaseException:
             folder.release()
             raise
         with stopping as stop:
             task = Task(
-                config=config, run=opened, resumes=True, address=address, hooks=hooks,
-                origin=origin_here(command),
+                config=config, run=opened, resumes=recorded is None, address=address, hooks=hooks,
+                origin=origin_here(command), recorded=recorded,
             )  # fmt: skip
-            return _trained(task, start, reporter, stop, stages)
+            return trained(task, start, reporter, stop, stages)
 
 
-def _has_not_begun(folder: RunFolder) -> bool:
+def _has_not_begun(run: OpenedRun) -> bool:
     """Whether a run was killed before its first checkpoint, and so before its first update.
 
     Then its journal is removed, which may say that it was resumed before.
+
+    Raises:
+        RunError: it is a fork, which begins with a checkpoint.
     """
+    folder = run.folder
     if checkpoint_versions(folder.checkpoints):
         return False
+    if run.parent is not None:
+        raise RunError(f"{folder.path} was stopped before it had begun", "Fork again")
     with suppress(OSError):
         if _UPDATE in read_inside(folder.path / JOURNAL)[:_BEGINNING]:
             return False
@@ -153,7 +162,7 @@ _UPDATE, _BEGINNING = b'"v"', 2**16
 """The key of an update in a journal, and how many bytes of it are searched for one."""
 
 
-def _trained(
+def trained(
     task: Task, start: Start | None, reporter: Reporter, stop: Stop, stages: Stages
 ) -> TrainResult:
     """The result of a session; whatever happens, the report in the run folder says how it ended.

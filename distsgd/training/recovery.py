@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from distsgd.config.jobs import first_weights
@@ -39,6 +39,7 @@ class Tail:
         ledger: what has been applied until the last of them.
         end: where the journal ends.
         residuals: of the workers, at the checkpoint.
+        fleet: the most workers since the run started or resumed.
     """
 
     model: Model
@@ -48,13 +49,20 @@ class Tail:
     ledger: Ledger
     end: Mark
     residuals: Residuals
+    fleet: int
 
-    def start(self, run: OpenedRun, stop: Callable[[], bool] = lambda: False) -> Start:
+    def start(
+        self,
+        run: OpenedRun,
+        stop: Callable[[], bool] = lambda: False,
+        later: Sequence[Entry] = (),
+    ) -> Start:
         """The state after the last update, which recomputes the updates after the checkpoint.
 
         Args:
             run: the run.
             stop: asked after every update whether to give up.
+            later: lines that are to follow, whose older versions of W are kept for them.
 
         Raises:
             Stopped: it says so.
@@ -63,6 +71,7 @@ class Tail:
         replayer = Replayer(
             self.begin.config, run.dataset, start_of(self.model, self.residuals), run.products
         )
+        replayer.keep_for(later)
         for _ in replayer.versions(self.entries):
             if stop():
                 job, ledger = run.job(self.begin.config), self.begin.ledger
@@ -70,7 +79,8 @@ class Tail:
                 raise Stopped(replace(model, position=ledger.position(job.plan, job.policy)))
         job = run.job(self.settings)
         position = self.ledger.position(job.plan, job.policy)
-        return Start(replace(replayer.snapshot(), position=position), self.ledger, self.end)
+        now = replace(replayer.snapshot(), position=position)
+        return Start(now, self.ledger, self.end, self.fleet)
 
 
 class Stopped(Exception):
@@ -131,6 +141,7 @@ def _tail(run: OpenedRun, model: Model, residuals: Residuals) -> Tail | None:
         ledger=check.updates.ledger,
         end=lines[-1][1] if lines else begin.mark,
         residuals=residuals,
+        fleet=check.updates.workers,
     )
 
 

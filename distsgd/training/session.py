@@ -39,6 +39,7 @@ from distsgd.training.limits import exceeded_bound
 from distsgd.training.logbook import Start
 from distsgd.training.measuring import Background, Measured, measure_split
 from distsgd.training.processes import NeedsRestart, Processes
+from distsgd.training.recorded_order import RecordedOrder, RecordEnds
 from distsgd.training.recovery import Stopped, find_tail
 from distsgd.training.results import EpochRow, Reporter, Stages, TrainResult
 
@@ -68,6 +69,7 @@ class Task:
         address: of the Ray cluster to train on; None for a Ray of our own.
         hooks: features that take part.
         origin: where it comes from.
+        recorded: the order of updates that it follows first, of a fork; None for its own.
     """
 
     config: TrainConfig
@@ -76,6 +78,7 @@ class Task:
     address: str | None = None
     hooks: Sequence[Hook] = ()
     origin: Origin = field(default_factory=Origin)
+    recorded: RecordedOrder | None = None
 
 
 class Session:
@@ -97,8 +100,10 @@ class Session:
         self._keeper = Keeper(task.run, task.config, self._job, start, reporter)
         self._background = Background()
         self._processes = Processes(task.config, self._run, task.address, self._keeper.resized)
+        self._recorded = task.recorded
         in_one_process = self._processes.in_one_process(self._job, self._start)
-        self._channel = "inline" if in_one_process else "none"
+        self._channel = "inline" if in_one_process or self._recorded else "none"
+        self._stack = ExitStack()
         self._seconds = self._keeper.seconds_before(_examples(self._start))
         self._seconds_before = self._seconds
         self._stages: Stages
@@ -118,7 +123,7 @@ class Session:
             stages: those of the start, of which the first began with the user's command.
         """
         self._stages = stages
-        with ExitStack() as stack:
+        with self._stack as stack:
             stack.callback(self._keeper.close)
             stack.callback(self._background.close)
             if self._task.resumes:
@@ -135,7 +140,7 @@ class Session:
             if self._patience.exhausted:  # it was killed between its last update and its end
                 seen = _examples(self._start)
                 self._end_early(Ended(self._start, self._seconds, seen, True, Statistics()))
-            elif self._processes.in_one_process(self._job, self._start):
+            elif self._recorded or self._processes.in_one_process(self._job, self._start):
                 stages.end()
             else:
                 stages.enter("ray")
@@ -164,11 +169,11 @@ class Session:
         """Follow the events; after the death of a server, restart from where the journal ends."""
         start, version = self._start, -1
         while self._early is None:
-            events = self._processes.events(
-                self._job, start, self._should_stop, self._process_faults
-            )
+            events = self._events(start)
             try:
                 return self._follow(events, _examples(start))
+            except RecordEnds as end:
+                start = self._after_the_record(end)
             except (ProcessLost, NeedsRestart) as error:
                 if self._early is not None:
                     break
@@ -193,6 +198,38 @@ class Session:
             finally:
                 events.close()  # type: ignore[attr-defined]
         return self._ended(self._early)
+
+    def _events(self, start: Snapshot) -> Iterator[Event]:
+        """Those of a generation of processes, or of the recorded order."""
+        if self._recorded is None:
+            return self._processes.events(self._job, start, self._should_stop, self._process_faults)
+        return self._recorded.events(
+            self._config, self._job, start, self._should_stop, self._keeper.copied
+        )
+
+    def _after_the_record(self, end: RecordEnds) -> Snapshot:
+        """Go on as the parent of a fork did when it was resumed, or else by processes of one's own.
+
+        Returns:
+            the server there.
+        """
+        task, recorded = self._task, self._recorded
+        assert recorded is not None
+        if end.resumed is not None:
+            self._config = recorded.resumed(self._config, end.resumed)
+            now = task.run.job(self._config)
+            self._job = replace(self._job, plan=now.plan, schedule=now.schedule)
+        else:
+            self._recorded = None
+            text = f"the recorded order ends after update {self._keeper.version}"
+            self._reporter.notice(f"{text}; going on from there")
+            self._keeper.chronicle.happened("notice", text)
+        given = self._config, self._run, task.address, self._keeper.resized
+        self._processes = Processes(*given)
+        start = self._recovered()
+        if self._recorded is None and not self._processes.in_one_process(self._job, start):
+            self._stack.enter_context(self._processes.session())
+        return start
 
     def _should_stop(self) -> bool:
         return self._early is not None or self._stop()

@@ -71,6 +71,36 @@ class Ledger:
         self._begun: dict[int, set[int]] = {}  # of the steps from there on: slots applied
         self._next = 0  # one past the last step of which anything has been applied
         self._serials: dict[int, int] = {}
+        self._from = (0, 0)  # the version and the step at which this plan began
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of a step has been applied that comes after one that is not whole."""
+        return not self._begun
+
+    def in_part(self, plan: Plan) -> bool:
+        """Whether some slots of a step have been applied, and others not."""
+        return any(len(slots) < plan.slots(step) for step, slots in self._begun.items())
+
+    def replanned(self, before: Plan, after: Plan) -> Ledger:
+        """The same at the end of an epoch, for another plan, which begins there.
+
+        Raises:
+            ValueError: it is not the end of an epoch.
+        """
+        epochs, rest = divmod(self._whole, before.steps_per_epoch)
+        if rest or self._begun:
+            raise ValueError("it is not the end of an epoch")
+        ledger = Ledger()
+        ledger.version, ledger._serials = self.version, dict(self._serials)
+        ledger._whole = ledger._next = epochs * after.steps_per_epoch
+        ledger._from = self.version, ledger._whole
+        return ledger
+
+    @property
+    def behind(self) -> int:
+        """How many fewer updates there were than steps, before this plan began."""
+        return self._from[1] - self._from[0]
 
     @property
     def whole(self) -> int:
@@ -155,7 +185,8 @@ class Ledger:
         Raises:
             ValueError: it cannot.
         """
-        slots = self._whole * plan.most_slots
+        version, begins = self._from
+        slots = (self._whole - begins) * plan.most_slots
         for step, begun in self._begun.items():
             if not (self._whole <= step < self._next and begun):
                 raise ValueError(f"step {step} is not open, but steps before and after it are")
@@ -166,7 +197,7 @@ class Ledger:
             raise ValueError(f"the plan has no step {self._next}")
         if self._next - self._whole > len(self._begun) + _MOST_OPEN:
             raise ValueError("more steps were skipped than can be open at once")
-        if not bool(slots) <= self.version <= slots:
+        if begins > self._whole or not bool(slots) <= self.version - version <= slots:
             raise ValueError(f"{self.version} updates do not make {slots} slots")
 
     def applied(self, plan: Plan, first: int = 0) -> Iterator[tuple[int, int]]:
@@ -178,13 +209,14 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
-        return {
+        content = {
             "version": self.version,
             "whole": self._whole,
             "next": self._next,
             "begun": [[step, *sorted(slots)] for step, slots in sorted(self._begun.items())],
             "serials": [list(pair) for pair in sorted(self._serials.items())],
         }
+        return content if self._from == (0, 0) else {**content, "from": list(self._from)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Ledger:
@@ -198,6 +230,8 @@ class Ledger:
         ledger._next = _count(content["next"])
         ledger._begun = {_count(step): set(map(_count, slots)) for step, *slots in content["begun"]}
         ledger._serials = {_count(worker): _count(serial) for worker, serial in content["serials"]}
+        version, step = content.get("from", (0, 0))
+        ledger._from = _count(version), _count(step)
         return ledger
 
 

@@ -46,6 +46,11 @@ class UpdateCheck:
         self._cuts: dict[int, frozenset[Range]] = {}
         self._used = ledger.open_examples(plan)  # epoch -> examples, of those that are not whole
 
+    @property
+    def workers(self) -> int:
+        """The most workers since the run started or resumed."""
+        return self._workers
+
     def resized(self, workers: int) -> None:
         """Change the number of workers; leases of the previous ones may still be answered."""
         self._workers = max(self._workers, workers)
@@ -96,7 +101,7 @@ class UpdateCheck:
                 raise ValueError(f"it is of step {step}, and step {self.ledger.whole} comes next")
         elif self.ledger.has(step, 0):
             raise ValueError(f"step {step} was applied before")
-        elif step >= max(self.ledger.next, self.ledger.version + policy.window(self._workers)):
+        elif step >= max(self.ledger.next, self._steps_made + policy.window(self._workers)):
             raise ValueError(f"it is of step {step}, which was not open yet")
         ranges = tuple((lease.first, lease.last) for _, lease in update.contributions)
         if not self._is_cut(plan.slots(step), ranges):
@@ -111,6 +116,10 @@ class UpdateCheck:
                     f"it takes {lease.steps} steps from step {lease.step} on in {lease.replicas} "
                     f"replicas, not {steps} from step {step} on in {replicas}"
                 )
+
+    @property
+    def _steps_made(self) -> int:
+        return self.ledger.version + self.ledger.behind
 
     def _is_cut(self, slots: int, ranges: tuple[Range, ...]) -> bool:
         """Whether the policy cuts a minibatch so, for some number of workers.
