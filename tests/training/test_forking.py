@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distsgd.errors import RunError, UsageError
-from distsgd.proof.timeline import Timeline
-from distsgd.runs.lineage import lineage
-from distsgd.runs.opened_run import open_run
 from distsgd.training import train
 from distsgd.training.forking import fork_with
 from distsgd.training.results import Reporter, TrainResult
