@@ -6,7 +6,7 @@
 True
 
 `train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained; `audit` and
-`replay` prove it; `simulate` trains on a virtual clock. `runs` lists runs, and `load` gives one as
+`replay` prove it; `diff` finds where two runs part; `simulate` trains on a virtual clock. `runs` lists runs, and `load` gives one as
 an object. `TrainConfig` holds the settings; a `Callback` or a `Reporter` follows a training. All
 errors are of `distsgd.errors`. Names that are not in ``__all__`` are private and may change.
 """
@@ -19,6 +19,7 @@ from distsgd.version import __version__
 
 if TYPE_CHECKING:
     from distsgd import errors
+    from distsgd.forensics.difference import Difference, diff
     from distsgd.proof.audit import Audit, audit
     from distsgd.proof.replay import Replay, replay
     from distsgd.runs.history import History
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "Callback",
+    "Difference",
     "DistsgdError",
     "EpochRow",
     "Evaluation",
@@ -77,6 +79,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "audit",
+    "diff",
     "errors",
     "evaluate",
     "load",
@@ -92,6 +95,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "Difference": "forensics.difference", "diff": "forensics.difference",
     "Audit": "proof.audit", "audit": "proof.audit",
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",

@@ -13,6 +13,7 @@ from distsgd.cli import (
     cluster_commands,
     completion_commands,
     data_commands,
+    diff_commands,
     docs_commands,
     doctor_commands,
     job_commands,
@@ -98,6 +99,7 @@ def _options(
 train_commands.add_to(app)
 model_commands.add_to(app)
 proof_commands.add_to(app)
+diff_commands.add_to(app)
 watch_commands.add_to(app)
 serve_commands.add_to(app)
 report_commands.add_to(app)
