@@ -260,14 +260,14 @@ def main() -> None:
         plants = measured(given, settings, folder)
     finally:
         shutil.rmtree(folder)
-    print(
-        f"{'planted':14} {'update':>6} {'truth':>6} {'named':>6} {'slot':>5} {'bits':>4} {'s':>5}  what"
-    )
+    names = f"{'update':>6} {'truth':>6} {'named':>6} {'slot':>5} {'bits':>4} {'s':>5}  what"
+    print(f"{'planted':14} {names}")
     for plant in plants:
         slot = "-" if plant.slot is None else str(plant.slot) if plant.slot_found else "NO"
         print(
             f"{plant.kind:14} {plant.update:6} {plant.truth or 0:6} {plant.update_found or 0:6} "
-            f"{slot:>5} {plant.candidates:4} {plant.seconds:5.2f}  {plant.what}: {plant.cause[:150]}"
+            f"{slot:>5} {plant.candidates:4} {plant.seconds:5.2f}  {plant.what}: "
+            f"{plant.cause[:150]}"
         )
     right = sum(plant.right for plant in plants)
     quick = sum(plant.seconds < LIMIT for plant in plants)

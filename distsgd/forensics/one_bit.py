@@ -27,6 +27,9 @@ from distsgd.forensics.update_parts import Leaf, Rows, TakenApart
 __all__ = ["Fault", "OneBit"]
 
 _MODULUS = 1 << 64
+_AGREES = 3.0
+"""Doublings by which a difference may change until the next checkpoint."""
+
 _COLUMNS, _ENTRIES = 3, 24
 """Columns of W, and entries of it, that are looked into, where it differs most."""
 
@@ -88,12 +91,27 @@ class OneBit:
         All of them lead to the same fingerprint. The first kind that has any is returned: a bit of
         W, of a gradient or the state, of a W that was read, of a pixel, of a label.
         """
-        for kind in (self._weights, self._elementwise, self._pixels, self._read, self._labels):
+        for kind in (self._weights, self._elementwise, self._read, self._pixels, self._labels):
             with np.errstate(all="ignore"):  # a changed bit can be an infinity
                 found = list(kind())
             if found:
-                return found
+                return self._likely(found)
         return []
+
+    def _likely(self, found: list[tuple[Fault, Floats]]) -> list[tuple[Fault, Floats]]:
+        """Those changes that the later checkpoint agrees with, if there is one and any are.
+
+        A fingerprint keeps too little of the highest bits to tell which entry they are of.
+        """
+        if self._later is None or len(found) == 1:
+            return found
+        agreeing = []
+        for fault, after in found:
+            gap = after.astype(np.float64) - self._parts.after
+            entry = int(np.abs(gap).argmax())
+            if _ratio(float(self._later[entry]), float(gap[entry])) <= _AGREES:
+                agreeing.append((fault, after))
+        return agreeing or found
 
     def _weights(self) -> Iterator[tuple[Fault, Floats]]:
         """A bit of W itself, after the update."""
@@ -306,8 +324,8 @@ class OneBit:
             for entry in likely.tolist()
             for bit in range(self._bits)
         )
-        for _, entry, bit in candidates:
-            if time.monotonic() > end:
+        for unlike, entry, bit in candidates:
+            if unlike > _AGREES or time.monotonic() > end:
                 return
             weights = _with(parts.before, _flipped(parts.before, bit), entry)
             after = self._after_reading(weights)

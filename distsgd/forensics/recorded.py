@@ -72,7 +72,8 @@ def _key(record: Record) -> int:
 
 
 def _print_of(record: Record) -> int | None:
-    return record.fingerprint
+    found = getattr(record, "fingerprint", None)
+    return found if isinstance(found, int) else None
 
 
 @dataclass(eq=False)
