@@ -16,6 +16,7 @@ from distsgd.cli import (
     diff_commands,
     docs_commands,
     doctor_commands,
+    fork_commands,
     job_commands,
     lecture_commands,
     model_commands,
@@ -97,6 +98,7 @@ def _options(
 
 
 train_commands.add_to(app)
+fork_commands.add_to(app)
 model_commands.add_to(app)
 proof_commands.add_to(app)
 diff_commands.add_to(app)

@@ -15,12 +15,19 @@ from distsgd.errors import JournalError, RuntimeFailure
 __all__ = ["add_to"]
 
 
+OwnFlag = Annotated[
+    bool,
+    typer.Option("--own", help="Of a fork, what is its own, without the runs that it came from."),
+]
+
+
 def audit(
     run: Run = "latest",
     head: Annotated[
         str | None,
         typer.Option(help="A journal digest that you kept elsewhere; the journal must contain it."),
     ] = None,
+    own: OwnFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Check the journal: each example of each epoch was applied exactly once.
@@ -36,7 +43,7 @@ def audit(
     from distsgd.proof.audit import audit as check
 
     with _telling("holds", json):
-        found = check(run, head)
+        found = check(run, head, own)
     if json:
         print_json({"holds": True, **vars(found)})
         return
@@ -47,6 +54,7 @@ def audit(
         ("run", found.run_dir),
         *_running(found.running),
         ("updates", count(found.updates)),
+        *_history(found.parents),
         *_beginning(found.begins_after),
         ("examples", f"{count(found.examples)}, each applied exactly once in its epoch"),
         ("epochs", f"{found.epochs} complete" + (", and part of one" if found.partial else "")),
@@ -63,7 +71,7 @@ def audit(
     )
 
 
-def replay(run: Run = "latest", json: JsonFlag = False) -> None:
+def replay(run: Run = "latest", own: OwnFlag = False, json: JsonFlag = False) -> None:
     """Recompute a run serially from its journal, and compare every bit of its checkpoints.
 
     Exit code 1, with the first wrong record, if they differ.
@@ -75,7 +83,7 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
 
     multiply_as(run)
     with _telling("same_bits", json):
-        found = compute(run)
+        found = compute(run, own)
     if json:
         print_json({"same_bits": True, **vars(found)})
         return
@@ -84,6 +92,7 @@ def replay(run: Run = "latest", json: JsonFlag = False) -> None:
         ("run", found.run_dir),
         *_running(found.running),
         ("updates", count(found.updates)),
+        *_history(found.parents),
         *_beginning(found.begins_after),
         ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
         ("weights", f"sha256 {found.weights_sha256}"),
@@ -130,9 +139,15 @@ def _running(running: bool) -> list[tuple[str, str]]:
     return [("status", "still running; checked up to its last update")] if running else []
 
 
+def _history(parents: int) -> list[tuple[str, str]]:
+    """A line for a fork whose history was checked."""
+    runs = "the run" if parents == 1 else f"the {parents} runs"
+    return [("history", f"with {runs} that it was forked from")] if parents else []
+
+
 def _beginning(update: int) -> list[tuple[str, str]]:
     """A line for a journal whose earlier lines were dropped."""
-    words = f"after update {count(update)}, with the checkpoint there; earlier lines were dropped"
+    words = f"after update {count(update)}, with the checkpoint there; earlier lines are not here"
     return [("journal begins", words)] if update else []
 
 

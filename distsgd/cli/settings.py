@@ -31,6 +31,7 @@ __all__ = [
     "MORE",
     "OUTPUT",
     "CommandLine",
+    "ForkCommand",
     "ResumeCommand",
     "Run",
     "SimulateCommand",
@@ -249,6 +250,14 @@ class ResumeCommand(_HasFlags, TyperCommand):
     def usually(self, one: Setting) -> str:
         """All are as they were."""
         return "as before"
+
+
+class ForkCommand(ResumeCommand):
+    """`fork`: those, and the learning rate."""
+
+    def wanted(self, one: Setting) -> bool:
+        """Whether it has a flag; any other is given with --set."""
+        return one.resumable or one.name == "learning_rate"
 
 
 _SIMULATED = (

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from distsgd.training.callbacks.callback import Followers
     from distsgd.training.results import Reporter, TrainResult
 
-__all__ = ["add_to"]
+__all__ = [
+    "AddressFlag", "JsonOutput", "MetricsPortFlag", "TensorBoardFlag", "WatchFlag", "add_to",
+    "command_line", "followers_of", "page_if", "show_result",
+]  # fmt: skip
 
 AddressFlag = Annotated[
     str | None,
@@ -157,22 +160,22 @@ def train(
     given, origins = typed(flags_among(context.params), set_, config)
     settings = config_from(given, origins)
     begun = _begun(run_dir, settings) if resume_if_exists else None
-    stop, page = StopSignals(), _page(watch)
-    followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
+    stop, page = StopSignals(), page_if(watch)
+    followers = followers_of(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()  # what is loaded stays: it need not be looked through again and again
     with page or nullcontext(), outliving_stdout("training"), followers:
         if begun is None:
             result = train_with(
-                settings, run_dir, followers, trace, chaos, address, stop, BEGAN, _command_line(),
+                settings, run_dir, followers, trace, chaos, address, stop, BEGAN, command_line(),
                 tag or (),
             )  # fmt: skip
         else:
             changes = resumable_among(given)
             result = resume_with(
-                begun, changes, followers, chaos, address, stop, BEGAN, _command_line()
+                begun, changes, followers, chaos, address, stop, BEGAN, command_line()
             )
         followers.end(result)
-        _show(result, json)
+        show_result(result, json)
         if page is not None and result.status == "finished":
             page.stay()
     if result.status == "interrupted":
@@ -214,26 +217,27 @@ def resume(
 
     multiply_as(run)
     changes = flags_among(context.params)
-    stop, page = StopSignals(), _page(watch)
-    followers = _followers(make_reporter(json), tensorboard, metrics_port, page)
+    stop, page = StopSignals(), page_if(watch)
+    followers = followers_of(make_reporter(json), tensorboard, metrics_port, page)
     gc.freeze()
     with page or nullcontext(), outliving_stdout("training"), followers:
-        result = resume_with(run, changes, followers, chaos, address, stop, BEGAN, _command_line())
+        result = resume_with(run, changes, followers, chaos, address, stop, BEGAN, command_line())
         followers.end(result)
-        _show(result, json)
+        show_result(result, json)
         if page is not None and result.status == "finished":
             page.stay()
     if result.status == "interrupted":
         stop.leave()
 
 
-def _page(wanted: bool) -> Page | None:
+def page_if(wanted: bool) -> Page | None:
+    """The page that --watch shows."""
     from distsgd.cli.watch_page import Page
 
     return Page() if wanted else None
 
 
-def _followers(
+def followers_of(
     reporter: Reporter, tensorboard: Path | None, metrics_port: int | None, page: Page | None
 ) -> Followers:
     """Who follows a training: the terminal, and what flags ask for."""
@@ -271,12 +275,12 @@ def scale(
         say(f"{run} changes to {workers} workers")
 
 
-def _command_line() -> list[str]:
+def command_line() -> list[str]:
     """What the user has typed."""
     return ["distsgd", *sys.argv[1:]]
 
 
-def _show(result: TrainResult, json: bool) -> None:
+def show_result(result: TrainResult, json: bool) -> None:
     """The result on stdout; if the log is JSON, only there, unless --json asks for it."""
     log("result", **asdict(result))
     if json:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
 from distsgd.errors import RunError
+from distsgd.proof.forked import check_left, proven_parent
 from distsgd.runs import Place, Record, check_head, checkpoint_path, find_head, read_place
-from distsgd.runs.journal_check import RunView, checked_lines, proven
+from distsgd.runs.journal_check import Beginning, RunView, checked_lines, proven
+from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun, open_run
 
 __all__ = ["Audit", "audit"]
@@ -42,6 +45,7 @@ class Audit:
         checkpoints: how many agree with the journal.
         head: digest of the last line of the journal. A copy kept elsewhere shows later
             whether the journal up to there is unchanged.
+        parents: of a fork, how many runs before it were checked too.
     """
 
     run_dir: str
@@ -57,17 +61,20 @@ class Audit:
     class_delays: dict[str, int]
     checkpoints: int
     head: str
+    parents: int = 0
 
 
-def audit(run: str | Path, head: str | None = None) -> Audit:
+def audit(run: str | Path, head: str | None = None, own: bool = False) -> Audit:
     """Check the journal of a run against its plan.
 
-    The journal of a run that is training is checked up to its last update.
+    The journal of a run that is training is checked up to its last update. Of a fork, the whole
+    history is checked, each part with its own settings.
 
     Args:
         run: path or name of a run, or "latest".
         head: digest of a line that the journal must contain, as an earlier audit or the training
             returned it; None for no such check.
+        own: of a fork, check what is its own alone.
 
     Raises:
         JournalError: the journal is invalid; names the first wrong record.
@@ -77,12 +84,74 @@ def audit(run: str | Path, head: str | None = None) -> Audit:
     if head is not None:
         check_head(head)
     opened = open_run(run)
-    return proven(opened, lambda view: _audited(opened, view, head))
+    if own or opened.parent is None:
+        return proven(opened, lambda view: _audited(opened, view, head))
+    *before, last = [_Part(one.run, one.last) for one in lineage(opened)]
+    audits = [proven_parent(part.run, part.audited) for part in before]
+    for part, after in pairwise([*before, last]):
+        check_left(part.run, part.end, after.run)
+    return _joined([*audits, proven(opened, lambda view: _audited(opened, view, head, all=False))])
 
 
-def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
-    """The audit of a view of a run."""
+class _Part:
+    """A part of the history of a fork, which another run has recorded.
+
+    Args:
+        run: that run.
+        last: the update at which the next part begins; None for the last.
+    """
+
+    def __init__(self, run: OpenedRun, last: int | None) -> None:
+        self.run, self._last = run, last
+        self.end: Beginning | None = None
+
+    def audited(self, view: RunView) -> Audit:
+        """The audit of a view of it, up to the next part."""
+        return _audited(self.run, view, None, self._last, self._ends, self.run.parent is None)
+
+    def _ends(self, end: Beginning) -> None:
+        self.end = end
+
+
+def _joined(audits: list[Audit]) -> Audit:
+    """The audit of a history, of those of its parts."""
+    last, counts = audits[-1], [(one.class_examples, one.class_delays) for one in audits]
+    examples, delays = (
+        {name: sum(part[name] for part in parts) for name in last.class_examples}
+        for parts in zip(*counts, strict=True)
+    )
+    return replace(
+        last,
+        begins_after=audits[0].begins_after,
+        largest_staleness=max(one.largest_staleness for one in audits),
+        class_examples=examples,
+        class_delays=delays,
+        checkpoints=sum(one.checkpoints for one in audits),
+        parents=len(audits) - 1,
+    )
+
+
+def _audited(
+    opened: OpenedRun,
+    view: RunView,
+    head: str | None,
+    last: int | None = None,
+    ends: Callable[[Beginning], None] = lambda end: None,
+    all: bool = True,
+) -> Audit:
+    """The audit of a view of a run.
+
+    Args:
+        opened: the run.
+        view: of it.
+        head: that the journal is to contain.
+        last: the update to stop at; None for the last.
+        ends: called with the place there.
+        all: whether to count the examples that were applied before the journal begins.
+    """
     dataset, places = opened.dataset, list(_places(opened, view))
+    if last is not None:
+        places = [place for place in places if place.ledger["version"] <= last]
     check, lines = checked_lines(opened, view, places)
     plan, ledger = check.plan, check.updates.ledger
     names, labels = dataset.manifest.classes, dataset.train.labels
@@ -95,19 +164,23 @@ def _audited(opened: OpenedRun, view: RunView, head: str | None) -> Audit:
             delayed.close(epoch)
 
     before, epochs = ledger.version, ledger.whole // plan.steps_per_epoch
-    used.add_whole(epochs)
-    for slot in ledger.applied(plan, epochs * plan.steps_per_epoch):
-        use(*slot)
+    if all:
+        used.add_whole(epochs)
+        for slot in ledger.applied(plan, epochs * plan.steps_per_epoch):
+            use(*slot)
     end = view.journal.begin
-    for entry, mark in lines:
+    for entry, mark in lines if ledger.version != last else ():
         end = mark
         if isinstance(entry, Record):
             for _, *piece in entry.requeued:
                 delayed.add(*piece)
             for _, lease in entry.contributions:
-                for step, first, last in lease.slots(plan):
-                    for number in range(first, last):
+                for step, first, one_past in lease.slots(plan):
+                    for number in range(first, one_past):
                         use(step, number)
+            if entry.version == last:
+                break
+    ends(Beginning(check.config, ledger, check.updates.workers, end))
     if head is not None:
         find_head(view.journal, head)
     begun = ledger.open_examples(plan).values()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from distsgd.engine.blas import one_blas_thread
-from distsgd.errors import JournalError
+from distsgd.engine.job import Snapshot
+from distsgd.errors import JournalError, RunError
+from distsgd.proof.forked import check_same_state, proven_parent
 from distsgd.proof.replayer import Replayer, records_of, start_of
-from distsgd.runs import checkpoint_path, other_kernels, read_if_kept, weights_sha256
+from distsgd.runs import Entry, Record, checkpoint_path, other_kernels, read_if_kept, weights_sha256
 from distsgd.runs.journal_check import RunView, checked_lines, proven
+from distsgd.runs.lineage import Segment, lineage
 from distsgd.runs.opened_run import OpenedRun, open_run
 
 __all__ = ["Replay", "replay"]
@@ -27,6 +33,7 @@ class Replay:
         begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
         checkpoints: how many were compared; all have the same bits.
+        parents: of a fork, how many runs before it were recomputed too, each up to the next.
     """
 
     run_dir: str
@@ -35,16 +42,18 @@ class Replay:
     begins_after: int
     weights_sha256: str
     checkpoints: int
+    parents: int = 0
 
 
-def replay(run: str | Path) -> Replay:
+def replay(run: str | Path, own: bool = False) -> Replay:
     """Recompute a run from its first W and its journal, and compare its checkpoints.
 
     If earlier lines of the journal were dropped, the replay starts from the checkpoint there. A run
     that is training is recomputed up to its last update.
 
     Args:
-        run: path or name of a run, or "latest".
+        run: path or name of a run, or "latest". Of a fork, the whole history is recomputed.
+        own: of a fork, recompute what is its own alone.
 
     Raises:
         JournalError: the journal is invalid, or a checkpoint differs from the replay.
@@ -52,13 +61,56 @@ def replay(run: str | Path) -> Replay:
     """
     opened = open_run(run)
     with one_blas_thread():
-        return proven(opened, lambda view: _replayed(opened, view))
+        if own or opened.parent is None:
+            return proven(opened, lambda view: _replayed(opened, view))
+        found: list[Replay] = []
+        for part, after in pairwise(lineage(opened)):
+            found.append(proven_parent(part.run, partial(_until_fork, part, after.run)))
+        last = proven(opened, lambda view: _replayed(opened, view))
+    return replace(
+        last,
+        updates=sum(one.updates for one in found) + last.updates,
+        begins_after=found[0].begins_after,
+        checkpoints=sum(one.checkpoints for one in found) + last.checkpoints,
+        parents=len(found),
+    )
 
 
-def _replayed(opened: OpenedRun, view: RunView) -> Replay:
-    """The replay of a view of a run."""
+def _until_fork(part: Segment, fork: OpenedRun, view: RunView) -> Replay:
+    """The replay of a part of the history of a fork, whose end is where the fork begins."""
+    known = fork.parent
+    assert known is not None
+
+    def ends(now: Snapshot) -> None:
+        try:
+            model = fork.base(known.mark)
+        except RunError:  # its own journal was shortened since
+            return
+        check_same_state(model, now)
+
+    return _replayed(part.run, view, part.last, ends)
+
+
+def _replayed(
+    opened: OpenedRun,
+    view: RunView,
+    last: int | None = None,
+    ends: Callable[[Snapshot], None] = lambda now: None,
+) -> Replay:
+    """The replay of a view of a run.
+
+    Args:
+        opened: the run.
+        view: of it.
+        last: the update to stop at; None for the last.
+        ends: called with the state there.
+    """
     folder, first = opened.folder, view.base
-    entries = [entry for entry, _ in checked_lines(opened, view)[1]]
+    entries: list[Entry] = []
+    for entry, _ in checked_lines(opened, view)[1] if first.version != last else ():
+        entries.append(entry)
+        if isinstance(entry, Record) and entry.version == last:
+            break
     config = first.place.config(opened.origin) if first.place else opened.origin
     replayer = Replayer(
         config, opened.dataset, start_of(first, opened.residuals(first)), opened.products
@@ -79,6 +131,7 @@ def _replayed(opened: OpenedRun, view: RunView) -> Replay:
                 + (f"; but {other}" if (other := other_kernels(folder)) else ""),
             )
         before = version
+    ends(replayer.snapshot())
     known = first.version + len(records_of(entries))
     return Replay(
         run_dir=str(folder.path),

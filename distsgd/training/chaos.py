@@ -99,7 +99,7 @@ class ChaosWatch(Hook):
         Raises:
             JournalError: it does not.
         """
-        audited = audit(self._run.folder.path)
+        audited = audit(self._run.folder.path, own=True)
         answers, slots = self._applied()
         pushes = {name: self._tallied[name] for name in PUSH_FAULTS}
         every = {**self._struck, **pushes}
