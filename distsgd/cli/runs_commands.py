@@ -423,19 +423,25 @@ def export(
 def rm(
     runs: Runs,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    even_if_forked: Annotated[
+        bool, typer.Option("--even-if-forked", help="Also a run that is the history of forks.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Remove runs for good: their folders, with checkpoints, journal and metrics.
 
-    A run that is training is refused, and so is a folder that holds anything else.
+    A run that is training is refused, and so are a folder that holds anything else, and a run that
+    is the history of forks which stay.
 
     Example: distsgd runs rm first-run --yes
     """
     from distsgd.runs.folder import find_run
-    from distsgd.runs.removal import check_removable, remove_run
+    from distsgd.runs.removal import check_removable, check_unneeded, remove_run
 
     found = list({run.path: run for run in map(find_run, runs)}.values())
     size = sum(map(check_removable, found))  # all of them, before any is removed
+    if not even_if_forked:
+        check_unneeded(found)
     if not yes:
         what = f"{len(found)} run{'s' * (len(found) != 1)} ({count(size)} bytes)"
         for run in found:

@@ -48,7 +48,8 @@ def lineage(run: OpenedRun) -> list[Segment]:
 def find_parent(fork: RunFolder, parent: Parent) -> RunFolder:
     """The run that another was forked from: its copy, where it was, or where it has been moved to.
 
-    A run is known by the digest of the record at which the fork left it.
+    It is known by the time at which it was made, and the digest of the record where the fork left
+    it.
 
     Args:
         fork: the other.
@@ -79,8 +80,10 @@ def _candidates(fork: RunFolder, parent: Parent) -> Iterator[RunFolder]:
 
 def _is_it(run: RunFolder, parent: Parent) -> bool:
     with suppress(RunError, StorageError):
-        first = recorded_first(run.path, run.read("config.json"))
-        return has_mark(run.path, parent.mark, first)
+        config = run.read("config.json")
+        if str(config.get("created", "")) != parent.created:
+            return False
+        return has_mark(run.path, parent.mark, recorded_first(run.path, config))
     return False
 
 

@@ -26,6 +26,8 @@ class Parent:
 
     Attributes:
         path: its folder, when the run was forked.
+        name: that of its folder, or of the run that this is a copy of.
+        created: when it was, by its config.json: it is known by that.
         update: how many of its updates the run shares.
         mark: the place in its journal after the last of them.
         order: "live", or "recorded" if the run follows the parent's order of updates.
@@ -33,20 +35,18 @@ class Parent:
     """
 
     path: Path
+    name: str
+    created: str
     update: int
     mark: Mark
     order: str = LIVE
     changed: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return self.path.name
-
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON, for config.json."""
         return {
-            "path": str(self.path), "name": self.name, "update": self.update,
+            "path": str(self.path), "name": self.name, "created": self.created,
+            "update": self.update,
             "order": self.order, "changed": dict(self.changed), **asdict(self.mark),
         }  # fmt: skip
 
@@ -62,6 +62,8 @@ class Parent:
             raise ValueError("it does not say where it was forked")
         return cls(
             path=Path(str(content["path"])),
+            name=str(content["name"]),
+            created=str(content["created"]),
             update=update,
             mark=Mark(str(content["digest"]), offset, lines),
             order=RECORDED if content["order"] == RECORDED else LIVE,

@@ -6,14 +6,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from distsgd.errors import RunError, StorageError, storage_error
-from distsgd.runs.folder import RunFolder, runs_home
+from distsgd.runs.folder import RunFolder, handle, runs_home
+from distsgd.runs.lineage import forks_of
+from distsgd.runs.parent import COPY
 
-__all__ = ["check_removable", "remove_run"]
+__all__ = ["check_removable", "check_unneeded", "remove_run"]
 
 _FILES = re.compile(
     r"(config|report|kernels|workers|tags|chaos)\.json|(journal|metrics|chaos|events)\.jsonl"
@@ -49,12 +51,38 @@ def check_removable(run: RunFolder) -> int:
     return size
 
 
-def _content(run: RunFolder) -> Iterator[tuple[Path, bool]]:
+def check_unneeded(runs: Sequence[RunFolder]) -> None:
+    """See that no other run needs these for its history.
+
+    Args:
+        runs: that are to be removed, together.
+
+    Raises:
+        RunError: a fork does that is not removed with them, and has no copy of its history.
+    """
+    gone = {run.path for run in runs}
+    for run in runs:
+        left = [fork for fork in forks_of(run) if fork.path not in gone]
+        if left:
+            names = ", ".join(handle(fork) for fork in left[:_SHOWN])
+            more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+            raise RunError(
+                f"{run.path} is the history of {names}{more}, forked from it without a copy",
+                "Remove the forks with it, or give --even-if-forked: they lose their history",
+            )
+
+
+_SHOWN = 3
+
+
+def _content(run: RunFolder, folder: Path | None = None) -> Iterator[tuple[Path, bool]]:
     """What is in a run folder, and whether it is of the run. Links are not followed."""
-    for path in sorted(run.path.iterdir()):
+    for path in sorted((folder or run.path).iterdir()):
         if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
             for inner in sorted(path.iterdir()):
                 yield inner, bool(_CHECKPOINTS.fullmatch(inner.name)) and _is_file(inner)
+        elif path.name == COPY and path.is_dir() and not path.is_symlink():
+            yield from _content(run, path)
         else:
             yield path, bool(_FILES.fullmatch(path.name)) and _is_file(path)
 

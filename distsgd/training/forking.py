@@ -20,13 +20,13 @@ from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import RunError, StorageError, UsageError
 from distsgd.proof.moments import update_of
 from distsgd.proof.timeline import Moment, Timeline
-from distsgd.runs import Entry, MetricsWriter, Place, seconds_of_steps, write_checkpoint
+from distsgd.runs import Entry, MetricsWriter, Place, RunFolder, seconds_of_steps, write_checkpoint
 from distsgd.runs.journal import Forked, begin_fork
 from distsgd.runs.journal_check import Beginning
 from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun, new_run, open_run
 from distsgd.runs.origin import change_tags, checked_tags, origin_here
-from distsgd.runs.parent import RECORDED, Parent
+from distsgd.runs.parent import COPY, RECORDED, Parent, parent_of
 from distsgd.runs.residual_file import write_residuals
 from distsgd.spelling import spelling
 from distsgd.training.features import features_of
@@ -217,8 +217,18 @@ def _begins_with(branch: _Branch) -> TrainConfig:
 def _parent(branch: _Branch) -> Parent:
     moment = branch.moment
     changed = {name: getattr(branch.config, name) for name in branch.changes}
+    folder = branch.parent.folder
+    name, outer = folder.path.name, RunFolder(folder.path.parent)
+    if (
+        name == COPY
+        and (outer.path / "config.json").is_file()
+        and (of_outer := parent_of(outer)) is not None
+    ):
+        name = of_outer.name
     return Parent(
-        path=branch.parent.folder.path,
+        path=folder.path,
+        name=name,
+        created=str(folder.read("config.json").get("created", "")),
         update=moment.version,
         mark=moment.mark,
         order=branch.order,
@@ -289,8 +299,8 @@ def _summary(branch: _Branch) -> str:
         f"{name} {getattr(branch.moment.config, name)} -> {getattr(branch.config, name)}"
         for name in branch.changes
     )
-    recorded = f", in the recorded order of {len(branch.later)} lines"
+    recorded = ", in the recorded order" if branch.order == RECORDED else ""
     return (
-        f"fork of {branch.parent.folder.path.name} after update {branch.moment.version}: "
-        f"{changed or 'no setting changed'}{recorded if branch.order == RECORDED else ''}"
+        f"fork of {_parent(branch).name} after update {branch.moment.version}: "
+        f"{changed or 'no setting changed'}{recorded}"
     )
