@@ -120,8 +120,10 @@ def _there(update: UpdateDifference) -> list[tuple[str, str]]:
         pairs.append(("inputs", f"differ: {', '.join(unlike)}" if unlike else "the same"))
     if (entries := update.entries) is not None:
         one, other = entries.values
+        after = update.entries_after
+        later = "" if after == update.update else f" after update {count(after)}"
         pairs += [
-            ("entries of W", f"{count(entries.differing)} of {count(entries.of)} differ"),
+            ("entries of W", f"{count(entries.differing)} of {count(entries.of)} differ{later}"),
             ("largest", f"{entries.largest:.3g}, in {entries.place}"),
             ("there", f"{one!r} and {other!r}, {count(entries.ulps)} units in the last place"),
         ]

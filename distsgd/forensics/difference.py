@@ -13,7 +13,7 @@ from distsgd.core.arrays import Floats
 from distsgd.core.fingerprint import fingerprint
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import RunError
-from distsgd.forensics.cause import FEW_ULPS, cause_of_fault, cause_of_split, initial_settings
+from distsgd.forensics.cause import cause_of_fault, cause_of_split, initial_settings
 from distsgd.forensics.first_difference import first_difference, first_other_record
 from distsgd.forensics.one_bit import Fault
 from distsgd.forensics.one_update import (
@@ -23,7 +23,7 @@ from distsgd.forensics.one_update import (
     try_recomputed,
     update_difference,
 )
-from distsgd.forensics.places import naming_of
+from distsgd.forensics.places import FEW_ULPS, compared, naming_of, same_weights
 from distsgd.forensics.recorded import RecordedRun
 from distsgd.forensics.surroundings import (
     ChangedRow,
@@ -205,10 +205,15 @@ def _of_two(one: RecordedRun, other: RecordedRun) -> Difference:
         cause = "; ".join(
             cause_of_fault(side, side.run.name, alone=False) for side in departing
         )  # fmt: skip
-    if there.entries is not None and there.entries.most_ulps <= FEW_ULPS:
+    if there.entries is None:
+        there = _later_entries(there, one, other)
+    entries = there.entries
+    if entries is not None and entries.of_rounding(one.settings.dtype):
+        most = entries.most_ulps
+        ulps = f", at most {most} units in the last place" if most <= FEW_ULPS else ""
         notes.append(
-            f"only the last bits differ, by at most {there.entries.most_ulps} units in the last "
-            "place: rounding"
+            f"only the last bits differ: {entries.relative:.1e} of the norm of W{ulps}, after "
+            f"update {there.entries_after}"
         )
     distances = _merged(_nearby(left, right), distances)
     return replace(
@@ -216,6 +221,18 @@ def _of_two(one: RecordedRun, other: RecordedRun) -> Difference:
         departing=tuple(side.run.name for side in departing),
         faults=tuple(fault for side in departing for fault in side.faults),
     )  # fmt: skip
+
+
+def _later_entries(
+    there: UpdateDifference, one: RecordedRun, other: RecordedRun
+) -> UpdateDifference:
+    """The same with the entries of W that differ at the next checkpoint that both have."""
+    for version in sorted(set(one.versions) & set(other.versions)):
+        mine, theirs = one.weights(version), other.weights(version)
+        if version >= there.update and mine is not None and theirs is not None:
+            entries = compared(mine, theirs, naming_of(one.model))
+            return replace(there, entries=entries, entries_after=version)
+    return there
 
 
 def _undivided(
@@ -244,6 +261,7 @@ def _with_replay(run: RecordedRun) -> Difference:
         )
     notes = [f"{run.name} is training: compared up to its last update"] if run.running else []
     updates, naming = run.updates, naming_of(run.model)
+    kind = naming.architecture
     begin = run.timeline.first
     if begin:
         notes.append(f"the journal begins after update {begin}: earlier updates were dropped")
@@ -261,11 +279,11 @@ def _with_replay(run: RecordedRun) -> Difference:
             alike = recorded == fingerprint(step.after)
         elif version in saved:
             weights = run.weights(version)
-            alike = weights is None or weights.tobytes() == step.after.tobytes()
+            alike = weights is None or same_weights(weights, step.after, kind)
         else:
             continue
         if version in saved and alike and (weights := run.weights(version)) is not None:
-            alike = weights.tobytes() == step.after.tobytes()
+            alike = same_weights(weights, step.after, kind)
         if not alike:
             seen = step
             break

@@ -16,7 +16,7 @@ from distsgd.core.model import EXACT
 from distsgd.engine.blas import blas_kernel
 from distsgd.errors import DistsgdError
 from distsgd.forensics.one_bit import Fault, OneBit
-from distsgd.forensics.places import Entries, Naming, compared, naming_of
+from distsgd.forensics.places import Entries, Naming, compared, naming_of, same_weights
 from distsgd.forensics.recorded import RecordedRun
 from distsgd.forensics.update_parts import TakenApart
 from distsgd.proof.replayer import Step
@@ -84,7 +84,7 @@ def recomputed(run: RecordedRun, update: int, steps: Iterator[Step] | None = Non
     if recorded is not None:
         departs = recorded != fingerprint(parts.after)
     elif saved is not None:
-        departs = saved.tobytes() != parts.after.tobytes()
+        departs = not same_weights(saved, parts.after, parts.job.architecture)
     other = run.settings.arithmetic != EXACT and run.kernels != [blas_kernel()]
     side = Side(run, update, parts, departs, other and departs is not False)
     side.replayed[update] = parts.after
@@ -136,7 +136,8 @@ class UpdateDifference:
         pixels: of those that are the same, numbers of those whose pixels or features differ.
         labels: likewise, whose labels differ.
         preprocessing: whether the mean image or the scale differs.
-        entries: how W differs after it; None if one of both is unknown.
+        entries: how W differs after it, or after a later one; None if W of one run is unknown.
+        entries_after: the update that they are compared after.
     """
 
     update: int
@@ -152,6 +153,7 @@ class UpdateDifference:
     labels: tuple[int, ...] = ()
     preprocessing: bool = False
     entries: Entries | None = None
+    entries_after: int = 0
 
     @property
     def records(self) -> bool:
@@ -185,6 +187,7 @@ def update_difference(sides: tuple[Side, ...], naming: Naming) -> UpdateDifferen
         pieces=set(pieces[0]) != set(pieces[-1]),
         reads=set(pieces[0]) == set(pieces[-1]) and set(tasks[0]) != set(tasks[-1]),
         order=set(tasks[0]) == set(tasks[-1]) and tasks[0] != tasks[-1],
+        entries_after=one.record.version,
         entries=None if first is None or last is None else compared(first, last, naming),
         **_rows_difference(one, other),
     )  # fmt: skip

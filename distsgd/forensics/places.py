@@ -12,7 +12,13 @@ from distsgd.core.arrays import Floats
 from distsgd.core.model import Architecture
 from distsgd.runs import Model
 
-__all__ = ["Entries", "Naming", "bit_name", "bits_of", "compared", "naming_of"]
+__all__ = [
+    "FEW_ULPS", "Entries", "Naming", "bit_name", "bits_of", "compared", "naming_of", "same_weights",
+]  # fmt: skip
+
+
+FEW_ULPS = 16
+"""Up to so many units in the last place a difference is one of rounding."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,16 @@ class Entries:
     most_ulps: int
     relative: float
 
+    def of_rounding(self, dtype: str) -> bool:
+        """Whether it is no more than what rounding alone makes."""
+        return self.most_ulps <= FEW_ULPS or self.relative <= 4 * float(np.finfo(dtype).eps)
+
 
 def compared(first: Floats, second: Floats, naming: Naming) -> Entries:
     """How two W differ, each flat and padded."""
+    architecture = naming.architecture
+    inside = architecture.pad(np.ones(architecture.kept_shape, first.dtype)) != 0
+    first, second = np.where(inside, first, 0), np.where(inside, second, 0)
     unlike = np.flatnonzero(bits_of(first) != bits_of(second))
     gap = np.abs(first.astype(np.float64) - second.astype(np.float64))
     gap[np.isnan(gap)] = np.inf
@@ -113,13 +126,13 @@ def compared(first: Floats, second: Floats, naming: Naming) -> Entries:
     steps = _ulps(first, second)
     if not len(unlike):
         return Entries(
-            differing=0, of=naming.architecture.parameters, largest=0.0, place="",
-            values=(0.0, 0.0), ulps=0, most_ulps=0, relative=0.0,
+            differing=0, of=int(inside.sum()), largest=0.0, place="", values=(0.0, 0.0), ulps=0,
+            most_ulps=0, relative=0.0,
         )  # fmt: skip
     worst = int(unlike[gap[unlike].argmax()])
     return Entries(
         differing=len(unlike),
-        of=sum(layer.outputs * (layer.inputs + 1) for layer in naming.architecture.layers),
+        of=int(inside.sum()),
         largest=float(gap[worst]),
         place=naming.entry(worst),
         values=(float(first[worst]), float(second[worst])),
@@ -127,6 +140,11 @@ def compared(first: Floats, second: Floats, naming: Naming) -> Entries:
         most_ulps=int(steps.max()),
         relative=float(np.linalg.norm(gap)) / norm if norm else float("inf"),
     )
+
+
+def same_weights(first: Floats, second: Floats, architecture: Architecture) -> bool:
+    """Whether two flat padded W have the same bits; encoded gradients leave some in the padding."""
+    return architecture.unpad(first).tobytes() == architecture.unpad(second).tobytes()
 
 
 def _ulps(first: Floats, second: Floats) -> NDArray[np.float64]:
