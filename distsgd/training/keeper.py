@@ -25,6 +25,7 @@ from distsgd.runs import (
     best_epoch,
     checkpoint_path,
     checkpoint_versions,
+    read_if_kept,
     remove_checkpoints,
     remove_residuals,
     score_of,
@@ -35,7 +36,6 @@ from distsgd.runs import (
     write_checkpoint,
     write_residuals,
 )
-from distsgd.runs.checkpoint import read_checkpoint
 from distsgd.runs.metrics import epoch_rows
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.chronicle import Chronicle
@@ -94,6 +94,7 @@ class Keeper:
         self._waiting: Snapshot | None = None
         self._marks: dict[int, Mark] = {}  # of the checkpoints that the run can resume from
         self._residuals: dict[int, str] = {}  # of the same, by their digests
+        self._note_base()
         self._passing: set[int] = set()  # versions of checkpoints within an epoch
         self.chronicle = Chronicle(self._recorded, 0.0)
 
@@ -249,12 +250,22 @@ class Keeper:
             replace(snapshot, residuals=residuals), passing=snapshot.version > 0 and not known
         )
 
+    def _note_base(self) -> None:
+        """The residuals with which a fork begins stay, for a replay."""
+        if self._parent is not None and self._job.has_residuals:
+            version = self._parent.update
+            base = read_if_kept(checkpoint_path(self._folder, version))
+            if base is not None and base.residuals is not None:
+                self._residuals[version] = base.residuals
+
+    def _is_base(self, version: int) -> bool:
+        """Whether the whole journal, which is kept, begins at this checkpoint."""
+        base = 0 if self._parent is None else self._parent.update
+        return self._config.journal == "keep" and version == base
+
     def _begin_at(self, version: int, mark: Mark) -> None:
         """The checkpoint where the journal of a fork begins stays as it is."""
         self._saved, self._saved_at, self._marks[version] = version, monotonic(), mark
-        digest = read_checkpoint(checkpoint_path(self._folder, version)).residuals
-        if digest is not None:
-            self._residuals[version] = digest
 
     def _write_residuals(self, version: int, residuals: Residuals) -> str:
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -296,7 +307,7 @@ class Keeper:
         self._residuals = {
             version: digest
             for version, digest in self._residuals.items()
-            if version in usable or version == self._saved
+            if version in usable or version == self._saved or self._is_base(version)
         }
         with suppress(OSError, RunError, StorageError):
             remove_checkpoints(self._folder, self._superfluous(set(usable)))
@@ -314,9 +325,7 @@ class Keeper:
             versions = checkpoint_versions(self._folder)
             found |= superfluous(versions, *epochs, config.keep_checkpoints)
             found.discard(self._best_saved)
-            if config.journal == "keep":
-                # Where a replay begins.
-                found.discard(0 if self._parent is None else self._parent.update)
+            found = {version for version in found if not self._is_base(version)}
         return found - usable
 
     @property

@@ -201,6 +201,22 @@ class LoadedRun(os.PathLike[str]):
         """
         return to_sklearn(self.model(checkpoint))
 
+    def fork(self, at: int | str, **given: Any) -> LoadedRun:
+        """Another future for this run, from one of its updates: a new run, trained to its end.
+
+        Args:
+            at: a number of updates, "last", "epoch:N" (its end), or a time such as "90s".
+            **given: settings that differ, such as learning_rate=0.001; and order, whole, run_dir,
+                chaos, reporter, callbacks, verbose, address and tags, as for
+                `distsgd.training.training.fork`.
+
+        Returns:
+            the fork.
+        """
+        from distsgd.training.training import fork
+
+        return load(fork(self.run_dir, at, **given).run_dir)
+
     def export(
         self, to: str, out: str | Path | None = None, checkpoint: str | int = LAST
     ) -> Exported:

@@ -154,7 +154,8 @@ class RecordedOrder:
             RecordEnds: instead of the event `Ended`, if epochs are left then.
         """
         lines, following, after = self._next(job)
-        followed = _Followed(self._run, config, job, start, lines)
+        goes_on = after is not None and "epochs" not in self._kept
+        followed = _Followed(self._run, config, job, start, lines, goes_on)
         yield from followed.events(stop, resized)
         self.entries = following
         if followed.over:
@@ -188,7 +189,7 @@ class _Followed:
 
     def __init__(
         self, run: OpenedRun, config: TrainConfig, job: Job, start: Snapshot,
-        entries: Sequence[Entry],
+        entries: Sequence[Entry], goes_on: bool,
     ) -> None:  # fmt: skip
         self._job, self._entries, self._version = job, entries, start.version
         self._replayer = Replayer(config, run.dataset, start, run.products)
@@ -196,6 +197,7 @@ class _Followed:
         self._applied = Counter(position.examples if position else {})
         self._before = position.examples_seen if position else 0
         self._seen = 0
+        self._whole = math.inf if goes_on else job.plan.examples * job.plan.epochs
         self._recent, self._epoch, self._watch = _Tally(), _Tally(), Stopwatch()
         self._saved_at = 0.0
         self._statistics = Statistics()
@@ -205,9 +207,8 @@ class _Followed:
         self, stop: Callable[[], bool], resized: Callable[[Resized], None]
     ) -> Iterator[Event]:
         """Up to the last line, or to `Ended`."""
-        whole = self._job.plan.examples * self._job.plan.epochs
         other = self._other_lines()
-        if self._before >= whole:
+        if self._finished:
             yield self._ended(finished=True)
             return
         self._watch.run()
@@ -221,14 +222,18 @@ class _Followed:
                 yield self._ended(diverged=wrong, now=state)
                 return
             yield from self._updated(step)
-            if self._before + self._seen >= whole or stop():
-                yield self._ended(finished=self._before + self._seen >= whole)
+            if self._finished or stop():
+                yield self._ended(finished=self._finished)
                 return
             self._watch.run()
         self._watch.pause()
         for entries in other.values():
             for entry in entries:
                 resized(entry)
+
+    @property
+    def _finished(self) -> bool:
+        return self._before + self._seen >= self._whole
 
     def snapshot(self) -> Snapshot:
         """The server as it is now."""

@@ -1,4 +1,4 @@
-"""The Python functions `train`, `resume` and `scale`."""
+"""The Python functions `train`, `resume`, `fork` and `scale`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from distsgd.training.interrupts import FirstCtrlC
 from distsgd.training.preparation import resume_with, train_with
 from distsgd.training.results import Reporter, TrainResult
 
-__all__ = ["resume", "scale", "train"]
+__all__ = ["fork", "resume", "scale", "train"]
 
 _FAULTS, _HEAD = "kill-worker:every=50", "10.0.0.1:6379"
 
@@ -263,6 +263,64 @@ def resume(
     stop = FirstCtrlC()
     with _followers(reporter, callbacks, verbose) as followers:
         result = resume_with(run, given, followers, chaos, address, stop)
+        followers.end(result)
+    stop.check(result.run_dir, result.steps)
+    return result
+
+
+def fork(
+    run: str | Path,
+    at: int | str,
+    *,
+    order: str | None = None,
+    whole: bool = False,
+    run_dir: str | Path | None = None,
+    chaos: str | None = None,
+    reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    verbose: bool = False,
+    address: str | None = None,
+    tags: Sequence[str] = (),
+    **settings: Any,
+) -> TrainResult:
+    """Fork a run at an update: a new run that shares its history up to there, and goes on.
+
+    Args:
+        run: path or name of a run, or "latest".
+        at: where: a number of updates, "last", "epoch:N" (its end), or a time of training such as
+            "90s".
+        order: "recorded" to make the updates in the order in which the run made them, in this
+            process; "live" for an order of its own; None for "recorded" where that differs.
+        whole: copy the history, so that the fork needs no other folder.
+        run_dir: a new folder for the fork; None for one in the user's data folder.
+        chaos: as for `train`, like the next five.
+        reporter: its methods are called while the fork trains, in its thread.
+        callbacks: as for `train`.
+        verbose: likewise.
+        address: likewise.
+        tags: likewise.
+        **settings: those that differ from the run's, such as learning_rate=0.001.
+
+    Returns:
+        What the fork came to.
+
+    Raises:
+        TrainingInterrupted: as `train`.
+        UsageError: the run has no such update, or a setting cannot change there.
+        RunError: there is no such run, or it cannot be recomputed up to there.
+        DistsgdError: as `train`.
+    """
+    from distsgd.training.forking import fork_with
+
+    folder = None if run_dir in (None, "") else as_path("run_dir", run_dir)
+    chaos, address = as_text("chaos", chaos, _FAULTS), as_text("address", address, _HEAD)
+    words = [tags] if isinstance(tags, str) else list(tags)
+    stop = FirstCtrlC()
+    with _followers(reporter, callbacks, verbose) as followers:
+        result = fork_with(
+            run, at, settings, followers, run_dir=folder, order=order, whole=bool(whole),
+            chaos=chaos, address=address, stopping=stop, tags=words,
+        )  # fmt: skip
         followers.end(result)
     stop.check(result.run_dir, result.steps)
     return result
