@@ -222,6 +222,7 @@ class Applied(NamedTuple):
         requeued: pieces that were put off to a later update, each (place among the leaves of the
             reduction tree, step, first, last).
         ends_epoch: whether all examples of the epoch have now been applied.
+        fingerprint: of W after it, see `distsgd.core.fingerprint`; None where W is split.
     """
 
     step: int
@@ -234,6 +235,7 @@ class Applied(NamedTuple):
     contributions: tuple[tuple[int, Lease], ...]
     requeued: tuple[tuple[int, int, int, int], ...]
     ends_epoch: bool
+    fingerprint: int | None = None
 
     @property
     def ages(self) -> list[int]:
@@ -277,6 +279,7 @@ class Stretch(NamedTuple):
         answers: worker and lease of each piece, int64 of shape (updates, pieces, 1 + fields of a
             lease); a worker of -1 where an update has fewer pieces.
         ends_epoch: whether the last of them ends its epoch.
+        fingerprints: likewise, uint64; None if one is missing.
     """
 
     version: int
@@ -288,6 +291,7 @@ class Stretch(NamedTuple):
     learning_rates: NDArray[np.float64]
     answers: NDArray[np.int64]
     ends_epoch: bool
+    fingerprints: NDArray[np.uint64] | None = None
 
     @property
     def end(self) -> int:
@@ -311,12 +315,17 @@ class Stretch(NamedTuple):
             )
         )  # fmt: skip
         version, last = self.version, self.end
-        for step, loss, correct, examples, rate, answers in zip(*columns, strict=True):
+        prints: list[int | None] = [None] * len(self.steps)
+        if self.fingerprints is not None:
+            prints = self.fingerprints.tolist()
+        for step, loss, correct, examples, rate, answers, found in zip(
+            *columns, prints, strict=True
+        ):
             version += 1
             contributions = tuple([(row[0], Lease(*row[1:])) for row in answers if row[0] >= 0])
             yield Applied(
                 step, self.epoch, version, loss, correct, examples, rate, contributions, (),
-                self.ends_epoch and version == last,
+                self.ends_epoch and version == last, found,
             )  # fmt: skip
 
 

@@ -331,6 +331,7 @@ class Job:
             position=start.position,
             sampler=UpdateSampler(self.plan.seed, self.verify) if self.verify else None,
             own_places=own_places,
+            fingerprints=self.servers == 1,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

@@ -14,6 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from distsgd.core.arrays import Floats, finite
+from distsgd.core.fingerprint import fingerprint
 from distsgd.core.messages import Lease
 from distsgd.core.model import SlotLoss
 from distsgd.core.optim import Updater
@@ -28,6 +29,7 @@ from distsgd.transport.team_memory import (
     ARRIVED,
     ASLEEP,
     BELL,
+    FINGERPRINT,
     HELPED,
     LIMIT,
     NAP_SECONDS,
@@ -215,6 +217,14 @@ class Member:
         fence()
         self._memory.ring()
         self._wait(1 << 50)
+
+    def _take_fingerprint(self, weights: Floats, ring: int, version: int) -> None:
+        """Write down the fingerprint of W of a version, before others can see the version."""
+        head = self._memory.heads[ring, (version - 1) % self._memory.shape.records, FINGERPRINT]
+        head[1] = np.uint64(fingerprint(weights)).view(np.int64)
+        if not ORDERED:
+            fence()
+        head[0] = version
 
     def _record(
         self, losses: Sequence[SlotLoss], ring: int, version: int, at: int = 0
@@ -491,6 +501,7 @@ class TeamMember(Member):
                     total = self._total(number, version, sources)
                     self._update(number, step, version, total)
         self._point("range", version + 1)
+        self._take_fingerprint(self._weights[~version & 1], self._number, version + 1)
         self._mark(APPLIED, version + 1)
         self._point("applied", version + 1)
 

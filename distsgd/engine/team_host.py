@@ -22,6 +22,7 @@ from distsgd.transport.team_memory import (
     ARRIVED,
     ASLEEP,
     BELL,
+    FINGERPRINT,
     HITS,
     LIMIT,
     PIECE_WORDS,
@@ -260,15 +261,19 @@ class TeamHost:
         rows = np.arange(first, last) % memory.shape.records
         if not self._job.policy.in_order:
             heads = memory.heads[0, rows]
-            return TeamRecords(memory.losses[0, rows], heads[:, HITS], turns=heads[:, TURN])
+            return TeamRecords(
+                memory.losses[0, rows], heads[:, HITS], turns=heads[:, TURN],
+                fingerprints=self._fingerprints(rows, first),
+            )  # fmt: skip
         members = len(self._members)
         words = PIECE_WORDS * members
         versions = memory.heads[:, rows, :words:PIECE_WORDS]
         fence()  # who was not waited for may be writing its record now
         there = versions == np.arange(first + 1, last + 1)[:, None]
         heads = memory.heads[:, rows, :words].reshape(members, len(rows), members, -1)
+        prints = self._fingerprints(rows, first)
         if (usual := self._usual_records(rows, there, heads)) is not None:
-            return usual
+            return usual._replace(fingerprints=prints)
         correct = np.zeros(len(rows), np.int64)
         makers = np.full((len(rows), members), -1)
         losses = []
@@ -288,7 +293,17 @@ class TeamHost:
                         found = np.pad(found, ((0, 0), (0, count - found.shape[1])))
                     found[alike, :count] = memory.losses[member, rows[alike], start : start + count]
             losses.append(found)
-        return TeamRecords(np.concatenate(losses, axis=1), correct, makers)
+        return TeamRecords(np.concatenate(losses, axis=1), correct, makers, fingerprints=prints)
+
+    def _fingerprints(self, rows: NDArray[np.int64], first: int) -> NDArray[np.uint64] | None:
+        """Of W after each of these updates, by a member that has applied it."""
+        assert self._memory is not None
+        versions, prints = np.moveaxis(self._memory.heads[:, rows, FINGERPRINT], 2, 0)
+        there = versions == np.arange(first + 1, first + len(rows) + 1)
+        if not there.any(axis=0).all():
+            return None
+        chosen: NDArray[np.int64] = prints[there.argmax(axis=0), np.arange(len(rows))]
+        return chosen.view(np.uint64)
 
     def _usual_records(
         self, rows: NDArray[np.int64], there: NDArray[np.bool_], heads: NDArray[np.int64]

@@ -141,6 +141,7 @@ class TurnMember(Member):
         memory.losses[0, row, len(losses) :] = 0
         memory.heads[0, row, HITS] = correct
         memory.heads[0, row, TURN] = (self._number, lease.step, lease.version, lease.serial)
+        self._take_fingerprint(new.weights, 0, version + 1)
         self._point("record", version + 1)
         if not ORDERED:
             fence()

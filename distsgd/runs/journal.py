@@ -12,6 +12,8 @@ reach detects that too. A record has:
         [worker, step, first leaf, one past the last, version read, steps, replicas, serial]
     q   pieces deferred to a later update, each
         [place in the reduction tree, step, first slot, one past the last]
+    f   fingerprint of W after the update, 16 hexadecimal digits (`distsgd.core.fingerprint`); not
+        where W is split over several servers
     d   digest
 
 Where a run was resumed, there is a line that has
@@ -50,6 +52,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +87,14 @@ class Record:
         step: step of the plan that its learning rate belongs to.
         contributions: worker and lease of each piece, in the order in which they were added.
         requeued: pieces deferred to a later update, as in `distsgd.core.messages.Applied`.
+        fingerprint: of W after it; None in journals that have none.
     """
 
     version: int
     step: int
     contributions: tuple[tuple[int, Lease], ...]
     requeued: tuple[tuple[int, int, int, int], ...]
+    fingerprint: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,12 +225,15 @@ class JournalWriter(LineFile):
         Raises:
             StorageError: the disk is full.
         """
-        self._append({
+        content = {
             "v": update.version,
             "s": update.step,
             "c": [[worker, *lease] for worker, lease in update.contributions],
             "q": update.requeued,
-        })  # fmt: skip
+        }
+        if update.fingerprint is not None:
+            content["f"] = f"{update.fingerprint:016x}"
+        self._append(content)
 
     def resumed(self, entry: Resumed) -> None:
         """Append that the run resumes.
@@ -576,14 +584,31 @@ def _parse(content: dict[str, Any]) -> Entry:
         return Forked(version, settings)
     if names == {"w"}:
         return Resized(*_whole([content["w"]]))
-    if names != {"v", "s", "c", "q"}:
+    if names - {"f"} != {"v", "s", "c", "q"}:
         raise ValueError("it has other fields than a record")
     version, step = _whole([content["v"], content["s"]])
     contributions = tuple((worker, Lease(*lease)) for worker, *lease in map(_whole, content["c"]))
     requeued = [_whole(piece) for piece in content["q"]]
     if any(len(piece) != 4 for piece in requeued):
         raise ValueError("it has a piece of another shape")
-    return Record(version, step, contributions, tuple((p, s, f, e) for p, s, f, e in requeued))
+    put_off = tuple((p, s, f, e) for p, s, f, e in requeued)
+    return Record(version, step, contributions, put_off, _fingerprint(content.get("f")))
+
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}", re.ASCII)
+
+
+def _fingerprint(text: Any) -> int | None:
+    """A fingerprint that is written down as 16 digits.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if text is None:
+        return None
+    if type(text) is not str or not _FINGERPRINT.fullmatch(text):
+        raise ValueError("its fingerprint is malformed")
+    return int(text, 16)
 
 
 def _whole(values: list[Any]) -> list[int]:

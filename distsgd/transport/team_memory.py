@@ -10,7 +10,7 @@ It is one sealed anonymous file, made by the server and mapped by every member:
     sums        for each member the sums of an update twice: those of version v are in v mod 2, each
                 node's in the row of its first leaf
     records     for each member a ring of records, one an update: for each piece a version, a place
-                and hits; then losses of slots
+                and hits; a version and the fingerprint of its W; then losses of slots
 
 **Each writes its own part alone, and reads those of others; nobody waits for a member that is not
 there.** What is computed is a pure function of W, slots and sums: every member would write the same
@@ -25,7 +25,7 @@ other work. An update, from version v to v + 1, takes a member through these wor
        arrived = v + 1 or helped = v + 1    helped = v + 1
     5  total                                of all sums
     6  each q of 4 has applied <= v + 1     the total is that of v + 1
-    7  writing = v + 1, copy v + 1 mod 2    old W, total, update rule
+    7  writing = v + 1, copy v + 1 mod 2    old W, total, update rule; fingerprint
     8  applied = v + 1                      ... is there
 
 So there is one meeting an update, and no second: everybody applies all of W. Where W is large, each
@@ -92,6 +92,7 @@ __all__ = [
     "ARRIVED",
     "ASLEEP",
     "BELL",
+    "FINGERPRINT",
     "HELPED",
     "HITS",
     "LIMIT",
@@ -131,6 +132,9 @@ and how many, in 32 bits each), and examples classified rightly."""
 
 HITS, TURN = 0, slice(1, 5)
 """Words of a record in turns: examples classified rightly; member, step, version read, serial."""
+
+FINGERPRINT = slice(-2, None)
+"""The last words before the losses of a record: the version, and the fingerprint of its W."""
 
 _CONTROL_LINES, _MEMBER_LINES = 7, 4
 ARRIVED, APPLIED, ASLEEP, SERIAL, HELPED = (n * _WORDS for n in range(5))
@@ -209,7 +213,7 @@ class TeamShape:
     @property
     def head_words(self) -> int:
         """Words of a record before its losses, a whole number of cache lines."""
-        return -(-PIECE_WORDS * self.members // _WORDS) * _WORDS
+        return -(-(PIECE_WORDS * self.members + 2) // _WORDS) * _WORDS
 
     @property
     def record_words(self) -> int:
@@ -239,7 +243,8 @@ class TeamMemory:
             parameters).
         sums: of each member, shape (members, 2, rows, parameters).
         losses: of each record, shape (members, records, losses), float64.
-        heads: of each record, what precedes them, int64: see `PIECE_WORDS`, `HITS` and `TURN`.
+        heads: of each record, what precedes them, int64: see `PIECE_WORDS`, `HITS`, `TURN` and
+            `FINGERPRINT`.
     """
 
     def __init__(self, file: int, wakers: Sequence[int], shape: TeamShape) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from distsgd.core.arrays import Floats, finite
+from distsgd.core.fingerprint import fingerprint
 from distsgd.core.messages import (
     Applied,
     Decision,
@@ -59,6 +60,7 @@ class ParameterServer:
         sampler: copies what sampled updates read and do, if some are to be recomputed.
         own_places: where workers wait for each other, each computes its own places of every
             minibatch, and no other's; for answers that depend on those that a worker gave before.
+        fingerprints: whether each update gets the fingerprint of W after it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ParameterServer:
         position: Position | None = None,
         sampler: UpdateSampler | None = None,
         own_places: bool = False,
+        fingerprints: bool = False,
     ) -> None:
         position = position or Position.of_step(plan, version)
         self._updater = Updater(
@@ -103,7 +106,7 @@ class ParameterServer:
         self._late: set[int] = set()  # members that are not waited for
         in_turn = self._policy.in_order and not self._policy.requeues
         self._own_places = own_places and in_turn and self._policy.window(1) == 1
-        self.sampler = sampler
+        self.sampler, self._fingerprints = sampler, fingerprints
 
     @property
     def weights(self) -> Floats:
@@ -535,6 +538,7 @@ class ParameterServer:
         applied = Applied(
             step, epoch, self.version, loss / examples, correct, examples, rate,
             contributions, tuple(missing), ends_epoch,
+            fingerprint(self.weights) if self._fingerprints else None,
         )  # fmt: skip
         if self.sampler is not None:
             self.sampler.after(minibatch, applied, self.weights)

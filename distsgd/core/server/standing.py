@@ -32,12 +32,14 @@ class TeamRecords(NamedTuple):
             (updates, pieces), -1 beyond the last piece; None if each has computed its own.
         turns: where an update is that of one member: number of the member, step, version of W that
             it was computed at, and serial, int64 of shape (updates, 4).
+        fingerprints: of W after each, uint64 of shape (updates,); None if one is missing.
     """
 
     losses: NDArray[np.float64]
     correct: NDArray[np.int64]
     makers: NDArray[np.int64] | None = None
     turns: NDArray[np.int64] | None = None
+    fingerprints: NDArray[np.uint64] | None = None
 
 
 class Standing:
@@ -147,8 +149,9 @@ class Standing:
         rates = np.array([schedule.at(step) for step in starts.tolist()], np.float64)
         ends = count > 0 and not self.left and plan.ends_epoch(self.end - 1)
         return Stretch(
-            version, epoch, starts, sums / examples, records.correct, examples, rates, answers, ends
-        )
+            version, epoch, starts, sums / examples, records.correct, examples, rates, answers,
+            ends, records.fingerprints,
+        )  # fmt: skip
 
     def _alike(self, most: int) -> int:
         """How many of the next updates are cut in the same way, and take as many steps."""
