@@ -158,14 +158,7 @@ def _branch(
     opened: OpenedRun, at: int | str, given: Mapping[str, Any], asked: str | None
 ) -> _Branch:
     """Where a fork begins, with everything checked that can be."""
-    timeline = Timeline(opened)
-    update = update_of(opened, at, timeline)
-    last = timeline.last
-    if update > last:
-        raise UsageError(
-            f"{opened.folder.path} has no update {update}: its last is {last}",
-            f"Give a number up to {last}",
-        )
+    update = update_of(opened, at)
     parent = _owner(opened, update)
     before = Timeline(parent).at(update)
     job = parent.job(before.config)

@@ -269,3 +269,46 @@ def test_from_python(tmp_path: Path) -> None:
         run.fork(20, chaos=3)
     with pytest.raises(RunError, match="exists already"):
         run.fork(20, run_dir=tmp_path / "fork")
+
+
+def test_a_bounded_fork_goes_on_in_the_recorded_order(tmp_path: Path) -> None:
+    parent = trained(tmp_path, consistency="ssp", epochs=5)
+    stop = StopAfter(4)
+    fork = forked(tmp_path / "run", 10, reporter=stop, stopping=stop, journal="bounded")
+    assert fork.status == "interrupted"
+    assert audit(fork.run_dir, own=True).begins_after > 10
+    notes = Notes()
+    assert resume(fork.run_dir, reporter=notes).weights_sha256 == parent.weights_sha256
+    assert not any("recorded order" in text for text in notes.texts)
+    assert replay(fork.run_dir, own=True).weights_sha256 == parent.weights_sha256
+
+
+def test_a_fork_whose_parent_is_gone_goes_on_live(tmp_path: Path) -> None:
+    trained(tmp_path, consistency="ssp")
+    stop = StopAfter(2)
+    fork = forked(tmp_path / "run", 10, reporter=stop, stopping=stop)
+    shutil.rmtree(tmp_path / "run")
+    notes = Notes()
+    assert resume(fork.run_dir, reporter=notes).status == "finished"
+    assert any("cannot be followed any more" in text and "is gone" in text for text in notes.texts)
+    assert audit(fork.run_dir, own=True).complete
+
+
+@pytest.mark.parametrize("name", ["update", "digest", "order"])
+def test_a_damaged_parent_entry(name: str, tmp_path: Path) -> None:
+    fork = forked(Path(trained(tmp_path, epochs=1).run_dir), 10)
+    folder = find_run(fork.run_dir)
+    content = folder.read("config.json")
+    content["parent"].pop(name)
+    folder.write("config.json", content)
+    for check in (audit, resume):
+        with pytest.raises(RunError, match=r"config\.json is damaged: its parent"):
+            check(fork.run_dir)
+
+
+def test_a_fork_that_was_stopped_before_it_had_begun(tmp_path: Path) -> None:
+    fork = forked(Path(trained(tmp_path, epochs=1).run_dir), 10)
+    shutil.rmtree(Path(fork.run_dir) / "checkpoints")
+    (Path(fork.run_dir) / "report.json").unlink()
+    with pytest.raises(RunError, match=r"was stopped before it had begun\. Fork again"):
+        resume(fork.run_dir)
