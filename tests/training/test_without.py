@@ -23,7 +23,7 @@ def test_a_text_names_rows() -> None:
     assert text_of_numbers([5, 3, 5]) == "3,5"
     assert text_of_numbers([]) == "none"
     for wrong in ("", "3,", "-3", "9-3", "a", "0-9999999", "1.5"):
-        with pytest.raises(ValueError, match="^$"):
+        with pytest.raises(ValueError, match=r"^$"):
             numbers_of(wrong)
         with pytest.raises(UsageError, match=r"^without cannot be "):
             on_sample(without=wrong)
