@@ -24,6 +24,7 @@ from distsgd.cli import (
     report_commands,
     runs_commands,
     serve_commands,
+    show_commands,
     simulate_commands,
     study_commands,
     sweep_commands,
@@ -105,6 +106,7 @@ diff_commands.add_to(app)
 watch_commands.add_to(app)
 serve_commands.add_to(app)
 report_commands.add_to(app)
+show_commands.add_to(app)
 simulate_commands.add_to(app)
 tune_commands.add_to(app)
 sweep_commands.add_to(app)
