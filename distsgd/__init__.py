@@ -6,7 +6,7 @@
 True
 
 `train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained; `audit` and
-`replay` prove it; `diff` finds where two runs part; `simulate` trains on a virtual clock. `runs`
+`replay` prove it; `diff` finds where two runs part; `show` recomputes one update; `simulate` trains on a virtual clock. `runs`
 lists runs, and `load` gives one as an object. `TrainConfig` holds the settings; a `Callback` or a
 `Reporter` follows a training. All errors are of `distsgd.errors`. Names that are not in ``__all__``
 are private and may change.
@@ -21,6 +21,7 @@ from distsgd.version import __version__
 if TYPE_CHECKING:
     from distsgd import errors
     from distsgd.forensics.difference import Difference, diff
+    from distsgd.forensics.show import ShownUpdate, show
     from distsgd.proof.audit import Audit, audit
     from distsgd.proof.replay import Replay, replay
     from distsgd.runs.history import History
@@ -70,6 +71,7 @@ __all__ = [
     "Replay",
     "Reporter",
     "RunSummary",
+    "ShownUpdate",
     "SimulationResult",
     "SweepResult",
     "TensorBoard",
@@ -89,6 +91,7 @@ __all__ = [
     "resume",
     "runs",
     "scale",
+    "show",
     "simulate",
     "sweep",
     "train",
@@ -97,6 +100,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Difference": "forensics.difference", "diff": "forensics.difference",
+    "ShownUpdate": "forensics.show", "show": "forensics.show",
     "Audit": "proof.audit", "audit": "proof.audit",
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",

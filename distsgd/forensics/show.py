@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,11 +214,13 @@ class ShownUpdate:
         )
 
 
-def show(run: str | Path | OpenedRun, update: int | str, *, rows: int | None = None) -> ShownUpdate:
+def show(
+    run: str | Path | os.PathLike[str] | OpenedRun, update: int | str, *, rows: int | None = None
+) -> ShownUpdate:
     """Recompute one update of a run, and measure it.
 
     Args:
-        run: path or name of a run, or "latest"; or an open one.
+        run: path or name of a run, "latest", a loaded run; or an open one.
         update: see `distsgd.proof.moments.MOMENTS`.
         rows: training examples that the full gradient is computed over, a random sample; 0 for
             none; None for all, or as many as take about a second. None is 0 for a dataset that is
@@ -227,7 +230,9 @@ def show(run: str | Path | OpenedRun, update: int | str, *, rows: int | None = N
         UsageError: the run has no such update.
         RunError: the run is missing or damaged, or cannot be recomputed there.
     """
-    opened = run if isinstance(run, OpenedRun) else open_run(run)
+    if not isinstance(run, OpenedRun):
+        run = open_run(run if isinstance(run, str) else Path(run))
+    opened = run
     with one_blas_thread():
         timeline = Timeline(opened)
         number = update_of(opened, update, timeline)
