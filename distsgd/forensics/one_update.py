@@ -17,7 +17,7 @@ from distsgd.engine.blas import blas_kernel
 from distsgd.errors import DistsgdError
 from distsgd.forensics.one_bit import Fault, OneBit
 from distsgd.forensics.places import Entries, Naming, compared, naming_of, same_weights
-from distsgd.forensics.recorded import RecordedRun
+from distsgd.forensics.recorded import RecordedRun, slots_of
 from distsgd.forensics.update_parts import TakenApart
 from distsgd.proof.replayer import Step
 
@@ -166,8 +166,8 @@ def update_difference(sides: tuple[Side, ...], naming: Naming) -> UpdateDifferen
     every = [side.parts for side in sides]
     one, other = every[0], every[-1]
     contributions = [part.record.contributions for part in every]
-    pieces = [[lease.piece for _, lease in group] for group in contributions]
-    tasks = [[lease.task for _, lease in group] for group in contributions]
+    tasks = [slots_of(part.record) for part in every]
+    pieces = [[slot[:2] for slot in group] for group in tasks]
     first, last = sides[0].actual, sides[-1].actual
     if len(sides) == 1:
         first, last = one.after, sides[0].actual

@@ -32,7 +32,7 @@ from distsgd.runs.journal import Journal
 from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun, dataset_of_run
 
-__all__ = ["RecordedRun", "Updates"]
+__all__ = ["RecordedRun", "Updates", "slots_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +67,26 @@ class Updates:
 
 def _key(record: Record) -> int:
     """See `Updates.keys`. Hashes of numbers are the same in every process."""
-    tasks = tuple(lease.task for _, lease in record.contributions)
-    return hash((record.step, tasks, record.requeued))
+    return hash((record.step, slots_of(record), record.requeued))
+
+
+def slots_of(record: Record) -> tuple[tuple[int, int, int, int, int], ...]:
+    """The slots, or replicas, of an update in the order in which they are added.
+
+    How many pieces they were leased in makes no difference to W.
+
+    Returns:
+        of each its step, its number, the version that it read, steps and replicas.
+    """
+    return tuple(
+        (lease.step, slot, lease.version, lease.steps, lease.replicas)
+        for _, lease in record.contributions
+        for slot in range(lease.first, lease.last)
+    )
 
 
 def _print_of(record: Record) -> int | None:
-    found = getattr(record, "fingerprint", None)
-    return found if isinstance(found, int) else None
+    return record.fingerprint
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ from distsgd.data.shards import DatasetWriter
 from distsgd.engine.worker import Worker
 from distsgd.errors import JournalError, RunError
 from distsgd.forensics.difference import diff
-from distsgd.runs import Record
+from distsgd.forensics.recorded import RecordedRun, _key
 
-printed = pytest.mark.skipif(
-    "fingerprint" not in Record.__dataclass_fields__, reason="journals have no fingerprints"
-)
 SETTINGS: dict[str, Any] = {"workers": 0, "epochs": 3, "batch_size": 100, "slot_size": 25}
 
 
@@ -86,6 +84,25 @@ def test_the_order_of_a_policy(tmp_path: Path) -> None:
     assert found.record == found.update == 1 and found.there is not None and found.there.pieces
 
 
+def test_the_pieces_of_a_minibatch_make_no_difference(clean: Path, tmp_path: Path) -> None:
+    """A fleet leases the slots in other pieces; its journal and its settings differ, W does not."""
+    run = RecordedRun.find(clean)
+    record = next(run._records())
+    ((worker, lease),) = record.contributions
+    halves = ((worker, lease._replace(last=2)), (worker, lease._replace(first=2)))
+    assert _key(replace(record, contributions=halves)) == _key(record)
+    other = replace(record, contributions=((worker, lease._replace(version=7)),))
+    assert _key(other) != _key(record)
+
+
+@pytest.mark.parametrize("compress", ["onebit", "fp16"])
+def test_encoded_gradients_after_a_resume(compress: str, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", compress=compress, epochs=2)
+    distsgd.resume(run, epochs=3)
+    found = diff(run)
+    assert found.same and found.after == 45, found.cause
+
+
 def changed_copy(sample: Dataset, folder: Path, image: int, pixel: int, labels: bool) -> Path:
     folder.mkdir()
     writer = DatasetWriter(folder, sample.manifest.shape, sample.manifest.classes)
@@ -139,7 +156,6 @@ def test_other_models_have_nothing_to_compare(clean: Path, tmp_path: Path) -> No
 GRADIENT = (21, 2, 4000, 26)
 
 
-@printed
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_bit_of_a_gradient(
     alone: bool, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +183,6 @@ def test_a_bit_of_a_gradient(
     assert fault.entry == "class automobile, pixel x 16, y 28, channel 0"
 
 
-@printed
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("kind", ["weights", "read"])
 def test_a_bit_of_the_weights(
@@ -198,7 +213,6 @@ def test_a_bit_of_the_weights(
     assert fault.kind == kind and fault.entry == "class automobile, pixel x 24, y 27, channel 1"
 
 
-@printed
 def test_a_bit_of_a_pixel_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: Dataset
 ) -> None:
