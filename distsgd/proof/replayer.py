@@ -105,7 +105,8 @@ class Replayer:
     ) -> None:
         self._config, self._dataset, self._products = config, dataset, products
         self._job = make_job(replace(config, servers=1), dataset, products)
-        self._worker = Worker(self._job)
+        self._worker = Worker(self._job, split=dataset.train)
+        self._sum = TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
         self._compressed = _CompressedAnswers(self._job, self._worker, start.residuals or {})
         self._kept = dict(start.reads)  # older version -> W, of those that are still read
         self._later: Sequence[Entry] = ()
@@ -205,8 +206,9 @@ class Replayer:
                 continue
             if entry.version != before + 1:
                 raise JournalError(before + 1, f"it makes version {entry.version}")
-            if last_read.get(before, -1) > before:
-                kept[before] = self._updater.weights.copy()
+            if (last := last_read.get(before, -1)) > before:
+                weights = self._updater.weights
+                kept[before] = weights if last == entry.version else weights.copy()
             yield entry, kept
             with np.errstate(all="ignore"):
                 self._update(entry, kept)
@@ -233,15 +235,19 @@ class Replayer:
                 self._products,
             )  # fmt: skip
             self._updater.schedule = self._job.schedule
-            self._worker = Worker(self._job)
+            self._worker = Worker(self._job, split=self._dataset.train)
         self._compressed.resumed(self._worker, max(1, entry.workers))
 
     def _update(self, record: Record, kept: dict[int, Floats]) -> None:
-        minibatch, number = rebuilt(record), record.version
+        number = record.version
+        if (whole := self._as_one(record)) is not None:
+            record = whole
+        minibatch = rebuilt(record)
         for worker, lease in record.contributions:
+            minibatch.settle()  # the next answer overwrites the gradients of the one before
             push = self._answer(number, worker, lease, kept)
             minibatch.leased[lease.piece] = worker, lease
-            if not minibatch.take(worker, push, self._tree):
+            if not minibatch.take(worker, push, self._tree, borrow=True):
                 raise JournalError(number, "its contributions do not fit together")
         loss, correct, examples = minibatch.loss()
         total = minibatch.gradient()
@@ -256,8 +262,29 @@ class Replayer:
             return self._compressed.answer(number, worker, lease, kept)
         return self._worker.answer(lease, _weights(number, lease, kept))
 
+    def _as_one(self, record: Record) -> Record | None:
+        """The same update as one piece, where its contributions read one W; None elsewhere.
+
+        Slots are summed along one tree, so the bits are the same, and one large product takes less
+        time than several small ones.
+        """
+        contributions = record.contributions
+        if len(contributions) == 1 or record.requeued or self._job.compress != "none":
+            return None
+        worker, lease = contributions[0]
+        last = lease.first
+        for _, other in contributions:
+            if other.first != last or other.replicas or other[3:5] != lease[3:5]:
+                return None
+            if other.step != lease.step:
+                return None
+            last = other.last
+        if lease.first or last != self._job.plan.slots(lease.step):
+            return None
+        return record._replace(contributions=((worker, lease._replace(last=last)),))
+
     def _tree(self) -> TreeSum:
-        return TreeSum(self._job.plan.most_slots, self._job.parameters, self._job.dtype)
+        return self._sum
 
 
 class _CompressedAnswers:
