@@ -281,7 +281,7 @@ class Replayer:
             last = other.last
         if lease.first or last != self._job.plan.slots(lease.step):
             return None
-        return record._replace(contributions=((worker, lease._replace(last=last)),))
+        return replace(record, contributions=((worker, lease._replace(last=last)),))
 
     def _tree(self) -> TreeSum:
         return self._sum
