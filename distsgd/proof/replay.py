@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Snapshot
@@ -34,6 +35,8 @@ class Replay:
         weights_sha256: SHA-256 of the W that the replay ends with.
         checkpoints: how many were compared; all have the same bits.
         parents: of a fork, how many runs before it were recomputed too, each up to the next.
+        seconds: spent on the updates, without reading the journal and the checkpoints.
+        images_per_second: training images of the updates in each of these seconds.
     """
 
     run_dir: str
@@ -43,6 +46,8 @@ class Replay:
     weights_sha256: str
     checkpoints: int
     parents: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
 
 
 def replay(run: str | Path, own: bool = False) -> Replay:
@@ -67,8 +72,13 @@ def replay(run: str | Path, own: bool = False) -> Replay:
         for part, after in pairwise(lineage(opened)):
             found.append(proven_parent(part.run, partial(_until_fork, part, after.run)))
         last = proven(opened, lambda view: _replayed(opened, view))
+    parts = [*found, last]
+    seconds = sum(one.seconds for one in parts)
+    images = sum(one.seconds * one.images_per_second for one in parts)
     return replace(
         last,
+        seconds=seconds,
+        images_per_second=images / seconds,
         updates=sum(one.updates for one in found) + last.updates,
         begins_after=found[0].begins_after,
         checkpoints=sum(one.checkpoints for one in found) + last.checkpoints,
@@ -115,12 +125,16 @@ def _replayed(
     replayer = Replayer(
         config, opened.dataset, start_of(first, opened.residuals(first)), opened.products
     )
-    checked, found, before = 0, first.weights, first.version
+    checked, before, compared = 0, first.version, 0.0
+    checkpoints, weights = set(view.checkpoints), first.weights
+    begun = perf_counter()
     for version, weights in replayer.versions(entries):
-        found = first.architecture.unpad(weights)
-        if version not in view.checkpoints:
+        if version not in checkpoints:
             continue
+        paused = perf_counter()
+        found = first.architecture.unpad(weights)
         kept = read_if_kept(checkpoint_path(folder.checkpoints, version))
+        compared += perf_counter() - paused
         if kept is None:
             continue
         checked += 1
@@ -131,6 +145,8 @@ def _replayed(
                 + (f"; but {other}" if (other := other_kernels(folder)) else ""),
             )
         before = version
+    seconds = perf_counter() - begun - compared
+    found = first.architecture.unpad(weights)
     ends(replayer.snapshot())
     known = first.version + len(records_of(entries))
     return Replay(
@@ -138,6 +154,8 @@ def _replayed(
         running=view.running,
         updates=known - first.version,
         begins_after=first.version,
+        seconds=seconds,
+        images_per_second=replayer.examples / seconds,
         weights_sha256=weights_sha256(found),
         checkpoints=checked,
     )

@@ -94,6 +94,9 @@ class Replayer:
         dataset: what it was trained on.
         start: where to start; with error feedback it has the residuals.
         products: how the run multiplies its slots.
+
+    Attributes:
+        examples: of all updates that it has made.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Replayer:
         self._kept = dict(start.reads)  # older version -> W, of those that are still read
         self._later: Sequence[Entry] = ()
         self._made: _Made | None = None  # of the last update
+        self.examples = 0
         self._gradient: Floats | None = None  # of the last update, once `steps` is asked for
         weights = start.weights.copy()
         optimizer = self._job.update_rule(weights)
@@ -256,6 +260,7 @@ class Replayer:
         update = self._updater.average if minibatch.replicas else self._updater.apply
         rate = update(total, examples, record.step)
         self._made = _Made(self._job, loss, correct, examples, rate)
+        self.examples += examples
 
     def _answer(self, number: int, worker: int, lease: Lease, kept: dict[int, Floats]) -> Push:
         if self._job.compress != "none":
