@@ -20,6 +20,7 @@ from distsgd.version import __version__
 
 if TYPE_CHECKING:
     from distsgd import errors
+    from distsgd.forensics.bisect import Bisected, bisect
     from distsgd.forensics.difference import Difference, diff
     from distsgd.forensics.show import ShownUpdate, show
     from distsgd.proof.audit import Audit, audit
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "Bisected",
     "Callback",
     "Difference",
     "DistsgdError",
@@ -82,6 +84,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "audit",
+    "bisect",
     "diff",
     "errors",
     "evaluate",
@@ -101,6 +104,7 @@ __all__ = [
 _ELSEWHERE = {
     "Difference": "forensics.difference", "diff": "forensics.difference",
     "ShownUpdate": "forensics.show", "show": "forensics.show",
+    "Bisected": "forensics.bisect", "bisect": "forensics.bisect",
     "Audit": "proof.audit", "audit": "proof.audit",
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",

@@ -155,6 +155,72 @@ def _print_worst(found: ShownUpdate, worst: int) -> None:
     print_table(headings, rows, "largest losses", ("step/slot", "gradient norm"))
 
 
+def bisect_run(
+    run: Run,
+    until: Annotated[
+        str, typer.Option(help="The condition, such as 'loss > 3', 'test_accuracy[cat] < 20%'.")
+    ],
+    start: Annotated[
+        str, typer.Option("--from", help="The update to begin at: a number, last-N or epoch:N.")
+    ] = "1",
+    every: Annotated[
+        bool, typer.Option("--every", help="Measure test_, train_ and validation_ at every update.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Find the first update at which a condition holds. Exit code 1 if there is none.
+
+    Of every update: loss, minibatch_accuracy, gradient_norm, weight_norm, step_norm, step_ratio,
+    learning_rate, staleness, deferred. Measured after it: test_, train_ and validation_accuracy
+    and _loss, and an accuracy of a class, as test_accuracy[cat]: at ends of epochs, and by halves
+    between two. Compare with <, <=, >, >=, falls or rises; join with and, or. Or diverged.
+
+    Example: distsgd bisect latest --until 'test_accuracy falls 0.5%'
+    """
+    from distsgd.cli.progress_bar import ProgressBar
+    from distsgd.cli.run_kernel import multiply_as
+    from distsgd.errors import RuntimeFailure
+    from distsgd.forensics.bisect import bisect
+
+    multiply_as(run)
+    with ProgressBar(rows=True) as bar:
+        found = bisect(run, until, start=start, every=every, progress=bar.update)
+    if json:
+        print_json(found)
+    if found.update is None:
+        looked = "" if found.exact else "; --every measures at each update, not at ends of epochs"
+        raise RuntimeFailure(
+            f"'{found.condition}' holds at none of the {count(found.looked_at)} updates of "
+            f"{found.run_dir} that were looked at, from {count(found.first)} to "
+            f"{count(found.last)}{looked}",
+            "Try another condition",
+        )
+    if json:
+        return
+    words = "" if found.applied else ", which was never applied: the training diverged with it"
+    after = found.after or {}
+    print_pairs([
+        ("condition", found.condition),
+        ("first at", f"update {count(found.update)}{words}"),
+        ("place", f"epoch {found.epoch}, minibatch {found.minibatch}"),
+        *((name, _change(found.before, name, value)) for name, value in after.items()),
+        ("looked at", f"{count(found.looked_at)} updates" + ("" if found.exact else
+         ", at ends of epochs and then by halves: it is assumed to hold from there on")),
+    ])  # fmt: skip
+    if found.before is None and found.applied:
+        show(f"it holds at the first update of the search; --from {found.update + 1} goes on")
+    name = Path(found.run_dir).name if found.run_dir.count("/runs/") else found.run_dir
+    if shown := found.update if found.applied else found.last:
+        show(f"distsgd show {name} {shown}")
+    show(f"distsgd fork {name} --at {found.update - 1} --learning-rate ...")
+
+
+def _change(before: dict[str, float] | None, name: str, value: float) -> str:
+    earlier = "" if before is None else f"{before[name]:.6g} at the update before it, "
+    return f"{earlier}{value:.6g}"
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("show")(show_update)
+    app.command("bisect")(bisect_run)
