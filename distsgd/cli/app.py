@@ -10,6 +10,7 @@ import typer
 from distsgd.cli import (
     advise_commands,
     bench_commands,
+    blame_commands,
     cluster_commands,
     completion_commands,
     data_commands,
@@ -103,6 +104,7 @@ fork_commands.add_to(app)
 model_commands.add_to(app)
 proof_commands.add_to(app)
 diff_commands.add_to(app)
+blame_commands.add_to(app)
 watch_commands.add_to(app)
 serve_commands.add_to(app)
 report_commands.add_to(app)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distsgd.cli.blame_commands import explain_file
 from distsgd.cli.output import (
     JsonFlag,
     count,
@@ -97,6 +98,17 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first row that cannot be classified.")
     ] = False,
+    explained: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Find the training examples that the prediction of one image or row "
+            "comes from; --out is then a picture of them.",
+        ),
+    ] = False,
+    label: Annotated[
+        str | None, typer.Option(help="With --why: explain the loss of this class instead.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Classify images, or rows of tables, with the newest checkpoint of a run.
@@ -104,8 +116,16 @@ def predict(
     Rows that cannot be classified are skipped and listed on stderr; exit code 1 if no row is left.
 
     Example: distsgd predict latest photo.jpg
+
+    Example: distsgd predict latest photo.jpg --why
     """
     from distsgd.training.evaluation import predict_files
+
+    if explained:
+        explain_file(run, images, label, out, best=best, json=json)
+        return
+    if label is not None:
+        raise UsageError("--label goes with --why", "Give both, or neither")
 
     found: list[Prediction] = []
     rejected: list[tuple[str, str]] = []

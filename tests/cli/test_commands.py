@@ -144,7 +144,7 @@ def test_the_flags_of_train_are_these(distsgd: Run) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "data fetch",
+    ["train", "evaluate", "predict", "gradcheck", "audit", "replay", "blame", "data fetch",
      "data info", "data verify", "runs list", "runs show", "runs compare",
      "runs export", "runs rm", "runs tag", "watch", "report", "simulate", "simulate compare",
      "bench", "advise", "landscape", "lecture", "search random", "search local", "gradient numeric",
