@@ -194,7 +194,7 @@ def test_the_history_of_an_example(tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
     path = trained(tmp_path / "run").folder.path
     for given, words in (
-        ({"test": 500}, "test=500: cifar10-sample has 500 test examples, counted from 0"),
+        ({"test": 400}, "test=400: cifar10-sample has 400 test examples, counted from 0"),
         ({"of_class": "cas"}, "has no class cas. Did you mean cat?"),
         ({"test": 1, "of_class": "cat"}, "nothing, or too much, to explain"),
         ({"test": 1, "at": 99}, "has no update 99"),
