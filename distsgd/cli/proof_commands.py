@@ -23,10 +23,16 @@ OwnFlag = Annotated[
 
 def audit(
     run: Run = "latest",
-    head: Annotated[
+    expect: Annotated[
         str | None,
-        typer.Option(help="A journal digest that you kept elsewhere; the journal must contain it."),
+        typer.Option(
+            help="A digest kept elsewhere that the journal must contain, or the SHA-256 of W of "
+            "one of its checkpoints."
+        ),
     ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="Print the digest of the last record alone, to keep.")
+    ] = False,
     own: OwnFlag = False,
     json: JsonFlag = False,
 ) -> None:
@@ -34,7 +40,7 @@ def audit(
 
     Exit code 1, with the first wrong record, if the journal is invalid: a digest does not match,
     or a step, slot, version, worker or resumption contradicts the plan, the checkpoints or the
-    report. Digests have no key, so only --head detects a run folder that was forged with care.
+    report. Digests have no key, so only --expect detects a run folder that was forged with care.
     Gradients are not recomputed; `distsgd replay` does that. The journal of a run in training is
     checked up to its last update.
 
@@ -43,12 +49,15 @@ def audit(
     from distsgd.proof.audit import audit as check
 
     with _telling("holds", json):
-        found = check(run, head, own)
+        found = check(run, expect, own)
     if json:
         print_json({"holds": True, **vars(found)})
         return
+    if head:
+        show(found.head)
+        return
     until = f" up to update {count(found.updates)}" if found.running else ""
-    kept = "" if head is None else f" and contains the digest {head}"
+    kept = "" if expect is None else f" and contains {expect}"
     show(f"the journal holds{until}{kept}")
     print_pairs([
         ("run", found.run_dir),

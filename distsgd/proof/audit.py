@@ -16,7 +16,16 @@ from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
 from distsgd.errors import RunError
 from distsgd.proof.forked import check_left, proven_parent
-from distsgd.runs import Place, Record, check_head, checkpoint_path, find_head, read_place
+from distsgd.runs import (
+    Place,
+    Record,
+    check_head,
+    checkpoint_path,
+    find_head,
+    read_if_kept,
+    read_place,
+    weights_sha256,
+)
 from distsgd.runs.journal_check import Beginning, RunView, checked_lines, proven
 from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun, open_run
@@ -64,7 +73,7 @@ class Audit:
     parents: int = 0
 
 
-def audit(run: str | Path, head: str | None = None, own: bool = False) -> Audit:
+def audit(run: str | Path, expect: str | None = None, own: bool = False) -> Audit:
     """Check the journal of a run against its plan.
 
     The journal of a run that is training is checked up to its last update. Of a fork, the whole
@@ -72,15 +81,16 @@ def audit(run: str | Path, head: str | None = None, own: bool = False) -> Audit:
 
     Args:
         run: path or name of a run, or "latest".
-        head: digest of a line that the journal must contain, as an earlier audit or the training
-            returned it; None for no such check.
+        expect: digest of a record that the journal must contain, or the SHA-256 of W of one of its
+            checkpoints, as an earlier audit or the training returned it; None for no such check.
         own: of a fork, check what is its own alone.
 
     Raises:
         JournalError: the journal is invalid; names the first wrong record.
-        UsageError: ``head`` is not a digest.
+        UsageError: ``expect`` is not a digest.
         RunError: there is no such run, or it is damaged.
     """
+    head = expect
     if head is not None:
         check_head(head)
     opened = open_run(run)
@@ -181,7 +191,7 @@ def _audited(
             if entry.version == last:
                 break
     ends(Beginning(check.config, ledger, check.updates.workers, end))
-    if head is not None:
+    if head is not None and not _is_checkpoint(opened, view, head):
         find_head(view.journal, head)
     begun = ledger.open_examples(plan).values()
     whole_early = sum(n == plan.examples for n in begun)
@@ -200,6 +210,15 @@ def _audited(
         checkpoints=len(places),
         head=end.digest,
     )
+
+
+def _is_checkpoint(run: OpenedRun, view: RunView, sha256: str) -> bool:
+    """Whether this is the SHA-256 of W of a checkpoint; nothing is recomputed."""
+    if len(sha256) != 64:
+        return False
+    paths = (checkpoint_path(run.folder.checkpoints, n) for n in view.checkpoints)
+    models = (read_if_kept(path) for path in paths)
+    return any(model is not None and weights_sha256(model.weights) == sha256 for model in models)
 
 
 def _places(run: OpenedRun, view: RunView) -> Iterator[Place]:

@@ -487,7 +487,7 @@ def check_head(head: str) -> None:
     """
     if len(head) not in (DIGEST_LENGTH, 64) or not set(head) <= set("0123456789abcdef"):
         raise UsageError(
-            f"{spelling().given('head', head)} is not the digest of a journal: "
+            f"{spelling().given('expect', head)} is not the digest of a journal: "
             f"{DIGEST_LENGTH} hexadecimal digits",
             "Give the one that `distsgd train` or `distsgd audit` printed",
         )
@@ -496,7 +496,7 @@ def check_head(head: str) -> None:
 def find_head(journal: Journal, head: str) -> int:
     """The number of the line with a digest that was kept, from 1; 0 for the beginning.
 
-    The chain proves that everything before that line is unchanged.
+    If only that digest was kept elsewhere, everything before that line is unchanged.
 
     Raises:
         JournalError: the journal has no such line, or an invalid one.

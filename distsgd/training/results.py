@@ -113,7 +113,7 @@ class TrainResult:
         weights_sha256: SHA-256 of W, float32, C order, shape (classes, features + 1); with two
             layers, of W1 and then W2.
         journal_head: digest of the last line of the journal. A copy kept elsewhere tells
-            later whether the journal is still the same: ``audit(run, head=...)``.
+            later whether the journal is still the same: ``audit(run, expect=...)``.
         chaos: the faults caused on purpose, and their cost; None without any.
         verified: what `TrainConfig.verify` found: the share, how many updates were recomputed and
             how many let pass, the largest difference of a gradient and the largest tolerance

@@ -221,7 +221,7 @@ def test_the_head_that_was_kept_tells_a_forgery(distsgd_here: Run, tmp_path: Pat
     assert audit(tmp_path / "run").complete, "it holds in itself"
     with pytest.raises(JournalError, match=f"no line with the digest {kept}"):
         audit(tmp_path / "run", kept)
-    done = distsgd_here("audit", tmp_path / "run", "--head", kept)
+    done = distsgd_here("audit", tmp_path / "run", "--expect", kept)
     assert done.returncode == 1 and kept in done.stderr
-    done = distsgd_here("audit", tmp_path / "run", "--head", kept[:7])
+    done = distsgd_here("audit", tmp_path / "run", "--expect", kept[:7])
     assert done.returncode == 2 and "32 hexadecimal digits" in done.stderr

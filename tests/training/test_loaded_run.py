@@ -51,7 +51,7 @@ def test_functions_take_it(
 ) -> None:
     run = given(result)
     assert distsgd.evaluate(run).accuracy == result.test_accuracy
-    assert distsgd.audit(run, head=result.journal_head).updates == 12
+    assert distsgd.audit(run, expect=result.journal_head).updates == 12
     assert distsgd.replay(run).weights_sha256 == result.weights_sha256
     assert len(distsgd.predict(run, np.zeros(3072))) == 1
     assert distsgd.load(run).run_dir == result.run_dir
