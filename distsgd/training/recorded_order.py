@@ -15,6 +15,7 @@ from typing import Any
 
 from distsgd.config.settings import RESUMABLE_SETTINGS, TrainConfig
 from distsgd.core.arrays import finite
+from distsgd.core.fingerprint import fingerprint
 from distsgd.core.messages import Applied, Diverged
 from distsgd.engine.events import (
     Ended,
@@ -263,6 +264,7 @@ class _Followed:
         applied = Applied(
             record.step, epoch, record.version, step.loss, step.correct, step.examples,
             step.learning_rate, record.contributions, record.requeued, ends,
+            fingerprint(step.after),
         )  # fmt: skip
         self._statistics.count(applied)
         yield Updated(applied)
