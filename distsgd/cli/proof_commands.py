@@ -104,6 +104,7 @@ def replay(run: Run = "latest", own: OwnFlag = False, json: JsonFlag = False) ->
         *_history(found.parents),
         *_beginning(found.begins_after),
         ("checkpoints", f"{found.checkpoints} compared, all with the same bits"),
+        ("fingerprints", f"{count(found.fingerprints)} updates have that of their W"),
         ("throughput", f"{found.images_per_second:,.0f} images/s, {found.seconds:.2f} s of steps"),
         ("weights", f"sha256 {found.weights_sha256}"),
     ])  # fmt: skip

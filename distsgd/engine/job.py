@@ -283,6 +283,14 @@ class Job:
         codec = self.codec()
         return nodes * self.vector_bytes if codec is None else codec.size
 
+    @property
+    def fingerprints(self) -> bool:
+        """Whether updates tell the fingerprint of W: one server has all of it.
+
+        What "onebit" sends has values in the padding of W, which checkpoints do not keep.
+        """
+        return self.servers == 1 and self.compress != "onebit"
+
     def decay(self) -> Floats:
         """The gradient of the L2 penalty is this times W."""
         return self.architecture.decay(self.regularization, self.dtype)
@@ -331,8 +339,7 @@ class Job:
             position=start.position,
             sampler=UpdateSampler(self.plan.seed, self.verify) if self.verify else None,
             own_places=own_places,
-            # What one bit an entry leaves in the padding is lost when training resumes.
-            fingerprints=self.servers == 1 and self.compress != "onebit",
+            fingerprints=self.fingerprints,
         )
 
     def follower(self, start: Snapshot, number: int) -> RangeServer:

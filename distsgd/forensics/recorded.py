@@ -138,7 +138,7 @@ class RecordedRun:
     @cached_property
     def timeline(self) -> Timeline | None:
         """Its history, recomputed; None without its dataset."""
-        return None if self.opened is None else Timeline(self.opened)
+        return None if self.opened is None else Timeline(self.opened, compares=False)
 
     @cached_property
     def running(self) -> bool:

@@ -13,7 +13,7 @@ from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Snapshot
 from distsgd.errors import JournalError, RunError
 from distsgd.proof.forked import check_same_state, proven_parent
-from distsgd.proof.replayer import Replayer, records_of, start_of
+from distsgd.proof.replayer import Replayer, records_of, refuse, start_of
 from distsgd.runs import Entry, Record, checkpoint_path, other_kernels, read_if_kept, weights_sha256
 from distsgd.runs.journal_check import RunView, checked_lines, proven
 from distsgd.runs.lineage import Segment, lineage
@@ -34,6 +34,8 @@ class Replay:
         begins_after: the update after which the journal begins; see `Audit`.
         weights_sha256: SHA-256 of the W that the replay ends with.
         checkpoints: how many were compared; all have the same bits.
+        fingerprints: updates whose W was compared with the fingerprint in the journal: all those
+            that have one.
         parents: of a fork, how many runs before it were recomputed too, each up to the next.
         seconds: spent on the updates, without reading the journal and the checkpoints.
         images_per_second: training images of the updates in each of these seconds.
@@ -45,6 +47,7 @@ class Replay:
     begins_after: int
     weights_sha256: str
     checkpoints: int
+    fingerprints: int
     parents: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
@@ -123,8 +126,9 @@ def _replayed(
             break
     config = first.place.config(opened.origin) if first.place else opened.origin
     replayer = Replayer(
-        config, opened.dataset, start_of(first, opened.residuals(first)), opened.products
-    )
+        config, opened.dataset, start_of(first, opened.residuals(first)), opened.products,
+        refuse(folder),
+    )  # fmt: skip
     checked, before, compared = 0, first.version, 0.0
     checkpoints, weights = set(view.checkpoints), first.weights
     begun = perf_counter()
@@ -139,9 +143,12 @@ def _replayed(
             continue
         checked += 1
         if kept.weights.tobytes() != found.tobytes():
+            made = replayer.compared == version - first.version
             raise JournalError(
-                before + 1,
-                f"the bits of W differ, first in one of versions {before + 1} to {version}"
+                version if made else before + 1,
+                f"the checkpoint of version {version} has other bits of W than the journal"
+                if made
+                else f"the bits of W differ, first in one of versions {before + 1} to {version}"
                 + (f"; but {other}" if (other := other_kernels(folder)) else ""),
             )
         before = version
@@ -158,4 +165,5 @@ def _replayed(
         images_per_second=replayer.examples / seconds,
         weights_sha256=weights_sha256(found),
         checkpoints=checked,
+        fingerprints=replayer.compared,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from distsgd.config.jobs import make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.arrays import Floats
+from distsgd.core.fingerprint import changed_bit, fingerprint
 from distsgd.core.messages import Lease, Push, incarnation_of
 from distsgd.core.model import SMALL_PRODUCTS
 from distsgd.core.optim import (
@@ -27,9 +28,9 @@ from distsgd.data.dataset import Dataset
 from distsgd.engine.job import Job, Snapshot
 from distsgd.engine.worker import Worker
 from distsgd.errors import JournalError
-from distsgd.runs import Entry, Model, Record, Resumed
+from distsgd.runs import Entry, Model, Record, Resumed, RunFolder, other_kernels
 
-__all__ = ["Replayer", "Step", "records_of", "start_of"]
+__all__ = ["Replayer", "Step", "records_of", "refuse", "start_of"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ def start_of(model: Model, residuals: Residuals | None = None) -> Snapshot:
     return Snapshot(model.version, pad(model.weights), state, residuals or {}, reads=reads)
 
 
+def refuse(run: RunFolder) -> Callable[[JournalError], None]:
+    """Raises what it is given, with a remark if parts of a run were computed by other kernels."""
+
+    def raises(error: JournalError) -> None:
+        remark = other_kernels(run)
+        raise JournalError(error.line, error.why + (f"; but {remark}" if remark else ""))
+
+    return raises
+
+
 class Replayer:
     """Recomputes every update of a journal, keeping each W for as long as it is read.
 
@@ -94,9 +105,12 @@ class Replayer:
         dataset: what it was trained on.
         start: where to start; with error feedback it has the residuals.
         products: how the run multiplies its slots.
+        differs: called with what is wrong where W has another fingerprint than the journal says,
+            as `refuse` makes; None if the journal is not of this W.
 
     Attributes:
         examples: of all updates that it has made.
+        compared: updates whose W was compared with its fingerprint.
     """
 
     def __init__(
@@ -105,7 +119,9 @@ class Replayer:
         dataset: Dataset,
         start: Snapshot,
         products: str = SMALL_PRODUCTS,
+        differs: Callable[[JournalError], None] | None = None,
     ) -> None:
+        self._differs, self.compared = differs, 0
         self._config, self._dataset, self._products = config, dataset, products
         self._job = make_job(replace(config, servers=1), dataset, products)
         self._worker = Worker(self._job, split=dataset.train)
@@ -216,10 +232,28 @@ class Replayer:
             yield entry, kept
             with np.errstate(all="ignore"):
                 self._update(entry, kept)
+            self._compare(entry)
             for version in [
                 version for version in kept if last_read.get(version, -1) <= entry.version
             ]:
                 del kept[version]
+
+    def _compare(self, record: Record) -> None:
+        """Compare W after an update with the fingerprint of its record."""
+        expected, weights = record.fingerprint, self._updater.weights
+        if expected is None or self._differs is None:
+            return
+        self.compared += 1
+        found = fingerprint(weights)
+        if found != expected:
+            changed = changed_bit(found, expected, weights)
+            where = "" if changed is None else (
+                f"; in one bit, if in no more: bit {changed.bit} of entry {changed.entry} of flat W"
+            )  # fmt: skip
+            self._differs(JournalError(
+                record.version, f"the bits of W differ after update {record.version:,}, first here"
+                + where
+            ))  # fmt: skip
 
     def snapshot(self) -> Snapshot:
         """The server after the last update that was made, with what later lines read."""

@@ -11,7 +11,7 @@ from distsgd.core.server import Ledger
 from distsgd.engine.blas import one_blas_thread
 from distsgd.engine.job import Snapshot
 from distsgd.errors import RunError, UsageError
-from distsgd.proof.replayer import Replayer, Step, records_of, start_of
+from distsgd.proof.replayer import Replayer, Step, records_of, refuse, start_of
 from distsgd.runs import Entry, Mark, MarkMissing, Model, Record
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_if_kept
 from distsgd.runs.journal_check import JournalCheck, beginning_of
@@ -52,10 +52,12 @@ class Timeline:
 
     Args:
         run: the run, which may be training.
+        compares: whether W is compared with the fingerprint of each update that is recomputed; a
+            difference is a JournalError.
     """
 
-    def __init__(self, run: OpenedRun) -> None:
-        self._run = run
+    def __init__(self, run: OpenedRun, *, compares: bool = True) -> None:
+        self._run, self._compares = run, compares
         self._parent: Timeline | None = None
 
     @property
@@ -81,7 +83,7 @@ class Timeline:
             RunError: the parent is gone.
         """
         if self._parent is None:
-            self._parent = Timeline(lineage(self._run)[-2].run)
+            self._parent = Timeline(lineage(self._run)[-2].run, compares=self._compares)
         return self._parent
 
     @property
@@ -176,8 +178,9 @@ class Timeline:
                 continue
             residuals = self._run.residuals(model)
             replayer = Replayer(
-                begin.config, self._run.dataset, start_of(model, residuals), self._run.products
-            )
+                begin.config, self._run.dataset, start_of(model, residuals), self._run.products,
+                refuse(self._run.folder) if self._compares else None,
+            )  # fmt: skip
             return model, replayer, lines, check
         raise RunError(
             f"{self._run.folder.path} cannot be recomputed up to update {version}: its journal or "

@@ -13,7 +13,7 @@ reach detects that too. A record has:
     q   pieces deferred to a later update, each
         [place in the reduction tree, step, first slot, one past the last]
     f   fingerprint of W after the update, 16 hexadecimal digits (`distsgd.core.fingerprint`); not
-        where W is split over several servers
+        where W is split over several servers, nor with compression "onebit"
     d   digest
 
 Where a run was resumed, there is a line that has

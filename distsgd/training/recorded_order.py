@@ -264,7 +264,7 @@ class _Followed:
         applied = Applied(
             record.step, epoch, record.version, step.loss, step.correct, step.examples,
             step.learning_rate, record.contributions, record.requeued, ends,
-            fingerprint(step.after),
+            fingerprint(step.after) if job.fingerprints else None,
         )  # fmt: skip
         self._statistics.count(applied)
         yield Updated(applied)

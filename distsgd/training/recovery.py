@@ -11,9 +11,9 @@ from distsgd.core.messages import Lease
 from distsgd.core.optim import Residual, Residuals
 from distsgd.core.server import Ledger
 from distsgd.engine.job import Snapshot
-from distsgd.errors import RunError
+from distsgd.errors import JournalError, RunError
 from distsgd.proof.replayer import Replayer, records_of, start_of
-from distsgd.runs import Entry, Mark, MarkMissing, Model
+from distsgd.runs import Entry, Mark, MarkMissing, Model, other_kernels
 from distsgd.runs.journal_check import Beginning, JournalCheck, beginning_of
 from distsgd.runs.opened_run import OpenedRun
 from distsgd.training.logbook import Start
@@ -69,8 +69,9 @@ class Tail:
             JournalError: an update cannot be recomputed.
         """
         replayer = Replayer(
-            self.begin.config, run.dataset, start_of(self.model, self.residuals), run.products
-        )
+            self.begin.config, run.dataset, start_of(self.model, self.residuals), run.products,
+            lambda error: _differs(run, error),
+        )  # fmt: skip
         replayer.keep_for(later)
         for _ in replayer.versions(self.entries):
             if stop():
@@ -81,6 +82,12 @@ class Tail:
         position = self.ledger.position(job.plan, job.policy)
         now = replace(replayer.snapshot(), position=position)
         return Start(now, self.ledger, self.end, self.fleet)
+
+
+def _differs(run: OpenedRun, error: JournalError) -> None:
+    """Refuse to continue a history that cannot be recomputed; of another kernel a notice tells."""
+    if not other_kernels(run.folder):
+        raise error
 
 
 class Stopped(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distsgd.core.fingerprint import fingerprint, multipliers
+from distsgd.core.fingerprint import changed_bit, fingerprint, multipliers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -28,3 +28,17 @@ def test_each_bit_shows(dtype: str) -> None:
 def test_it_stays_what_it_is() -> None:
     assert f"{fingerprint(np.arange(16, dtype='float32')):016x}" == "0b6ca19e1dc00000"
     assert multipliers(3).tolist() == multipliers(5)[:3].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_bit_is_named(dtype: str) -> None:
+    weights = np.random.default_rng(1).normal(size=31).astype(dtype)
+    before, entries = fingerprint(weights), weights.view(f"<u{weights.itemsize}")
+    for entry, bit in ((0, 0), (7, 22), (30, 5), (12, 31)):
+        entries[entry] ^= entries.dtype.type(1 << bit)
+        assert changed_bit(fingerprint(weights), before, weights) == (entry, bit)
+        weights[3] += 1  # now several differ
+        assert changed_bit(fingerprint(weights), before, weights) is None
+        weights[3] -= 1
+        entries[entry] ^= entries.dtype.type(1 << bit)
+    assert changed_bit(before, before, weights) is None

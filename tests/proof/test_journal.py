@@ -133,7 +133,7 @@ def test_w_that_was_not_made_by_the_journal_is_caught() -> None:
     weights = model.weights.copy()
     weights[3, 7] += 1e-7
     write_checkpoint(folder, replace(model, weights=weights))
-    with pytest.raises(JournalError, match="bits of W differ, first in one of versions 9 to 16"):
+    with pytest.raises(JournalError, match="record 16: the checkpoint of version 16 has other"):
         replay(result.run_dir)
 
 
@@ -180,3 +180,36 @@ def test_a_journal_stays_open_while_its_lines_are_read(tmp_path: Path) -> None:
     lines = open_run(run(0, run_dir=tmp_path / "run").run_dir).journal().entries()
     first, *others = lines
     assert first and others
+
+
+def forge_fingerprint(run_dir: str, update: int, flip: int) -> None:
+    """Change the fingerprint of an update by a difference, and chain the journal anew."""
+    from distsgd.runs.journal import chained
+
+    path, digest = Path(run_dir) / "journal.jsonl", open_run(run_dir).first
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["d"]
+        if line["v"] == update:
+            line["f"] = f"{(int(line['f'], 16) + flip) % 2**64:016x}"
+        digest = line["d"] = chained(digest, line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (Path(run_dir) / "report.json").unlink()
+
+
+def test_replay_names_the_update_whose_w_differs() -> None:
+    from distsgd.core.fingerprint import multipliers
+
+    result = run(0)
+    assert replay(result.run_dir).fingerprints == result.steps
+    forge_fingerprint(result.run_dir, 11, int(multipliers(9)[8]) << 3)
+    with pytest.raises(JournalError, match=r"record 11: .* after update 11, first here"):
+        replay(result.run_dir)
+
+
+def test_a_journal_without_fingerprints_holds() -> None:
+    """As older ones, and those of several servers."""
+    result = run(0, servers=2)
+    assert '"f"' not in (Path(result.run_dir) / "journal.jsonl").read_text()
+    assert_holds(result)
+    assert replay(result.run_dir).fingerprints == 0
