@@ -25,6 +25,7 @@ from distsgd.errors import RunError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from distsgd.runs.listing import RunSummary
+    from distsgd.runs.branch import Branch
 
 __all__ = ["app"]
 
@@ -39,17 +40,19 @@ _MOST_ROWS = 1000
 @app.command(name="list")
 def list_(
     sort: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="created, name, accuracy (test), validation, loss, train-loss, time, epochs, "
-            "or a setting."
+            "or a setting. (default: created, with forks below their parents)"
         ),
-    ] = "created",
+    ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only runs with this value of a setting; may be repeated.", metavar="SETTING=VALUE"
+            help="Only runs with this value of a setting, or the forks of a run (parent=RUN); may "
+            "be repeated.",
+            metavar="SETTING=VALUE",
         ),
     ] = None,
     state: Annotated[
@@ -59,23 +62,28 @@ def list_(
         ),
     ] = None,
     tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Forks by their dates too, not below their parents.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """List runs, oldest first: by name, or by path for those outside the usual folder.
 
-    The settings that differ among them are columns.
+    The settings that differ among them are columns. Forks stand below their parents, unless
+    --sort or --flat is given.
 
     Example: distsgd runs list --sort accuracy
 
     Example: distsgd runs list --where loss=softmax --state finished
     """  # fmt: skip
     from distsgd.runs.folder import runs_home
-    from distsgd.runs.listing import find_runs, summaries
+    from distsgd.runs.listing import find_runs, summaries, tree
 
     every = summaries()
     runs = find_runs(
-        every, sort=sort, reverse=reverse, where=where or (), state=state, tag=tag
+        every, sort=sort or "created", reverse=reverse, where=where or (), state=state, tag=tag
     )  # fmt: skip
+    branches = tree(runs) if sort is None and not flat else [("", run) for run in runs]
     if json:
         print_json({"runs": [_summary(run) for run in runs]})
     elif not every:
@@ -84,16 +92,18 @@ def list_(
         show(f"None of the {count(len(every))} runs is like that.")
     else:
         show(f"runs in {runs_home()}")
-        _print_list(runs)
+        _print_list(branches)
 
 
 _ALWAYS = ("model", "loss", "workers", "epochs")
 """Settings that are columns of the list, whether they differ or not."""
 
 
-def _print_list(runs: Sequence[RunSummary]) -> None:
+def _print_list(branches: Sequence[tuple[str, RunSummary]]) -> None:
     from distsgd.runs.listing import differing
 
+    runs = [run for _, run in branches]
+    forked = any(run.parent is not None for run in runs)
     different = differing(runs)
     others = [name for name in different if name not in _ALWAYS]
     shown = [name for name in different if name in (*_ALWAYS, *others)]
@@ -102,6 +112,7 @@ def _print_list(runs: Sequence[RunSummary]) -> None:
     validated = any(run.best_accuracy is not None for run in runs)
     headings = (
         "run",
+        *["fork"] * forked,
         "status",
         *_ALWAYS,
         *others,
@@ -113,14 +124,26 @@ def _print_list(runs: Sequence[RunSummary]) -> None:
     print_table(
         headings,
         [
-            (run.name, run.state, *(_value(run.settings.get(name)) for name in (*_ALWAYS, *others)),
+            (branch + run.name, *[_fork(run, bool(branch))] * forked, run.state,
+             *(_value(run.settings.get(name)) for name in (*_ALWAYS, *others)),
              _hundredths(run.test_accuracy), *[_hundredths(run.best_accuracy)] * validated,
              _tenths(run.seconds),
              *[" ".join(run.tags)] * tagged)
-            for run in runs
+            for branch, run in branches
         ],
         optional=(*same, "test %", *["tags"] * tagged, "seconds", *reversed(shown)),
     )  # fmt: skip
+
+
+def _fork(run: RunSummary, below: bool) -> str:
+    """Where a run was forked, and what it changed; of a parent that is not above it, its name."""
+    from distsgd.runs.branch import changed_in_words
+
+    if run.parent is None:
+        return ""
+    of = "" if below else f" of {run.parent}" + (", which is gone" if run.parent_gone else "")
+    changed = f": {changed_in_words(run.changed)}" if run.changed else ""
+    return f"at update {run.forked_at}{of}{changed}"
 
 
 def _hundredths(share: float | None) -> str:
@@ -168,6 +191,10 @@ def _summary(run: RunSummary) -> dict[str, Any]:
         "best_accuracy": run.best_accuracy,
         "train_loss": run.train_loss,
         "test_loss": run.test_loss,
+        "parent": run.parent,
+        "forked_at": run.forked_at,
+        "parent_gone": run.parent_gone,
+        "changed": {name: list(values) for name, values in run.changed.items()},
         "settings": settings,
     }
 
@@ -191,7 +218,9 @@ def show_(
     from distsgd.runs.folder import find_run
     from distsgd.runs.history import filled_settings
     from distsgd.runs.journal import resumptions
+    from distsgd.runs.listing import forks_of
     from distsgd.runs.metrics import best_epoch, epoch_rows
+    from distsgd.runs.branch import branch_of
 
     found = find_run(run)
     config = found.read("config.json")
@@ -201,8 +230,10 @@ def show_(
     epochs = epoch_rows(metrics) if metrics.exists() else []
     best = best_epoch(found.path)
     again, saved = resumptions(found.path), checkpoint_versions(found.checkpoints)
+    parent, forks = branch_of(found, config), forks_of(found)
     if json:
-        print_json({"run_dir": str(found.path), "status": status, **config,
+        told = [{"run": name, "update": one.update, "changed": one.changed} for name, one in forks]
+        print_json({"run_dir": str(found.path), "status": status, **config, "forks": told,
                     "epochs": epochs, "best": _best(best, epochs), "checkpoints": saved,
                     "resumed": [vars(entry) for entry in again], "report": report})  # fmt: skip
         return
@@ -210,6 +241,8 @@ def show_(
     print_pairs([
         ("run", str(found.path)),
         ("status", status),
+        *([("parent", _parent(parent))] if parent is not None else []),
+        *(("fork", f"{name}, {one.words.removeprefix('fork ')}") for name, one in forks),
         *([("ended", report["reason"])] if report.get("reason") else []),
         *_result(report),
         *_best_pair(_best(best, epochs)),
@@ -233,6 +266,12 @@ def show_(
     if all_:
         show("versions:")
         print_pairs((name, str(value)) for name, value in config.get("versions", {}).items())
+
+
+def _parent(parent: Branch) -> str:
+    """What a run was forked from, where, and what it changed."""
+    gone = ", which is gone" if parent.gone else ""
+    return f"{parent.name}{gone}, {parent.words.removeprefix('fork ')}"
 
 
 def _result(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -338,6 +377,11 @@ def _short_names(runs: Sequence[RunSummary]) -> list[str]:
 def _results(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:
     return [
         ("status", *(run.state for run in runs)),
+        *(
+            [("fork", *(_fork(run, False) or "-" for run in runs))]
+            if any(run.parent is not None for run in runs)
+            else []
+        ),
         ("epochs", *(str(run.epochs) for run in runs)),
         ("test accuracy", *(_share(run.test_accuracy) for run in runs)),
         ("best validation", *(_share(run.best_accuracy) for run in runs)),

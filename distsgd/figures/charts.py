@@ -60,7 +60,7 @@ PALETTE_SIZE = len(LIGHT.lines)
 
 EVENT_COLOURS = {
     "death": 1, "replaced": 2, "scaled": 0, "stranger": 3, "resumed": 2, "saved": 6, "notice": 6,
-    "stopped": 1,
+    "stopped": 1, "fork": 6,
 }  # fmt: skip
 """Kind of an event -> number of the colour of its mark."""
 
@@ -78,6 +78,8 @@ class Line:
         colour: number in the palette.
         style: "solid", "dashed", or "faint" for single values behind others.
         run: name of the run or group that it belongs to; "" if there is one alone.
+        fork: place where its own part begins, if it is of a fork; what is before is its parent's.
+        before: how that part is shown: "pale", or "hidden" if another line shows it.
     """
 
     name: str
@@ -88,6 +90,15 @@ class Line:
     colour: int = 0
     style: str = "solid"
     run: str = ""
+    fork: float | None = None
+    before: str = "pale"
+
+    @property
+    def place(self) -> int:
+        """The index of the first point of its own part: the one at the fork, or the last before."""
+        if self.fork is None:
+            return 0
+        return max(0, sum(1 for x in self.x if x is not None and x <= self.fork) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ class Mark:
 
     Attributes:
         x: where.
-        kind: one of `EVENT_KINDS`.
+        kind: one of `EVENT_KINDS`, or "fork".
         text: what.
     """
 

@@ -17,6 +17,9 @@ __all__ = ["Curve", "Differences", "Group", "band", "differing", "groups", "labe
 _BESIDE = ("seed",)
 """Settings in which the runs of a group may differ."""
 
+_FORK = "fork of"
+"""Stands among the settings: runs that differ in the seed alone are forks at the same update."""
+
 _NAMING = (
     "dataset", "model", "loss", "optimizer", "consistency", "schedule", "channel", "compress",
     "arithmetic", "sampling",
@@ -61,7 +64,7 @@ class Differences:
 
 
 def differing(runs: Sequence[History]) -> Differences:
-    """The settings, and the dataset, in which some of these runs differ."""
+    """The settings, the dataset, and the parents, in which some of these runs differ."""
     found = differing_settings(list(map(_settings, runs)))
     return Differences(
         settings=tuple(found),
@@ -76,7 +79,8 @@ def groups(runs: Sequence[History]) -> list[Group]:
     """The runs in groups, in the order of their first members; names are distinct."""
     members: dict[str, list[History]] = {}
     for run in runs:
-        settings = {n: v for n, v in _settings(run).items() if n not in _BESIDE}
+        settings = {n: v for n, v in _settings(run).items() if n not in (*_BESIDE, _FORK)}
+        settings[_FORK] = run.parent and run.parent["update"]
         members.setdefault(_key(settings), []).append(run)
     firsts = [found[0] for found in members.values()]
     names = labels(firsts, beside=_BESIDE)
@@ -96,7 +100,7 @@ def labels(runs: Sequence[History], beside: Sequence[str] = ()) -> list[str]:
     if len(runs) == 1:
         return [runs[0].name]
     found = differing(runs)
-    shown = [name for name in found.settings if name not in beside]
+    shown = [name for name in found.settings if name not in (*beside, _FORK)]
     names = []
     for run, values in zip(runs, found.values, strict=True):
         parts = [
@@ -105,6 +109,13 @@ def labels(runs: Sequence[History], beside: Sequence[str] = ()) -> list[str]:
             if name in shown and value is not None
         ]
         names.append(", ".join(parts) or run.name)
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        names = [
+            f"{name}, fork at update {run.parent['update']}" if name in twice and run.parent
+            else name
+            for name, run in zip(names, runs, strict=True)
+        ]  # fmt: skip
     twice = {name for name in names if names.count(name) > 1}
     return [
         f"{name} ({run.name})" if name in twice and name != run.name else name
@@ -134,9 +145,10 @@ def band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]
 
 
 def _settings(run: History) -> dict[str, Any]:
-    """The settings, with the data they were used on."""
+    """The settings, with the data they were used on, and what it was forked from."""
     digest = str(run.dataset.get("digest") or "")[:8]
-    return {**run.settings, "data": digest}
+    parent = run.parent and f"{run.parent['name']}, update {run.parent['update']}"
+    return {**run.settings, "data": digest, _FORK: parent}
 
 
 def _key(value: Any) -> str:

@@ -47,6 +47,9 @@ _MOST_LABELLED, _MOST_IN_AXES, _MOST_CAPTIONS = 20, 4, 10
 _LEGEND_WIDTH = 90
 """Letters of all columns of a legend of four."""
 
+_PALE = 0.45
+"""Opacity of the part of a curve that is its parent's."""
+
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
@@ -256,18 +259,22 @@ def _lines(axes: Axes, chart: Chart, palette: Palette) -> None:
     for line in chart.lines:
         colour = palette.lines[line.colour % len(palette.lines)]
         faint = line.style == "faint"
-        axes.plot(
-            _numbers(line.x), _numbers(line.y), label=as_text(line.name), color=colour,
-            linestyle="--" if line.style == "dashed" else "-",
-            linewidth=None if not faint else 0.6, alpha=0.6 if faint else 1.0,
-            zorder=1.5 if faint else 2,
-            marker="o" if len(line.x) <= (_FEWEST_POINTS if faint else _FEW_POINTS) else None,
-        )  # fmt: skip
+        style: dict[str, Any] = {
+            "color": colour, "linestyle": "--" if line.style == "dashed" else "-",
+            "linewidth": 0.6 if faint else None, "zorder": 1.5 if faint else 2,
+            "marker": "o" if len(line.x) <= (_FEWEST_POINTS if faint else _FEW_POINTS) else None,
+        }  # fmt: skip
+        opacity, begin = 0.6 if faint else 1.0, line.place
+        x, y = _numbers(line.x), _numbers(line.y)
+        if begin and line.before == "pale":
+            axes.plot(x[: begin + 1], y[: begin + 1], alpha=_PALE * opacity, **style)
+        axes.plot(x[begin:], y[begin:], label=as_text(line.name), alpha=opacity, **style)
         if line.low:
-            axes.fill_between(
-                _numbers(line.x), _numbers(line.low), _numbers(line.high), color=colour,
-                alpha=0.2, linewidth=0,
-            )  # fmt: skip
+            first = begin if line.before == "hidden" else 0
+            low, high = _numbers(line.low)[first:], _numbers(line.high)[first:]
+            axes.fill_between(x[first:], low, high, color=colour, alpha=0.2, linewidth=0)
+        if line.fork is not None and not faint and begin < len(x):
+            axes.plot(x[begin], y[begin], marker="D", color=colour, zorder=3, linestyle="none")
 
 
 def _bars(axes: Axes, chart: Chart, palette: Palette) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from distsgd.figures.charts import (
 from distsgd.figures.comparing import Group, band, groups
 from distsgd.runs.history import History
 from distsgd.runs.templates import template_names, templates
+from distsgd.runs.trunk import Columns, joined
 
 __all__ = ["AXES", "FIGURES", "available", "build"]
 
@@ -39,8 +40,6 @@ _DOINGS = {"computing": 0, "pushing": 4, "waiting": 6}
 _FAINT, _TRAIN, _TEST = 6, 0, 1
 _MOST_AGES, _MOST_TWICE, _WIDE = 16, 6, 100.0
 _MILLION = 1e6
-
-Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ def _timeline(runs: Sequence[History], x: str, version: int | None) -> Timeline:
     rows = []
     for name, columns in run.fleet.items():
         ends = columns["seconds"]
-        starts = [0.0, *ends[:-1]]
+        starts = [_start(run, "seconds"), *ends[:-1]]
         shares = {
             doing: tuple(
                 min(1.0, max(0.0, spent / (end - start))) if end > start else 0.0
@@ -271,7 +270,7 @@ def _chart(
 ) -> Chart:  # fmt: skip
     return Chart(
         name=name, title=_title(FIGURES[name].title, runs), x_label=AXES[x], y_label=y_label,
-        lines=lines, marks=() if runs[1:] else _marks(runs[0], x), log_y=log_y,
+        lines=lines, marks=_forks(runs, x) if runs[1:] else _marks(runs[0], x), log_y=log_y,
         from_zero=from_zero, note=_note(groups(runs)) if runs[1:] else "",
     )  # fmt: skip
 
@@ -291,21 +290,22 @@ def _curves(runs: Sequence[History], x: str, what: str, times: float) -> tuple[L
     """Loss or accuracy."""
     if not runs[1:]:
         (run,) = runs
-        progress, epochs = run.progress, run.epochs
-        return tuple(line for line in (
-            _line("minibatches", _places(progress, x), _times(progress.get(what), times), _FAINT,
-                  style="faint"),
-            _line("training", _places(epochs, x), _times(epochs.get(f"train_{what}"), times),
-                  _TRAIN),
-            _line("test", _places(epochs, x), _times(epochs.get(f"test_{what}"), times), _TEST),
-        ) if line.x)  # fmt: skip
-    lines = []
+        curves = (
+            ("minibatches", "progress", what, _FAINT, "faint"),
+            ("training", "epochs", f"train_{what}", _TRAIN, "solid"),
+            ("test", "epochs", f"test_{what}", _TEST, "solid"),
+        )
+        every_line = (_single(run, *curve, x, times) for curve in curves)
+        return tuple(line for line in every_line if line.x)
     every = groups(runs)
+    twice = len(every) <= _MOST_TWICE
+    splits = [("test", ""), *([("train", "training")] * twice)]
+    lines: list[Line] = []
+    for split, name in splits:
+        lines += _trunks(runs, "epochs", f"{split}_{what}", x, times, name)
     for number, group in enumerate(every):
-        lines.append(_mean(group, "epochs", f"test_{what}", x, times, number, "test"))
-        if len(every) <= _MOST_TWICE:
-            one = _mean(group, "epochs", f"train_{what}", x, times, number, "training")
-            lines.append(one)
+        for split, name in splits:
+            lines.append(_mean(runs, group, "epochs", f"{split}_{what}", x, times, number, name))
     return tuple(line for line in lines if line.x)
 
 
@@ -313,26 +313,68 @@ def _of_progress(
     runs: Sequence[History], x: str, what: str, name: str, times: float
 ) -> tuple[Line, ...]:
     if not runs[1:]:
-        (run,) = runs
-        places, heights = _places(run.progress, x), _times(run.progress.get(what), times)
-        return (_line(name, places, heights, 0),)
-    return tuple(
-        _mean(group, "progress", what, x, times, number, "")
-        for number, group in enumerate(groups(runs))
+        return (_single(runs[0], name, "progress", what, 0, "solid", x, times),)
+    return (
+        *_trunks(runs, "progress", what, x, times, ""),
+        *(
+            _mean(runs, group, "progress", what, x, times, number, "")
+            for number, group in enumerate(groups(runs))
+        ),
     )
 
 
-def _mean(
-    group: Group, table: str, what: str, x: str, times: float, number: int, split: str
+def _single(
+    run: History, name: str, table: str, what: str, colour: int, style: str, x: str, times: float
 ) -> Line:
+    """A curve of a run alone, with the part of its ancestors."""
+    columns = joined(run.trunk, table, getattr(run, table))
+    return Line(
+        name=name, x=tuple(_places(columns, x)), y=tuple(_times(columns.get(what), times)),
+        colour=colour, style=style, fork=_fork(run, x),
+    )  # fmt: skip
+
+
+def _trunks(
+    runs: Sequence[History], table: str, what: str, x: str, times: float, split: str
+) -> Iterator[Line]:
+    """The parts of ancestors that are not among the runs themselves, each once."""
+    longest: dict[str, tuple[int, History]] = {}
+    for run in _unmixed(runs):
+        for at, piece in enumerate(run.trunk):
+            known = longest.get(piece["folder"])
+            if known is None or known[1].trunk[known[0]]["update"] < piece["update"]:
+                longest[piece["folder"]] = at, run
+    for folder, (at, run) in longest.items():
+        if folder in {one.folder for one in runs}:
+            continue
+        piece, before = run.trunk[at], run.trunk[:at]
+        columns = joined(run.trunk[: at + 1], table, {n: [] for n in piece[table]})
+        first = max(0, len(columns["step"]) - len(piece[table]["step"]) - 1) if before else 0
+        name = f"{piece['name']}, {split}" if split else piece["name"]
+        yield Line(
+            name=name, x=tuple(_places(columns, x)[first:]), colour=_FAINT, run=piece["name"],
+            y=tuple(_times(columns.get(what), times)[first:]),
+            style="dashed" if split else "solid",
+        )  # fmt: skip
+
+
+def _unmixed(runs: Sequence[History]) -> list[History]:
+    """The forks that are a curve of their own; those of a band have their trunk in it."""
+    return [group.runs[0] for group in groups(runs) if not group.runs[1:]]
+
+
+def _mean(
+    runs: Sequence[History], group: Group, table: str, what: str, x: str, times: float,
+    number: int, split: str,
+) -> Line:  # fmt: skip
     """The mean of a group, and from its lowest to its highest run.
 
     Runs take their epochs at different seconds: there the mean is over equal epochs too.
     """
     along = "epoch" if x == "seconds" else x
+    every = [joined(run.trunk, table, getattr(run, table)) for run in group.runs]
     curves = []
-    for run in group.runs:
-        columns: Columns = getattr(run, table)
+    for columns in every:
         pairs = [
             (place, height)
             for place, height in zip(
@@ -343,15 +385,17 @@ def _mean(
         curves.append(([p for p, _ in pairs], [h for _, h in pairs]))
     places, mean, low, high = band(curves)
     if x == "seconds" and places:
-        every = [getattr(run, table) for run in group.runs]
         seconds = [np.interp(places, one["epoch"], one["seconds"]) for one in every]
         places = np.mean(seconds, axis=0).tolist()
     single = not group.runs[1:]
-    name = f"{group.name}, {split}" if split == "training" else group.name
+    forks = [fork for run in group.runs if (fork := _fork(run, x)) is not None]
+    there = {run.folder for run in runs}
+    shown = single or all(run.trunk and run.trunk[-1]["folder"] in there for run in group.runs)
     return Line(
-        name=name, x=tuple(places), y=tuple(mean), low=() if single else tuple(low),
-        high=() if single else tuple(high), colour=number % PALETTE_SIZE, run=group.name,
-        style="dashed" if split == "training" else "solid",
+        name=f"{group.name}, {split}" if split else group.name, x=tuple(places), y=tuple(mean),
+        low=() if single else tuple(low), high=() if single else tuple(high),
+        colour=number % PALETTE_SIZE, run=group.name, style="dashed" if split else "solid",
+        fork=max(forks, default=None), before="hidden" if shown else "pale",
     )  # fmt: skip
 
 
@@ -375,8 +419,32 @@ def _times(values: Sequence[float | None] | None, times: float) -> list[float | 
     ]
 
 
-def _marks(run: History, x: str) -> tuple[Mark, ...]:
+def _fork(run: History, x: str) -> float | None:
+    """Where on an axis a fork begins."""
+    return None if run.parent is None else _start(run, x)
+
+
+def _start(run: History, x: str) -> float:
+    """Where on an axis a run begins."""
+    return 0.0 if run.parent is None else float(run.parent[x])
+
+
+def _forks(runs: Sequence[History], x: str) -> tuple[Mark, ...]:
+    """Where runs were forked from others."""
+    several = bool(runs[1:])
     return tuple(
+        Mark(
+            x=_start(run, x), kind="fork",
+            text=f"{run.name}: {run.parent['words']}" if several
+            else f"{run.parent['words']} of {Path(run.parent['path']).name}",
+        )
+        for run in runs
+        if run.parent is not None
+    )  # fmt: skip
+
+
+def _marks(run: History, x: str) -> tuple[Mark, ...]:
+    return _forks([run], x) + tuple(
         Mark(
             x=float(event["step"]) if x == "update" else _on_axis(run, event["seconds"], x),
             kind=event["kind"], text=event["text"],
@@ -392,7 +460,8 @@ def _on_axis(run: History, seconds: float, x: str) -> float:
         return float(seconds)
     progress = run.progress
     places = _places(progress, x)
-    return float(np.interp(seconds, [0.0, *progress.get("seconds", [])], [0.0, *places]))
+    times = [_start(run, "seconds"), *progress.get("seconds", [])]
+    return float(np.interp(seconds, times, [_start(run, x), *places]))
 
 
 FIGURES = {

@@ -25,8 +25,10 @@ from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_d
 from distsgd.runs.folder import RunFolder
 from distsgd.runs.followed_file import FollowedFile
 from distsgd.runs.journal import JOURNAL
+from distsgd.runs.branch import Branch, branch_of
 from distsgd.runs.recorded import EVENT_KINDS, MOST_MISTAKES, Recorded
 from distsgd.runs.thinning import thinned
+from distsgd.runs.trunk import START, Columns, Place, cut, joined, place_at
 
 __all__ = [
     "EVENT_KINDS",
@@ -41,9 +43,8 @@ __all__ = [
 STATES = ("running", "finished", "interrupted", "crashed", "diverged", "empty")
 """What a run is doing, or how it ended; "empty" has ended before its first update."""
 
-Columns = dict[str, list[Any]]
-
 _LONGEST_LINE = 1 << 23
+_MOST_ANCESTORS = 100
 _STATES = {"failed": "crashed", "dead": "crashed"}
 
 
@@ -85,6 +86,11 @@ class History:
         checkpoints: each a dict of version, epoch (with its fraction) and seconds.
         best: version of the checkpoint of the best epoch by the rows held out, if there is one.
         journal: digest of its last line (head), lines, bytes.
+        parent: of a fork, the run it was forked from: name, path, update, epoch (with its
+            fraction), seconds and examples there, changed (setting -> both values), gone (whether
+            it is no longer there), words; None of a run that is no fork. The curves of a fork
+            begin there, and its seconds and examples go on from its parent's.
+        trunk: the parts of its ancestors, oldest first; see `distsgd.runs.trunk`.
     """
 
     name: str
@@ -115,6 +121,8 @@ class History:
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     best: int | None = None
     journal: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] | None = None
+    trunk: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values; None for numbers that are not finite."""
@@ -140,9 +148,13 @@ class HistoryReader:
     Args:
         folder: the run folder.
         most: points of a series.
+        forks: how many forks of forks have been followed to this run.
     """
 
-    def __init__(self, folder: Path | str | RunFolder, most: int = 1000) -> None:
+    def __init__(self, folder: Path | str | RunFolder, most: int = 1000, forks: int = 0) -> None:
+        self._forks = forks
+        self._ancestor: HistoryReader | None = None
+        self._parent: Branch | None = None
         self._run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
         self._most = most
         self._recorded = Recorded(self._run.path / "metrics.jsonl", most)
@@ -170,7 +182,8 @@ class HistoryReader:
         report = self._read_small("report.json")
         settings = config["settings"]
         recorded, dataset = self._recorded, self._described(config)
-        progress = self._progress(dataset)
+        shared = self._shared(settings, dataset)
+        progress = self._progress(dataset, shared)
         epochs = _columns(
             list(recorded.epochs.values()),
             ("epoch", "version", "seconds", "train_loss", "train_accuracy", "test_loss",
@@ -178,6 +191,11 @@ class HistoryReader:
         )  # fmt: skip
         epochs = {"step" if name == "version" else name: c for name, c in epochs.items()}
         last = self._last(report)
+        fleet, pushed = self._fleet(), self._bytes()
+        if shared.later:
+            for columns in (progress, epochs, pushed, *fleet.values()):
+                columns["seconds"] = [one + shared.later for one in columns["seconds"]]
+            last["seconds"] += shared.later
         sessions = recorded.sessions
         first: dict[str, Any] = sessions[0] if sessions else {}
         there = _versions(self._run)
@@ -203,22 +221,53 @@ class HistoryReader:
             updates_planned=_planned(settings, dataset, sessions),
             progress=progress,
             epochs=epochs,
-            fleet=self._fleet(),
+            fleet=fleet,
             staleness=recorded.ages or _counts(report.get("staleness")),
-            bytes=self._bytes(),
-            events=self._events(report, last, progress),
+            bytes=pushed,
+            events=self._events(report, last, progress, shared),
             classes=self._classes(dataset),
-            checkpoints=_placed(there, progress, epochs),
+            checkpoints=_placed(there, progress, epochs, shared.place),
             best=recorded.best(there),
             journal=self._journal.found(),
+            parent=shared.parent,
+            trunk=shared.trunk,
         )
+
+    def _shared(self, settings: dict[str, Any], dataset: dict[str, Any]) -> _Shared:
+        """What the run shares with the one it was forked from."""
+        parent = self._parent
+        if parent is None:
+            return _Shared()
+        place: Place | None = None
+        trunk: list[dict[str, Any]] = []
+        if parent.folder is not None and self._forks < _MOST_ANCESTORS:
+            self._ancestor = self._ancestor or HistoryReader(
+                parent.folder, self._most, self._forks + 1
+            )
+            with suppress(RunError, StorageError, OSError):
+                before = self._ancestor.look()
+                place, trunk = _branched(before, parent)
+        if place is None:
+            each = _updates_of_epoch(settings, dataset)
+            place = Place(parent.update, parent.update / each if each else 0.0, 0.0)
+        sessions = self._recorded.sessions
+        own = float(sessions[0].get("seconds") or 0.0) if sessions else 0.0
+        train = _whole(dataset.get("trained")) or _whole(dataset.get("train"))
+        content = {
+            "name": parent.name, "path": str(parent.path), "update": parent.update,
+            "epoch": place.epoch, "seconds": place.seconds,
+            "examples": round(place.epoch * train),
+            "changed": {name: list(values) for name, values in parent.changed.items()},
+            "gone": parent.gone, "words": parent.words,
+        }  # fmt: skip
+        return _Shared(place, own, content, trunk)
 
     def _configuration(self) -> dict[str, Any]:
         if self._config is None:
             config = self._run.read("config.json")
             if "settings" not in config:
                 raise RunError(f"{self._run.path / 'config.json'} has no settings", "Train again")
-            self._config = config
+            self._config, self._parent = config, branch_of(self._run, config)
         return self._config
 
     def _read_small(self, name: str) -> dict[str, Any]:
@@ -254,12 +303,12 @@ class HistoryReader:
         self._dataset = {**found, "classes": found["classes"] or [], "shape": found["shape"] or []}
         return self._dataset
 
-    def _progress(self, dataset: dict[str, Any]) -> Columns:
+    def _progress(self, dataset: dict[str, Any], shared: _Shared) -> Columns:
         rows = self._recorded.progress.points()
         train = dataset.get("trained") or dataset.get("train")
         found = _columns(rows, ("step", "seconds", "loss", "accuracy", "learning_rate"), self._most)
         seen, rates = [row["examples_seen"] for row in rows], []
-        before, since = 0, 0.0
+        before, since = shared.examples, shared.own
         for examples, seconds in zip(seen, found["seconds"], strict=True):
             spent = seconds - since
             rates.append((examples - before) / spent if spent > 0 else None)
@@ -320,9 +369,11 @@ class HistoryReader:
         }
 
     def _events(
-        self, report: dict[str, Any], last: dict[str, Any], progress: Columns
+        self, report: dict[str, Any], last: dict[str, Any], progress: Columns, shared: _Shared
     ) -> list[dict[str, Any]]:
-        events = list(self._recorded.events)
+        events = [
+            {**event, "seconds": event["seconds"] + shared.later} for event in self._recorded.events
+        ]
         if not self._recorded.sessions:  # an older version left them in the journal alone
             events += [
                 {"seconds": _between(progress, "seconds", step), "step": step, "kind": kind,
@@ -351,6 +402,53 @@ class HistoryReader:
             "confusion": recorded.confusion,
             "surest_wrong": recorded.mistakes,
         }
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What a run shares with its ancestors; of a run that is no fork, nothing.
+
+    Attributes:
+        place: where its own part begins.
+        own: seconds that its metrics say there.
+        parent: see `History`.
+        trunk: likewise.
+    """
+
+    place: Place = START
+    own: float = 0.0
+    parent: dict[str, Any] | None = None
+    trunk: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def later(self) -> float:
+        """Seconds to be added to those of its metrics."""
+        return self.place.seconds - self.own
+
+    @property
+    def examples(self) -> int:
+        """Used before its own part."""
+        return 0 if self.parent is None else int(self.parent["examples"])
+
+
+def _branched(before: History, parent: Branch) -> tuple[Place, list[dict[str, Any]]]:
+    """Where a fork begins, and the pieces of all runs before it."""
+    own: dict[str, Any] = {
+        "name": parent.path.name, "folder": str(parent.path), "update": parent.update,
+        "progress": before.progress, "epochs": before.epochs,
+    }  # fmt: skip
+    start = START
+    if before.parent is not None and not before.trunk:
+        start = Place(*(before.parent[name] for name in ("update", "epoch", "seconds")))
+    progress = joined(before.trunk, "progress", before.progress)
+    epochs = joined(before.trunk, "epochs", before.epochs)
+    (place,) = place_at(start, progress, epochs, [parent.update])
+    # One that was forked from before its parent's own part has nothing of that part.
+    earlier = [piece for piece in before.trunk if piece["update"] < parent.update]
+    last = next((piece for piece in before.trunk if piece["update"] >= parent.update), own)
+    end = {**last, "update": parent.update}
+    end |= {table: cut(last[table], place) for table in ("progress", "epochs")}
+    return place, [*earlier, end]
 
 
 class _Journal:
@@ -428,20 +526,13 @@ def filled_settings(config: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _placed(versions: Sequence[int], progress: Columns, epochs: Columns) -> list[dict[str, Any]]:
-    """Where checkpoints are on the axes, by the metrics around them."""
-    known = {0: (0.0, 0.0)}
-    for columns in (progress, epochs):
-        for step, epoch, seconds in zip(
-            columns["step"], columns["epoch"], columns["seconds"], strict=True
-        ):
-            known[step] = float(epoch), float(seconds)
-    steps = sorted(known)
-    places = np.interp(versions, steps, [known[step][0] for step in steps]).tolist()
-    seconds = np.interp(versions, steps, [known[step][1] for step in steps]).tolist()
+def _placed(
+    versions: Sequence[int], progress: Columns, epochs: Columns, start: Place
+) -> list[dict[str, Any]]:
+    """Where checkpoints are on the axes."""
     return [
-        {"version": version, "epoch": round(epoch, 6), "seconds": second}
-        for version, epoch, second in zip(versions, places, seconds, strict=True)
+        {"version": place.step, "epoch": place.epoch, "seconds": place.seconds}
+        for place in place_at(start, progress, epochs, versions)
     ]
 
 
@@ -455,11 +546,13 @@ def _planned(
 ) -> int:
     if sessions and (planned := _whole(sessions[-1].get("planned"))):
         return planned
-    train, batch, epochs = (
-        _whole(of.get(name))
-        for of, name in ((dataset, "train"), (settings, "batch_size"), (settings, "epochs"))
-    )
-    return -(-train // batch) * epochs if batch else 0
+    return _updates_of_epoch(settings, dataset) * _whole(settings.get("epochs"))
+
+
+def _updates_of_epoch(settings: dict[str, Any], dataset: dict[str, Any]) -> int:
+    """0 if it is unknown."""
+    train, batch = _whole(dataset.get("train")), _whole(settings.get("batch_size"))
+    return -(-train // batch) if batch else 0
 
 
 def _whole(value: Any) -> int:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distsgd.config.sources import check_name
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
 from distsgd.runs.folder import RunFolder, handle, list_runs
+from distsgd.runs.branch import Branch, branch_of
 from distsgd.runs.recorded import Recorded
 from distsgd.spelling import spelling
 
@@ -21,8 +23,10 @@ __all__ = [
     "differing",
     "differing_settings",
     "find_runs",
+    "forks_of",
     "summaries",
     "summarise",
+    "tree",
 ]
 
 _POINTS = 16
@@ -48,6 +52,10 @@ class RunSummary(os.PathLike[str]):
         best_accuracy: the largest on the rows held out, of all epochs; None without any.
         train_loss: as test_accuracy.
         test_loss: likewise.
+        parent: name of the run it was forked from; None if it is no fork.
+        forked_at: the update after which the fork begins.
+        changed: settings that differ from the parent's -> both values.
+        parent_gone: whether the parent is no longer there.
     """
 
     name: str
@@ -62,6 +70,10 @@ class RunSummary(os.PathLike[str]):
     best_accuracy: float | None = None
     train_loss: float | None = None
     test_loss: float | None = None
+    parent: str | None = None
+    forked_at: int | None = None
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    parent_gone: bool = False
 
     def __fspath__(self) -> str:
         return self.run_dir
@@ -83,6 +95,7 @@ def summarise(run: RunFolder) -> RunSummary:
             tags = run.read("tags.json").get("tags")
     state, report = run.status(), run.report()
     last = epochs[-1] if epochs else {}
+    parent = branch_of(run, config)
 
     def measured(name: str) -> float | None:
         value = report.get(name, last.get(name))
@@ -101,7 +114,56 @@ def summarise(run: RunFolder) -> RunSummary:
         best_accuracy=recorded.best_accuracy,
         train_loss=measured("train_loss"),
         test_loss=measured("test_loss"),
+        **_forked(parent),
     )
+
+
+def _forked(parent: Branch | None) -> dict[str, Any]:
+    if parent is None:
+        return {}
+    return {"parent": parent.name, "forked_at": parent.update, "changed": parent.changed,
+            "parent_gone": parent.gone}  # fmt: skip
+
+
+def forks_of(run: RunFolder) -> list[tuple[str, Branch]]:
+    """The forks of a run among all that can be found, oldest first: names, and where they begin."""
+    found = []
+    for other in list_runs():
+        with suppress(RunError, StorageError):
+            parent = branch_of(other, other.read("config.json"))
+            if parent is not None and parent.path == run.path:
+                found.append((handle(other), parent))
+    return found
+
+
+def tree(runs: Sequence[RunSummary]) -> list[tuple[str, RunSummary]]:
+    """The runs with forks below their parents, in the order given, each after the branch it is on.
+
+    Args:
+        runs: the runs; one whose parent is not among them stands alone.
+
+    Returns:
+        the branch, such as "│  └─ ", and the run.
+    """
+    names = {run.name for run in runs}
+    below: dict[str | None, list[RunSummary]] = {}
+    for run in runs:
+        there = run.parent in names and run.parent != run.name
+        below.setdefault(run.parent if there else None, []).append(run)
+    found: dict[str, tuple[str, RunSummary]] = {}
+
+    def add(run: RunSummary, branch: str, indent: str) -> None:
+        if run.name in found:  # parents in a circle are no tree
+            return
+        found[run.name] = branch, run
+        forks = below.get(run.name, [])
+        for fork in forks:
+            last = fork is forks[-1]
+            add(fork, indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  "))
+
+    for run in (*below.get(None, []), *runs):
+        add(run, "", "")
+    return list(found.values())
 
 
 def summaries() -> list[RunSummary]:
@@ -141,7 +203,7 @@ def find_runs(
             best epoch), "loss", "train-loss", "time", "epochs", or a setting. Runs without a value
             come last.
         reverse: the other way round.
-        where: texts such as "loss=svm"; all must hold.
+        where: texts such as "loss=svm", or "parent=NAME" for the forks of a run; all must hold.
         state: only runs in this state.
         tag: only runs with this tag.
 
@@ -190,6 +252,8 @@ def _condition(text: str) -> Callable[[RunSummary], bool]:
     key = name.replace("-", "_")
     if not equals:
         raise UsageError(f"{text} has no value", "Write it as --where setting=value")
+    if key == "parent":
+        return lambda run: run.parent is not None and wanted in (run.parent, Path(run.parent).name)
     check_name(key, wanted, spelling())
     return lambda run: key in run.settings and _is(run.settings[key], wanted)
 

@@ -18,6 +18,7 @@ from distsgd.config.settings import chosen_settings
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
 from distsgd.runs.folder import RunFolder, find_run, runs_home
 from distsgd.runs.history import filled_settings
+from distsgd.runs.branch import branch_of
 
 __all__ = ["Listing", "identity", "stamp"]
 
@@ -166,6 +167,9 @@ def _read(name: str, path: Path) -> dict[str, Any]:
         if key not in _SHOWN_ANYWAY
     )
     row["accuracy"], row["seconds"] = report.get("test_accuracy"), report.get("train_seconds")
+    if (parent := branch_of(run, config)) is not None:
+        row["parent"], row["parent_name"] = identity(parent.path), parent.name
+        row["fork"], row["parent_gone"] = parent.words, parent.gone
     with suppress(RunError, StorageError):
         row["tags"] = [str(tag) for tag in run.read("tags.json").get("tags", [])]
     return row

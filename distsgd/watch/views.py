@@ -22,7 +22,7 @@ _CURVES = ("loss", "accuracy", "learning-rate", "throughput", "bytes")
 _STILL = ("staleness", "classes", "confusion", "timeline")
 """Figures over the x axis of the page, and those that have an axis of their own."""
 
-_IN_FIGURES = ("progress", "bytes", "staleness", "fleet", "classes")
+_IN_FIGURES = ("progress", "bytes", "staleness", "fleet", "classes", "trunk")
 """Fields of a history that are shown as figures and rows."""
 
 _LATELY = 3

@@ -4,6 +4,24 @@ import { byId, duration, el, percent, visible } from "./dom.js";
 const MOST_COMPARED = 64;  // as many as the server takes
 const LISTED_STATES = { dead: "crashed", failed: "crashed" };
 
+function asTree(rows) {
+  // Forks below their parents, the latest first; a fork whose parent is not listed stands alone.
+  const ids = new Set(rows.map((row) => row.id)), below = new Map(), made = [], seen = new Set();
+  for (const row of rows) {
+    const parent = ids.has(row.parent) && row.parent !== row.id ? row.parent : null;
+    below.set(parent, [...(below.get(parent) || []), row]);
+  }
+  const add = (row, depth) => {
+    if (seen.has(row.id)) return;
+    seen.add(row.id);
+    made.push({ ...row, depth });
+    (below.get(row.id) || []).forEach((one) => add(one, depth + 1));
+  };
+  (below.get(null) || []).forEach((row) => add(row, 0));
+  rows.forEach((row) => add(row, 0));
+  return made;
+}
+
 export class RunList {
   constructor(onChoose) {
     this.onChoose = onChoose;
@@ -42,8 +60,9 @@ export class RunList {
       const text = [row.name, row.model, row.loss, row.dataset, row.state, row.about, ...(row.tags || [])].join(" ").toLowerCase();
       return (!wanted || (LISTED_STATES[row.state] || row.state) === wanted) && words.every((word) => text.includes(word));
     });
+    if (key === "created") return asTree(found);
     if (key === "name") found.sort((a, b) => a.name.localeCompare(b.name));
-    else if (key !== "created") found.sort((a, b) => (b[key] ?? -1) - (a[key] ?? -1));
+    else found.sort((a, b) => (b[key] ?? -1) - (a[key] ?? -1));
     return found;
   }
 
@@ -64,10 +83,13 @@ export class RunList {
     const state = LISTED_STATES[row.state] || row.state;
     const about = [state, row.model === "linear" ? row.loss : `${row.model} ${row.loss}`, row.accuracy === null ? null : percent(row.accuracy),
       row.seconds === null ? null : duration(row.seconds), row.about].filter(Boolean).join(" · ");
-    return el("li", { class: chosen ? "chosen" : null },
+    const fork = !row.fork ? null : row.depth ? row.fork : `${row.fork} of ${row.parent_name}${row.parent_gone ? ", which is gone" : ""}`;
+    const kind = [chosen && "chosen", row.depth && "fork"].filter(Boolean).join(" ");
+    return el("li", { class: kind || null, style: row.depth ? { "--depth": Math.min(row.depth, 6) } : null },
       el("input", { type: "checkbox", "data-key": "c" + row.id, checked: chosen, "aria-label": `Compare ${visible(row.name)}`, onchange: () => this.toggle(row.id) }),
       el("button", { type: "button", "data-key": "b" + row.id, "aria-current": chosen ? "true" : null, onclick: () => this.choose([row.id]) },
-        el("span", { class: "name" }, row.name), el("span", { class: "about" }, about)));
+        el("span", { class: "name" }, row.name),
+        fork && el("span", { class: "about" }, fork), el("span", { class: "about" }, about)));
   }
 
   toggle(id) {

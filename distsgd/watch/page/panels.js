@@ -46,21 +46,23 @@ export function headed(run) {
   const problem = run.error || run.problem;
   if (problem) parts.push(el("p", { class: "problem" }, problem));
   if (run.reason) parts.push(el("p", {}, run.reason));
+  if (run.parent) parts.push(el("p", { class: "note" }, `${run.parent.words} of ${run.parent.name}${run.parent.gone ? ", which is gone" : ""}`));
   if (!run.epochs || !run.epochs.test_accuracy) return parts;
   if (run.state === "running" && run.updates_planned) {
     parts.push(el("progress", { max: run.updates_planned, value: run.updates, "aria-label": "updates" }));
   }
   const best = (run.epochs.validation_accuracy || []).reduce((most, one) => (one !== null && (most === null || one > most) ? one : most), null);
-  const left = run.state === "running" && run.updates ? (run.updates_planned - run.updates) * run.seconds / run.updates : null;
+  const before = run.parent || { update: 0, seconds: 0, examples: 0 }, seconds = run.seconds - before.seconds;
+  const left = run.state === "running" && run.updates > before.update ? (run.updates_planned - run.updates) * seconds / (run.updates - before.update) : null;
   parts.push(facts([
     ["updates", `${number(run.updates)}${run.updates_planned ? " of " + number(run.updates_planned) : ""}`],
     ["epochs ended", number(last(run.epochs.epoch) ?? 0)],
     ["test accuracy", percent(last(run.epochs.test_accuracy))],
     ["best validation accuracy", best === null ? null : percent(best)],
     ["test loss", number(last(run.epochs.test_loss))],
-    ["steps took", duration(run.seconds)],
+    ["steps took", duration(seconds)],
     ["left", left === null ? null : "about " + duration(left)],
-    ["images/s", run.seconds ? number(Math.round(run.examples / run.seconds)) : "–"],
+    ["images/s", seconds > 0 ? number(Math.round((run.examples - before.examples) / seconds)) : "–"],
     ["workers", run.settings.workers === 0 ? "one process" : number(run.workers.length || run.settings.workers)],
   ]));
   return parts;

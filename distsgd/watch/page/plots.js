@@ -7,8 +7,9 @@ const MOST_MARKS = 4;
 const MOST_ROWS = 200;
 const FEW_POINTS = 40;
 // As EVENT_COLOURS of distsgd/figures/charts.py.
-const MARK_COLOURS = { death: 1, replaced: 2, scaled: 0, stranger: 3, resumed: 4, saved: 6, notice: 6, stopped: 1 };
-const FAINT_BELOW = "66";
+const MARK_COLOURS = { death: 1, replaced: 2, scaled: 0, stranger: 3, resumed: 4, saved: 6, notice: 6, stopped: 1, fork: 6 };
+const FAINT_BELOW = "66", PALE = "73";
+const NEAR = 6;  // pixels between the cursor and a mark whose text is shown
 
 export function smoothed(values, weight) {
   // Exponential moving average without a bias towards the start; gaps stay gaps.
@@ -62,11 +63,20 @@ function inOrder(line) {
   return [line.x, ...columns].map((column) => places.map((at) => column[at]));
 }
 
+function ownFrom(line, x) {
+  // The index of the first point of a fork's own part: the one at the fork, or the last before.
+  if (line.fork === null || line.fork === undefined) return 0;
+  return Math.max(0, x.filter((at) => at <= line.fork).length - 1);
+}
+
+function isFork(line) { return line.fork !== null && line.fork !== undefined; }
+
 export class Plot {
   constructor() {
     this.hidden = new Set();
     this.heading = el("h2");
     this.space = el("div", { class: "plot", tabindex: "0", role: "group" });
+    this.tip = el("p", { class: "tip", "aria-hidden": "true", hidden: true });
     this.legend = el("ul", { class: "legend" });
     this.marks = el("ul", { class: "marks" });
     this.note = el("p", { class: "note" });
@@ -100,7 +110,7 @@ export class Plot {
       el("li", {}, `┆ ${tick(+mark.x.toPrecision(4))}: ${mark.text}`)));
     if (options.listed && chart.marks.length > MOST_MARKS) this.marks.append(el("li", {}, `and ${chart.marks.length - MOST_MARKS} more`));
     const lines = chart.lines.filter((line) => line.x.length);
-    const look = JSON.stringify([lines.map((line) => [labelled(line), line.y.length <= FEW_POINTS, line.low.length > 0, line.colour, line.style]),
+    const look = JSON.stringify([lines.map((line) => [labelled(line), line.y.length <= FEW_POINTS, line.low.length > 0, line.colour, line.style, line.fork, line.before]),
       options.theme, options.log, chart.y_label, options.smooth > 0, chart.x_label, [...this.hidden]]);
     this.lines = lines;
     this.data = this.columns(lines, options);
@@ -124,7 +134,10 @@ export class Plot {
     const tables = lines.map((line) => {
       const [x, y, ...band] = inOrder(line);
       const smooth = options.smooth > 0 && y.length > FEW_POINTS ? smoothed(y, options.smooth) : y;
-      return [x, above(smooth), ...(options.smooth > 0 ? [above(y)] : []), ...band.map(above)];
+      // A part that another line draws is smoothed with the rest, so that the two join.
+      const own = line.before === "hidden" ? ownFrom(line, x) : 0;
+      const shown = (column) => (own ? column.map((value, at) => (at < own ? null : value)) : column);
+      return [x, ...[smooth, ...(options.smooth > 0 ? [y] : []), ...band].map((column) => shown(above(column)))];
     });
     return tables.length ? uPlot.join(tables) : [[]];
   }
@@ -141,15 +154,16 @@ export class Plot {
     }
     const log = options.log;
     const text = colour("faint"), grid = colour("grid");
-    const series = [{}], bands = [];
+    const series = [{}], bands = [], hover = {};
     this.mains = [];
     lines.forEach((line, at) => {
       const pure = this.colourOf(line), show = !this.hidden.has(labelled(line)), faint = line.style === "faint";
-      const stroke = faint && !options.smooth ? pure + FAINT_BELOW : pure;
+      const stroke = this.strokeOf(line, faint && !options.smooth ? pure + FAINT_BELOW : pure, pure + (faint ? "33" : PALE));
       const points = { show: line.y.length <= FEW_POINTS && !faint, size: 5, fill: stroke, stroke };
       this.mains.push(series.length);
+      hover[series.length] = pure;
       series.push({ label: labelled(line), stroke, width: faint ? 1.5 : 2, show, points, dash: line.style === "dashed" ? [6, 4] : undefined, spanGaps: false });
-      if (options.smooth > 0) series.push({ stroke: pure + "44", width: 1, show, points: { show: false } });
+      if (options.smooth > 0) series.push({ stroke: this.strokeOf(line, pure + "44", pure + "22"), width: 1, show, points: { show: false } });
       if (line.low.length) {
         bands.push({ series: [series.length + 1, series.length], fill: pure + "2e" });
         series.push({ stroke: "transparent", show, points: { show: false } }, { stroke: "transparent", show, points: { show: false } });
@@ -166,10 +180,24 @@ export class Plot {
           ...(log ? { filter: (u, all) => all, splits: (u, place, low, high) => (high / low < 20
             ? linearTicks(low, high, 5) : logTicks(low, high)) } : {}) },
       ],
-      cursor: { sync: { key: "curves" }, y: false, points: { size: 6 } },
-      hooks: { draw: [(u) => this.drawMarks(u)], setCursor: [(u) => this.showValues(u.cursor.idx)] },
+      cursor: { sync: { key: "curves" }, y: false, points: { size: 6, fill: (u, at) => hover[at] || "transparent", stroke: (u, at) => hover[at] || "transparent" } },
+      hooks: { draw: [(u) => this.drawMarks(u)], setCursor: [(u) => { this.showValues(u.cursor.idx); this.showTip(u); }] },
     }, this.data, this.space);
+    this.space.append(this.tip);
     this.drawLegend();
+  }
+
+  strokeOf(line, own, before) {
+    // One colour, or for a fork a paler one up to where it begins.
+    if (!isFork(line) || line.before === "hidden") return own;
+    return (u) => {
+      const { left, width } = u.bbox, part = (u.valToPos(line.fork, "x", true) - left) / width;
+      if (!u.ctx || !(part > 0)) return own;
+      if (part >= 1) return before;
+      const made = u.ctx.createLinearGradient(left, 0, left + width, 0);
+      for (const [at, paint] of [[0, before], [part, before], [part, own], [1, own]]) made.addColorStop(at, paint);
+      return made;
+    };
   }
 
   colourOf(line) {
@@ -220,7 +248,34 @@ export class Plot {
       ctx.restore();
     };
     for (const mark of this.chart.marks) rule(mark.x, colour("c" + (MARK_COLOURS[mark.kind] ?? 6)), [3, 3]);
+    this.lines.forEach((line, at) => {
+      if (!isFork(line) || line.style === "faint" || this.hidden.has(labelled(line))) return;
+      const [x] = inOrder(line), place = u.data[0].indexOf(x[ownFrom(line, x)]);
+      const y = place < 0 ? null : u.data[this.mains[at]][place];
+      if (y === null || y === undefined) return;
+      const left = u.valToPos(u.data[0][place], "x", true), top = u.valToPos(y, "y", true), size = 5 * devicePixelRatio;
+      if (left < bbox.left || left > bbox.left + bbox.width || top < bbox.top || top > bbox.top + bbox.height) return;
+      ctx.save();
+      ctx.fillStyle = this.colourOf(line);
+      ctx.beginPath();
+      for (const [dx, dy] of [[0, -size], [size, 0], [0, size], [-size, 0]]) ctx.lineTo(left + dx, top + dy);
+      ctx.fill();
+      ctx.restore();
+    });
     if (this.mark !== null && this.mark !== undefined) rule(this.mark, colour("accent"), []);
+  }
+
+  showTip(u) {
+    // The text of the marks under the cursor.
+    const left = u.cursor.left;
+    const near = left < 0 ? [] : this.chart.marks.filter((mark) => Math.abs(u.valToPos(mark.x, "x") - left) <= NEAR);
+    this.tip.hidden = !near.length;
+    if (!near.length) return;
+    this.tip.replaceChildren(...near.slice(0, 2 * MOST_MARKS).map((mark) => el("span", {}, mark.text)));
+    const right = left > u.over.clientWidth / 2;
+    const side = this.space.clientWidth - u.over.offsetLeft - left;
+    this.tip.style.setProperty("left", right ? "auto" : `${u.over.offsetLeft + left + 10}px`);
+    this.tip.style.setProperty("right", right ? `${side + 10}px` : "auto");
   }
 
   setMark(x) {
