@@ -24,8 +24,8 @@ from distsgd.cli.settings import Run
 from distsgd.errors import RunError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from distsgd.runs.listing import RunSummary
     from distsgd.runs.branch import Branch
+    from distsgd.runs.listing import RunSummary
 
 __all__ = ["app"]
 
@@ -214,13 +214,13 @@ def show_(
     Example: distsgd runs show latest
     """
     from distsgd.config.settings import chosen_settings
+    from distsgd.runs.branch import branch_of
     from distsgd.runs.checkpoint import checkpoint_versions
     from distsgd.runs.folder import find_run
     from distsgd.runs.history import filled_settings
     from distsgd.runs.journal import resumptions
     from distsgd.runs.listing import forks_of
     from distsgd.runs.metrics import best_epoch, epoch_rows
-    from distsgd.runs.branch import branch_of
 
     found = find_run(run)
     config = found.read("config.json")

@@ -21,11 +21,11 @@ import numpy as np
 from distsgd.config.settings import chosen_settings
 from distsgd.data.folder_files import stat_inside
 from distsgd.errors import RunError, StorageError
+from distsgd.runs.branch import Branch, branch_of
 from distsgd.runs.checkpoint import checkpoint_path, checkpoint_versions, read_description
 from distsgd.runs.folder import RunFolder
 from distsgd.runs.followed_file import FollowedFile
 from distsgd.runs.journal import JOURNAL
-from distsgd.runs.branch import Branch, branch_of
 from distsgd.runs.recorded import EVENT_KINDS, MOST_MISTAKES, Recorded
 from distsgd.runs.thinning import thinned
 from distsgd.runs.trunk import START, Columns, Place, cut, joined, place_at
@@ -247,16 +247,16 @@ class HistoryReader:
             with suppress(RunError, StorageError, OSError):
                 before = self._ancestor.look()
                 place, trunk = _branched(before, parent)
+        forked = self._recorded.forked
+        own = float(forked.get("seconds", 0.0))
         if place is None:
             each = _updates_of_epoch(settings, dataset)
-            place = Place(parent.update, parent.update / each if each else 0.0, 0.0)
-        sessions = self._recorded.sessions
-        own = float(sessions[0].get("seconds") or 0.0) if sessions else 0.0
+            place = Place(parent.update, parent.update / each if each else 0.0, own)
         train = _whole(dataset.get("trained")) or _whole(dataset.get("train"))
         content = {
             "name": parent.name, "path": str(parent.path), "update": parent.update,
             "epoch": place.epoch, "seconds": place.seconds,
-            "examples": round(place.epoch * train),
+            "examples": forked.get("examples_seen", round(place.epoch * train)),
             "changed": {name: list(values) for name, values in parent.changed.items()},
             "gone": parent.gone, "words": parent.words,
         }  # fmt: skip

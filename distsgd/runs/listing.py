@@ -11,8 +11,8 @@ from typing import Any
 
 from distsgd.config.sources import check_name
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
-from distsgd.runs.folder import RunFolder, handle, list_runs
 from distsgd.runs.branch import Branch, branch_of
+from distsgd.runs.folder import RunFolder, handle, list_runs
 from distsgd.runs.recorded import Recorded
 from distsgd.spelling import spelling
 

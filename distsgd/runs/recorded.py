@@ -2,6 +2,7 @@
 
 Records have a kind:
 
+    forked      first of a fork: the update, examples and seconds that it shares with its parent
     session     a training starts, or resumes: when, where, by which command, and how many updates
     progress    every `log_every` updates: loss, accuracy, learning rate
     epoch       at the end of each epoch: loss and accuracy of training and test set
@@ -83,6 +84,7 @@ class Recorded:
 
     Attributes:
         sessions: the first and the last record of that kind.
+        forked: the record of that kind; empty if the run is no fork.
         events: what happened, in order; of very many, the first and the last.
         epochs: the epochs that are kept, by number.
         confusion: the last one; rows the true class.
@@ -102,6 +104,7 @@ class Recorded:
             lambda point: point, lambda point: point.seconds, self._most
         )
         self.sessions: list[Row] = []
+        self.forked: Row = {}
         self.events: list[Row] = []
         self.epochs: dict[int, Row] = {}
         self._stride = 1
@@ -148,7 +151,8 @@ class Recorded:
             return
         take = {
             "session": self._take_session, "epoch": self._take_epoch, "fleet": self._take_fleet,
-            "classes": self._take_classes, "event": self._take_event, "ended": self._take_ended,
+            "forked": self._take_forked, "classes": self._take_classes,
+            "event": self._take_event, "ended": self._take_ended,
         }.get(str(record.get("kind")))  # fmt: skip
         if take is None:
             return  # of a later version
@@ -159,11 +163,16 @@ class Recorded:
 
     def _take_session(self, record: Row) -> None:
         self._rebase()
+        begins = bool(self.forked) and not self.sessions
         del self.sessions[1:]
         self.sessions.append(record)
-        if record.get("resumed"):
+        if record.get("resumed") and not begins:
             text = f"resumed after update {_count(record['step'])}"
             self._happened(record["step"], record.get("seconds", 0.0), "resumed", text)
+
+    def _take_forked(self, record: Row) -> None:
+        shared = {name: _count(record[name]) for name in ("step", "examples_seen")}
+        self.forked = {**shared, "seconds": _number(record["seconds"])}
 
     def _take_ended(self, record: Row) -> None:
         self.last = record

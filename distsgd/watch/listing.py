@@ -16,9 +16,9 @@ from typing import Any
 
 from distsgd.config.settings import chosen_settings
 from distsgd.errors import DistsgdError, RunError, StorageError, UsageError
+from distsgd.runs.branch import branch_of
 from distsgd.runs.folder import RunFolder, find_run, runs_home
 from distsgd.runs.history import filled_settings
-from distsgd.runs.branch import branch_of
 
 __all__ = ["Listing", "identity", "stamp"]
 
