@@ -21,6 +21,7 @@ from distsgd.errors import NotPlainFile
 __all__ = [
     "SMALL",
     "mappable",
+    "move_inside",
     "names_inside",
     "open_inside",
     "read_inside",
@@ -151,7 +152,12 @@ def stat_inside(path: Path, *, below: Path | None = None) -> os.stat_result:
 
 
 def replace_inside(
-    path: Path, content: bytes, *, below: Path | None = None, mode: int = 0o600
+    path: Path,
+    content: bytes,
+    *,
+    below: Path | None = None,
+    mode: int = 0o600,
+    durable: bool = True,
 ) -> None:
     """Write a file, so that it has either its old or its new content at any time.
 
@@ -162,6 +168,7 @@ def replace_inside(
         content: all of its content.
         below: as for `open_inside`.
         mode: permissions, before the umask.
+        durable: whether it must also survive a loss of power; else it may be lost or garbled then.
 
     Raises:
         OSError: the old file, if there was one, is untouched.
@@ -175,12 +182,15 @@ def replace_inside(
             with os.fdopen(os.open(beside, flags, mode, dir_fd=folder), "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(beside, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
             raise
+        if not durable:
+            return
         entries = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
             os.fsync(entries)
@@ -196,6 +206,21 @@ def remove_inside(path: Path, *, below: Path | None = None) -> None:
     """
     with suppress(FileNotFoundError), _folder_of(path, below) as folder:
         os.unlink(path.name, dir_fd=folder)
+
+
+def move_inside(path: Path, target: Path, *, below: Path) -> None:
+    """Rename a file; what is at the new place, if it is no folder, is replaced.
+
+    Args:
+        path: the file.
+        target: its new place.
+        below: a folder around both; no link lies between it and them.
+
+    Raises:
+        OSError: it is where it was.
+    """
+    with _folder_of(path, below) as source, _folder_of(target, below) as folder:
+        os.replace(path.name, target.name, src_dir_fd=source, dst_dir_fd=folder)
 
 
 def names_inside(folder: Path, *, below: Path) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Manifest:
             content["mean_weight"] = self.mean_weight
         return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the manifest, hence of the whole dataset."""
         return str(json.loads(self.to_json())["digest"])

@@ -172,8 +172,13 @@ def weights_sha256(weights: Floats) -> str:
     return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
 
 
-def write_checkpoint(folder: Path, model: Model) -> Path:
+def write_checkpoint(folder: Path, model: Model, *, durable: bool = True) -> Path:
     """Write a checkpoint, named by its version.
+
+    Args:
+        folder: that of the checkpoints, in the folder of the run.
+        model: what it holds.
+        durable: see `distsgd.data.folder_files.replace_inside`.
 
     Raises:
         StorageError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -202,7 +207,7 @@ def write_checkpoint(folder: Path, model: Model) -> Path:
     path = checkpoint_path(folder, model.version)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
-        replace_inside(path, buffer.getvalue(), below=folder.parent)
+        replace_inside(path, buffer.getvalue(), below=folder.parent, durable=durable)
     except OSError as error:
         raise storage_error(error, path) from None
     return path

@@ -5,6 +5,7 @@ journal.jsonl           one line for each update; see `distsgd.runs.journal`
 metrics.jsonl           one line each logging interval and each epoch
 checkpoints/*.npz       W and the state of the optimiser
 checkpoints/*.bin       residuals of error feedback, beside the newest of them
+snapshots/              a cache of such files of other updates; see `distsgd.runs.snapshots`
 report.json             the result, once the run has ended
 workers.json            the number of workers that `distsgd scale` asks for
 kernels.json            BLAS kernels that computed parts of the run, if they differ from the first
@@ -104,6 +105,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the cache of snapshots."""
+        return self.path / "snapshots"
 
     def hold(self) -> None:
         """Mark the run as running for as long as this process lives, or until `release`.

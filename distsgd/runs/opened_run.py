@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,9 +11,16 @@ from distsgd.config.jobs import held_out_rows, make_job
 from distsgd.config.settings import TrainConfig
 from distsgd.core.optim import Residuals
 from distsgd.data.dataset import Dataset, OtherDataset, open_dataset
-from distsgd.engine.job import Job
+from distsgd.engine.job import Job, Snapshot
 from distsgd.errors import JournalError, RunError
-from distsgd.runs.checkpoint import Model, checkpoint_path, checkpoint_versions, read_checkpoint
+from distsgd.runs.checkpoint import (
+    Model,
+    Place,
+    checkpoint_path,
+    checkpoint_versions,
+    read_checkpoint,
+    shaped,
+)
 from distsgd.runs.folder import RunFolder, create_run, find_run, products_of, versions
 from distsgd.runs.journal import Entry, Journal, Mark, first_digest, read_journal, whole_journal
 from distsgd.runs.origin import Origin
@@ -122,10 +130,37 @@ class OpenedRun:
             raise RunError(
                 f"the checkpoint of update {model.version} has no residuals", "Train again"
             )
-        return read_residuals(
-            self.folder.checkpoints, model.version, model.residuals, config.dtype,
-            model.architecture.parameters,
-        )  # fmt: skip
+        about = model.version, model.residuals, config.dtype, model.architecture.parameters
+        try:
+            return read_residuals(self.folder.checkpoints, *about)
+        except RunError:
+            with suppress(RunError):
+                return read_residuals(self.folder.snapshots, *about)
+            raise
+
+    def model(self, job: Job, snapshot: Snapshot, place: Place | None = None) -> Model:
+        """A snapshot of the server as a checkpoint holds it, without residuals.
+
+        Args:
+            job: the settings there.
+            snapshot: the server.
+            place: where in the run that is; None if unknown.
+        """
+        manifest, architecture = self.dataset.manifest, job.architecture
+        return Model(
+            model=job.model,
+            weights=architecture.unpad(snapshot.weights),
+            state=shaped(snapshot.state, architecture),
+            version=snapshot.version,
+            loss=job.loss,
+            classes=manifest.classes,
+            shape=manifest.shape,
+            preprocessing=job.preprocessing,
+            reads=shaped(snapshot.reads, architecture),
+            place=place,
+            columns=manifest.columns,
+            arithmetic=job.arithmetic,
+        )
 
 
 def new_run(

@@ -23,6 +23,7 @@ _FILES = re.compile(
 )
 """Files of a run folder; see `distsgd.runs.folder`."""
 
+_FOLDERS = {"checkpoints", "snapshots"}
 _CHECKPOINTS = re.compile(r"step-\d+\.npz|residuals-.*\.bin|\..*\.tmp")
 
 
@@ -78,7 +79,7 @@ _SHOWN = 3
 def _content(run: RunFolder, folder: Path | None = None) -> Iterator[tuple[Path, bool]]:
     """What is in a run folder, and whether it is of the run. Links are not followed."""
     for path in sorted((folder or run.path).iterdir()):
-        if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
+        if path.name in _FOLDERS and path.is_dir() and not path.is_symlink():
             for inner in sorted(path.iterdir()):
                 yield inner, bool(_CHECKPOINTS.fullmatch(inner.name)) and _is_file(inner)
         elif path.name == COPY and path.is_dir() and not path.is_symlink():

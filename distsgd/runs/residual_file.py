@@ -40,7 +40,9 @@ def _path(folder: Path, version: int, digest: str) -> Path:
     return folder / f"residuals-{version:09d}-{digest[:16]}.bin"
 
 
-def write_residuals(folder: Path, version: int, residuals: Residuals, dtype: str) -> str:
+def write_residuals(
+    folder: Path, version: int, residuals: Residuals, dtype: str, *, durable: bool = True
+) -> str:
     """Write the residuals that belong to a version of W; returns the SHA-256 of the file.
 
     Raises:
@@ -60,7 +62,7 @@ def write_residuals(folder: Path, version: int, residuals: Residuals, dtype: str
     digest = hashlib.sha256(content).hexdigest()
     path = _path(folder, version, digest)
     try:
-        replace_inside(path, content, below=folder.parent)
+        replace_inside(path, content, below=folder.parent, durable=durable)
     except OSError as error:
         raise storage_error(error, path) from None
     return digest

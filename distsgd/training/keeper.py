@@ -30,7 +30,6 @@ from distsgd.runs import (
     remove_residuals,
     score_of,
     seconds_of_steps,
-    shaped,
     superfluous,
     wanted,
     write_checkpoint,
@@ -38,6 +37,7 @@ from distsgd.runs import (
 )
 from distsgd.runs.metrics import epoch_rows
 from distsgd.runs.opened_run import OpenedRun
+from distsgd.runs.snapshots import Snapshots
 from distsgd.training.chronicle import Chronicle
 from distsgd.training.logbook import Logbook, Start
 from distsgd.training.measuring import Measured
@@ -310,10 +310,22 @@ class Keeper:
             if version in usable or version == self._saved or self._is_base(version)
         }
         with suppress(OSError, RunError, StorageError):
-            remove_checkpoints(self._folder, self._superfluous(set(usable)))
+            spare = self._superfluous(set(usable))
+            if self._config.journal == "keep":
+                self._move_to_snapshots(spare, only_usable=len(usable) == _USABLE)
+            remove_checkpoints(self._folder, spare)
             if len(usable) == _USABLE:
                 remove_residuals(self._folder, self._residuals.items())
         self._passing &= set(usable)
+
+    def _move_to_snapshots(self, spare: set[int], *, only_usable: bool) -> None:
+        """Keep what is no longer needed here as snapshots, within their bound."""
+        feedback = self._job.has_residuals and self._config.error_feedback
+        if spare or feedback:
+            snapshots = Snapshots(self._run.folder)
+            if feedback and only_usable:
+                snapshots.take_over_residuals(set(self._residuals))
+            snapshots.take_over(spare, residuals=feedback)
 
     def _superfluous(self, usable: set[int]) -> set[int]:
         """The versions of checkpoints that need not stay."""
