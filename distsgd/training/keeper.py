@@ -398,18 +398,4 @@ class Keeper:
 
 def model_of(snapshot: Snapshot, job: Job, run: OpenedRun, place: Place | None) -> Model:
     """A snapshot as a checkpoint of a run holds it."""
-    manifest = run.dataset.manifest
-    return Model(
-        model=job.model,
-        weights=job.architecture.unpad(snapshot.weights),
-        state=shaped(snapshot.state, job.architecture),
-        version=snapshot.version,
-        loss=job.loss,
-        classes=manifest.classes,
-        shape=manifest.shape,
-        preprocessing=job.preprocessing,
-        reads=shaped(snapshot.reads, job.architecture),
-        place=place,
-        columns=manifest.columns,
-        arithmetic=job.arithmetic,
-    )
+    return run.model(job, snapshot, place)
