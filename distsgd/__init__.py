@@ -6,10 +6,10 @@
 True
 
 `train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained; `audit` and
-`replay` prove it; `diff` finds where two runs part; `show` recomputes one update; `simulate` trains
-on a virtual clock. `runs` lists runs, and `load` gives one as an object. `TrainConfig` holds the
-settings; a `Callback` or a `Reporter` follows a training. All errors are of `distsgd.errors`. Names
-that are not in ``__all__`` are private and may change.
+`replay` check it against its journal; `diff` finds where two runs part; `show` recomputes one
+update; `simulate` trains on a virtual clock. `runs` lists runs, and `load` gives one as an object.
+`TrainConfig` holds the settings; a `Callback` or a `Reporter` follows a training. All errors are of
+`distsgd.errors`. Names that are not in ``__all__`` are private and may change.
 """
 
 from __future__ import annotations

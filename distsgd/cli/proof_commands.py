@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +13,14 @@ from distsgd.cli.output import JsonFlag, count, print_json, print_pairs, print_t
 from distsgd.cli.settings import Run
 from distsgd.errors import JournalError, RuntimeFailure
 
+if TYPE_CHECKING:
+    from distsgd.proof.audit import Expected
+
 __all__ = ["add_to"]
 
+
+_HEAD = ("run_dir", "running", "updates", "head", "checkpoint", "checkpoint_sha256", "expected")
+"""What `audit --head --json` prints of an audit."""
 
 OwnFlag = Annotated[
     bool,
@@ -24,14 +31,20 @@ OwnFlag = Annotated[
 def audit(
     run: Run = "latest",
     expect: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A digest kept elsewhere that the journal must contain, or the SHA-256 of W of "
-            "one of its checkpoints."
+            metavar="DIGEST",
+            help="A digest kept elsewhere, of a record that the journal must contain, or the "
+            "SHA-256 of W of one of its checkpoints; may be given several times.",
         ),
     ] = None,
     head: Annotated[
-        bool, typer.Option("--head", help="Print the digest of the last record alone, to keep.")
+        bool,
+        typer.Option(
+            "--head",
+            help="Print what to keep elsewhere for --expect: the digest of the last record, and "
+            "the SHA-256 of W of the newest checkpoint.",
+        ),
     ] = False,
     own: OwnFlag = False,
     json: JsonFlag = False,
@@ -51,14 +64,17 @@ def audit(
     with _telling("holds", json):
         found = check(run, expect, own)
     if json:
-        print_json({"holds": True, **vars(found)})
+        fields = asdict(found)
+        print_json({"holds": True} | ({name: fields[name] for name in _HEAD} if head else fields))
         return
     if head:
-        show(found.head)
+        show(
+            f"{found.head}  # record of update {found.updates}",
+            f"{found.checkpoint_sha256}  # W of the checkpoint of update {found.checkpoint}",
+        )
         return
     until = f" up to update {count(found.updates)}" if found.running else ""
-    kept = "" if expect is None else f" and contains {expect}"
-    show(f"the journal holds{until}{kept}")
+    show(f"the journal holds{until}")
     print_pairs([
         ("run", found.run_dir),
         *_running(found.running),
@@ -70,6 +86,7 @@ def audit(
         ("oldest gradient", f"{found.largest_staleness} updates"),
         ("checkpoints", f"{count(found.checkpoints)} agree with the journal"),
         ("head", found.head),
+        *(("expected", _where(one, found.run_dir)) for one in found.expected),
     ])  # fmt: skip
     print_table(
         ("class", "examples applied", "examples deferred"),
@@ -160,6 +177,17 @@ def _beginning(update: int) -> list[tuple[str, str]]:
     """A line for a journal whose earlier lines were dropped."""
     words = f"after update {count(update)}, with the checkpoint there; earlier lines are not here"
     return [("journal begins", words)] if update else []
+
+
+def _where(found: Expected, run_dir: str) -> str:
+    """Where a digest is that was expected."""
+    of = f" of {found.run_dir}" if found.run_dir != run_dir else ""
+    if found.checkpoint:
+        return (
+            f"{found.digest} is W of the checkpoint of update {count(found.update)}{of}: compared "
+            "with the file, nothing was recomputed (`distsgd replay` does that)"
+        )
+    return f"{found.digest} is the digest after update {count(found.update)}{of}"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What was probably meant by a command or an option that typer does not know.
 
 Typer itself suggests a command of the same group, and an option of the same command. Here are the
-slips that it has no word for: a command of another group, and one dash for two.
+slips that it has no word for: a command of another group, one dash for two, and a digest after
+`audit --head`, which took one before there was `--expect`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def meant(error: Any, words: Sequence[str]) -> str:
             if len(name) > 2 and name[0] == "-" and name[1] != "-":
                 near = difflib.get_close_matches(f"-{name}", names, 1, _NEAR)
                 return f"Did you mean {near[0]}?" if near else ""
+    if context.command.name == "audit" and any(word.startswith("--head") for word in words):
+        return "--head takes no digest: did you mean --expect?"
     return ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from distsgd.core.arrays import Ints
 from distsgd.core.plan import Plan
-from distsgd.errors import RunError
+from distsgd.errors import JournalError, RunError
 from distsgd.proof.forked import check_left, proven_parent
 from distsgd.runs import (
     Place,
     Record,
-    check_head,
+    check_digest,
     checkpoint_path,
-    find_head,
     read_if_kept,
     read_place,
     weights_sha256,
@@ -30,12 +29,34 @@ from distsgd.runs.journal_check import Beginning, RunView, checked_lines, proven
 from distsgd.runs.lineage import lineage
 from distsgd.runs.opened_run import OpenedRun, open_run
 
-__all__ = ["Audit", "audit"]
+__all__ = ["Audit", "Expected", "audit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A digest that was kept elsewhere, and where in the history of a run it is.
+
+    Attributes:
+        digest: of a record, or the SHA-256 of W of a checkpoint.
+        update: after which the journal had this digest, or the checkpoint was written.
+        checkpoint: whether it is that of a checkpoint. It was compared with the file alone: that
+            this W follows from the journal is what `replay` shows.
+        run_dir: the run folder that has it, of a fork perhaps that of a run before it.
+    """
+
+    digest: str
+    update: int
+    checkpoint: bool
+    run_dir: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the journal of a run proves.
+    """What the journal of a run shows, if nobody forged it.
+
+    The chain of digests and the plan reveal damage, mix-ups and faults of the program. They have no
+    key: a forger who makes all files of the run anew is revealed by a digest that was kept
+    elsewhere alone, which ``expect`` takes.
 
     Attributes:
         run_dir: the run folder.
@@ -54,7 +75,11 @@ class Audit:
         checkpoints: how many agree with the journal.
         head: digest of the last line of the journal. A copy kept elsewhere shows later
             whether the journal up to there is unchanged.
+        checkpoint: update of the newest readable checkpoint.
+        checkpoint_sha256: SHA-256 of its W; a copy kept elsewhere shows later whether it is
+            unchanged.
         parents: of a fork, how many runs before it were checked too.
+        expected: where the digests are that were asked for, in their order.
     """
 
     run_dir: str
@@ -70,10 +95,13 @@ class Audit:
     class_delays: dict[str, int]
     checkpoints: int
     head: str
+    checkpoint: int
+    checkpoint_sha256: str
     parents: int = 0
+    expected: tuple[Expected, ...] = ()
 
 
-def audit(run: str | Path, expect: str | None = None, own: bool = False) -> Audit:
+def audit(run: str | Path, expect: str | Iterable[str] | None = None, own: bool = False) -> Audit:
     """Check the journal of a run against its plan.
 
     The journal of a run that is training is checked up to its last update. Of a fork, the whole
@@ -81,26 +109,49 @@ def audit(run: str | Path, expect: str | None = None, own: bool = False) -> Audi
 
     Args:
         run: path or name of a run, or "latest".
-        expect: digest of a record that the journal must contain, or the SHA-256 of W of one of its
-            checkpoints, as an earlier audit or the training returned it; None for no such check.
+        expect: one or more digests, each of a record that the journal must contain, or the SHA-256
+            of W of a checkpoint, as an earlier audit or the training returned it; of a fork, that
+            of a run before it too, up to where that was left.
         own: of a fork, check what is its own alone.
 
     Raises:
-        JournalError: the journal is invalid; names the first wrong record.
+        JournalError: the journal is invalid, and the first wrong record is named; or it has none of
+            an expected digest.
         UsageError: ``expect`` is not a digest.
         RunError: there is no such run, or it is damaged.
     """
-    head = expect
-    if head is not None:
-        check_head(head)
+    given = [expect] if isinstance(expect, str) else expect or ()
+    wanted = [check_digest(digest) for digest in given]
     opened = open_run(run)
     if own or opened.parent is None:
-        return proven(opened, lambda view: _audited(opened, view, head))
-    *before, last = [_Part(one.run, one.last) for one in lineage(opened)]
-    audits = [proven_parent(part.run, part.audited) for part in before]
-    for part, after in pairwise([*before, last]):
-        check_left(part.run, part.end, after.run)
-    return _joined([*audits, proven(opened, lambda view: _audited(opened, view, head, all=False))])
+        found = proven(opened, lambda view: _audited(opened, view, wanted))
+    else:
+        *before, last = [_Part(one.run, one.last, wanted) for one in lineage(opened)]
+        audits = [proven_parent(part.run, part.audited) for part in before]
+        for part, after in pairwise([*before, last]):
+            check_left(part.run, part.end, after.run)
+        audits.append(proven(opened, lambda view: _audited(opened, view, wanted, all=False)))
+        found = _joined(audits)
+    return replace(found, expected=tuple(_expected(digest, found) for digest in wanted))
+
+
+def _expected(digest: str, audit: Audit) -> Expected:
+    """Where a digest is.
+
+    Raises:
+        JournalError: the history of the run has it nowhere.
+    """
+    for found in audit.expected:
+        if found.digest == digest:
+            return found
+    of_w = len(digest) == 64
+    reasons = ["it has changed", "this is of another run"]
+    if of_w:
+        reasons.append("this is of a checkpoint that was removed")
+    if audit.begins_after:
+        reasons.append(f"this is of before update {audit.begins_after}, where the journal begins")
+    what = "checkpoint has a W with the SHA-256" if of_w else "record has the digest"
+    raise JournalError(0, f"no {what} {digest}: {', or '.join(reasons)}")
 
 
 class _Part:
@@ -109,15 +160,17 @@ class _Part:
     Args:
         run: that run.
         last: the update at which the next part begins; None for the last.
+        wanted: digests that are looked for.
     """
 
-    def __init__(self, run: OpenedRun, last: int | None) -> None:
-        self.run, self._last = run, last
+    def __init__(self, run: OpenedRun, last: int | None, wanted: Sequence[str]) -> None:
+        self.run, self._last, self._wanted = run, last, wanted
         self.end: Beginning | None = None
 
     def audited(self, view: RunView) -> Audit:
         """The audit of a view of it, up to the next part."""
-        return _audited(self.run, view, None, self._last, self._ends, self.run.parent is None)
+        first = self.run.parent is None
+        return _audited(self.run, view, self._wanted, self._last, self._ends, first)
 
     def _ends(self, end: Beginning) -> None:
         self.end = end
@@ -138,13 +191,14 @@ def _joined(audits: list[Audit]) -> Audit:
         class_delays=delays,
         checkpoints=sum(one.checkpoints for one in audits),
         parents=len(audits) - 1,
+        expected=tuple(found for one in audits for found in one.expected),
     )
 
 
 def _audited(
     opened: OpenedRun,
     view: RunView,
-    head: str | None,
+    wanted: Sequence[str],
     last: int | None = None,
     ends: Callable[[Beginning], None] = lambda end: None,
     all: bool = True,
@@ -154,7 +208,7 @@ def _audited(
     Args:
         opened: the run.
         view: of it.
-        head: that the journal is to contain.
+        wanted: digests that are looked for.
         last: the update to stop at; None for the last.
         ends: called with the place there.
         all: whether to count the examples that were applied before the journal begins.
@@ -179,8 +233,20 @@ def _audited(
         for slot in ledger.applied(plan, epochs * plan.steps_per_epoch):
             use(*slot)
     end = view.journal.begin
+    expected: list[Expected] = []
+
+    def look(digest: str, update: int, checkpoint: bool = False) -> None:
+        if digest in wanted:
+            where = str(opened.folder.path)
+            expected.append(
+                Expected(digest=digest, update=update, checkpoint=checkpoint, run_dir=where)
+            )
+
+    look(end.digest, before)
     for entry, mark in lines if ledger.version != last else ():
         end = mark
+        if wanted:
+            look(end.digest, ledger.version)
         if isinstance(entry, Record):
             for _, *piece in entry.requeued:
                 delayed.add(*piece)
@@ -191,8 +257,11 @@ def _audited(
             if entry.version == last:
                 break
     ends(Beginning(check.config, ledger, check.updates.workers, end))
-    if head is not None and not _is_checkpoint(opened, view, head):
-        find_head(view.journal, head)
+    known = [n for n in view.checkpoints if last is None or n <= last]
+    newest, sha256 = _newest(opened, known)
+    if any(len(digest) == 64 for digest in wanted):
+        for version in known:
+            look(_sha256_of(opened, version) or "", version, checkpoint=True)
     begun = ledger.open_examples(plan).values()
     whole_early = sum(n == plan.examples for n in begun)
     return Audit(
@@ -209,16 +278,30 @@ def _audited(
         class_delays=dict(zip(names, delayed.counts(), strict=True)),
         checkpoints=len(places),
         head=end.digest,
+        checkpoint=newest,
+        checkpoint_sha256=sha256,
+        expected=tuple(expected),
     )
 
 
-def _is_checkpoint(run: OpenedRun, view: RunView, sha256: str) -> bool:
-    """Whether this is the SHA-256 of W of a checkpoint; nothing is recomputed."""
-    if len(sha256) != 64:
-        return False
-    paths = (checkpoint_path(run.folder.checkpoints, n) for n in view.checkpoints)
-    models = (read_if_kept(path) for path in paths)
-    return any(model is not None and weights_sha256(model.weights) == sha256 for model in models)
+def _sha256_of(run: OpenedRun, version: int) -> str | None:
+    """The SHA-256 of W of a checkpoint; None if it is gone or damaged."""
+    with suppress(RunError):
+        model = read_if_kept(checkpoint_path(run.folder.checkpoints, version))
+        return None if model is None else weights_sha256(model.weights)
+    return None
+
+
+def _newest(run: OpenedRun, versions: list[int]) -> tuple[int, str]:
+    """Update and SHA-256 of W of the newest readable checkpoint among these.
+
+    Raises:
+        RunError: a training has removed all of them meanwhile.
+    """
+    for version in reversed(versions):
+        if (sha256 := _sha256_of(run, version)) is not None:
+            return version, sha256
+    raise RunError(f"no checkpoint of {run.folder.path} can be read", "Train again")
 
 
 def _places(run: OpenedRun, view: RunView) -> Iterator[Place]:

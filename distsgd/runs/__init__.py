@@ -46,8 +46,7 @@ from distsgd.runs.journal import (
     Record,
     Resized,
     Resumed,
-    check_head,
-    find_head,
+    check_digest,
     recorded_journal,
 )
 from distsgd.runs.line_file import LineFile
@@ -84,12 +83,11 @@ __all__ = [
     "WantedWorkers",
     "add_kernel",
     "best_epoch",
-    "check_head",
+    "check_digest",
     "check_trace_file",
     "checkpoint_path",
     "checkpoint_versions",
     "clean_up",
-    "find_head",
     "find_run",
     "handle",
     "note_kernel",

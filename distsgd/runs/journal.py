@@ -66,7 +66,7 @@ from distsgd.spelling import spelling
 
 __all__ = [
     "JOURNAL", "Entry", "Forked", "Journal", "JournalWriter", "Mark", "MarkMissing", "Record",
-    "Resized", "Resumed", "begin_fork", "chained", "check_head", "find_head", "first_digest",
+    "Resized", "Resumed", "begin_fork", "chained", "check_digest", "first_digest",
     "has_mark", "lines_until", "read_journal", "recorded_first", "recorded_journal", "resumptions",
     "whole_journal",
 ]  # fmt: skip
@@ -479,40 +479,20 @@ def _checked(file: int, start: int, last: int, begin: Mark) -> Iterator[tuple[En
         yield entry, Mark(digest, end, number)
 
 
-def check_head(head: str) -> None:
-    """Check that a text can be the digest of a line.
+def check_digest(text: str) -> str:
+    """A digest that was kept elsewhere, without a comment after it.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot be the digest of a line, or a SHA-256.
     """
-    if len(head) not in (DIGEST_LENGTH, 64) or not set(head) <= set("0123456789abcdef"):
+    digest = text.partition("#")[0].strip()
+    if len(digest) not in (DIGEST_LENGTH, 64) or not set(digest) <= set("0123456789abcdef"):
         raise UsageError(
-            f"{spelling().given('expect', head)} is not the digest of a journal: "
-            f"{DIGEST_LENGTH} hexadecimal digits",
-            "Give the one that `distsgd train` or `distsgd audit` printed",
+            f"{spelling().given('expect', text)} is not the digest of a record, "
+            f"{DIGEST_LENGTH} hexadecimal digits, nor a SHA-256, 64",
+            "Give one that `distsgd train` or `distsgd audit --head` printed",
         )
-
-
-def find_head(journal: Journal, head: str) -> int:
-    """The number of the line with a digest that was kept, from 1; 0 for the beginning.
-
-    If only that digest was kept elsewhere, everything before that line is unchanged.
-
-    Raises:
-        JournalError: the journal has no such line, or an invalid one.
-    """
-    begin = journal.begin
-    if head == begin.digest:
-        return begin.lines
-    for _, mark in journal.entries():
-        if mark.digest == head:
-            return mark.lines
-    dropped = (
-        f"; or the line is among the first {begin.lines}, which were dropped" if begin.lines else ""
-    )
-    raise JournalError(
-        0, f"the journal has no line with the digest {head}: it has changed{dropped}"
-    )
+    return digest
 
 
 def resumptions(folder: Path) -> list[Resumed]:

@@ -161,6 +161,29 @@ def test_what_the_run_can_have_written_passes(forgery: Forgery, runs: Path, tmp_
     assert replay(run).updates == 2 * 8
 
 
+def test_a_run_that_was_forged_as_a_whole_lacks_what_was_kept(runs: Path, tmp_path: Path) -> None:
+    """All its files agree, as they are of a training: another one, in the place of this."""
+    run, forged = shutil.copytree(runs / "bsp", tmp_path / "run"), tmp_path / "forged"
+    kept = audit(run)
+    trained(forged, seed=1)
+    shutil.rmtree(run)
+    forged.rename(run)
+    assert audit(run).complete and replay(run).updates == kept.updates
+    for digest in (kept.head, kept.checkpoint_sha256):
+        with pytest.raises(JournalError, match=digest):
+            audit(run, digest)
+
+
+def test_a_journal_that_was_chained_anew_lacks_what_was_kept(runs: Path, tmp_path: Path) -> None:
+    """Its updates and its W are the same, so only the digest of a record tells."""
+    run = shutil.copytree(runs / "bsp", tmp_path / "run")
+    kept = audit(run)
+    forge(run, lambda lines: lines.insert(8, {"w": 2}))
+    assert audit(run).complete and replay(run).weights_sha256 == kept.checkpoint_sha256
+    with pytest.raises(JournalError, match=kept.head):
+        audit(run, kept.head)
+
+
 @pytest.mark.parametrize(
     ("forgery", "removed"),
     [

@@ -219,7 +219,7 @@ def test_the_head_that_was_kept_tells_a_forgery(distsgd_here: Run, tmp_path: Pat
     folder = tmp_path / "run/checkpoints"
     remove_checkpoints(folder, checkpoint_versions(folder)[1:])
     assert audit(tmp_path / "run").complete, "it holds in itself"
-    with pytest.raises(JournalError, match=f"no line with the digest {kept}"):
+    with pytest.raises(JournalError, match=f"no record has the digest {kept}"):
         audit(tmp_path / "run", kept)
     done = distsgd_here("audit", tmp_path / "run", "--expect", kept)
     assert done.returncode == 1 and kept in done.stderr

@@ -386,7 +386,7 @@ export class Proof {
     const seen = JSON.stringify(journal);
     if (seen === this.seen) return;
     this.seen = seen;
-    this.head.replaceChildren(el("p", {}, "head ", el("code", {}, journal.head || "–")), el("p", { class: "note" }, `${number(journal.lines)} lines, ${bytes(journal.bytes || 0)}`));
+    this.head.replaceChildren(el("p", { title: "a copy kept elsewhere, given to distsgd audit --expect, shows later whether the journal is unchanged" }, "head ", el("code", {}, journal.head || "–")), el("p", { class: "note" }, `${number(journal.lines)} lines, ${bytes(journal.bytes || 0)}`));
   }
 
   async prove(proof) {
