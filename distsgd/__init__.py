@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         scale,
         train,
     )
+    from distsgd.training.loaded_moment import LoadedMoment
     from distsgd.training.loaded_run import LoadedRun, load
     from distsgd.training.predictor import Predictor
     from distsgd.tuning.from_python import sweep, tune
@@ -65,6 +66,7 @@ __all__ = [
     "EpochRow",
     "Evaluation",
     "History",
+    "LoadedMoment",
     "LoadedRun",
     "Prediction",
     "Predictor",
@@ -108,6 +110,7 @@ _ELSEWHERE = {
     "Audit": "proof.audit", "audit": "proof.audit",
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",
+    "LoadedMoment": "training.loaded_moment",
     "LoadedRun": "training.loaded_run", "load": "training.loaded_run",
     "Predictor": "training.predictor",
     "SimulationResult": "simulation.results", "simulate": "simulation.from_python",

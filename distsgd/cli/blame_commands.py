@@ -151,7 +151,14 @@ def _show_blame(found: Blame, out: Path | None, *, json: bool) -> None:
 
 
 def explain_file(
-    run: str, files: Sequence[Path], label: str | None, out: Path | None, *, best: bool, json: bool
+    run: str,
+    files: Sequence[Path],
+    label: str | None,
+    out: Path | None,
+    *,
+    best: bool,
+    at: str | None,
+    json: bool,
 ) -> None:
     """What the prediction of a file with one row comes from: `distsgd predict --why`.
 
@@ -164,11 +171,15 @@ def explain_file(
     _check_picture(out)
     from distsgd.data.importing.given_rows import GivenRows
     from distsgd.forensics.blame import blame_row
-    from distsgd.runs.chosen import BEST, LAST, chosen_model
+    from distsgd.runs.chosen import BEST, LAST
     from distsgd.runs.opened_run import open_run
+    from distsgd.training.past import Past
 
+    if best and at is not None:
+        raise UsageError("--best does not go with --at", "Give one of them")
     opened = open_run(run)
-    model = chosen_model(opened.folder, BEST if best else LAST)
+    past = Past(opened.folder)
+    model = past.after(at)[0] if at is not None else past.model(BEST if best else LAST)
     batches = GivenRows(model.shape, model.columns, strict=True).batches(list(files))
     rows = [(row, where) for batch in batches for row, where in zip(
         batch.rows, batch.where, strict=True)]  # fmt: skip

@@ -37,6 +37,14 @@ Best = Annotated[
     typer.Option("--best", help="Use the epoch with the best validation accuracy, not the newest."),
 ]
 
+At = Annotated[
+    str | None,
+    typer.Option(
+        help="Use W after this update, whether there is a checkpoint or not: a number, last-N, "
+        "epoch:N. (default: the newest checkpoint)"
+    ),
+]
+
 
 def evaluate(
     run: Run,
@@ -48,6 +56,7 @@ def evaluate(
         str, typer.Option(help="Examples to measure: test, train or validation.")
     ] = "test",
     best: Best = False,
+    at: At = None,
     json: JsonFlag = False,
 ) -> None:
     """Measure the loss and accuracy of a run on its test or training set.
@@ -55,6 +64,8 @@ def evaluate(
     The newest checkpoint counts, or with --best that of the best epoch by the validation rows.
 
     Example: distsgd evaluate latest --split train
+
+    Example: distsgd evaluate latest --at 20
     """
     from distsgd.cli.run_kernel import multiply_as
     from distsgd.training.evaluation import SPLITS
@@ -63,7 +74,7 @@ def evaluate(
     multiply_as(run)
     if split not in SPLITS:
         raise UsageError(f"--split cannot be {split}", "Give test, train or validation")
-    found = measure(run, dataset=dataset, split=split, best=best)
+    found = measure(run, dataset=dataset, split=split, best=best, at=at)
     if json:
         print_json(found)
         return
@@ -92,6 +103,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     best: Best = False,
+    at: At = None,
     out: Annotated[
         Path | None, typer.Option(help="Write a CSV file, row by row, instead of a table.")
     ] = None,
@@ -119,20 +131,23 @@ def predict(
 
     Example: distsgd predict latest photo.jpg --why
     """
+    from distsgd.cli.run_kernel import multiply_as
     from distsgd.training.evaluation import predict_files
 
     if explained:
-        explain_file(run, images, label, out, best=best, json=json)
+        explain_file(run, images, label, out, best=best, at=at, json=json)
         return
     if label is not None:
         raise UsageError("--label goes with --why", "Give both, or neither")
+    if at is not None:
+        multiply_as(run)
 
     found: list[Prediction] = []
     rejected: list[tuple[str, str]] = []
     unknown: Mapping[str, int] = {}
     classified = skipped = 0
     with _written(out, top) as write:
-        for batch in predict_files(run, images, top=top, best=best, strict=strict):
+        for batch in predict_files(run, images, top=top, best=best, at=at, strict=strict):
             classified, skipped = classified + len(batch.predictions), skipped + len(batch.rejected)
             unknown = batch.unknown
             room = len(batch.rejected) if json else max(0, _LISTED - len(rejected))

@@ -44,9 +44,9 @@ def report(
         str, typer.Option("--x", help="Axis of a figure's curves: epoch, update or seconds.")
     ] = "epoch",
     checkpoint: Annotated[
-        int | None,
-        typer.Option(help="Of the templates: after which update. (default: the newest)"),
-    ] = None,
+        str,
+        typer.Option(help="Of the templates: last, best, or any update: a number, epoch:N."),
+    ] = "last",
     json: JsonFlag = False,
 ) -> None:
     """Write runs into one HTML file that needs no network: the page of `distsgd watch`, frozen.
@@ -58,6 +58,10 @@ def report(
 
     Example: distsgd report latest --figure templates --format pdf --size column
     """
+    from distsgd.cli.run_kernel import multiply_as
+
+    if checkpoint not in ("last", "best"):
+        multiply_as(runs[0])
     from distsgd.data.atomic import replace_file
     from distsgd.errors import storage_error
     from distsgd.runs.folder import find_run
@@ -86,17 +90,20 @@ def report(
 
 
 def _drawn(
-    runs: list[RunFolder], name: str, form: str, size: str, x: str, version: int | None, *,
-    dark: bool,
+    runs: list[RunFolder], name: str, form: str, size: str, x: str, checkpoint: str, *, dark: bool,
 ) -> bytes:  # fmt: skip
     """A figure as the content of a file."""
     from distsgd.figures.drawn import rendered
     from distsgd.figures.of_runs import FIGURES, build
     from distsgd.runs.history import HistoryReader
+    from distsgd.training.past import model_after
 
     _check("figure", name, ", ".join(FIGURES), tuple(FIGURES))
-    return rendered(build(name, [HistoryReader(run).look() for run in runs], x, version), form,
-                    size, dark)  # fmt: skip
+    model = None
+    if checkpoint != "last" and name == "templates":
+        model = model_after(runs[0], checkpoint)
+    figure = build(name, [HistoryReader(run).look() for run in runs], x, model)
+    return rendered(figure, form, size, dark)
 
 
 def _format(given: str | None, out: Path | None, figure: str | None) -> str:

@@ -443,7 +443,7 @@ def export(
         Path | None, typer.Option(help="The file. (default: the name of the run, here)")
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(help="Whose weights: last, best, or a number of updates.")
+        str, typer.Option(help="Whose weights: last, best, or any update: a number, epoch:N.")
     ] = "last",
     json: JsonFlag = False,
 ) -> None:
@@ -453,9 +453,14 @@ def export(
 
     Example: distsgd runs export latest --to csv --out metrics.csv
     """
-    from distsgd.runs.export import export_run
+    from distsgd.cli.run_kernel import multiply_as
 
-    done = export_run(run, to, out, checkpoint)
+    if checkpoint not in ("last", "best"):
+        multiply_as(run)
+    from distsgd.runs.export import export_run
+    from distsgd.training.past import model_after
+
+    done = export_run(run, to, out, checkpoint, model_after)
     if json:
         print_json(done)
         return

@@ -28,7 +28,7 @@ def serve(
     run: Run,
     checkpoint: Annotated[
         str,
-        typer.Option(help="last or best, which are followed while the run trains; or a number."),
+        typer.Option(help="last or best, which are followed while the run trains; or any update."),
     ] = "last",
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")

@@ -27,8 +27,9 @@ from distsgd.figures.charts import (
     Timeline,
 )
 from distsgd.figures.comparing import Group, band, groups
+from distsgd.runs import Model
 from distsgd.runs.history import History
-from distsgd.runs.templates import template_names, templates
+from distsgd.runs.templates import template_names, templates, templates_of
 from distsgd.runs.trunk import Columns, joined
 
 __all__ = ["AXES", "FIGURES", "available", "build"]
@@ -42,6 +43,10 @@ _MOST_AGES, _MOST_TWICE, _WIDE = 16, 6, 100.0
 _MILLION = 1e6
 
 
+Chosen = int | Model | None
+"""The model of a figure: of a checkpoint, in memory, or of the newest checkpoint."""
+
+
 @dataclass(frozen=True)
 class _Known:
     """A figure.
@@ -52,21 +57,19 @@ class _Known:
         several: whether it can show several runs.
     """
 
-    build: Callable[[Sequence[History], str, int | None], Figure]
+    build: Callable[[Sequence[History], str, Chosen], Figure]
     title: str
     several: bool = True
 
 
-def build(
-    name: str, runs: Sequence[History], x: str = "epoch", version: int | None = None
-) -> Figure:
+def build(name: str, runs: Sequence[History], x: str = "epoch", version: Chosen = None) -> Figure:
     """A figure of runs.
 
     Args:
         name: one of `FIGURES`.
         runs: one or several.
         x: one of `AXES`.
-        version: of the checkpoint, for templates; None for the newest.
+        version: of the checkpoint, for templates, or a model; None for the newest.
 
     Raises:
         UsageError: the figure shows one run alone, or the runs have not recorded what it shows.
@@ -106,28 +109,28 @@ def _is_empty(figure: Figure) -> bool:
     return not (figure.tiles if isinstance(figure, Tiles) else figure.rows)
 
 
-def _loss(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _loss(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     lines = _curves(runs, x, "loss", 1.0)
     heights = [y for line in lines for y in line.y if y is not None and y > 0]
     wide = bool(heights) and max(heights) > _WIDE * min(heights)
     return _chart("loss", runs, x, "loss", lines, log_y=wide)
 
 
-def _accuracy(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _accuracy(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     return _chart("accuracy", runs, x, "accuracy, %", _curves(runs, x, "accuracy", 100.0))
 
 
-def _learning_rate(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _learning_rate(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     lines = _of_progress(runs, x, "learning_rate", "learning rate", 1.0)
     return _chart("learning-rate", runs, x, "learning rate", lines, from_zero=True)
 
 
-def _throughput(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _throughput(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     lines = _of_progress(runs, x, "images_per_second", "images", 1e-3)
     return _chart("throughput", runs, x, "thousand images/s", lines, from_zero=True)
 
 
-def _bytes(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _bytes(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     lines = []
     for number, run in enumerate(runs):
         seconds = run.bytes.get("seconds", [])
@@ -137,7 +140,7 @@ def _bytes(runs: Sequence[History], x: str, version: int | None) -> Chart:
     return _chart("bytes", runs, x, "gradients pushed, MB", tuple(lines), from_zero=True)
 
 
-def _workers(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _workers(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     (run,) = runs
     names = list(run.fleet)
     lines = tuple(
@@ -154,7 +157,7 @@ def _workers(runs: Sequence[History], x: str, version: int | None) -> Chart:
     )  # fmt: skip
 
 
-def _staleness(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _staleness(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     every = groups(runs)
     counted = [_ages(group) for group in every]
     oldest = max((age for counts in counted for age in counts), default=0)
@@ -189,7 +192,7 @@ def _ages(group: Group) -> dict[int, int]:
     return found
 
 
-def _classes(runs: Sequence[History], x: str, version: int | None) -> Chart:
+def _classes(runs: Sequence[History], x: str, version: Chosen) -> Chart:
     names: list[str] = next(
         (run.classes["names"] for run in runs if run.classes.get("accuracy")), []
     )
@@ -214,7 +217,7 @@ def _classes(runs: Sequence[History], x: str, version: int | None) -> Chart:
     )  # fmt: skip
 
 
-def _confusion(runs: Sequence[History], x: str, version: int | None) -> Matrix:
+def _confusion(runs: Sequence[History], x: str, version: Chosen) -> Matrix:
     (run,) = runs
     names = tuple(run.classes.get("names", ()))
     after = f" after epoch {run.classes['epochs'][-1]}" if run.classes.get("epochs") else ""
@@ -225,10 +228,13 @@ def _confusion(runs: Sequence[History], x: str, version: int | None) -> Matrix:
     )  # fmt: skip
 
 
-def _templates(runs: Sequence[History], x: str, version: int | None) -> Tiles:
+def _templates(runs: Sequence[History], x: str, version: Chosen) -> Tiles:
     (run,) = runs
     chosen = run.checkpoints[-1]["version"] if version is None and run.checkpoints else version
-    found = None if chosen is None else templates(run.folder, chosen)
+    if isinstance(chosen, Model):
+        found, chosen = templates_of(chosen), chosen.version
+    else:
+        found = None if chosen is None else templates(run.folder, chosen)
     model = str(run.settings.get("model", "linear"))
     names = template_names(
         model, run.dataset.get("classes", []), 0 if found is None else len(found)
@@ -243,7 +249,7 @@ def _templates(runs: Sequence[History], x: str, version: int | None) -> Tiles:
     )  # fmt: skip
 
 
-def _timeline(runs: Sequence[History], x: str, version: int | None) -> Timeline:
+def _timeline(runs: Sequence[History], x: str, version: Chosen) -> Timeline:
     (run,) = runs
     rows = []
     for name, columns in run.fleet.items():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from distsgd.errors import DistsgdError
 from distsgd.runs import best_epoch, checkpoint_path, checkpoint_versions, find_run
-from distsgd.runs.chosen import BEST, LAST, chosen_model
+from distsgd.runs.chosen import BEST, LAST
+from distsgd.training.past import model_after
 from distsgd.training.predictor import Predictor
 
 __all__ = ["LiveModel"]
@@ -25,7 +26,7 @@ class LiveModel:
 
     Args:
         run: path or name of a run, or "latest".
-        checkpoint: "last" or "best", which are followed, or a number of updates, which stays.
+        checkpoint: "last" or "best", which are followed, or an update, which stays.
 
     Attributes:
         current: the predictor.
@@ -33,8 +34,8 @@ class LiveModel:
         failed: how often a checkpoint could not be read.
 
     Raises:
-        RunError: there is no such run, or it has no such checkpoint, or a damaged one.
-        UsageError: the checkpoint is none of these.
+        RunError: there is no such run, or no such checkpoint, or a damaged one.
+        UsageError: it has no such update.
     """
 
     def __init__(self, run: str | Path, checkpoint: str | int = LAST) -> None:
@@ -76,7 +77,7 @@ class LiveModel:
 
     def _load(self) -> Predictor:
         # Clients are told the name of the run, and not where it lies.
-        return Predictor(chosen_model(self._folder, self._checkpoint), self._folder.path.name)
+        return Predictor(model_after(self._folder, self._checkpoint), self._folder.path.name)
 
     def _look(self) -> Stamp:
         """What tells one checkpoint to serve from another, at the cost of a few system calls."""

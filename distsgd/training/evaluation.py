@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsgd.config.jobs import held_out_rows
+from distsgd.config.settings import TrainConfig
 from distsgd.config.table import one_of
 from distsgd.data.dataset import open_dataset
 from distsgd.engine.blas import one_blas_thread
@@ -21,6 +22,7 @@ from distsgd.runs.opened_run import dataset_of_run
 from distsgd.spelling import spelling
 from distsgd.training.arguments import as_whole_number
 from distsgd.training.measuring import measure_split
+from distsgd.training.past import Past
 from distsgd.training.predictor import Predictor
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Predicted",
     "Prediction",
     "evaluate",
+    "evaluate_model",
     "predict",
     "predict_files",
 ]
@@ -88,15 +91,31 @@ class Prediction:
         return self.classes[0]
 
 
-def _model(run: RunFolder, best: bool) -> Model:
-    """The newest checkpoint of a run, or that of its best epoch."""
+def _model(run: RunFolder, best: bool, at: int | str | None) -> tuple[Model, TrainConfig]:
+    """The newest checkpoint of a run, that of its best epoch, or W after an update; the settings.
+
+    Raises:
+        UsageError: too much is asked for, or the run has no such update.
+        RunError: it is missing or damaged.
+    """
+    if best and at is not None:
+        names = spelling().setting("best"), spelling().setting("at")
+        raise UsageError(f"{names[0]} does not go with {names[1]}", "Give one of them")
+    if at is not None:
+        return Past(run).after(at)
+    settings = run.settings()
     if best:
-        return best_model(run, f"Leave out {spelling().setting('best')}")
-    return read_newest(run.checkpoints, run.settings().model)
+        return best_model(run, f"Leave out {spelling().setting('best')}"), settings
+    return read_newest(run.checkpoints, settings.model), settings
 
 
 def evaluate(
-    run: str | Path, *, dataset: str | None = None, split: str = "test", best: bool = False
+    run: str | Path,
+    *,
+    dataset: str | None = None,
+    split: str = "test",
+    best: bool = False,
+    at: int | str | None = None,
 ) -> Evaluation:
     """Measure the loss and accuracy of a run.
 
@@ -106,25 +125,43 @@ def evaluate(
             are scaled as the run's were; None for the dataset it was trained on.
         split: "test", "train" (the rows trained on), or "validation" (those held out).
         best: use the epoch with the largest validation accuracy, not the newest checkpoint.
+        at: use W after this update, recomputed if no checkpoint has it: a number, "last-N",
+            "epoch:N" or a time; see `distsgd.proof.moments.MOMENTS`.
 
     Raises:
-        UsageError: there is no such split.
+        UsageError: there is no such split or update.
         RunError: there is no such run, it is damaged, or its dataset has changed.
         DatasetError: the dataset is missing or damaged.
         UsageError: the dataset does not fit the run, see `Conversion`.
     """
-    if split not in SPLITS:
-        raise UsageError(
-            f"{spelling().setting('split')} cannot be {split}", f"Give {one_of(SPLITS)}"
-        )
+    _check_split(split)
     folder = find_run(run)
-    settings = folder.settings()
+    model, settings = _model(folder, best, at)
+    return evaluate_model(folder, model, settings, dataset=dataset, split=split)
+
+
+def evaluate_model(
+    folder: RunFolder, model: Model, settings: TrainConfig, *, dataset: str | None, split: str
+) -> Evaluation:
+    """Measure a model of a run.
+
+    Args:
+        folder: the run.
+        model: one of its models.
+        settings: of the run, where it had that model.
+        dataset: as for `evaluate`.
+        split: likewise.
+
+    Raises:
+        DistsgdError: as `evaluate`.
+    """
+    _check_split(split)
     chosen = settings.dataset if dataset is None else dataset
     if dataset is None:
         opened = dataset_of_run(folder)
     else:
         opened = open_dataset(dataset, cache_limit=settings.cache_limit, stream=settings.streams)
-    running, model = folder.status() == "running", _model(folder, best)
+    running = folder.status() == "running"
     rows = None
     if dataset is None and settings.validation and split != "test":
         held_out = held_out_rows(settings, opened)
@@ -156,6 +193,13 @@ def evaluate(
     )
 
 
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UsageError(
+            f"{spelling().setting('split')} cannot be {split}", f"Give {one_of(SPLITS)}"
+        )
+
+
 def _files(given: Any) -> list[Path]:
     """Paths, at least one.
 
@@ -180,6 +224,7 @@ def predict(
     *,
     top: int = 3,
     best: bool = False,
+    at: int | str | None = None,
     rejected: list[tuple[str, str]] | None = None,
 ) -> list[Prediction]:
     """Classify image files, rows of CSV, Parquet and NPZ files, or rows in memory.
@@ -193,6 +238,7 @@ def predict(
             table (pandas.DataFrame) with these columns.
         top: how many classes to name.
         best: use the epoch with the largest validation accuracy, not the newest checkpoint.
+        at: use W after this update, as for `evaluate`.
         rejected: a list, to which rows of files that cannot be classified are added, each with
             what is wrong with it; None to raise an error at the first one.
 
@@ -205,12 +251,13 @@ def predict(
     if not hasattr(images, "__array__"):
         found = []
         strict = rejected is None
-        for batch in predict_files(run, _files(images), top=top, best=best, strict=strict):
+        files = _files(images)
+        for batch in predict_files(run, files, top=top, best=best, at=at, strict=strict):
             found += batch.predictions
             if rejected is not None:
                 rejected += batch.rejected
         return found
-    predictor = Predictor(_model(find_run(run), best))
+    predictor = Predictor(_model(find_run(run), best, at)[0])
     rows = predictor.rows(images)
     names = [f"row {row}" for row in range(1, len(rows) + 1)]
     return _predictions(predictor, names, rows, top)
@@ -238,6 +285,7 @@ def predict_files(
     *,
     top: int = 3,
     best: bool = False,
+    at: int | str | None = None,
     strict: bool = False,
 ) -> Iterator[Predicted]:
     """Classify the rows of files a batch at a time, in bounded memory.
@@ -247,6 +295,7 @@ def predict_files(
         files: images, or CSV, Parquet and NPZ files; "-" is CSV from standard input.
         top: how many classes to name.
         best: use the epoch with the largest validation accuracy, not the newest checkpoint.
+        at: use W after this update, as for `evaluate`.
         strict: raise an error at the first row that cannot be classified.
 
     Raises:
@@ -256,7 +305,7 @@ def predict_files(
     """
     from distsgd.data.importing.given_rows import GivenRows  # not before a training: pyarrow
 
-    model = _model(find_run(run), best)
+    model, _ = _model(find_run(run), best, at)
     predictor, given = Predictor(model), GivenRows(model.shape, model.columns, strict)
     for batch in given.batches(files):
         yield Predicted(

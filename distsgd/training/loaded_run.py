@@ -12,12 +12,14 @@ from distsgd.errors import RunError
 from distsgd.figures.html import run_html
 from distsgd.figures.plot import Plot, plot
 from distsgd.runs import Entry, RunFolder, checkpoint_versions, find_run, handle, recorded_journal
-from distsgd.runs.chosen import LAST, chosen_model
+from distsgd.runs.chosen import LAST
 from distsgd.runs.export import Exported, ExportedModel, export_run, exported, to_sklearn
 from distsgd.runs.history import History, HistoryReader
 from distsgd.runs.metrics import metrics_table
 from distsgd.runs.templates import templates_of
-from distsgd.training.predictor import Predictor, load_predictor
+from distsgd.training.loaded_moment import LoadedMoment
+from distsgd.training.past import Past
+from distsgd.training.predictor import Predictor
 from distsgd.training.results import TrainResult, result_from
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class LoadedRun(os.PathLike[str]):
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+        self._folder, self._past = folder, Past(folder)
         self._reader: HistoryReader | None = None
 
     def __fspath__(self) -> str:
@@ -140,34 +142,53 @@ class LoadedRun(os.PathLike[str]):
         """W of the newest checkpoint, as it holds it: shape (classes, features + 1), the last
         column the bias; with two layers one vector, W1 row by row and then W2. `model` splits it.
         """  # fmt: skip
-        return chosen_model(self._folder).weights
+        return self._past.model().weights
+
+    @property
+    def updates(self) -> int:
+        """How many updates the journal has, those of a fork's parent included."""
+        return self._past.updates
+
+    def at(self, update: int | str) -> LoadedMoment:
+        """The run as it was after an update, recomputed to the same bits.
+
+        Args:
+            update: a number, from 0, the start; negative from the end, -1 the last; "last",
+                "last-N", "epoch:N" (its end), or a time of training such as "90s".
+
+        Raises:
+            UsageError: the run has no such update.
+            RunError: it cannot be recomputed: its dataset has changed, the parent of a fork is
+                gone, or the journal begins later.
+        """
+        return LoadedMoment(self._folder, self._past.at(update))
 
     def model(self, checkpoint: str | int = LAST) -> ExportedModel:
         """The matrices, biases and preprocessing of a checkpoint, for computing elsewhere.
 
         Args:
-            checkpoint: "last", "best", or a number of updates.
+            checkpoint: "last", "best", or an update, as for `at`.
         """
-        return exported(chosen_model(self._folder, checkpoint))
+        return exported(self._past.model(checkpoint))
 
     def predictor(self, checkpoint: str | int = LAST) -> Predictor:
         """The model of a checkpoint, loaded, to classify rows in memory again and again.
 
         Args:
-            checkpoint: "last", "best", or a number of updates.
+            checkpoint: "last", "best", or an update, as for `at`.
         """
-        return load_predictor(self._folder, checkpoint)
+        return Predictor(self._past.model(checkpoint), handle(self._folder))
 
     def templates(self, checkpoint: str | int = LAST) -> NDArray[np.uint8] | None:
         """The rows of W, or of W1, as images; None if the examples are no images.
 
         Args:
-            checkpoint: "last", "best", or a number of updates.
+            checkpoint: "last", "best", or an update, as for `at`.
 
         Returns:
             shape (units, height, width, channels), uint8.
         """
-        return templates_of(chosen_model(self._folder, checkpoint))
+        return templates_of(self._past.model(checkpoint))
 
     def plot(
         self, figure: str = "loss", x: str = "epoch", size: str = "page", dark: bool = False
@@ -194,7 +215,7 @@ class LoadedRun(os.PathLike[str]):
         """A fitted scikit-learn pipeline that takes raw rows; see `distsgd[sklearn]`.
 
         Args:
-            checkpoint: "last", "best", or a number of updates.
+            checkpoint: "last", "best", or an update, as for `at`.
 
         Raises:
             DistsgdError: scikit-learn is not installed.
@@ -225,6 +246,8 @@ class LoadedRun(os.PathLike[str]):
         Args:
             to: "csv", "arrow", "npz", "onnx" or "sklearn".
             out: the file; None for the name of the run, in the working folder.
-            checkpoint: "last", "best", or a number of updates.
+            checkpoint: "last", "best", or an update, as for `at`.
         """
-        return export_run(self._folder.path, to, out, checkpoint)
+        return export_run(
+            self._folder.path, to, out, checkpoint, lambda _, which: self._past.model(which)
+        )

@@ -14,10 +14,9 @@ from distsgd.core.model import Preprocessing, softmax_probabilities
 from distsgd.data.text_files import some_of
 from distsgd.engine.blas import one_blas_thread
 from distsgd.errors import UsageError
-from distsgd.runs import Model, RunFolder, handle, weights_sha256
-from distsgd.runs.chosen import LAST, chosen_model
+from distsgd.runs import Model, weights_sha256
 
-__all__ = ["Predictor", "load_predictor"]
+__all__ = ["Predictor"]
 
 _BLOCK = 8
 """Rows of every product. A BLAS adds in an order that depends on the number of rows, and from about
@@ -260,20 +259,6 @@ class Predictor:
         largest = np.take_along_axis(probabilities, order, axis=1)
         for places, shares in zip(order.tolist(), largest.tolist(), strict=True):
             yield tuple(self.classes[place] for place in places), tuple(shares)
-
-
-def load_predictor(folder: RunFolder, checkpoint: str | int = LAST) -> Predictor:
-    """The predictor of a checkpoint.
-
-    Args:
-        folder: the run.
-        checkpoint: "last", "best", or a number of updates.
-
-    Raises:
-        UsageError: that names no checkpoint.
-        RunError: it is missing or damaged.
-    """
-    return Predictor(chosen_model(folder, checkpoint), handle(folder))
 
 
 def _images(given: Any) -> list[Any] | None:

@@ -59,6 +59,17 @@ def test_train_evaluate_predict_runs(distsgd: Run, tmp_path: Path, sample: Datas
         assert done.returncode == 0 and "\x1b" not in done.stdout and done.stdout
 
 
+def test_any_update_is_measured_and_exported(distsgd: Run, tmp_path: Path) -> None:
+    trained = json_of(distsgd, *TRAIN, "--run-dir", "run")
+    assert json_of(distsgd, "evaluate", "run", "--at", "7")["step"] == 7
+    done = json_of(distsgd, "runs", "export", "run", "--checkpoint", "last-5", "--out", "w.npz")
+    assert done["updates"] == int(str(trained["steps"])) - 5
+    json_of(distsgd, "report", "run", "--figure", "templates", "--checkpoint", "7")
+    for given, words in (("999", "has no update 999"), ("x", "x names no update")):
+        refused = distsgd("evaluate", "run", "--at", given)
+        assert refused.returncode == 2 and words in refused.stderr
+
+
 def test_predictions_are_those_of_the_evaluation(sample: Dataset, tmp_path: Path) -> None:
     import distsgd
 

@@ -26,7 +26,7 @@ def test_figures_of_a_run(distsgd: Run, tmp_path: Path) -> None:
         (("--figure", "loss", "--format", "html"), "no html file"),
         (("--figure", "lost"), "--figure cannot be lost"),
         (("--figure", "loss", "--size", "A4"), "--size cannot be A4"),
-        (("--figure", "templates", "--checkpoint", "7"), "there is no checkpoint"),
+        (("--figure", "templates", "--checkpoint", "7"), "has no update 7: its last is 6"),
     ):
         done = distsgd("report", "run", *wrong)
         assert done.returncode and problem in done.stderr and done.stderr.count("\n") == 1

@@ -21,7 +21,7 @@ from distsgd.data.columns import Columns
 from distsgd.data.dataset import Dataset
 from distsgd.engine.blas import blas_kernel
 from distsgd.engine.core_type import VARIABLE, runs_here
-from distsgd.errors import RunError, UsageError
+from distsgd.errors import UsageError
 from distsgd.runs import Model
 from distsgd.training.predictor import Predictor
 
@@ -111,9 +111,10 @@ def test_its_answers_are_those_of_predict(run: distsgd.LoadedRun, pixels: np.nda
 def test_a_checkpoint_is_chosen(run: distsgd.LoadedRun, pixels: np.ndarray) -> None:
     best, first = run.predictor("best"), run.predictor(0)
     assert first.version == 0 and not (first.scores(pixels) == best.scores(pixels)).all()
-    with pytest.raises(RunError, match="no checkpoint after 5 updates"):
-        run.predictor(5)
-    with pytest.raises(UsageError, match="cannot be newest"):
+    assert run.predictor(5).weights_sha256 == run.at(5).weights_sha256
+    with pytest.raises(UsageError, match="has no update 500"):
+        run.predictor(500)
+    with pytest.raises(UsageError, match="newest names no update"):
         run.predictor("newest")
 
 

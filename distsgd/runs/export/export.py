@@ -15,6 +15,7 @@ import numpy as np
 from distsgd.data.atomic import replace_file
 from distsgd.data.locations import expanded
 from distsgd.errors import UsageError, storage_error
+from distsgd.runs.checkpoint import Model
 from distsgd.runs.chosen import LAST, chosen_model
 from distsgd.runs.export.layers import ExportedModel, exported
 from distsgd.runs.export.onnx_file import onnx_bytes
@@ -113,7 +114,11 @@ FORMATS: dict[str, _Format] = {
 
 
 def export_run(
-    run: str | Path, to: str, out: str | Path | None = None, checkpoint: str | int = LAST
+    run: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    checkpoint: str | int = LAST,
+    read: Callable[[RunFolder, str | int], Model] = chosen_model,
 ) -> Exported:
     """Write a run to a file for another program.
 
@@ -124,6 +129,7 @@ def export_run(
         out: the file; None for the name of the run with the suffix of the format, in the working
             folder. An existing file is replaced.
         checkpoint: whose weights: "last", "best", or a number of updates.
+        read: what finds it; `distsgd.training.past.model_after` recomputes one that is not kept.
 
     Raises:
         UsageError: the format or the checkpoint is unknown.
@@ -143,7 +149,7 @@ def export_run(
             "Leave it out, or export to npz, onnx or sklearn",
         )
     folder = find_run(run)
-    model = exported(chosen_model(folder, checkpoint)) if form.weights else None
+    model = exported(read(folder, checkpoint)) if form.weights else None
     path = expanded(out) if out else Path(f"{folder.path.name}.{form.suffix}")
     if path.is_dir():
         raise UsageError(f"{path} is a folder", f"Give a file, as {path / f'run.{form.suffix}'}")
