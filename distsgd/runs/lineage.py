@@ -38,9 +38,16 @@ def lineage(run: OpenedRun) -> list[Segment]:
     Raises:
         RunError: a run that it was forked from is gone, or is no longer what it was.
     """
-    found = [Segment(run)]
-    while (parent := found[0].run.parent) is not None and len(found) <= _MOST:
+    found, seen = [Segment(run)], {run.folder.path.resolve()}
+    while (parent := found[0].run.parent) is not None:
         folder = find_parent(found[0].run.folder, parent)
+        if folder.path in seen or len(found) > _MOST:
+            raise RunError(
+                f"{run.folder.path} cannot be its own parent: the entry `parent` of config.json, "
+                "there or in one of its parents, is wrong",
+                "Take the run from where you got it once more",
+            )
+        seen.add(folder.path)
         found.insert(0, Segment(open_folder(folder, run.dataset), parent.update))
     return found
 

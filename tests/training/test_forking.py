@@ -306,6 +306,16 @@ def test_a_damaged_parent_entry(name: str, tmp_path: Path) -> None:
             check(fork.run_dir)
 
 
+def test_a_fork_that_claims_to_be_its_own_parent(tmp_path: Path) -> None:
+    fork = forked(Path(trained(tmp_path, epochs=1).run_dir), 4)
+    folder = find_run(fork.run_dir)
+    content = folder.read("config.json")
+    content["parent"].update(path=fork.run_dir, created=content["created"])
+    folder.write("config.json", content)
+    with pytest.raises(RunError, match="cannot be its own parent"):
+        lineage(open_run(fork.run_dir))
+
+
 def test_a_fork_that_was_stopped_before_it_had_begun(tmp_path: Path) -> None:
     fork = forked(Path(trained(tmp_path, epochs=1).run_dir), 10)
     shutil.rmtree(Path(fork.run_dir) / "checkpoints")
