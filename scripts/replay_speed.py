@@ -6,7 +6,7 @@ Images a second of the steps, of `distsgd replay` and of `distsgd train --worker
 each round trains anew and replays what it trained. Medians and their range; ratios are taken within
 a round. Neither figure has the start, the reading of the data or of the journal, evaluations or
 checkpoints in it. CIFAR-10, minibatches of 256 and other defaults. Exits with 1 if a replay has
-other bits. About half a minute for each policy.
+other bits. About a minute for each policy.
 """
 
 from __future__ import annotations
