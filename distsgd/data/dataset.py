@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,12 @@ class Dataset:
         if self._remote is not None:
             self._remote.fetch_all(self.manifest.shards(split))
         return Split(self.folder, self.manifest, split)
+
+    def in_memory(self) -> Dataset:
+        """The same dataset, with its training examples copied into memory."""
+        kept = copy(self)
+        kept.train = self.train.in_memory()
+        return kept
 
     @property
     def remote(self) -> bool:

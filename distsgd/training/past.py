@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from distsgd.config.settings import TrainConfig
@@ -31,7 +31,10 @@ class PastModel:
 
 
 class Past:
-    """The states of a run after its updates. Calls share what the first one has opened.
+    """The states of a run after its updates.
+
+    The first call of `at` puts the training examples in memory, as a training would; the later
+    ones find them there, and what has been recomputed.
 
     Args:
         folder: the run, which may be training.
@@ -47,6 +50,13 @@ class Past:
     @cached_property
     def _timeline(self) -> Timeline:
         return Timeline(self._opened)
+
+    @cached_property
+    def _recomputing(self) -> Timeline:
+        run = self._opened
+        if run.job(run.origin).cache != "uint8":
+            return self._timeline
+        return Timeline(replace(run, dataset=run.dataset.in_memory()))
 
     @property
     def updates(self) -> int:
@@ -68,7 +78,7 @@ class Past:
             RunError: it cannot be recomputed.
         """
         version = update_of(self._opened, update, self._timeline)
-        moment = self._timeline.at(version)
+        moment = self._recomputing.at(version)
         position = moment.snapshot.position
         assert position is not None
         examples = self._opened.job(moment.config).plan.examples
