@@ -41,8 +41,8 @@ def show_update(
         int | None,
         typer.Option(
             min=0,
-            help="Training rows for the full gradient; 0 for none. (default: all that take about "
-            "a second)",
+            help="Training rows for the full gradient; 0 for none. (default: all, or a sample that "
+            "takes about 0.1 s)",
         ),
     ] = None,
     json: JsonFlag = False,

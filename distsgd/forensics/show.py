@@ -26,8 +26,8 @@ from distsgd.runs.opened_run import OpenedRun, open_run
 
 __all__ = ["ShownExample", "ShownPiece", "ShownUpdate", "show"]
 
-_WORK = 4e9
-"""Multiplications of the full gradient, beyond which it is that of a sample: about a second."""
+_WORK = 4e8
+"""Multiplications of the full gradient, beyond which it is that of a sample: about 0.1 s."""
 
 _MOST_SHOWN = 1024
 """Images on a contact sheet."""
@@ -223,7 +223,7 @@ def show(
         run: path or name of a run, "latest", a loaded run; or an open one.
         update: see `distsgd.proof.moments.MOMENTS`.
         rows: training examples that the full gradient is computed over, a random sample; 0 for
-            none; None for all, or as many as take about a second. None is 0 for a dataset that is
+            none; None for all, or as many as take about 0.1 s. None is 0 for a dataset that is
             streamed from a store.
 
     Raises:
