@@ -231,6 +231,8 @@ def show_(
     best = best_epoch(found.path)
     again, saved = resumptions(found.path), checkpoint_versions(found.checkpoints)
     parent, forks = branch_of(found, config), forks_of(found)
+    if parent is not None and again and again[0].version == parent.update:
+        again = again[1:]  # the start of a fork is in its journal too
     if json:
         told = [{"run": name, "update": one.update, "changed": one.changed} for name, one in forks]
         print_json({"run_dir": str(found.path), "status": status, **config, "forks": told,

@@ -13,6 +13,7 @@ from typing import Any
 
 from distsgd.errors import RunError, StorageError
 from distsgd.runs.folder import RunFolder, handle
+from distsgd.runs.lineage import find_parent
 from distsgd.runs.parent import COPY, Parent
 
 __all__ = ["Branch", "branch_of", "changed_in_words"]
@@ -25,7 +26,7 @@ class Branch:
     Attributes:
         name: by which commands find it; its path if it lies elsewhere, or as recorded if it is
             gone.
-        path: its folder, there or not.
+        path: its folder, where it is now, or as recorded if it is gone.
         update: after which the fork begins.
         folder: where its history can be read, itself or a copy in the fork; None if it is gone.
         gone: whether the run itself is no longer there.
@@ -66,6 +67,8 @@ def branch_of(run: RunFolder, config: Mapping[str, Any]) -> Branch | None:
     except (KeyError, TypeError, ValueError):
         return None
     there, copy = (_read(path, parent.created) for path in (parent.path, run.path / COPY))
+    if there is None and copy is None:
+        there = _moved(run, parent)
     known = there or copy
     settings = config.get("settings", {})
     if known is not None:
@@ -74,12 +77,19 @@ def branch_of(run: RunFolder, config: Mapping[str, Any]) -> Branch | None:
         changed = {str(name): (None, value) for name, value in parent.changed.items()}
     return Branch(
         name=parent.name if there is None else handle(there[0]),
-        path=parent.path,
+        path=parent.path if there is None else there[0].path,
         update=parent.update,
         folder=next((one[0] for one in (copy, there) if one is not None), None),
         gone=there is None,
         changed=changed,
     )
+
+
+def _moved(run: RunFolder, parent: Parent) -> tuple[RunFolder, dict[str, Any]] | None:
+    """The parent where it has been moved to, if it is found there."""
+    with suppress(RunError, StorageError, OSError):
+        return _read(find_parent(run, parent).path, parent.created)
+    return None
 
 
 def _read(path: Path, created: str) -> tuple[RunFolder, dict[str, Any]] | None:

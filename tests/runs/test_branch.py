@@ -10,8 +10,9 @@ from support import Run
 import distsgd
 from distsgd.figures.charts import Chart
 from distsgd.figures.of_runs import AXES, build
+from distsgd.runs.folder import RunFolder, runs_home
 from distsgd.runs.history import HistoryReader
-from distsgd.runs.listing import RunSummary, tree
+from distsgd.runs.listing import RunSummary, forks_of, tree
 from distsgd.watch.listing import Listing, identity
 
 TRAIN = ("train", "--dataset", "sample", "--workers", "0", "--set", "log_every=1")
@@ -57,6 +58,15 @@ def test_figures_draw_one_trunk_and_its_branches(family: list[Path], distsgd_her
     assert "which is gone" in distsgd_here("runs", "list").stdout
 
 
+def test_a_parent_that_was_moved_is_found(family: list[Path]) -> None:
+    moved = family[0].rename(runs_home() / "moved")
+    left = HistoryReader(family[1]).look()
+    assert left.parent is not None and not left.parent["gone"] and len(left.trunk) == 1
+    assert left.parent["path"] == str(moved)
+    assert [branch for branch, _ in tree(distsgd.runs())] == ["", "└─ ", "   └─ "]
+    assert [name for name, _ in forks_of(RunFolder(moved))] == [str(family[1])]
+
+
 def test_lists_are_trees(family: list[Path], distsgd_here: Run) -> None:
     base, fork, _ = map(str, family)
     assert [branch for branch, _ in tree(distsgd.runs())] == ["", "└─ ", "   └─ "]
@@ -70,6 +80,8 @@ def test_lists_are_trees(family: list[Path], distsgd_here: Run) -> None:
     assert "└─" not in distsgd_here("runs", "list", "--flat").stdout
     shown = json.loads(distsgd_here("runs", "show", base, "--json").stdout)
     assert [one["run"] for one in shown["forks"]] == [fork]
+    shown = json.loads(distsgd_here("runs", "show", fork, "--json").stdout)
+    assert shown["resumed"] == []
     listed = {row["name"]: row for row in Listing("latest").look()}
     assert listed["again"]["parent"] == identity(family[1])
 
