@@ -7,9 +7,10 @@ True
 
 `train`, `resume` and `scale` train; `evaluate` and `predict` use what was trained; `audit` and
 `replay` check it against its journal; `diff` finds where two runs part; `show` recomputes one
-update; `simulate` trains on a virtual clock. `runs` lists runs, and `load` gives one as an object.
-`TrainConfig` holds the settings; a `Callback` or a `Reporter` follows a training. All errors are of
-`distsgd.errors`. Names that are not in ``__all__`` are private and may change.
+update; `blame` finds the training examples that a prediction comes from; `simulate` trains on a
+virtual clock. `runs` lists runs, and `load` gives one as an object. `TrainConfig` holds the
+settings; a `Callback` or a `Reporter` follows a training. All errors are of `distsgd.errors`. Names
+that are not in ``__all__`` are private and may change.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from distsgd.version import __version__
 if TYPE_CHECKING:
     from distsgd import errors
     from distsgd.forensics.bisect import Bisected, bisect
+    from distsgd.forensics.blame import Blame, blame
     from distsgd.forensics.difference import Difference, diff
     from distsgd.forensics.show import ShownUpdate, show
     from distsgd.proof.audit import Audit, audit
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "Bisected",
+    "Blame",
     "Callback",
     "Difference",
     "DistsgdError",
@@ -87,6 +90,7 @@ __all__ = [
     "__version__",
     "audit",
     "bisect",
+    "blame",
     "diff",
     "errors",
     "evaluate",
@@ -107,6 +111,7 @@ _ELSEWHERE = {
     "Difference": "forensics.difference", "diff": "forensics.difference",
     "ShownUpdate": "forensics.show", "show": "forensics.show",
     "Bisected": "forensics.bisect", "bisect": "forensics.bisect",
+    "Blame": "forensics.blame", "blame": "forensics.blame",
     "Audit": "proof.audit", "audit": "proof.audit",
     "Replay": "proof.replay", "replay": "proof.replay",
     "History": "runs.history", "RunSummary": "runs.listing",

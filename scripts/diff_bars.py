@@ -1,6 +1,6 @@
 """Plants single-bit faults in trainings, and checks that `distsgd diff` names update and slot.
 
-    python scripts/diff_bars.py [--dataset sample] [--plants 20] [--folder FOLDER]
+    python scripts/diff_bars.py [--dataset sample] [--plants 20] [--only 1-10] [--folder FOLDER]
 
 Of 20 plants in trainings of 1,960 updates (10 epochs of CIFAR-10, minibatches of 256, one process):
 4 are one pixel of one training image in a copy of the dataset, 3 one pixel in the memory of the
@@ -11,7 +11,8 @@ W first differs, and the slot; each run is timed.
 
 The 7 bits are of the sign and the exponent. A bit of the mantissa in one slot often has the same
 sum, bit for bit, as one in another slot, and then nothing that a run records can tell them apart;
-`--mantissa N` plants such ones, too, which must be among those that are named.
+`--mantissa N` plants such ones, too, which must be among those that are named. Each plant depends
+on the seed and its own number alone, so that `--only` cuts the work into parts.
 """
 
 from __future__ import annotations
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--mantissa", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="numbers of plants, such as 1-10")
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder))
@@ -286,9 +288,14 @@ def measured(given: argparse.Namespace, settings: dict[str, Any], folder: Path) 
     if given.plants < len(kinds):
         kinds = [COPY, MEMORY, GRADIENT, WRITTEN, READ][: given.plants]
     kinds += [MANTISSA] * given.mantissa
-    random_, plants = random.Random(given.seed), []
+    first, _, last = given.only.partition("-")
+    only = range(int(first or 1) - 1, int(last or first or len(kinds)))
+    plants = []
     for number, kind in enumerate(kinds):
+        if number not in only:
+            continue
         own, run = settings, folder / f"faulty-{number}"
+        random_ = random.Random(f"{given.seed}-{number}")
         while True:
             if kind == COPY:
                 copied = folder / f"data-{number}"
@@ -305,7 +312,8 @@ def measured(given: argparse.Namespace, settings: dict[str, Any], folder: Path) 
             shutil.rmtree(run)  # rounded away: no W differs
         # Every second one of a fault is the run alone, beside its replay.
         ask(plant, clean, run, alone=kind != COPY and number % 2 == 0)
-        print(f"{number + 1}: {plant.kind} {'right' if plant.right else 'WRONG'}", file=sys.stderr)
+        right = "right" if plant.right else "WRONG"
+        print(f"{number + 1}: {plant.kind} {right} {plant.seconds:.2f} s", file=sys.stderr)
         plants.append(replace(plant))
         shutil.rmtree(run)
         if kind == COPY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,7 +159,7 @@ class Wrong:
 
 
 def blame(
-    run: str | Path,
+    run: str | Path | os.PathLike[str],
     *,
     test: int | None = None,
     of_class: str | None = None,
@@ -169,7 +170,7 @@ def blame(
     """Find the training examples that helped and hurt a test example, or a class of them, most.
 
     Args:
-        run: path or name of a run, or "latest".
+        run: path or name of a run, "latest", a loaded run.
         test: number of a test example, from 0.
         of_class: a class, whose mean loss over its test examples is explained, in place of one.
         method: "tracin" (`distsgd.forensics.influence`), or "unrolled"
@@ -184,7 +185,7 @@ def blame(
     if (test is None) == (of_class is None):
         given = spelling().setting("test"), spelling().setting("of_class")
         raise UsageError("nothing, or too much, to explain", f"Give {given[0]} or {given[1]}")
-    opened = open_run(run)
+    opened = open_run(run if isinstance(run, str) else Path(run))
     dataset, classes = opened.dataset, opened.dataset.manifest.classes
     if test is not None:
         check_number("test", test, len(dataset.test), "test", dataset)

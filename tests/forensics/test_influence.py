@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support import Run
 
+import distsgd
 from distsgd.core.model.reference import loss_and_gradient, with_bias
 from distsgd.engine.job import Job
-from distsgd.errors import UsageError
+from distsgd.errors import RunError, UsageError
 from distsgd.forensics.blame import blame, blame_row, rows_of, surest_wrong
 from distsgd.forensics.contributions import Contributions, features_of_rows
 from distsgd.forensics.example_history import example_history
@@ -21,6 +25,8 @@ from distsgd.forensics.unrolled import unrolled
 from distsgd.proof.timeline import Timeline
 from distsgd.runs.opened_run import OpenedRun, open_run
 from distsgd.training import train
+from distsgd.training.forking import fork_with
+from distsgd.training.results import Reporter
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bsp": {},
@@ -167,6 +173,43 @@ def test_a_blame_names_examples_and_shows_them(tmp_path: Path) -> None:
     assert blame_row(run, pixels, "own").label == worst[0].predicted
     whole = blame(run.folder.path, of_class="cat", at=3)
     assert (whole.at, whole.updates, whole.target) == (3, 3, "class cat")
+
+
+def test_a_fork_is_explained_over_its_parents_updates_too(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", optimizer="momentum")
+    path = tmp_path / "fork"
+    fork_with(run.folder.path, 3, {}, Reporter(), run_dir=path)
+    targets = targets_of(run, run.job(run.origin))
+    found = tracin(open_run(path), targets)
+    assert (found.first, found.updates) == (1, 5)
+    np.testing.assert_array_equal(found.values, tracin(run, targets).values)
+    whole = distsgd.blame(distsgd.load(path), test=7)
+    assert isinstance(whole, distsgd.Blame) and whole.updates == 5
+    assert len(example_history(path, 40).parts) == 1
+    shutil.rmtree(run.folder.path)
+    with pytest.raises(RunError, match=r"was forked from at update 3, is gone\. Put it back"):
+        blame(path, test=7)
+
+
+def test_predict_why(distsgd_here: Run, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    pixels = rows_of(run.dataset.test, [7], 3072)[0]
+    image = tmp_path / "photo.png"
+    Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(image)
+    label = run.dataset.manifest.classes[int(run.dataset.test.labels_of(np.array([7]))[0])]
+    given = "predict", str(run.folder.path), str(image), "--why"
+    out = tmp_path / "why.png"
+    done = distsgd_here(*given, "--label", label, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    found, own = json.loads(done.stdout), blame(run.folder.path, test=7)
+    assert [one["example"] for one in found["helpful"]] == [one.example for one in own.helpful]
+    assert found["loss"] == pytest.approx(own.loss) and found["predicted"] == own.predicted
+    with Image.open(out) as sheet:
+        assert min(sheet.size) > 200
+    done = distsgd_here(*given)
+    assert f"predicted  {own.predicted}" in done.stdout and "helpful" in done.stdout
+    done = distsgd_here(*given, str(image))
+    assert done.returncode == 2 and "--why explains one image or row" in done.stderr
 
 
 def test_the_history_of_an_example(tmp_path: Path) -> None:
