@@ -266,7 +266,7 @@ class Timeline:
         raise RunError(
             f"{self._run.folder.path} cannot be recomputed up to update {version}: its journal or "
             "its checkpoints begin later",
-            f"Give a later update, from {self.first} on",
+            f"Give a later update, from {self.first + (start < version)} on",
         )
 
     def _read(self, start: _Start, version: int) -> _Part:
