@@ -75,7 +75,7 @@ class OneBit:
         observed: int,
         naming: Naming,
         later: NDArray[np.float64] | None,
-        seconds: float = 3.0,
+        seconds: float = 2.0,
     ) -> None:
         self._parts, self._observed, self._naming, self._later = parts, observed, naming, later
         self._seconds = seconds
