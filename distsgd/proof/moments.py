@@ -12,7 +12,7 @@ from distsgd.runs.lineage import lineage
 from distsgd.runs.metrics import epoch_rows, read_metrics
 from distsgd.runs.opened_run import OpenedRun
 
-__all__ = ["MOMENTS", "end_of_epoch", "update_of"]
+__all__ = ["MOMENTS", "end_of_epoch", "is_moment", "update_of"]
 
 MOMENTS = (
     "a number, last, last-N, epoch:N (the last update of an epoch, from 1), or a time of training "
@@ -25,6 +25,12 @@ _EPOCH = re.compile(r"epoch:(\d{1,15})", re.ASCII)
 _TIME = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _NUMBER = re.compile(r"-?\d{1,15}", re.ASCII)
+
+
+def is_moment(text: str) -> bool:
+    """Whether a text has the form of what `update_of` understands."""
+    forms = (_FROM_LAST, _EPOCH, _TIME, _NUMBER)
+    return text == "last" or any(form.fullmatch(text) for form in forms)
 
 
 def update_of(run: OpenedRun, named: int | str, timeline: Timeline | None = None) -> int:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from distsgd.config.settings import TrainConfig
-from distsgd.proof.moments import update_of
+from distsgd.errors import UsageError
+from distsgd.proof.moments import MOMENTS, is_moment, update_of
 from distsgd.proof.timeline import Timeline
 from distsgd.runs import Model, RunFolder, checkpoint_versions
 from distsgd.runs.chosen import BEST, LAST, chosen_model
 from distsgd.runs.opened_run import OpenedRun, open_run
+from distsgd.spelling import spelling
 
 __all__ = ["Past", "PastModel", "model_after"]
 
@@ -106,7 +108,13 @@ class Past:
         Raises:
             UsageError, RunError: as `at`; or there is no such checkpoint, or a damaged one.
         """
-        return chosen_model(self._folder, which) if which in (LAST, BEST) else self.after(which)[0]
+        if which in (LAST, BEST):
+            return chosen_model(self._folder, which)
+        if isinstance(which, bool) or not is_moment(str(which).strip()):
+            raise UsageError(
+                f"{spelling().setting('checkpoint')} cannot be {which}", f"Give best, {MOMENTS}"
+            )
+        return self.after(which)[0]
 
 
 def model_after(folder: RunFolder, which: str | int = LAST) -> Model:

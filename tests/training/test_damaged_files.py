@@ -146,7 +146,9 @@ ACTIONS: dict[str, Callable[[Path], object]] = {
     "evaluate": evaluated,
     "evaluate on train": evaluated_on_train,
     # Of the checkpoints those that can be read count.
-    "audit": lambda work: asdict(replace(audit(work / "run"), checkpoints=0)),
+    "audit": lambda work: asdict(
+        replace(audit(work / "run"), checkpoints=0, checkpoint=0, checkpoint_sha256="")
+    ),
     "replay": replayed,
     "runs show --json": shown,
     "runs show, list": shown_to_people,
