@@ -39,7 +39,6 @@ from distsgd.training.forked_settings import (
 )
 from distsgd.training.history_copy import copy_history
 from distsgd.training.interrupts import NEVER, Stopping
-from distsgd.training.keeper import model_of
 from distsgd.training.limits import check_fleet, check_sizes
 from distsgd.training.logbook import Start
 from distsgd.training.preparation import trained
@@ -248,7 +247,7 @@ def _begun(fork: OpenedRun, branch: _Branch, reporter: Reporter) -> Start:
         digest = write_residuals(
             fork.folder.checkpoints, moment.version, snapshot.residuals or {}, job.dtype
         )
-    model = replace(model_of(snapshot, job, fork, place), residuals=digest)
+    model = replace(fork.model(job, snapshot, place), residuals=digest)
     end = begin_fork(fork.folder.path, moment.mark, Forked(moment.version, fork.first))
     _note_seconds(fork, branch.parent, moment, position.examples_seen)
     write_checkpoint(fork.folder.checkpoints, model)

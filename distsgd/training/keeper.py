@@ -43,7 +43,7 @@ from distsgd.training.logbook import Logbook, Start
 from distsgd.training.measuring import Measured
 from distsgd.training.results import EpochRow, Reporter
 
-__all__ = ["Keeper", "model_of"]
+__all__ = ["Keeper"]
 
 
 _LOOK_SECONDS = 1.0
@@ -365,7 +365,7 @@ class Keeper:
 
     def model(self, snapshot: Snapshot, place: Place | None = None) -> Model:
         """A snapshot as a checkpoint holds it."""
-        return model_of(snapshot, self._job, self._run, place)
+        return self._run.model(self._job, snapshot, place)
 
     def _look_for_folder(self) -> None:
         """Notify the user, once, that the files of the run are gone from its folder."""
@@ -394,8 +394,3 @@ class Keeper:
                 self._notified = True
             return False
         return True
-
-
-def model_of(snapshot: Snapshot, job: Job, run: OpenedRun, place: Place | None) -> Model:
-    """A snapshot as a checkpoint of a run holds it."""
-    return run.model(job, snapshot, place)
