@@ -114,7 +114,7 @@ def test_a_checkpoint_is_chosen(run: distsgd.LoadedRun, pixels: np.ndarray) -> N
     assert run.predictor(5).weights_sha256 == run.at(5).weights_sha256
     with pytest.raises(UsageError, match="has no update 500"):
         run.predictor(500)
-    with pytest.raises(UsageError, match="newest names no update"):
+    with pytest.raises(UsageError, match="checkpoint cannot be newest"):
         run.predictor("newest")
 
 
