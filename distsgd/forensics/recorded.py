@@ -42,7 +42,7 @@ class Updates:
     Attributes:
         begin: the update that its first line comes after.
         keys: of each update a digest of what decides its arithmetic: step, pieces, versions read
-            and their order; whoever computed them.
+            and their order, but not the workers that computed them.
         prints: of each update the fingerprint of W after it; 0 where there is none.
         printed: whether there is one.
     """

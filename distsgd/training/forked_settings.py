@@ -133,7 +133,7 @@ def order_of(config: TrainConfig, changes: Mapping[str, Any], asked: str | None)
 
 
 def follows_plan(config: TrainConfig) -> bool:
-    """Whether the order of updates, and so W, follows from the plan, whoever computes them."""
+    """Whether the order of updates, and so W, follows from the plan, for any workers."""
     feedback = config.compress != "none" and config.error_feedback
     return config.consistency in ("bsp", "local") and not feedback
 
